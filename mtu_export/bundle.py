@@ -1,0 +1,308 @@
+"""What an export leaves on disk: manifest, hashes, goldens. Format: bundle.md, schema 1.0.
+
+A bundle from somewhere else is hostile until :func:`read` has checked it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from mtu_export.spec import Arrays, BundleError, TensorSpec, Verdict
+
+SCHEMA = (1, 0)
+MANIFEST = "manifest.json"
+GOLDENS = "goldens.safetensors"
+_MANIFEST_LIMIT = 64_000_000
+_CHUNK = 1 << 20
+_KEYS = {
+    "schema_version": str,
+    "name": str,
+    "created": str,
+    "versions": dict,
+    "source": dict,
+    "target": str,
+    "options": dict,
+    "scheme": dict,
+    "image": dict,
+    "tasks": list,
+    "parts": list,
+    "tokenizers": list,
+    "latent": dict,
+    "mask": dict,
+    "proof": list,
+}
+_PART_KEYS = {
+    "component": str,
+    "path": str,
+    "bytes": int,
+    "sha256": str,
+    "entries": dict,
+    "inputs": list,
+    "outputs": list,
+    "cost": dict,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One component of a bundle, its files checked against the manifest."""
+
+    component: str
+    path: Path
+    bytes: int
+    entries: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle on disk. ``manifest`` is data as bundle.md defines it."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def proof(self) -> tuple[Verdict, ...]:
+        """The verdicts that the export recorded."""
+        return tuple(Verdict(**row) for row in self.manifest["proof"])
+
+
+# -------------------------------------------------------------------------------------- hashes
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder, sorted by relative POSIX path, or the file itself.
+
+    Raises ``BundleError`` for a link or anything else that is no plain file.
+    """
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link: refused")
+    if path.is_file():
+        return [path]
+    found = []
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise BundleError(f"{entry} is a link or a special file: refused")
+        if entry.is_file():
+            found.append(entry)
+    return sorted(found, key=lambda entry: entry.relative_to(path).as_posix())
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file; of a folder, that of its files by relative path (:func:`sha256_of`)."""
+    if path.is_dir():
+        return sha256_of({f.relative_to(path).as_posix(): f for f in files_of(path)})
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of(files: Mapping[str, Path]) -> str:
+    """Hash of the lines ``<sha256 of the file>  <relative path>\\n``, sorted by path."""
+    text = "".join(f"{sha256(files[name])}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+# --------------------------------------------------------------------------------------- write
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` and the model card ``README.md``."""
+    text = json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, "utf-8")
+    (folder / "README.md").write_text(_card(manifest), "utf-8")
+
+
+def write_goldens(folder: Path, rows: Mapping[str, Sequence[tuple[Arrays, Arrays]]]) -> None:
+    """Write seeded inputs and reference outputs; ``rows`` maps ``component/task`` to cases."""
+    from safetensors.numpy import save_file
+
+    found = {
+        f"{key}/{number}/{name}": np.ascontiguousarray(value)
+        for key, cases in rows.items()
+        for number, case in enumerate(cases)
+        for arrays in case
+        for name, value in arrays.items()
+    }
+    save_file(found, folder / GOLDENS)
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    """A model card: what is inside, how near it is to PyTorch, where it comes from."""
+    names = ", ".join(task["name"] for task in manifest["tasks"])
+    rows = "\n".join(
+        f"| {part['component']} | `{part['path']}` | {part['bytes'] / 1e6:.2f} MB "
+        f"| {part['cost']['parameters'] / 1e6:.1f} M |"
+        for part in manifest["parts"]
+    )
+    proof = "\n".join(f"| {_proof_row(row)} |" for row in manifest["proof"])
+    image, source = manifest["image"], manifest["source"]
+    return (
+        f"# {manifest['name']}\n\n"
+        f"Task {names} of `{source['name']}` for {manifest['target']}, "
+        f"scheme {manifest['scheme']['name']}, {image['height']} x {image['width']} pixels. "
+        f"Made by mtu-export {manifest['versions']['mtu_export']}; `manifest.json` is the "
+        "contract.\n\n"
+        "| component | file | size | parameters |\n|---|---|---|---|\n"
+        f"{rows}\n\n"
+        "## Proof against PyTorch\n\n"
+        "| component | task | rung | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
+        f"{proof}\n\n"
+        f"Source sha256: `{source['sha256']}`\n"
+    )
+
+
+def _proof_row(row: Mapping[str, Any]) -> str:
+    db = "not run" if row["psnr_db"] is None else f"{row['psnr_db']:.1f} dB"
+    runner = row["runner"] or row["reason"]
+    return " | ".join(
+        (row["component"], row["task"], row["rung"], db, f"{row['floor_db']:g} dB", runner)
+    )
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as a row of ``proof``."""
+    return asdict(verdict)
+
+
+# ---------------------------------------------------------------------------------------- read
+
+
+def read(folder: Path) -> Bundle:
+    """Read and check a bundle: schema, paths inside the folder, no links, sizes and hashes."""
+    manifest = _manifest(folder)
+    _typed(manifest, _KEYS, MANIFEST)
+    parts = tuple(_part(folder, row, i) for i, row in enumerate(manifest["parts"]))
+    try:
+        found = Bundle(folder=folder, manifest=manifest, parts=parts)
+        _ = found.proof
+    except (TypeError, ValueError):
+        raise BundleError(f"{MANIFEST}: proof is malformed") from None
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir() or not path.is_file():
+        raise BundleError(f"{str(folder)!r} is not a bundle: no {MANIFEST}")
+    if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
+        raise BundleError(f"{path} is a link or too large")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path} does not hold a JSON object")
+    version = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", str(manifest.get("schema_version")))
+    if version is None:
+        raise BundleError(f"{path}: schema_version is missing or malformed")
+    if int(version[1]) != SCHEMA[0]:
+        raise BundleError(
+            f"{path}: schema {version[0]} is not readable; this mtu-export reads {SCHEMA[0]}.x"
+        )
+    return manifest
+
+
+def _typed(found: Any, keys: Mapping[str, type], where: str) -> None:
+    if not isinstance(found, dict):
+        raise BundleError(f"{where} is not an object")
+    for key, kind in keys.items():
+        if key not in found:
+            raise BundleError(f"{where}: key {key!r} is missing")
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise BundleError(f"{where}: {key} must be {kind.__name__}")
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """A path of the manifest, refused where it leaves the bundle or crosses a link."""
+    pure = PurePosixPath(relative)
+    odd = "\\" in relative or ":" in relative or "\0" in relative or pure.is_absolute()
+    if odd or not pure.parts or ".." in pure.parts:
+        raise BundleError(f"{MANIFEST}: path {relative!r} leaves the bundle")
+    path = folder
+    for name in pure.parts:
+        path = path / name
+        if path.is_symlink():
+            raise BundleError(f"{MANIFEST}: path {relative!r} goes through a link")
+    if not path.exists():
+        raise BundleError(f"{MANIFEST}: {relative!r} is missing from the bundle")
+    return path
+
+
+def _part(folder: Path, row: Any, index: int) -> Part:
+    where = f"{MANIFEST}: parts[{index}]"
+    _typed(row, _PART_KEYS, where)
+    path = inside(folder, row["path"])
+    found = size(path)
+    if found != row["bytes"]:
+        raise BundleError(f"{row['path']} has {found} bytes, the manifest says {row['bytes']}")
+    if sha256(path) != row["sha256"]:
+        raise BundleError(f"{row['path']}: sha256 differs from the manifest's")
+    entries = row["entries"]
+    if not entries or not all(isinstance(entry, str) for entry in entries.values()):
+        raise BundleError(f"{where}: entries must map tasks to names")
+    return Part(
+        component=row["component"],
+        path=path,
+        bytes=found,
+        entries=entries,
+        inputs=_specs(row["inputs"], f"{where}.inputs"),
+        outputs=_specs(row["outputs"], f"{where}.outputs"),
+    )
+
+
+def _specs(rows: Any, where: str) -> tuple[TensorSpec, ...]:
+    found = []
+    for row in rows:
+        _typed(row, {"name": str, "shape": list, "dtype": str}, where)
+        if not all(isinstance(n, int) and 0 < n < 2**31 for n in row["shape"]):
+            raise BundleError(f"{where}: shape {row['shape']} is not static")
+        found.append(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]))
+    return tuple(found)
+
+
+def read_goldens(bundle: Bundle) -> dict[str, list[tuple[Arrays, Arrays]]]:
+    """Goldens by ``component/task``: cases of inputs and outputs."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    outputs = {(part.component, spec.name) for part in bundle.parts for spec in part.outputs}
+    try:
+        rows = load_file(inside(bundle.folder, GOLDENS))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise BundleError(f"{GOLDENS} is damaged: {error}") from None
+    cases: dict[tuple[str, str], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+    for name in sorted(rows):
+        names = name.split("/")
+        if len(names) != 4:
+            raise BundleError(f"{GOLDENS}: unknown tensor {name!r}")
+        component, task, case, tensor = names
+        pair = cases.setdefault((f"{component}/{task}", case), ({}, {}))
+        pair[(component, tensor) in outputs][tensor] = rows[name]
+    found: dict[str, list[tuple[Arrays, Arrays]]] = {}
+    for (key, _), pair in cases.items():
+        found.setdefault(key, []).append(pair)
+    return found

@@ -1,0 +1,78 @@
+"""From modules to the narrow waist: goldens, cost, and the exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mtu_export.models.blocks import Graph
+from mtu_export.spec import Arrays, Cost, Program, ToolchainError
+
+
+def run(graph: Graph, cases: Sequence[Arrays]) -> tuple[Arrays, ...]:
+    """Outputs of a graph in PyTorch, one mapping a case."""
+    found: list[Arrays] = []
+    for case in cases:
+        with torch.no_grad():
+            out = graph.module(*(torch.from_numpy(case[spec.name]) for spec in graph.inputs))
+        found.append({graph.outputs[0].name: out.numpy()})
+    return tuple(found)
+
+
+def cost(graph: Graph) -> Cost:
+    """Parameters and FLOPs of one pass, counted by PyTorch on tensors without data.
+
+    ``flops_conv_linear`` is the paper's counting: 0.677 TFLOPs for SD 1.5 at 512 x 512, against
+    0.803 with attention's products.
+    """
+    from torch._subclasses import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        inputs = [torch.empty(spec.shape) for spec in graph.inputs]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            graph.module(*inputs)
+    counts = counter.get_flop_counts()["Global"]
+    narrow = sum(counts.get(op, 0) for op in (aten.convolution, aten.mm, aten.addmm))
+    return Cost(
+        parameters=sum(p.numel() for p in graph.module.parameters()),
+        flops_conv_linear=narrow,
+        flops_total=counter.get_total_flops(),
+    )
+
+
+def capture(
+    name: str,
+    graphs: Mapping[str, Graph],
+    calibration: Mapping[str, Sequence[Arrays]],
+    origin: str,
+) -> Program:
+    """Trace one graph a task with ``torch.export``; weights are referred to, not copied.
+
+    ``origin`` says where ``calibration`` comes from. Raises ``ToolchainError``.
+    """
+    methods = {}
+    for task, graph in graphs.items():
+        example = tuple(
+            torch.from_numpy(np.ascontiguousarray(calibration[task][0][spec.name]))
+            for spec in graph.inputs
+        )
+        try:
+            with torch.no_grad():
+                methods[task] = torch.export.export(graph.module, example)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ToolchainError(f"torch.export of {name} for {task!r} failed: {reason}") from error
+    first = next(iter(graphs.values()))
+    return Program(
+        name=name,
+        methods=methods,
+        inputs={task: graph.inputs for task, graph in graphs.items()},
+        outputs=first.outputs,
+        calibration={task: tuple(cases) for task, cases in calibration.items()},
+        origin=origin,
+    )

@@ -1,0 +1,101 @@
+"""What the user sees: stages as they pass, tables, and none of the toolchains' chatter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mtu_export.spec import Verdict
+
+_SLOW_SECONDS = 2.0
+
+
+class Console:
+    """The terminal's standard error, kept apart from what libraries print.
+
+    Inside :meth:`quiet`, file descriptors 1 and 2 lead into a file, so that even C++ code is
+    silent; stages go to the real terminal. ``verbose`` lets everything through.
+    """
+
+    def __init__(self, *, verbose: bool = False, silent: bool = False) -> None:
+        self.verbose, self.silent = verbose, silent
+        self.stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep standard output and standard error of this process off the screen."""
+        if self.verbose:
+            yield
+            return
+        with tempfile.TemporaryFile() as sink:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            saved = os.dup(1), os.dup(2)
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                for number, descriptor in enumerate(saved, 1):
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show that a stage runs, then how long it took; a ``Watch`` of the exporter."""
+        if self.silent:
+            yield
+            return
+        from rich.console import Console as Rich
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        rich = Rich(file=self.stream, highlight=False)
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        start = time.monotonic()
+        with Progress(
+            *columns,
+            console=rich,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not rich.is_terminal,
+        ) as progress:
+            progress.add_task(name, total=None)
+            yield
+        seconds = time.monotonic() - start
+        took = f"{seconds:.0f} s" if seconds >= _SLOW_SECONDS else ""
+        rich.print(f"[green]✓[/green] {name} [dim]{took}[/dim]")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print one table on standard output."""
+    from rich.console import Console as Rich
+    from rich.table import Table
+
+    # A pipe or a log has no width of its own: let no column be cut there.
+    rich = Rich(highlight=False, width=None if sys.stdout.isatty() else 160)
+    found = Table(*head, title=title, title_justify="left")
+    for row in rows:
+        found.add_row(*row)
+    rich.print(found)
+
+
+def verdict_cells(verdict: Verdict) -> list[str]:
+    """Task, rung, PSNR, floor, verdict and runner of one row of proof."""
+    db = "not run" if verdict.psnr_db is None else f"{verdict.psnr_db:.1f} dB"
+    passed = {True: "passed", False: "FAILED", None: "not run"}[verdict.passed]
+    return [
+        verdict.component,
+        verdict.task,
+        verdict.rung,
+        db,
+        f"{verdict.floor_db:g} dB",
+        passed,
+        verdict.runner or verdict.reason or "",
+    ]

@@ -1,0 +1,24 @@
+"""Model families, one a file, found by the name that the checkpoint gives."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import cast
+
+from mtu_export.spec import Family, UnknownName
+
+_SHARED = ("__init__", "blocks", "experts")
+
+
+def names() -> tuple[str, ...]:
+    """Names of the families: the files of this folder."""
+    found = (path.stem for path in Path(__file__).parent.glob("*.py"))
+    return tuple(sorted(name for name in found if name not in _SHARED))
+
+
+def load(name: str) -> Family:
+    """The family of this name; imports torch and diffusers."""
+    if name not in names():
+        raise UnknownName("model family", name, names())
+    return cast(Family, importlib.import_module(f"{__name__}.{name}"))

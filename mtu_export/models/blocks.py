@@ -1,0 +1,136 @@
+"""Modules that families share: a linear layer with row gains, and the graph of a UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtu_export.spec import TensorSpec
+
+TEXT_TOKENS = 77
+
+
+class GatedLinear(nn.Linear):
+    """A linear layer whose rows carry a static gain: ``y = gain ⊙ (W x + b)``.
+
+    A fold keeps expert matrices as they are and puts the expert weights into ``gain`` [out], so
+    that integer codes of ``weight`` do not depend on the task. :meth:`dense` is the plain layer.
+    """
+
+    gain: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, gain: Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], device="meta")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.register_buffer("gain", gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map x [..., in] to y [..., out]."""
+        weight, bias = self._dense()
+        return F.linear(input, weight, bias)
+
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        return self.gain[:, None] * self.weight, self.gain * self.bias
+
+    def dense(self) -> nn.Linear:
+        """The stock layer of the same function: gains multiplied into weight and bias."""
+        plain = nn.Linear(self.in_features, self.out_features, device="meta")
+        weight, bias = self._dense()
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = nn.Parameter(bias, requires_grad=False)
+        return plain
+
+    def rows(self, begin: int, end: int) -> GatedLinear:
+        """The layer of output rows ``begin`` to ``end`` (a view)."""
+        part = slice(begin, end)
+        return GatedLinear(self.weight.data[part], self.bias.data[part], self.gain[part])
+
+
+def bake(module: nn.Module) -> None:
+    """Replace every ``GatedLinear`` below ``module`` by its dense layer, one at a time."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GatedLinear):
+                setattr(parent, name, child.dense())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A module to capture, with its inputs and outputs in the order of bundle.md."""
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class UNetGraph(nn.Module):
+    """A UNet with positional tensors in and one tensor out."""
+
+    def __init__(self, unet: nn.Module, **fixed: str) -> None:
+        super().__init__()
+        self.unet = unet
+        self.fixed = fixed
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """sample [B, c_τ, h, w], timestep [1], encoder_hidden_states [B, 77, d] to noise."""
+        found = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **self.fixed)
+        return found[0]
+
+
+class XLUNetGraph(UNetGraph):
+    """A UNet that also takes the pooled text embedding and the size ids of SDXL."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Tensor:
+        """As :class:`UNetGraph`, with text_embeds [B, p] and time_ids [B, 6]."""
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            added_cond_kwargs=added,
+            return_dict=False,
+            **self.fixed,
+        )[0]
+
+
+def unet_graph(
+    unet: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    channels: int,
+    batch: int,
+    latent: tuple[int, int],
+    **fixed: str,
+) -> Graph:
+    """The graph of an SD or SDXL UNet with ``channels`` inputs; ``fixed`` goes to its forward."""
+    inputs = [
+        TensorSpec(name="sample", shape=(batch, channels, *latent)),
+        TensorSpec(name="timestep", shape=(1,)),
+        TensorSpec(
+            name="encoder_hidden_states",
+            shape=(batch, TEXT_TOKENS, config["cross_attention_dim"]),
+        ),
+    ]
+    xl = config.get("addition_embed_type") == "text_time"
+    if xl:
+        ids = 6 * config["addition_time_embed_dim"]
+        pooled = config["projection_class_embeddings_input_dim"] - ids
+        inputs += [
+            TensorSpec(name="text_embeds", shape=(batch, pooled)),
+            TensorSpec(name="time_ids", shape=(batch, 6)),
+        ]
+    outputs = (TensorSpec(name="out_sample", shape=(batch, config["out_channels"], *latent)),)
+    module = (XLUNetGraph if xl else UNetGraph)(unet, **fixed).eval()
+    return Graph(module=module, inputs=tuple(inputs), outputs=outputs)

@@ -1,0 +1,106 @@
+"""Modules of the live model that differ between tasks: norms, convolutions, routed experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ActiveTask:
+    """Which task the live model runs: shared by the modules that differ between tasks."""
+
+    def __init__(self) -> None:
+        self.task: str | None = None
+        self.embedding: Tensor | None = None
+
+
+class PerTask(nn.Module):
+    """One module a task, named as the task; runs that of the active task."""
+
+    def __init__(self, active: ActiveTask, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.active = active
+        self._modules.update(modules)  # not add_module: a task may be named as an attribute is
+
+    def of(self, task: str) -> nn.Module:
+        """The module of one task."""
+        module = self._modules[task]
+        assert module is not None
+        return module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x as the active task's module does."""
+        assert self.active.task is not None
+        return self.of(self.active.task)(x)
+
+
+class StackedNorm(PerTask):
+    """The stock norm3, shared, followed by the task's norm (``task_norm: "stacked"``)."""
+
+    def __init__(
+        self, active: ActiveTask, shared: nn.LayerNorm, modules: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__(active, modules)
+        self.weight, self.bias = shared.weight, shared.bias
+        self.width, self.eps = list(shared.normalized_shape), shared.eps
+
+    def stock(self) -> nn.LayerNorm:
+        """The shared norm alone."""
+        norm = nn.LayerNorm(self.width, self.eps, device="meta")
+        norm.weight, norm.bias = self.weight, self.bias
+        return norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., d] twice."""
+        shared = F.layer_norm(x, self.width, self.weight, self.bias, self.eps)
+        return super().forward(shared)
+
+
+class Router(nn.Module):
+    """g of Eq. 1: a two-layer ReLU perceptron on the task embedding."""
+
+    def __init__(self, embedding: int, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embedding, hidden)
+        self.fc2 = nn.Linear(hidden, experts)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map e_τ [d_task] to w [N], positive and of sum 1."""
+        return self.fc2(self.fc1(embedding).relu()).softmax(-1)
+
+
+class Expert(nn.Module):
+    """A GEGLU feed-forward of inner width ``width`` on ``dim`` channels."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * width)
+        self.out = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., d] to [..., d]."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return self.out(value * F.gelu(gate))
+
+
+class MTUFeedForward(nn.Module):
+    """Σ_i w_i · E_i(x), the feed-forward of Eq. 1."""
+
+    def __init__(
+        self, active: ActiveTask, dim: int, widths: Sequence[int], embedding: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.active = active
+        self.router = Router(embedding, hidden, len(widths))
+        self.experts = nn.ModuleList(Expert(dim, width) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., d] to [..., d] with the active task's weights."""
+        assert self.active.embedding is not None
+        weights = self.router(self.active.embedding)
+        mixed = weights[0] * self.experts[0](x)
+        for weight, expert in zip(weights[1:], self.experts[1:], strict=True):
+            mixed = mixed + weight * expert(x)
+        return mixed

@@ -1,0 +1,341 @@
+"""The MTU family: a diffusers UNet whose feed-forwards are experts, mixed by a task router.
+
+Chavhan et al., "Upcycling Text-to-Image Diffusion Models for Multi-Task Capabilities", ICML 2025,
+Eq. 1. Tensor names and shapes are those of checkpoint format 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor, nn
+
+from mtu_export import checkpoint, fold
+from mtu_export.models.blocks import Graph, unet_graph
+from mtu_export.models.experts import ActiveTask, Expert, MTUFeedForward, PerTask, StackedNorm
+from mtu_export.spec import (
+    CheckpointError,
+    MissingWeights,
+    NotFoldable,
+    Pipeline,
+    Plan,
+    Specialised,
+    Task,
+    UnknownName,
+)
+
+STOCK_KEYS = tuple(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]
+
+
+class MTUUNet2DConditionModel(UNet2DConditionModel):
+    """A ``UNet2DConditionModel`` upcycled to several tasks, with the router live.
+
+    Arguments: those of the stock UNet (``in_channels`` is the width of the noisy latent alone),
+    and the keys of checkpoint format 1. ``expert_widths`` maps the path of a transformer block
+    to its experts' widths; a block that it lacks has ``num_experts`` equal shares of its dense
+    width. It is read from the weights, never stored in the config.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Mapping[str, Any]] = (),
+        num_experts: int = 4,
+        task_embedding_dim: int = 768,
+        router_hidden_dim: int = 768,
+        task_norm: str = "replace",
+        mtu_format: int = checkpoint.FORMAT,
+        expert_widths: Mapping[str, Sequence[int]] | None = None,
+        **stock: Any,
+    ) -> None:
+        own = {
+            "mtu_format": mtu_format,
+            "num_experts": num_experts,
+            "task_embedding_dim": task_embedding_dim,
+            "router_hidden_dim": router_hidden_dim,
+            "tasks": [dict(task) for task in tasks],
+            "task_norm": task_norm,
+        }
+        checkpoint.check_config({**stock, **own}, STOCK_KEYS)
+        super().__init__(**stock)
+        self.register_to_config(**own)
+        self.tasks = checkpoint.tasks(own)
+        self.active = ActiveTask()
+        self.task_embedding = nn.Embedding(len(self.tasks), task_embedding_dim)
+        self.conv_in = self._task_convs(self.conv_in)
+        for path, block in transformer_blocks(self):
+            self._upcycle_block(path, block, (expert_widths or {}).get(path))
+
+    def _task_convs(self, stock: nn.Module) -> PerTask:
+        assert isinstance(stock, nn.Conv2d)
+        width, kernel, pad = stock.out_channels, stock.kernel_size, stock.padding
+        convs = {
+            task.name: nn.Conv2d(stock.in_channels + task.channels, width, kernel, padding=pad)  # type: ignore[arg-type]
+            for task in self.tasks
+        }
+        return PerTask(self.active, convs)
+
+    def _upcycle_block(self, path: str, block: Any, widths: Sequence[int] | None) -> None:
+        config, norm = self.config, block.norm3
+        dim, inner = dense_widths(path, block)
+        if widths is None:
+            widths = shares(inner, config["num_experts"], path)
+        norms = {task.name: nn.LayerNorm(dim, norm.eps) for task in self.tasks}
+        if config["task_norm"] == "stacked":
+            block.norm3 = StackedNorm(self.active, norm, norms)
+        else:
+            block.norm3 = PerTask(self.active, norms)
+        block.ff = MTUFeedForward(
+            self.active, dim, widths, config["task_embedding_dim"], config["router_hidden_dim"]
+        )
+
+    def task(self, name: str | None) -> Task:
+        """The task of this name; None stands for the only one there is."""
+        if name is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UnknownName("task", str(name), [task.name for task in self.tasks])
+
+    @contextmanager
+    def activate(self, task: Task) -> Iterator[None]:
+        """Run the modules of ``task`` inside; the task before returns at the end."""
+        active = self.active
+        before = active.task, active.embedding
+        active.task, active.embedding = task.name, self.task_embedding.weight[task.index]
+        try:
+            yield
+        finally:
+            active.task, active.embedding = before
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        task: str | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        **stock: Any,
+    ) -> Any:
+        """Predict the noise of ``sample`` [B, c_τ, h, w] for one task.
+
+        ``encoder_hidden_states`` [B, tokens, d]; ``timestep`` a number, [1] or [B]. The rest and
+        the result are those of the stock UNet. Raises ``UnknownName`` and ``ValueError``.
+        """
+        chosen = self.task(task)
+        wanted = self.config["in_channels"] + chosen.channels
+        if sample.shape[1] != wanted:
+            raise ValueError(
+                f"task {chosen.name!r} takes {wanted} channels, sample has {sample.shape[1]}"
+            )
+        with self.activate(chosen):
+            return super().forward(
+                sample,
+                timestep,
+                encoder_hidden_states,
+                added_cond_kwargs=added_cond_kwargs,
+                **stock,
+            )
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """As in diffusers; the recomputation in backward runs the task of its forward."""
+        from torch.utils.checkpoint import checkpoint as recompute
+
+        def bound(module: Any, *args: Any) -> Any:
+            task = self.task(self.active.task)
+
+            def run(*inner: Any) -> Any:
+                with self.activate(task):
+                    return module(*inner)
+
+            if gradient_checkpointing_func is not None:
+                return gradient_checkpointing_func(run, *args)
+            return recompute(run, *args, use_reentrant=False)
+
+        super().enable_gradient_checkpointing(bound)
+
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers; refuses unknown keys instead of ignoring them."""
+        if isinstance(config, Mapping):
+            checkpoint.check_config(config, STOCK_KEYS)
+        return super().from_config(cast(Any, config), return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in diffusers, from a local folder or a hub id; weights must fit exactly.
+
+        Raises ``CheckpointError`` (format, keys, pickles) and ``MissingWeights`` by name.
+        """
+        folder = checkpoint.locate(pretrained_model_name_or_path)
+        home = folder / (kwargs.get("subfolder") or "")
+        config = checkpoint.read_json(home / "config.json")
+        found = checkpoint.headers(home)
+        _meta_model(config, found)
+        kwargs.setdefault("expert_widths", _expert_widths(found))
+        return super().from_pretrained(str(folder), **kwargs)
+
+
+def _signature() -> inspect.Signature:
+    """Stock arguments and ours: diffusers reads the legal config keys from it."""
+    ours = inspect.signature(MTUUNet2DConditionModel.__init__).parameters
+    stock = inspect.signature(UNet2DConditionModel.__init__).parameters
+    kinds = inspect.Parameter
+    rows = [p for p in ours.values() if p.kind is not kinds.VAR_KEYWORD]
+    keyword = [p.replace(kind=kinds.KEYWORD_ONLY) for n, p in stock.items() if n != "self"]
+    return inspect.Signature([*rows, *keyword])
+
+
+MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, BasicTransformerBlock]]:
+    """Every BasicTransformerBlock with its path."""
+    for path, module in list(unet.named_modules()):
+        if isinstance(module, BasicTransformerBlock):
+            yield path, module
+
+
+def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
+    """Channels d and inner width H of a stock block; refuses other than norm3 + GEGLU."""
+    proj = getattr(block.ff.net[0], "proj", None)
+    if type(block.ff.net[0]).__name__ != "GEGLU" or not isinstance(block.norm3, nn.LayerNorm):
+        raise CheckpointError(f"{path}: only GEGLU feed-forwards behind a layer norm have experts")
+    assert isinstance(proj, nn.Linear)
+    return proj.in_features, proj.out_features // 2
+
+
+def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
+    """``inner`` split into ``experts`` equal widths."""
+    if inner % experts:
+        raise CheckpointError(f"{path}: width {inner} has no {experts} equal shares")
+    return (inner // experts,) * experts
+
+
+# --------------------------------------------------------------------------------- Family protocol
+
+
+def _expert_widths(found: Mapping[str, checkpoint.Header]) -> dict[str, tuple[int, ...]]:
+    """Widths hs_i by block, from the shapes of the experts' down projections."""
+    widths: dict[str, dict[int, int]] = {}
+    for name, header in found.items():
+        path, _, rest = name.partition(".ff.experts.")
+        number, _, leaf = rest.partition(".")
+        if leaf == "out.weight" and number.isdecimal() and len(header.shape) == 2:
+            widths.setdefault(path, {})[int(number)] = header.shape[1]
+    return {path: tuple(rows[i] for i in sorted(rows)) for path, rows in widths.items()}
+
+
+def _meta_model(
+    config: Mapping[str, Any], found: Mapping[str, checkpoint.Header]
+) -> MTUUNet2DConditionModel:
+    """The model of a config without memory; refuses weights that do not fit it."""
+    checkpoint.check_config(config, STOCK_KEYS)
+    number = config["num_experts"]
+    widths = {p: w for p, w in _expert_widths(found).items() if len(w) == number and all(w)}
+    try:
+        with torch.device("meta"):
+            model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
+    except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+    checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+    return model
+
+
+def load(folder: Path) -> Pipeline:
+    """The checkpoint with its UNet in float32, memory-mapped where it is stored so."""
+    config = checkpoint.read_config(folder)
+    found = checkpoint.headers(folder / "unet")
+    unet = _meta_model(config, found)
+    state: dict[str, Tensor] = {}
+    for name in found:
+        state[name] = checkpoint.tensor(found, name).to(torch.float32)
+        if not bool(torch.isfinite(state[name]).all()):
+            raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
+    unet.load_state_dict(state, strict=True, assign=True)
+    unet.requires_grad_(False).eval()
+    return Pipeline(config=config, components={"unet": unet})
+
+
+def graph(unet: nn.Module, plan: Plan, task: Task) -> Graph:
+    """One task of the live UNet, or a specialised UNet, with the inputs of bundle.md."""
+    return unet_graph(
+        unet,
+        plan.config,
+        channels=plan.config["in_channels"] + task.channels,
+        batch=plan.batch,
+        latent=plan.latent_size,
+        **({"task": task.name} if isinstance(unet, MTUUNet2DConditionModel) else {}),
+    )
+
+
+def specialise(pipeline: Pipeline, task: Task) -> Specialised:
+    """Fold the UNet to one task: a stock UNet, up to what ``Specialised.deviations`` names.
+
+    Consumes the pipeline's UNet block by block. Every block is proved in float64 on the way;
+    ``NotFoldable`` names the one that is not exact.
+    """
+    live: MTUUNet2DConditionModel = pipeline.components["unet"]
+    errors: dict[str, float] = {}
+    deviations: list[str] = []
+    embedding = live.task_embedding.weight[task.index].double()
+    for path, block in transformer_blocks(live):
+        errors[path] = _fold_block(path, block, task, embedding)
+        if isinstance(block.norm3, nn.Sequential):
+            deviations.append(f"{path}.norm3 is two stacked norms")
+    channels = live.config["in_channels"] + task.channels
+    with torch.device("meta"):
+        stock = UNet2DConditionModel.from_config(checkpoint.stock_config(live.config, channels))
+    assert isinstance(stock, UNet2DConditionModel)
+    for path, block in transformer_blocks(stock):
+        inner, width = block.ff.net[2].in_features, _width(live.get_submodule(path))
+        if inner != width:
+            deviations.append(f"{path}.ff has width {width}, a stock one {inner}")
+    live.conv_in = live.conv_in.of(task.name)  # type: ignore[operator]
+    del live.task_embedding
+    for name, child in list(live.named_children()):
+        setattr(stock, name, child)
+    return Specialised(module=stock.eval(), errors=errors, deviations=tuple(deviations))
+
+
+def _width(block: Any) -> int:
+    return block.ff.net[2].in_features
+
+
+def _fold_block(path: str, block: Any, task: Task, embedding: Tensor) -> float:
+    """Replace norm and experts of one block by their static equivalents; its largest error."""
+    live: MTUFeedForward = block.ff
+    if not isinstance(live, MTUFeedForward) or not isinstance(block.norm3, PerTask):
+        raise NotFoldable(f"{path}: not an MTU feed-forward")
+    experts = [
+        fold.ExpertWeights(
+            proj=e.proj.weight, proj_bias=e.proj.bias, out=e.out.weight, out_bias=e.out.bias
+        )
+        for e in live.experts
+        if isinstance(e, Expert)
+    ]
+    dtype = experts[0].proj.dtype
+    before = live.active.embedding
+    live.active.embedding = embedding
+    try:
+        with torch.no_grad():
+            weights = live.router.double()(embedding)
+            folded = fold.fold_experts(experts, weights)
+            width = experts[0].out.shape[0]
+            error = fold.prove(path, live.double(), folded, width, dtype)
+    finally:
+        live.active.embedding = before
+    norm, shared = block.norm3.of(task.name), block.norm3
+    stacked = isinstance(shared, StackedNorm)
+    block.norm3 = nn.Sequential(shared.stock(), norm) if stacked else norm
+    block.ff = folded
+    return error

@@ -1,0 +1,158 @@
+"""Words -> Plan: the one place where names are looked up, defaults merged, contradictions refused.
+
+Reads the checkpoint's JSON, never its weights, and imports no toolchain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mtu_export import checkpoint, targets
+from mtu_export.catalog import SCHEMES
+from mtu_export.draft import refuse_existing
+from mtu_export.spec import (
+    CheckpointError,
+    Plan,
+    PlanError,
+    Scheme,
+    Target,
+    Task,
+    UnknownName,
+    Unsupported,
+)
+
+FOLD_ONLY = "diffusers"
+LATENT_FACTOR = 8
+"""Pixels a latent cell where the checkpoint has no VAE that says otherwise."""
+_LARGEST = 8192
+
+
+def resolve(
+    *,
+    target: str,
+    model: str | Path | None = None,
+    task: str | Sequence[str] | None = None,
+    scheme: str | None = None,
+    out: str | Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 1,
+    seed: int = 0,
+    min_psnr: float | None = None,
+    force: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of one export.
+
+    ``target`` is a name of ``targets`` or ``"diffusers"``, which stops after the fold. ``model``
+    is a folder, a hub id, or None for the embedded checkpoint; ``height`` and ``width``
+    are pixels; ``min_psnr`` is in dB and replaces the scheme's floor. Raises ``UnknownName``,
+    ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
+    """
+    chosen = None if target == FOLD_ONLY else targets.load(target)
+    folder = checkpoint.locate(model)
+    config = checkpoint.read_config(folder)
+    rows = _tasks(task, checkpoint.tasks(config))
+    row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"))
+    factor = latent_factor(folder)
+    size = _size(config, factor, height, width)
+    if batch < 1:
+        raise PlanError(f"--batch must be at least 1, got {batch}")
+    if not 0 <= seed < 2**32:
+        raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
+    if min_psnr is not None and not 0 <= min_psnr <= 300:
+        raise PlanError(f"--min-psnr must be from 0 to 300 dB, got {min_psnr}")
+    name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
+    found = Plan(
+        checkpoint=folder,
+        family=checkpoint.family(config),
+        config=config,
+        tasks=rows,
+        target=target,
+        scheme=row,
+        height=size[0],
+        width=size[1],
+        factor=factor,
+        batch=batch,
+        seed=seed,
+        out=Path(out) if out is not None else Path(name),
+        options=_options(chosen, target, options or {}) if chosen else None,
+        floor_db=min_psnr,
+        force=force,
+    )
+    refuse_existing(found.out, force, "manifest.json" if chosen else "config.json")
+    if chosen:
+        chosen.check(found)
+    elif len(rows) > 1:
+        raise Unsupported("a diffusers folder holds one task; name one --task")
+    return found
+
+
+def _tasks(words: str | Sequence[str] | None, legal: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks named, in the checkpoint's order; the only one where none is named."""
+    wanted = [words] if isinstance(words, str) else list(words or ())
+    names = [task.name for task in legal]
+    if not wanted and len(legal) == 1:
+        return (legal[0],)
+    if not wanted:
+        raise PlanError(f"name a --task; this checkpoint has: {', '.join(names)}")
+    for word in wanted:
+        if word not in names:
+            raise UnknownName("task", word, names)
+    return tuple(task for task in legal if task.name in wanted)
+
+
+def _scheme(name: str) -> Scheme:
+    if name not in SCHEMES:
+        raise UnknownName("scheme", name, list(SCHEMES))
+    return SCHEMES[name]
+
+
+def latent_factor(folder: Path) -> int:
+    """Pixels a latent cell: 2 to the number of the VAE's downsamplings."""
+    path = folder / "vae" / "config.json"
+    if not path.is_file():
+        return LATENT_FACTOR
+    blocks = checkpoint.read_json(path).get("block_out_channels")
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 6:
+        raise CheckpointError(f"{path}: block_out_channels must be a list")
+    return 2 ** (len(blocks) - 1)
+
+
+def _size(
+    config: Mapping[str, Any], factor: int, height: int | None, width: int | None
+) -> tuple[int, int]:
+    """Image size in pixels; latents must halve evenly at every level of the UNet."""
+    native: Any = config.get("sample_size")
+    levels = config.get("block_out_channels")
+    if not isinstance(levels, list) or not levels:
+        raise CheckpointError("unet/config.json: block_out_channels must be a list")
+    sides: list[Any] = native if isinstance(native, list) and len(native) == 2 else [native, native]
+    step = factor * 2 ** (len(levels) - 1)
+    found = []
+    for name, asked, side in (("height", height, sides[0]), ("width", width, sides[1])):
+        if asked is None and (not isinstance(side, int) or isinstance(side, bool)):
+            raise PlanError(f"the checkpoint has no sample_size; give --{name} in pixels")
+        pixels = int(asked if asked is not None else side * factor)
+        if not step <= pixels <= _LARGEST or pixels % step:
+            raise PlanError(
+                f"--{name} must be a multiple of {step} from {step} to {_LARGEST}, got {pixels}"
+            )
+        found.append(pixels)
+    return found[0], found[1]
+
+
+def _options(target: Target, name: str, words: Mapping[str, Any]) -> Any:
+    """The target's own options, with their choices checked."""
+    rows = {row.name: row for row in fields(target.Options)}
+    for word, value in words.items():
+        if word not in rows:
+            raise UnknownName(f"option of {name}", word, list(rows))
+        choices = rows[word].metadata.get("choices")
+        if choices is not None and value not in choices:
+            legal = ", ".join(str(choice) for choice in choices)
+            raise Unsupported(f"{name} has no {word} {value!r}; choose from: {legal}")
+    return target.Options(**words)

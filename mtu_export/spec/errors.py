@@ -1,0 +1,107 @@
+"""The error tree, and the exit code of each kind.
+
+MtuExportError
+├── PlanError                 exit 2   the words do not make a plan
+│   ├── UnknownName                    no task, target, scheme ... of this name
+│   ├── Unsupported                    names are known, the combination is refused
+│   └── OutputExists                   the output is already there
+├── CheckpointError           exit 3   the checkpoint is not of format 1
+│   ├── MissingWeights                 tensors missing, extra, of a wrong shape or dtype
+│   └── NotFoldable                    a block has no exact static equivalent
+├── BundleError               exit 3   a bundle is damaged or not to be trusted
+├── ToolchainError            exit 4   a toolchain failed in its own code
+│   └── ToolchainMissing               a package is not installed; names the extra
+├── ParityError               exit 1   an artefact is further from PyTorch than its floor
+├── DeviceError               exit 5   a connected phone
+└── ResourceError             exit 6   disk or memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+
+class MtuExportError(Exception):
+    """An error with one clear line for the user and the exit code of its kind."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class PlanError(MtuExportError):
+    """The words do not make a plan."""
+
+    exit_code = 2
+
+
+class UnknownName(PlanError):
+    """No ``kind`` of this name exists; lists the legal names."""
+
+    def __init__(self, kind: str, name: str, legal: Sequence[str]) -> None:
+        choices = ", ".join(legal) or "none"
+        super().__init__(f"unknown {kind} {name!r}; choose from: {choices}")
+
+
+class Unsupported(PlanError):
+    """A combination of known names that cannot be exported, with the nearest legal choice."""
+
+
+class OutputExists(PlanError):
+    """The output is already there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"output {str(path)!r} exists; choose another -o or pass --force")
+
+
+class CheckpointError(MtuExportError):
+    """The checkpoint is not of format 1."""
+
+    exit_code = 3
+
+
+class MissingWeights(CheckpointError):
+    """The tensors on disk are not those that the config asks for."""
+
+
+class NotFoldable(CheckpointError):
+    """A block that has no exact static equivalent; the message begins with its name."""
+
+
+class BundleError(MtuExportError):
+    """A bundle is damaged or not to be trusted."""
+
+    exit_code = 3
+
+
+class ToolchainError(MtuExportError):
+    """A toolchain failed in its own code."""
+
+    exit_code = 4
+
+
+class ToolchainMissing(ToolchainError):
+    """A package is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; get it with: pip install 'mtu-export[{extra}]'"
+        )
+
+
+class ParityError(MtuExportError):
+    """An artefact is further from PyTorch than its floor."""
+
+    exit_code = 1
+
+
+class DeviceError(MtuExportError):
+    """A connected phone does not answer or refuses."""
+
+    exit_code = 5
+
+
+class ResourceError(MtuExportError):
+    """Disk, permission or memory."""
+
+    exit_code = 6

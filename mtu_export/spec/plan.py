@@ -1,0 +1,168 @@
+"""The types that cross rooms, from the plan of an export to its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_export.spec.scheme import Scheme
+from mtu_export.spec.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, static shape and dtype name (``"float32"``) of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One export, resolved: every name looked up, every default filled in.
+
+    ``height`` and ``width`` are in pixels, ``factor`` is the VAE's (pixels a latent cell).
+    ``config`` is the checkpoint's ``unet/config.json``; ``options`` the target's own ``Options``.
+    ``floor_db`` overrides the scheme's floor.
+    """
+
+    checkpoint: Path
+    family: str
+    config: Mapping[str, Any]
+    tasks: tuple[Task, ...]
+    target: str
+    scheme: Scheme
+    height: int
+    width: int
+    factor: int
+    batch: int
+    seed: int
+    out: Path
+    options: Any
+    floor_db: float | None = None
+    force: bool = False
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Latent height and width."""
+        return self.height // self.factor, self.width // self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A loaded checkpoint: its config, its live modules by component, other files by name."""
+
+    config: Mapping[str, Any]
+    components: Mapping[str, Any]
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialised:
+    """The module of one task without a router, and how exact it is.
+
+    ``errors`` maps a block to its largest relative error against the live router in float64;
+    ``deviations`` says, a line each, where the module is no stock diffusers UNet.
+    """
+
+    module: Any
+    errors: Mapping[str, float]
+    deviations: tuple[str, ...] = ()
+
+
+Arrays = Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One component, captured: the narrow waist between models and targets.
+
+    ``methods`` maps a task to its ``torch.export.ExportedProgram``; inputs and outputs are the
+    same for every method up to the width of ``sample``. ``calibration`` holds inputs that are
+    not those of the goldens, at least one a task, for targets that choose activation ranges;
+    ``origin`` says where they come from.
+    """
+
+    name: str
+    methods: Mapping[str, torch.export.ExportedProgram]
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
+    outputs: tuple[TensorSpec, ...]
+    calibration: Mapping[str, tuple[Arrays, ...]]
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """What a target wrote and what it really did.
+
+    ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
+    ``activations`` is ``"float32"``, ``"float16"`` or ``"static_int8"``; ``calibration`` is null
+    or the origin of the ranges. ``kept_float`` adds layers that the target itself left in float.
+    ``weight_dtype`` is that of weights and scales that are no integer codes. ``notes`` go into the
+    manifest's ``options``.
+    """
+
+    path: str
+    entries: Mapping[str, str]
+    activations: str
+    calibration: str | None = None
+    kept_float: tuple[tuple[str, str], ...] = ()
+    weight_dtype: str = "float32"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a file on disk says of itself, read without running it.
+
+    ``operators`` counts operator kinds; ``identity`` is the embedded metadata.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: Mapping[str, int]
+    identity: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Size and work of one pass.
+
+    A multiply-add counts as 2 FLOPs. ``flops_conv_linear`` leaves out attention's two products.
+    """
+
+    parameters: int
+    flops_conv_linear: int
+    flops_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One file or folder of a bundle; ``bytes`` and ``sha256`` as bundle.md defines them."""
+
+    component: str
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One row of proof. ``runner`` and ``passed`` are null where nothing could run."""
+
+    component: str
+    task: str
+    rung: str
+    psnr_db: float | None
+    max_abs: float | None
+    floor_db: float
+    runner: str | None
+    passed: bool | None
+    reason: str | None = None

@@ -1,0 +1,65 @@
+"""What a target and a model family are: each a module, found by its file name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mtu_export.spec.plan import Arrays, Lowered, Pipeline, Plan, Program, Specialised, Structure
+from mtu_export.spec.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Session = Callable[[Arrays], dict[str, "np.ndarray"]]
+
+
+class Target(Protocol):
+    """One toolchain: a module or package of ``mtu_export.targets``, found by its file name."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    """Distributions that the toolchain needs; ``doctor`` compares them with what was tried."""
+    rewrites: tuple[str, ...]
+    """Names from ``rewrite.py`` that make its graphs run well."""
+    default_scheme: str
+    Options: type
+
+    def check(self, plan: Plan) -> None:
+        """Refuse what cannot work, in under a second: reason and nearest legal choice."""
+        ...
+
+    def lower(
+        self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
+    ) -> Lowered:
+        """Write the artefact under ``folder``."""
+        ...
+
+    def structure(self, path: Path, entry: str) -> Structure:
+        """Read the artefact without running it; raise ``BundleError`` if it is malformed."""
+        ...
+
+    def runner(self) -> tuple[str | None, str | None]:
+        """Name and version of the runtime here, or null and the reason why there is none."""
+        ...
+
+    def open(self, path: Path, entry: str) -> Session:
+        """Load the artefact into its own runtime; the session maps inputs to outputs by name."""
+        ...
+
+
+class Family(Protocol):
+    """One checkpoint family: a module of ``mtu_export.models``, found by its file name."""
+
+    def load(self, folder: Path) -> Pipeline:
+        """The checkpoint in memory, checked; raises ``CheckpointError``."""
+        ...
+
+    def graph(self, unet: Any, plan: Plan, task: Task) -> Any:
+        """One task of a live or specialised UNet as a ``models.blocks.Graph``."""
+        ...
+
+    def specialise(self, pipeline: Pipeline, task: Task) -> Specialised:
+        """The model of one task as it exists on a phone. May consume the pipeline's memory."""
+        ...

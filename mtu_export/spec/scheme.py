@@ -1,0 +1,70 @@
+"""How weights are stored, and how close to PyTorch an artefact must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerTensor:
+    """One scale for a whole tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerChannel:
+    """One scale for each index along ``axis``; weight [out, in, ...] has out at axis 0."""
+
+    axis: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerGroup:
+    """One scale for each run of ``size`` values along the input axis."""
+
+    size: int
+
+
+Granularity = PerTensor | PerChannel | PerGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatWeights:
+    """Weights stay floating point; ``dtype`` is ``"float32"`` or ``"float16"``."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntWeights:
+    """Symmetric signed integer codes of ``bits``, no zero point."""
+
+    bits: int
+    granularity: Granularity
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepFloat:
+    """Layers whose path matches ``pattern`` (a regular expression, whole path) keep float."""
+
+    pattern: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How weights are stored and how close to PyTorch the artefact must be.
+
+    ``floor_db`` holds for float activations, ``static_floor_db`` where the target quantises
+    activations statically. Of ``overrides`` the first that matches a layer wins.
+    """
+
+    name: str
+    weights: FloatWeights | IntWeights
+    floor_db: float
+    static_floor_db: float | None = None
+    overrides: tuple[KeepFloat, ...] = ()
+
+    def floor(self, activations: str) -> float:
+        """The floor in dB for ``Lowered.activations``."""
+        static = activations == "static_int8" and self.static_floor_db is not None
+        return self.static_floor_db if static else self.floor_db  # type: ignore[return-value]

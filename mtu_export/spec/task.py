@@ -1,0 +1,175 @@
+"""What a task is: its conditioning, guidance and prompt, as checkpoint format 1 writes them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtu_export.spec.errors import CheckpointError
+
+CONDITIONING_CHANNELS: Mapping[str, int | None] = {
+    "image_latent": None,  # the VAE's latent channels
+    "mask": 1,
+    "masked_image_latent": None,
+    "image": 3,
+}
+GUIDANCE_SCALES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "text": ("text",),
+    "text_image": ("text", "image"),
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def refuse_unknown_keys(found: Mapping[str, Any], legal: Sequence[str], where: str) -> None:
+    """Raise ``CheckpointError`` for the first key of ``found`` that is not in ``legal``."""
+    for key in found:
+        if key not in legal:
+            raise CheckpointError(f"{where}: unknown key {key!r}; legal: {', '.join(legal)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """Channels that follow the noisy latent in ``sample``.
+
+    ``scaled`` (``image_latent`` only): whether the VAE latent is multiplied by the VAE's scaling
+    factor.
+    """
+
+    kind: str
+    channels: int
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONDITIONING_CHANNELS:
+            raise CheckpointError(
+                f"unknown conditioning kind {self.kind!r}; "
+                f"legal: {', '.join(CONDITIONING_CHANNELS)}"
+            )
+        fixed = CONDITIONING_CHANNELS[self.kind]
+        if not _is_count(self.channels) or (fixed is not None and self.channels != fixed):
+            wanted = "a positive integer" if fixed is None else str(fixed)
+            raise CheckpointError(
+                f"conditioning {self.kind!r}: channels must be {wanted}, got {self.channels!r}"
+            )
+        if not isinstance(self.scaled, bool):
+            raise CheckpointError(f"conditioning {self.kind!r}: scaled must be true or false")
+        if not self.scaled and self.kind != "image_latent":
+            raise CheckpointError(f"conditioning {self.kind!r} takes no 'scaled'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance: ``none`` (1 pass a step), ``text`` (2) or ``text_image`` (3)."""
+
+    kind: str
+    text: float | None = None
+    image: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in GUIDANCE_SCALES:
+            raise CheckpointError(
+                f"unknown guidance kind {self.kind!r}; legal: {', '.join(GUIDANCE_SCALES)}"
+            )
+        for scale in ("text", "image"):
+            value = getattr(self, scale)
+            if (scale in GUIDANCE_SCALES[self.kind]) != _is_number(value):
+                needs = " and ".join(GUIDANCE_SCALES[self.kind]) or "no scale"
+                raise CheckpointError(
+                    f"guidance {self.kind!r} takes {needs}, got {scale}={value!r}"
+                )
+
+    @property
+    def passes(self) -> int:
+        """Denoiser passes a step."""
+        return 1 + len(GUIDANCE_SCALES[self.kind])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task of a checkpoint; ``index`` is its row in the task embedding."""
+
+    name: str
+    index: int
+    conditioning: tuple[Conditioning, ...]
+    guidance: Guidance
+    steps: int
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise CheckpointError(
+                f"task name {self.name!r} is not legal: letters, digits, '-' and '_', at most 64"
+            )
+        if not _is_count(self.steps):
+            raise CheckpointError(f"task {self.name!r}: steps must be a positive integer")
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise CheckpointError(f"task {self.name!r}: prompt must be a string or null")
+
+    @property
+    def channels(self) -> int:
+        """Σ channels of the conditioning; the input width is ``in_channels`` more."""
+        return sum(entry.channels for entry in self.conditioning)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], index: int) -> Task:
+        """Read a task object of ``unet/config.json`` (checkpoint format 1)."""
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"tasks[{index}] is not an object")
+        where = f"tasks[{index}]"
+        refuse_unknown_keys(found, ("name", "conditioning", "guidance", "steps", "prompt"), where)
+        for key in ("name", "conditioning", "guidance", "steps"):
+            if key not in found:
+                raise CheckpointError(f"{where}: key {key!r} is missing")
+        entries, guidance = found["conditioning"], found["guidance"]
+        if not isinstance(entries, (list, tuple)):
+            raise CheckpointError(f"{where}: conditioning is not a list")
+        if not isinstance(guidance, Mapping):
+            raise CheckpointError(f"{where}: guidance is not an object")
+        refuse_unknown_keys(guidance, ("kind", "text", "image"), f"{where}.guidance")
+        for entry in entries:
+            if not isinstance(entry, Mapping):
+                raise CheckpointError(f"{where}: a conditioning entry is not an object")
+            refuse_unknown_keys(entry, ("kind", "channels", "scaled"), f"{where}.conditioning")
+            if "kind" not in entry or "channels" not in entry:
+                raise CheckpointError(f"{where}: a conditioning entry needs kind and channels")
+        if "kind" not in guidance:
+            raise CheckpointError(f"{where}: guidance needs a kind")
+        return cls(
+            name=found["name"],
+            index=index,
+            conditioning=tuple(Conditioning(**entry) for entry in entries),
+            guidance=Guidance(**guidance),
+            steps=found["steps"],
+            prompt=found.get("prompt"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The task object of ``unet/config.json``; inverse of :meth:`from_json`."""
+        entries: list[dict[str, Any]] = []
+        for entry in self.conditioning:
+            row: dict[str, Any] = {"kind": entry.kind, "channels": entry.channels}
+            if not entry.scaled:
+                row["scaled"] = False
+            entries.append(row)
+        guidance: dict[str, Any] = {"kind": self.guidance.kind}
+        for scale in GUIDANCE_SCALES[self.guidance.kind]:
+            guidance[scale] = getattr(self.guidance, scale)
+        return {
+            "name": self.name,
+            "conditioning": entries,
+            "guidance": guidance,
+            "steps": self.steps,
+            "prompt": self.prompt,
+        }

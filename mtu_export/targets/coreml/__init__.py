@@ -1,0 +1,297 @@
+"""Core ML: one ML Program package (``.mlpackage``) a component, converted on Linux or macOS.
+
+Weights are float32, float16 or int8 codes with one float16 scale a channel; codes stay compressed
+in the file as ``constexpr`` operators. Prediction needs macOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_export.spec import (
+    Arrays,
+    FloatWeights,
+    IntWeights,
+    Lowered,
+    PerChannel,
+    Plan,
+    Program,
+    Scheme,
+    Session,
+    Structure,
+    TensorSpec,
+    ToolchainError,
+    ToolchainMissing,
+    UnknownName,
+    Unsupported,
+)
+from mtu_export.targets.coreml import package
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+suffix = ".mlpackage"
+packages = ("coremltools",)
+rewrites: tuple[str, ...] = ()
+default_scheme = "fp16"
+
+ENTRY = "main"
+NAMES = {
+    "unet": "Unet",
+    "text_encoder": "TextEncoder",
+    "text_encoder_2": "TextEncoder2",
+    "vae_encoder": "VAEEncoder",
+    "vae_decoder": "VAEDecoder",
+}
+TRIGONOMETRY = ("sin", "cos")
+CONSTEXPR = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where the program may run, and the oldest system that opens it."""
+
+    compute_unit: str = field(
+        default="ALL",
+        metadata={
+            "help": "processors that may run the model",
+            "choices": package.COMPUTE_UNITS,
+            "flag": "--compute-unit",
+        },
+    )
+    deployment_target: str = field(
+        default="iOS17",
+        metadata={
+            "help": "oldest system that opens the model",
+            "choices": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15"),
+            "flag": "--min-deployment-target",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, legal = getattr(self, option.name), option.metadata["choices"]
+            if value not in legal:
+                raise UnknownName(option.name.replace("_", " "), value, legal)
+
+
+# ---------------------------------------------------------------------------------------- check
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan that Core ML cannot hold; imports no toolchain.
+
+    Raises ``Unsupported`` with the nearest legal choice, ``ToolchainMissing``, or
+    ``ToolchainError`` where coremltools is installed without its native parts.
+    """
+    if len(plan.tasks) != 1:
+        raise Unsupported(
+            f"coreml takes one task a bundle for now, got {len(plan.tasks)}; "
+            "export each task to its own bundle"
+        )
+    _check_scheme(plan.scheme, plan.options)
+    _check_toolchain()
+
+
+def _check_scheme(scheme: Scheme, options: Options) -> None:
+    weights = scheme.weights
+    if isinstance(weights, IntWeights):
+        if weights.bits != 8 or weights.granularity != PerChannel(axis=0):
+            raise Unsupported(
+                f"coreml stores integer weights as 8 bits with one scale an output channel, "
+                f"which scheme {scheme.name!r} is not; choose int8"
+            )
+    elif weights.dtype == "float32" and options.compute_unit == "CPU_AND_NE":
+        raise Unsupported(
+            "the Neural Engine computes in float16 only, so fp32 with CPU_AND_NE would run on "
+            "the CPU alone; choose fp16, or --compute-unit CPU_AND_GPU"
+        )
+    elif weights.dtype not in ("float32", "float16"):
+        raise Unsupported(f"coreml stores no {weights.dtype} weights; choose fp16")
+
+
+def _check_toolchain() -> None:
+    try:
+        found = importlib.metadata.distribution("coremltools")
+    except importlib.metadata.PackageNotFoundError:
+        raise ToolchainMissing("coremltools", "coreml") from None
+    folder = Path(str(found.locate_file("coremltools")))
+    if not any(folder.glob("libmilstoragepython*")):
+        raise ToolchainError(
+            "coremltools is installed without its native parts, so it cannot write weights; "
+            "use macOS or Linux on x86_64 with Python 3.11 to 3.13"
+        )
+
+
+# ---------------------------------------------------------------------------------------- lower
+
+
+def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
+    """Convert one component to ``folder/<Name>.mlpackage``; no prediction takes place.
+
+    Borders are as ``program`` names them. fp16 and int8 compute in float16, except for what leads
+    to ``sin`` and ``cos``. The same program gives the same bytes. Raises ``ToolchainError`` where
+    coremltools fails, or where the package it wrote is not the one asked for.
+    """
+    ((task, exported),) = program.methods.items()
+    path = folder / f"{NAMES[program.name]}{suffix}"
+    exported = exported.run_decompositions({})
+    least, most = _narrow_zero_points(exported)
+    _convert(exported, program.inputs[task], program.outputs, plan, path)
+    package.seal(path, {**identity, package.COMPUTE_UNIT: plan.options.compute_unit})
+
+    written = package.structure(path, ENTRY)
+    if written.inputs != program.inputs[task] or written.outputs != program.outputs:
+        raise ToolchainError(f"{path.name}: coremltools changed the inputs or outputs")
+    compressed = sum(written.operators.get(kind, 0) for kind in CONSTEXPR)
+    if not least <= compressed <= most:
+        raise ToolchainError(
+            f"{path.name}: coremltools kept {compressed} of {most} integer weights compressed"
+        )
+    return Lowered(
+        path=path.name,
+        entries={task: ENTRY},
+        activations=_compute_dtype(plan.scheme),
+        weight_dtype=_compute_dtype(plan.scheme),
+        notes={"compressed_weights": compressed} if most else {},
+    )
+
+
+def _convert(
+    exported: torch.export.ExportedProgram,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    plan: Plan,
+    path: Path,
+) -> None:
+    import coremltools as ct
+    import numpy as np
+
+    dtypes = {"float32": np.float32, "int32": np.int32}
+    half = _compute_dtype(plan.scheme) == "float16"
+    try:
+        ct.convert(
+            exported,
+            convert_to="mlprogram",
+            inputs=[
+                ct.TensorType(name=spec.name, shape=spec.shape, dtype=dtypes[spec.dtype])
+                for spec in inputs
+            ],
+            outputs=[ct.TensorType(name=spec.name, dtype=dtypes[spec.dtype]) for spec in outputs],
+            minimum_deployment_target=ct.target[plan.options.deployment_target],
+            compute_precision=(
+                ct.transform.FP16ComputePrecision(op_selector=_computes_in_half())
+                if half
+                else ct.precision.FLOAT32
+            ),
+            skip_model_load=True,
+            package_dir=str(path),
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ToolchainError(
+            f"coremltools could not convert to {path.name}: {_line(error)}"
+        ) from error
+
+
+def _compute_dtype(scheme: Scheme) -> str:
+    return scheme.weights.dtype if isinstance(scheme.weights, FloatWeights) else "float16"
+
+
+def _narrow_zero_points(exported: torch.export.ExportedProgram) -> tuple[int, int]:
+    """Give the zero points of integer weights the codes' dtype.
+
+    coremltools casts them otherwise, to a dtype that an iOS16 program cannot cast to. Returns the
+    least and greatest number of weights that the package may hold: it stores equal ones once.
+    """
+    import torch
+
+    names, state, count = exported.graph_signature.inputs_to_buffers, exported.state_dict, 0
+    distinct: set[bytes] = set()
+    for node in exported.graph.nodes:
+        if "dequantize_per_channel" in str(node.target):
+            count += 1
+            codes, _, zeros = (names[argument.name] for argument in node.args[:3])
+            state[zeros] = state[zeros].to(torch.int8)
+            distinct.add(hashlib.sha256(state[codes].contiguous().numpy()).digest())
+    return len(distinct), count
+
+
+def _computes_in_half() -> Callable[[Any], bool]:
+    """Selector of the operators to compute in float16: all but those that lead to an angle.
+
+    The timestep projection takes the sine of timestep times frequency, up to 999 rad, where
+    neighbours in float16 are 0.5 apart. The selector sees a block's first operator before any of
+    them is changed, and settles the whole block then.
+    """
+    kept: dict[Any, set[Any]] = {}
+
+    def computes_in_half(operator: Any) -> bool:
+        block = operator.enclosing_block
+        if block not in kept:
+            kept[block] = _leading_to_angles(block)
+        return operator not in kept[block]
+
+    return computes_in_half
+
+
+def _leading_to_angles(block: Any) -> set[Any]:
+    """The sines and cosines of a MIL block and every operator that they depend on."""
+    kept: set[Any] = set()
+    for operator in reversed(list(block.operations)):
+        readers = (reader for output in operator.outputs for reader in output.child_ops)
+        if operator.op_type in TRIGONOMETRY or any(reader in kept for reader in readers):
+            kept.add(operator)
+    return kept
+
+
+# ---------------------------------------------------------------------------------- read and run
+
+
+def structure(path: Path, entry: str) -> Structure:
+    """Read a package anywhere, without running it; raise ``BundleError`` if it is malformed."""
+    return package.structure(path, entry)
+
+
+def runner() -> tuple[str | None, str | None]:
+    """``("coreml <macOS version>", None)`` on macOS, else null and the reason."""
+    if platform.system() != "Darwin":
+        return None, "Core ML runs on macOS only"
+    return f"coreml {platform.mac_ver()[0]}", None
+
+
+def open(path: Path, entry: str) -> Session:
+    """Load a package into Core ML on the compute unit that it was exported for.
+
+    Raises ``ToolchainError`` where there is no Core ML or it refuses the package.
+    """
+    _, reason = runner()
+    if reason is not None:
+        raise ToolchainError(reason)
+    import coremltools as ct
+    import numpy as np
+
+    unit = ct.ComputeUnit[package.compute_unit(path)]
+    function = None if entry == ENTRY else entry
+    try:
+        model = ct.models.MLModel(str(path), compute_units=unit, function_name=function)
+    except Exception as error:
+        raise ToolchainError(f"Core ML could not load {path.name}: {_line(error)}") from error
+
+    def session(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in model.predict(dict(inputs)).items()}
+
+    return session
+
+
+def _line(error: Exception) -> str:
+    """The first line that an exception of the toolchain says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

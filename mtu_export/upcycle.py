@@ -1,0 +1,322 @@
+"""Dense diffusers UNet -> MTU checkpoint, tensor by tensor.
+
+Experts are the shards of the dense feed-forward, as in the paper. By default they keep its
+weights as they are (checkpoint format 1: expert i takes rows i·hs..(i+1)·hs); behind a neutral
+router, w = 1/N, such a feed-forward starts at 1/N of the dense one. The paper says nothing of a
+correction, so none is the default: results stay comparable with the published ones. With
+``rescale`` the value rows are multiplied by N, and the upcycled model starts equal to the dense.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_export import checkpoint
+from mtu_export.catalog import TASKS
+from mtu_export.draft import draft
+from mtu_export.models import mtu
+from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
+
+_SD = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+_SDXL = {
+    **_SD,
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_TINY = {
+    **_SD,
+    "sample_size": 16,
+    "layers_per_block": 1,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+_TINY_SDXL = {
+    **_TINY,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 16,
+    "projection_class_embeddings_input_dim": 128,
+}
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": _TINY,
+    "tiny-sdxl": _TINY_SDXL,
+    "sd15": _SD,
+    "sdxl": _SDXL,
+}
+"""Stock UNet configs: the published sizes, and small ones of the same block types."""
+_TINY_ROUTER = 32
+PAPER_ROUTER = 768
+"""d_task and router width by which SD 1.5 has the published 869 M parameters."""
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
+    """Tasks by preset name or JSON file, in order, for a UNet of this config."""
+    xl = config.get("addition_embed_type") == "text_time"
+    rows = []
+    for index, word in enumerate(words):
+        if word in TASKS:
+            task = replace(TASKS[word]["sdxl" if xl else "sd"], index=index)
+        elif word.endswith(".json"):
+            task = Task.from_json(checkpoint.read_json(Path(word)), index)
+        else:
+            raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
+        rows.append(task)
+    names = [task.name for task in rows]
+    if not rows:
+        raise PlanError(f"name at least one --task; presets: {', '.join(TASKS)}")
+    if len(set(names)) < len(names):
+        raise PlanError(f"tasks must have different names, got {', '.join(names)}")
+    return rows
+
+
+def _config(
+    stock: Mapping[str, Any],
+    tasks: Sequence[Task],
+    experts: int,
+    sizes: tuple[int, int],
+    task_norm: str,
+) -> dict[str, Any]:
+    """``unet/config.json`` of format 1: the noisy latent alone counts as ``in_channels``."""
+    kept = {k: v for k, v in stock.items() if not k.startswith("_")}
+    return {
+        **kept,
+        "in_channels": stock.get("out_channels", 4),
+        "_class_name": "MTUUNet2DConditionModel",
+        "mtu_format": checkpoint.FORMAT,
+        "num_experts": experts,
+        "task_embedding_dim": sizes[0],
+        "router_hidden_dim": sizes[1],
+        "tasks": [task.to_json() for task in tasks],
+        "task_norm": task_norm,
+    }
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = mtu.MTUUNet2DConditionModel.from_config(dict(config))
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+# -------------------------------------------------------------------------------------- random
+
+
+def _seeded(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
+    """Normal values that depend on name, shape and seed alone."""
+    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator) * std
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """A value of plausible scale: 1/√fan_in for matrices, near 1 for norm weights."""
+    if len(shape) > 1:
+        sharp = 2.0 if name.endswith("router.fc2.weight") else 1.0
+        fan_in = 1 if name == "task_embedding.weight" else math.prod(shape[1:])
+        return _seeded(name, shape, sharp / math.sqrt(fan_in), seed)
+    small = _seeded(name, shape, 0.1, seed)
+    return small + 1 if name.endswith("weight") else small
+
+
+def write_random(
+    architecture: str,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    experts: int = 4,
+    seed: int = 0,
+    dtype: str = "fp32",
+    task_norm: str = "replace",
+    force: bool = False,
+) -> None:
+    """A checkpoint with seeded random weights at the size of ``architecture``."""
+    if architecture not in ARCHITECTURES:
+        raise UnknownName("architecture", architecture, list(ARCHITECTURES))
+    if dtype not in _DTYPES:
+        raise UnknownName("dtype", dtype, list(_DTYPES))
+    stock = ARCHITECTURES[architecture]
+    size = _TINY_ROUTER if architecture.startswith("tiny") else PAPER_ROUTER
+    config = _config(stock, task_rows(tasks, stock), experts, (size, size), task_norm)
+    with draft(out, force=force, marker="model_index.json") as folder:
+        shapes = _shapes(config)
+        rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
+        checkpoint.write(folder / "unet", config, rows)
+        _write_index(folder, {})
+
+
+# --------------------------------------------------------------------------------- from a source
+
+
+def upcycle(
+    source: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    experts: int = 4,
+    rescale: bool = False,
+    sizes: tuple[int, int] = (PAPER_ROUTER, PAPER_ROUTER),
+    seed: int = 0,
+    task_norm: str = "replace",
+    force: bool = False,
+) -> None:
+    """Upcycle a dense UNet folder or pipeline folder to a checkpoint.
+
+    Routers start neutral (w = 1/N); task norms and input convolutions start as the dense ones,
+    with zeros for channels that the source does not have. ``sizes`` is d_task and the router's
+    width. Other parts of a pipeline are copied. Raises ``CheckpointError`` and ``PlanError``.
+    """
+    home = source / "unet" if (source / "unet").is_dir() else source
+    stock = checkpoint.read_json(home / "config.json")
+    name = stock.get("_class_name")
+    if name != checkpoint.CLASS_SUFFIX:
+        raise CheckpointError(f"{home}: upcycling takes a UNet2DConditionModel, this is {name!r}")
+    for key in stock:
+        if not key.startswith("_") and key not in mtu.STOCK_KEYS:
+            raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
+    config = _config(stock, task_rows(tasks, stock), experts, sizes, task_norm)
+    found = checkpoint.headers(home)
+    _compare_source(stock, found)
+    with draft(out, force=force, marker="model_index.json") as folder:
+        rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
+        checkpoint.write(folder / "unet", config, rows)
+        parts = _copy_parts(source, folder) if home != source else {}
+        _write_index(folder, parts)
+
+
+def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
+    with torch.device("meta"):
+        model = mtu.UNet2DConditionModel.from_config(dict(stock))
+    assert isinstance(model, torch.nn.Module)
+    checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+
+
+def _rows(
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, checkpoint.Header],
+    scale: int,
+    seed: int,
+    task_norm: str,
+) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in shapes.items():
+        if name in found:
+            yield name, checkpoint.tensor(found, name)
+        elif name == "task_embedding.weight" or ".ff.router.fc1." in name:
+            zero = name.endswith("bias")
+            yield name, torch.zeros(shape) if zero else random_tensor(name, shape, seed)
+        elif ".ff.router.fc2." in name:
+            yield name, torch.zeros(shape)
+        elif name.startswith("conv_in."):
+            yield name, _conv_in(name, shape, found)
+        elif ".norm3." in name:
+            yield name, _norm(name, shape, found, task_norm)
+        else:
+            yield name, _expert(name, shapes, found, scale)
+
+
+def _conv_in(name: str, shape: tuple[int, ...], found: Mapping[str, checkpoint.Header]) -> Tensor:
+    """The dense convolution; a task with more channels starts with zeros for them.
+
+    A source that is itself wider (inpainting: 9) gives all channels to a task of its width and
+    those of the noisy latent to the others.
+    """
+    if name.endswith("bias"):
+        return checkpoint.tensor(found, "conv_in.bias")
+    stock = checkpoint.tensor(found, "conv_in.weight")
+    if stock.shape[1] == shape[1]:
+        return stock
+    latent = min(stock.shape[1], found["conv_out.weight"].shape[0])
+    wide = torch.zeros(shape, dtype=stock.dtype)
+    wide[:, :latent] = stock[:, :latent]
+    return wide
+
+
+def _norm(
+    name: str,
+    shape: tuple[int, ...],
+    found: Mapping[str, checkpoint.Header],
+    task_norm: str,
+) -> Tensor:
+    """The stock norm3 where it is replaced; the identity where the task norm follows it."""
+    path, leaf = name.split(".norm3.")[0], name.rpartition(".")[2]
+    if task_norm == "replace":
+        return checkpoint.tensor(found, f"{path}.norm3.{leaf}")
+    return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
+
+
+def _expert(
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, checkpoint.Header],
+    scale: int,
+) -> Tensor:
+    """Rows or columns i·hs..(i+1)·hs of the dense feed-forward; value rows times ``scale``."""
+    path, _, rest = name.partition(".ff.experts.")
+    number, layer, leaf = rest.split(".")
+    width = shapes[f"{path}.ff.experts.{number}.out.weight"][1]
+    part = slice(int(number) * width, (int(number) + 1) * width)
+    if layer == "out":
+        dense = checkpoint.tensor(found, f"{path}.ff.net.2.{leaf}")
+        return dense if leaf == "bias" else dense[:, part]
+    dense = checkpoint.tensor(found, f"{path}.ff.net.0.proj.{leaf}")
+    value, gate = dense.chunk(2)
+    return torch.cat([value[part] * scale, gate[part]])
+
+
+def _copy_parts(source: Path, folder: Path) -> dict[str, Any]:
+    """Copy a pipeline's other parts and its licence; pickles stay behind."""
+    index = checkpoint.read_json(source / "model_index.json")
+    parts: dict[str, Any] = {}
+    for name, row in index.items():
+        if name.startswith("_") or name == "unet" or not (source / name).is_dir():
+            continue
+        pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
+        shutil.copytree(source / name, folder / name, ignore=pickles)
+        parts[name] = row
+    for path in source.glob("LICENSE*"):
+        shutil.copyfile(path, folder / path.name)
+    return parts
+
+
+def _write_index(folder: Path, parts: Mapping[str, Any]) -> None:
+    index = {
+        "_class_name": "MTUPipeline",
+        **parts,
+        "unet": ["mtu_export", "MTUUNet2DConditionModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

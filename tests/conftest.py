@@ -1,0 +1,61 @@
+"""Tiny checkpoints, made once a session; no network, no shared folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+RELIGHT = {
+    "name": "relight",
+    "conditioning": [
+        {"kind": "image", "channels": 3},
+        {"kind": "image_latent", "channels": 4, "scaled": False},
+    ],
+    "guidance": {"kind": "text", "text": 6.0},
+    "steps": 12,
+    "prompt": None,
+}
+"""A task that is no preset."""
+TASKS = ("t2i", "edit", "sr", "inpaint", "fill", "relight")
+
+
+@pytest.fixture(scope="session")
+def relight(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("tasks") / "relight.json"
+    path.write_text(json.dumps(RELIGHT), "utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory, relight: str) -> Callable[..., Path]:
+    """A function that writes a random tiny checkpoint; the same arguments give the same folder."""
+    from mtu_export import upcycle
+
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "tiny", **words: object) -> Path:
+        words.setdefault("tasks", [*TASKS[:-1], relight])
+        key = f"{architecture} {sorted(words.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("checkpoint") / architecture
+            upcycle.write_random(architecture, folder, **words)  # type: ignore[arg-type]
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny: Callable[..., Path]) -> Path:
+    return make_tiny("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(make_tiny: Callable[..., Path]) -> Path:
+    return make_tiny("tiny-sdxl")
