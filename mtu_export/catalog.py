@@ -1,4 +1,4 @@
-"""Rows: the schemes, and the task presets that `upcycle` offers.
+"""Rows: the schemes, and the task presets and architectures that `upcycle` offers.
 
 A checkpoint's own tasks come from its config, never from here.
 """
@@ -6,6 +6,7 @@ A checkpoint's own tasks come from its config, never from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mtu_export.spec import (
     Conditioning,
@@ -39,7 +40,7 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 
-ARCHITECTURES = ("sd", "sdxl")
+_GUIDED = ("sd", "sdxl")
 """Families of guidance scales and step counts: SD 1.x and 2.x, SDXL."""
 
 
@@ -58,7 +59,7 @@ def _preset(
             steps={"sd": 20, "sdxl": 50}[architecture],
             prompt=prompt,
         )
-        for architecture in ARCHITECTURES
+        for architecture in _GUIDED
     }
 
 
@@ -74,16 +75,71 @@ def _text(sd: float, sdxl: float) -> dict[str, Guidance]:
 
 
 def _text_image(sd: tuple[float, float], sdxl: tuple[float, float]) -> dict[str, Guidance]:
-    rows = zip(ARCHITECTURES, (sd, sdxl), strict=True)
+    rows = zip(_GUIDED, (sd, sdxl), strict=True)
     return {name: Guidance(kind="text_image", text=t, image=i) for name, (t, i) in rows}
 
 
 TASKS: Mapping[str, Mapping[str, Task]] = {
     "t2i": _preset("t2i", (), _text(7.5, 5.0)),
     "edit": _preset("edit", _IMAGE, _text_image((7.5, 1.6), (10.0, 1.5))),
-    "sr": _preset("sr", _IMAGE, dict.fromkeys(ARCHITECTURES, Guidance(kind="none")), prompt=""),
+    "sr": _preset("sr", _IMAGE, dict.fromkeys(_GUIDED, Guidance(kind="none")), prompt=""),
     "inpaint": _preset("inpaint", _IMAGE, _text_image((4.0, 1.5), (4.0, 1.5))),
     "fill": _preset("fill", _FILL, _text(7.5, 5.0)),
 }
 """Preset -> architecture -> task. Guidance and steps: MTU paper, section on inference; ``fill``
 is not in the paper: the channels and guidance of Stable Diffusion inpainting."""
+
+_SD = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+_SDXL = {
+    **_SD,
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_TINY = {
+    **_SD,
+    "sample_size": 16,
+    "layers_per_block": 1,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+_TINY_SDXL = {
+    **_TINY,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 16,
+    "projection_class_embeddings_input_dim": 128,
+}
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": _TINY,
+    "tiny-sdxl": _TINY_SDXL,
+    "sd15": _SD,
+    "sdxl": _SDXL,
+}
+"""Stock UNet configs: the published sizes, and small ones of the same block types."""

@@ -205,10 +205,10 @@ def _header(file: Path) -> dict[str, Header]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise CheckpointError(f"{file} is a pickle, not safetensors: refused")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise CheckpointError(f"{file} is a pickle, not safetensors: refused")
             raise CheckpointError(f"{file} is not a whole safetensors file ({size} bytes)")
         try:
             rows = json.loads(stream.read(length))

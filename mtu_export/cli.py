@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
-from mtu_export.catalog import SCHEMES, TASKS
+from mtu_export.catalog import ARCHITECTURES, SCHEMES, TASKS
 from mtu_export.console import Console, table, verdict_cells
 from mtu_export.spec import MtuExportError, PlanError, ResourceError, UnknownName, Verdict
 
@@ -200,7 +200,7 @@ def upcycle(
     ] = "replace",
     arch: Annotated[
         str | None,
-        typer.Option("--arch", help="With --random: tiny, tiny-sdxl, sd15 or sdxl."),
+        typer.Option("--arch", help=f"With --random: {', '.join(ARCHITECTURES)}."),
     ] = None,
     random: Annotated[bool, typer.Option("--random", help="Seeded random weights.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="With --random: fp32 or fp16.")] = "fp32",
@@ -212,8 +212,11 @@ def upcycle(
 
     Without a source: upcycle --arch tiny --random OUT
     """
+    from mtu_export import plan
+    from mtu_export.draft import refuse_existing
+
     if random and arch is None:
-        raise PlanError("--random needs --arch: tiny, tiny-sdxl, sd15 or sdxl")
+        raise PlanError(f"--random needs --arch: {', '.join(ARCHITECTURES)}")
     if arch is not None and not random:
         raise PlanError("--arch needs --random; a source has its own architecture")
     if random and source is not None and out is None:
@@ -224,7 +227,11 @@ def upcycle(
         raise PlanError(f"--experts must be at least 1, got {experts}")
     if task_norm not in ("replace", "stacked"):
         raise UnknownName("task norm", task_norm, ["replace", "stacked"])
+    if arch is not None and arch not in ARCHITECTURES:
+        raise UnknownName("architecture", arch, list(ARCHITECTURES))
     words = task or (list(TASKS)[:4] if random else [])
+    plan.task_rows(words, ARCHITECTURES.get(arch or "", {}))
+    refuse_existing(out, force, "model_index.json")
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from mtu_export.spec import Verdict
 
@@ -37,8 +38,10 @@ class Console:
             saved = os.dup(1), os.dup(2)
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
+            text = io.TextIOWrapper(sink, encoding="utf-8", errors="replace", write_through=True)
             try:
-                yield
+                with redirect_stdout(text), redirect_stderr(text):
+                    yield
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

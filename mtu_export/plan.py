@@ -6,12 +6,12 @@ Reads the checkpoint's JSON, never its weights, and imports no toolchain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.catalog import SCHEMES
+from mtu_export.catalog import SCHEMES, TASKS
 from mtu_export.draft import refuse_existing
 from mtu_export.spec import (
     CheckpointError,
@@ -89,6 +89,26 @@ def resolve(
     elif len(rows) > 1:
         raise Unsupported("a diffusers folder holds one task; name one --task")
     return found
+
+
+def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
+    """Tasks by preset name or JSON file, in order, for a UNet of this config."""
+    xl = config.get("addition_embed_type") == "text_time"
+    rows: list[Task] = []
+    for index, word in enumerate(words):
+        if word in TASKS:
+            task = replace(TASKS[word]["sdxl" if xl else "sd"], index=index)
+        elif word.endswith(".json"):
+            task = Task.from_json(checkpoint.read_json(Path(word)), index)
+        else:
+            raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
+        rows.append(task)
+    names = [task.name for task in rows]
+    if not rows:
+        raise PlanError(f"name at least one --task; presets: {', '.join(TASKS)}")
+    if len(set(names)) < len(names):
+        raise PlanError(f"tasks must have different names, got {', '.join(names)}")
+    return rows
 
 
 def _tasks(words: str | Sequence[str] | None, legal: Sequence[Task]) -> tuple[Task, ...]:

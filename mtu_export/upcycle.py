@@ -14,97 +14,22 @@ import math
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtu_export import checkpoint
-from mtu_export.catalog import TASKS
+from mtu_export import checkpoint, plan
+from mtu_export.catalog import ARCHITECTURES
 from mtu_export.draft import draft
 from mtu_export.models import mtu
-from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
+from mtu_export.spec import CheckpointError, Task, UnknownName
 
-_SD = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-_SDXL = {
-    **_SD,
-    "sample_size": 128,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-_TINY = {
-    **_SD,
-    "sample_size": 16,
-    "layers_per_block": 1,
-    "block_out_channels": [32, 64],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": 32,
-    "attention_head_dim": 4,
-    "norm_num_groups": 16,
-}
-_TINY_SDXL = {
-    **_TINY,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2],
-    "attention_head_dim": [2, 4],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 16,
-    "projection_class_embeddings_input_dim": 128,
-}
-ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
-    "tiny": _TINY,
-    "tiny-sdxl": _TINY_SDXL,
-    "sd15": _SD,
-    "sdxl": _SDXL,
-}
-"""Stock UNet configs: the published sizes, and small ones of the same block types."""
 _TINY_ROUTER = 32
 PAPER_ROUTER = 768
 """d_task and router width by which SD 1.5 has the published 869 M parameters."""
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-
-
-def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
-    """Tasks by preset name or JSON file, in order, for a UNet of this config."""
-    xl = config.get("addition_embed_type") == "text_time"
-    rows = []
-    for index, word in enumerate(words):
-        if word in TASKS:
-            task = replace(TASKS[word]["sdxl" if xl else "sd"], index=index)
-        elif word.endswith(".json"):
-            task = Task.from_json(checkpoint.read_json(Path(word)), index)
-        else:
-            raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
-        rows.append(task)
-    names = [task.name for task in rows]
-    if not rows:
-        raise PlanError(f"name at least one --task; presets: {', '.join(TASKS)}")
-    if len(set(names)) < len(names):
-        raise PlanError(f"tasks must have different names, got {', '.join(names)}")
-    return rows
 
 
 def _config(
@@ -140,7 +65,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _seeded(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
     """Normal values that depend on name, shape and seed alone."""
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     return torch.randn(shape, generator=generator) * std
 
 
@@ -172,7 +97,7 @@ def write_random(
         raise UnknownName("dtype", dtype, list(_DTYPES))
     stock = ARCHITECTURES[architecture]
     size = _TINY_ROUTER if architecture.startswith("tiny") else PAPER_ROUTER
-    config = _config(stock, task_rows(tasks, stock), experts, (size, size), task_norm)
+    config = _config(stock, plan.task_rows(tasks, stock), experts, (size, size), task_norm)
     with draft(out, force=force, marker="model_index.json") as folder:
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
@@ -209,7 +134,7 @@ def upcycle(
     for key in stock:
         if not key.startswith("_") and key not in mtu.STOCK_KEYS:
             raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
-    config = _config(stock, task_rows(tasks, stock), experts, sizes, task_norm)
+    config = _config(stock, plan.task_rows(tasks, stock), experts, sizes, task_norm)
     found = checkpoint.headers(home)
     _compare_source(stock, found)
     with draft(out, force=force, marker="model_index.json") as folder:
@@ -285,11 +210,11 @@ def _expert(
     found: Mapping[str, checkpoint.Header],
     scale: int,
 ) -> Tensor:
-    """Rows or columns i·hs..(i+1)·hs of the dense feed-forward; value rows times ``scale``."""
+    """The expert's slice of the dense feed-forward, in order; value rows times ``scale``."""
     path, _, rest = name.partition(".ff.experts.")
     number, layer, leaf = rest.split(".")
-    width = shapes[f"{path}.ff.experts.{number}.out.weight"][1]
-    part = slice(int(number) * width, (int(number) + 1) * width)
+    widths = [shapes[f"{path}.ff.experts.{i}.out.weight"][1] for i in range(int(number) + 1)]
+    part = slice(sum(widths[:-1]), sum(widths))
     if layer == "out":
         dense = checkpoint.tensor(found, f"{path}.ff.net.2.{leaf}")
         return dense if leaf == "bias" else dense[:, part]

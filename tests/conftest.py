@@ -59,3 +59,13 @@ def tiny(make_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(make_tiny: Callable[..., Path]) -> Path:
     return make_tiny("tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 ONNX bundle of `edit`; tests copy it before they change it."""
+    from mtu_export import exporter, plan
+
+    out = tmp_path_factory.mktemp("bundle") / "edit-onnx-int8"
+    exporter.export(plan.resolve(target="onnx", model=tiny, task="edit", scheme="int8", out=out))
+    return out

@@ -35,7 +35,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"models.blocks"}, {"torch"}),
     "capture": ({"models.blocks"}, {"torch", "numpy"}),
     "calibrate": (set(), NUMPY),
-    "upcycle": ({"models.mtu", "models", "checkpoint", "catalog"}, {"torch"}),
+    "upcycle": ({"models.mtu", "models", "checkpoint", "catalog", "plan"}, {"torch"}),
     "verify": (set(), NUMPY),
     "bundle": (set(), NUMPY),
     "targets": (set(), set()),

@@ -39,8 +39,8 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
 
     Arguments: those of the stock UNet (``in_channels`` is the width of the noisy latent alone),
     and the keys of checkpoint format 1. ``expert_widths`` maps the path of a transformer block
-    to its experts' widths; a block that it lacks has ``num_experts`` equal shares of its dense
-    width. It is read from the weights, never stored in the config.
+    to its experts' widths; a block that it lacks has ``num_experts`` shares of its dense width. It
+    is read from the weights, never stored in the config.
     """
 
     def __init__(
@@ -214,10 +214,11 @@ def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
 
 
 def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
-    """``inner`` split into ``experts`` equal widths."""
-    if inner % experts:
-        raise CheckpointError(f"{path}: width {inner} has no {experts} equal shares")
-    return (inner // experts,) * experts
+    """``inner`` split into ``experts`` widths as equal as can be, the wider ones first."""
+    if experts > inner:
+        raise CheckpointError(f"{path}: width {inner} has no {experts} shares")
+    whole, rest = divmod(inner, experts)
+    return (whole + 1,) * rest + (whole,) * (experts - rest)
 
 
 # --------------------------------------------------------------------------------- Family protocol
@@ -239,8 +240,13 @@ def _meta_model(
 ) -> MTUUNet2DConditionModel:
     """The model of a config without memory; refuses weights that do not fit it."""
     checkpoint.check_config(config, STOCK_KEYS)
-    number = config["num_experts"]
-    widths = {p: w for p, w in _expert_widths(found).items() if len(w) == number and all(w)}
+    number, widths = config["num_experts"], _expert_widths(found)
+    for path, row in widths.items():
+        if len(row) != number or not all(row):
+            raise MissingWeights(
+                f"weights do not fit the config: {path} has experts of widths {list(row)}, "
+                f"num_experts is {number}"
+            )
     try:
         with torch.device("meta"):
             model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)

@@ -1,0 +1,143 @@
+"""Every task x target x scheme on tiny SD and SDXL checkpoints: dB and bytes.
+
+    python benchmarks/conformance.py [--targets onnx executorch] [--out benchmarks/results]
+
+One export is one child process of `mtu-export ... --json`. A row that is done is kept under
+`~/.cache/mtu-export/conformance` and not run again, so the run can be stopped at any time;
+`--fresh` starts anew. A failing export is a row, not the end of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STATE = Path.home() / ".cache" / "mtu-export" / "conformance"
+RELIGHT = {
+    "name": "relight",
+    "conditioning": [
+        {"kind": "image", "channels": 3},
+        {"kind": "image_latent", "channels": 4, "scaled": False},
+    ],
+    "guidance": {"kind": "text", "text": 6.0},
+    "steps": 12,
+    "prompt": None,
+}
+TASKS = ("t2i", "edit", "sr", "inpaint", "fill", "relight")
+CHECKPOINTS = ("tiny", "tiny-sdxl")
+SCHEMES = ("fp32", "int8")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """One command of ours in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "mtu_export", *words], capture_output=True, text=True, check=False
+    )
+
+
+def checkpoint(architecture: str) -> Path:
+    """A random checkpoint with all presets and one task that is none."""
+    folder = STATE / "checkpoints" / architecture
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        task = STATE / "relight.json"
+        task.write_text(json.dumps(RELIGHT), "utf-8")
+        words = [word for name in TASKS[:-1] for word in ("--task", name)]
+        done = run(
+            "upcycle", "--arch", architecture, "--random", str(folder), *words, "--task", str(task)
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+    return folder
+
+
+def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
+    """The row of one export: verdicts, bytes, seconds, or the error."""
+    out = STATE / "bundle"
+    shutil.rmtree(out, ignore_errors=True)
+    words = ("--task", task, "--scheme", scheme, "-o", str(out), "--json")
+    start = time.monotonic()
+    done = run(target, "-m", str(checkpoint(architecture)), *words)
+    row: dict[str, Any] = {
+        "checkpoint": architecture,
+        "target": target,
+        "scheme": scheme,
+        "task": task,
+        "seconds": round(time.monotonic() - start, 1),
+        "exit": done.returncode,
+    }
+    if done.returncode:
+        return row | {"error": done.stderr.strip().splitlines()[-1]}
+    found = json.loads(done.stdout)
+    row["bytes"] = found["bytes"]
+    row["proof"] = {v["rung"]: v["psnr_db"] for v in found["proof"]}
+    row["runner"] = found["proof"][-1]["runner"]
+    row["reason"] = found["proof"][-1]["reason"]
+    row["versions"] = found["versions"]
+    shutil.rmtree(out)
+    return row
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# Conformance: tiny checkpoints, random weights",
+        "",
+        "Made by `make conformance` from `conformance.json`. PSNR against the live-router model at "
+        "three timesteps, the worst; random weights are harder to quantise than trained ones.",
+        "",
+        "| checkpoint | target | scheme | task | folded dB | artefact dB | bytes | runner |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        key = f"| {row['checkpoint']} | {row['target']} | {row['scheme']} | {row['task']} "
+        if row["exit"]:
+            lines.append(f"{key}| | exit {row['exit']}: {row['error']} | | |")
+            continue
+        rung = "quantised" if row["scheme"] == "int8" else "exported"
+        db = "not run" if row["proof"][rung] is None else f"{row['proof'][rung]:.1f}"
+        lines.append(
+            f"{key}| {row['proof']['folded']:.1f} | {db} | {row['bytes']:,} "
+            f"| {row['runner'] or row['reason']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is not done yet, then write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--targets", nargs="+", default=["onnx", "executorch"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--fresh", action="store_true")
+    words = parser.parse_args()
+    if words.fresh:
+        shutil.rmtree(STATE, ignore_errors=True)
+    rows = []
+    for target in words.targets:
+        for architecture in CHECKPOINTS:
+            for scheme in SCHEMES:
+                for task in TASKS:
+                    kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
+                    if not kept.is_file():
+                        row = measure(architecture, target, scheme, task)
+                        kept.parent.mkdir(parents=True, exist_ok=True)
+                        kept.write_text(json.dumps(row), "utf-8")
+                        print(row, flush=True)
+                    rows.append(json.loads(kept.read_text("utf-8")))
+    words.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rows, indent=1) + "\n"
+    (words.out / "conformance.json").write_text(text, "utf-8")
+    (words.out / "conformance.md").write_text(page(rows), "utf-8")
+    failed = sum(1 for row in rows if row["exit"])
+    print(f"{len(rows) - failed} passed, {failed} failed")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

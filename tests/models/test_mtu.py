@@ -1,0 +1,367 @@
+"""The MTU model: format 1 in and out, the live router, the fold of whole UNets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from mtu_export import MTUUNet2DConditionModel, catalog, checkpoint, exporter, plan, upcycle
+from mtu_export.models import mtu
+from mtu_export.spec import CheckpointError, MissingWeights, NotFoldable, UnknownName
+from mtu_export.verify import psnr
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+SD2 = {
+    **catalog.ARCHITECTURES["tiny"],
+    "use_linear_projection": True,
+    "attention_head_dim": [2, 4],
+    "upcast_attention": True,
+}
+
+
+def inputs(unet: MTUUNet2DConditionModel, task: str, seed: int = 0) -> dict[str, object]:
+    random = torch.Generator().manual_seed(seed)
+    config, channels = unet.config, 4 + unet.task(task).channels
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    found: dict[str, object] = {
+        "sample": normal(2, channels, 16, 16),
+        "timestep": torch.tensor([401.0]),
+        "encoder_hidden_states": normal(2, 77, config["cross_attention_dim"]),
+    }
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        found["added_cond_kwargs"] = {
+            "text_embeds": normal(2, pooled),
+            "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2),
+        }
+    return found
+
+
+def load(folder: Path) -> MTUUNet2DConditionModel:
+    return mtu.load(folder).components["unet"]
+
+
+def edit_config(source: Path, out: Path, **changes: object) -> Path:
+    shutil.copytree(source, out)
+    path = out / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}), "utf-8")
+    return out
+
+
+def edit_weights(
+    source: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> Path:
+    shutil.copytree(source, out)
+    rows = load_file(out / WEIGHTS)
+    change(rows)
+    save_file(rows, out / WEIGHTS)
+    return out
+
+
+# ------------------------------------------------------------------------------------- the model
+
+
+def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
+    """From the file's tensors and the published formula alone, without our modules."""
+    rows = {k: v.double() for k, v in load_file(tiny / WEIGHTS).items()}
+    unet = load(tiny)
+    path, block = next(mtu.transformer_blocks(unet))
+    names = [task.name for task in unet.tasks]
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for task in ("t2i", "relight"):
+        p = f"{path}.ff.router"
+        hidden = F.linear(
+            rows["task_embedding.weight"][names.index(task)],
+            rows[f"{p}.fc1.weight"],
+            rows[f"{p}.fc1.bias"],
+        )
+        w = F.linear(hidden.relu(), rows[f"{p}.fc2.weight"], rows[f"{p}.fc2.bias"]).softmax(0)
+        norm = f"{path}.norm3.{task}"
+        y = F.layer_norm(x, (32,), rows[f"{norm}.weight"], rows[f"{norm}.bias"], 1e-5)
+        want = torch.zeros_like(x)
+        for i, weight in enumerate(w):
+            e = f"{path}.ff.experts.{i}"
+            both = F.linear(y, rows[f"{e}.proj.weight"], rows[f"{e}.proj.bias"])
+            value, gate = both.chunk(2, -1)
+            out = F.linear(value * F.gelu(gate), rows[f"{e}.out.weight"], rows[f"{e}.out.bias"])
+            want += weight * out
+        with unet.activate(unet.task(task)):
+            found = block.ff(block.norm3(x.float()))  # type: ignore[misc, operator]
+        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_diffusers_saves_and_loads_it_sharded_or_not(tiny: Path, tmp_path: Path) -> None:
+    first = MTUUNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
+    first.save_pretrained(tmp_path / "one" / "unet")
+    first.save_pretrained(tmp_path / "many" / "unet", max_shard_size="300KB")
+    assert len(list((tmp_path / "many" / "unet").glob("*.safetensors"))) > 2
+    want = load(tiny).state_dict()
+    for name in ("one", "many"):
+        again = MTUUNet2DConditionModel.from_pretrained(tmp_path / name, subfolder="unet")
+        for found in (load(tmp_path / name).state_dict(), again.state_dict()):
+            assert found.keys() == want.keys()
+            assert all(torch.equal(found[key], want[key]) for key in want)
+        config = json.loads((tmp_path / name / "unet" / "config.json").read_text())
+        assert {key for key in config if not key.startswith("_")} <= {
+            *checkpoint.MTU_KEYS,
+            *mtu.STOCK_KEYS,
+        }
+
+
+def test_the_task_decides(tiny: Path) -> None:
+    unet = load(tiny)
+    given = inputs(unet, "edit")
+    with torch.no_grad():
+        edit = unet(**given, task="edit").sample
+        sr = unet(**given, task="sr").sample
+    assert psnr(edit.numpy(), sr.numpy()) < 40
+    with pytest.raises(UnknownName, match="'paint'; choose from: t2i, edit"):
+        unet(**given, task="paint")
+    with pytest.raises(ValueError, match="takes 4 channels, sample has 8"):
+        unet(**given, task="t2i")
+
+
+def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
+    """Two tasks, one backward (Eq. 2): recomputation must run each forward's own task."""
+    found = []
+    for recompute in (False, True):
+        unet = copy.deepcopy(load(tiny)).train()
+        unet.requires_grad_(True)
+        if recompute:
+            unet.enable_gradient_checkpointing()
+        loss = sum(
+            unet(**inputs(unet, task), task=task).sample.square().mean() for task in ("t2i", "sr")
+        )
+        loss.backward()  # type: ignore[union-attr]
+        found.append({name: p.grad for name, p in unet.named_parameters()})
+    plain, recomputed = found
+    assert float(plain["task_embedding.weight"][0].abs().sum()) > 0
+    assert plain["conv_in.edit.weight"] is None
+    for name, gradient in plain.items():
+        if gradient is not None:
+            torch.testing.assert_close(recomputed[name], gradient)
+
+
+def test_tasks_may_be_named_as_attributes_are(
+    make_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    row = json.loads((make_tiny() / "unet" / "config.json").read_text())["tasks"][0]
+    path = tmp_path / "forward.json"
+    path.write_text(json.dumps({**row, "name": "forward"}), "utf-8")
+    unet = load(make_tiny(tasks=[str(path), "sr"]))
+    assert unet(**inputs(unet, "forward"), task="forward").sample.shape == (2, 4, 16, 16)
+
+
+# -------------------------------------------------------------------------------------- the fold
+
+
+@pytest.mark.parametrize("architecture", ["tiny", "tiny-sdxl"])
+@pytest.mark.parametrize("experts", [1, 2, 3, 4, 8])
+def test_a_folded_unet_equals_the_live_one(
+    make_tiny: Callable[..., Path], architecture: str, experts: int
+) -> None:
+    folder = make_tiny(architecture, experts=experts)
+    pipeline = mtu.load(folder)
+    unet = pipeline.components["unet"]
+    given = inputs(unet, "inpaint")
+    with torch.no_grad():
+        want = unet(**given, task="inpaint").sample
+        found = mtu.specialise(pipeline, unet.task("inpaint"))
+        got = found.module(**given).sample
+    assert psnr(want.numpy(), got.numpy()) > 110
+    assert max(found.errors.values()) < 1e-6
+    assert found.deviations == ()
+
+
+def unequal(rows: dict[str, torch.Tensor]) -> None:
+    """Experts of widths 5, 64 and 40 instead of four equal ones: Σ hs ≠ H."""
+    widths = (5, 64, 40)
+    for name in [n for n in rows if n.endswith("ff.experts.0.out.weight")]:
+        path = name.split(".experts.")[0]
+        dim = rows[name].shape[0]
+        for i in range(4):
+            for leaf in ("proj.weight", "proj.bias", "out.weight", "out.bias"):
+                del rows[f"{path}.experts.{i}.{leaf}"]
+        for leaf in ("weight", "bias"):
+            rows[f"{path}.router.fc2.{leaf}"] = rows[f"{path}.router.fc2.{leaf}"][:3].clone()
+        for i, width in enumerate(widths):
+            p = f"{path}.experts.{i}"
+            rows[f"{p}.proj.weight"] = torch.randn(2 * width, dim) / dim**0.5
+            rows[f"{p}.proj.bias"] = torch.randn(2 * width) * 0.1
+            rows[f"{p}.out.weight"] = torch.randn(dim, width) / width**0.5
+            rows[f"{p}.out.bias"] = torch.randn(dim) * 0.1
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
+def test_unequal_widths_fold_and_are_no_stock_unet(
+    tiny: Path, tmp_path: Path, double: bool
+) -> None:
+    torch.manual_seed(0)
+    folder = edit_weights(tiny, tmp_path / "odd", unequal)
+    folder = edit_config(folder, tmp_path / "odd3", num_experts=3)
+    again = MTUUNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    assert again.state_dict().keys() == load(folder).state_dict().keys()
+    pipeline = mtu.load(folder)
+    unet = pipeline.components["unet"]
+    if double:
+        unet.double()
+    kind = torch.float64 if double else torch.float32
+    given = {
+        k: v.to(kind) if isinstance(v, torch.Tensor) else v for k, v in inputs(unet, "edit").items()
+    }
+    with torch.no_grad():
+        want = unet(**given, task="edit").sample
+        found = mtu.specialise(pipeline, unet.task("edit"))
+        got = found.module(**given).sample
+    assert psnr(want.numpy(), got.numpy()) > (250 if double else 110)
+    assert max(found.errors.values()) < (1e-14 if double else 1e-6)
+    assert "width 109, a stock one 128" in found.deviations[0]
+
+
+def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_tiny(task_norm="stacked")
+    rows = load_file(folder / WEIGHTS)
+    path = next(name for name in rows if name.endswith(".norm3.weight")).removesuffix(".weight")
+    assert f"{path}.edit.weight" in rows
+    pipeline = mtu.load(folder)
+    unet = pipeline.components["unet"]
+    given = inputs(unet, "edit")
+    with torch.no_grad():
+        want = unet(**given, task="edit").sample
+        found = mtu.specialise(pipeline, unet.task("edit"))
+        got = found.module(**given).sample
+    assert psnr(want.numpy(), got.numpy()) > 110
+    assert "two stacked norms" in found.deviations[0]
+
+
+def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    config = upcycle._config(SD2, plan.task_rows(["edit"], SD2), 4, (8, 8), "replace")
+    shapes = upcycle._shapes(config)
+    rows = ((name, upcycle.random_tensor(name, shape, 0)) for name, shape in shapes.items())
+    checkpoint.write(tmp_path / "sd2" / "unet", config, rows)
+    pipeline = mtu.load(tmp_path / "sd2")
+    unet = pipeline.components["unet"]
+    given = inputs(unet, "edit")
+    with torch.no_grad():
+        want = unet(**given).sample
+        got = mtu.specialise(pipeline, unet.task(None)).module(**given).sample
+    assert psnr(want.numpy(), got.numpy()) > 110
+
+
+def test_a_block_that_is_not_exact_is_refused_by_name(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtu_export.models import experts
+
+    def sees_data(self: experts.MTUFeedForward, x: torch.Tensor) -> torch.Tensor:
+        return x * x.mean() + original(self, x)
+
+    original = experts.MTUFeedForward.forward
+    monkeypatch.setattr(experts.MTUFeedForward, "forward", sees_data)
+    pipeline = mtu.load(tiny)
+    task = pipeline.components["unet"].task("edit")
+    with pytest.raises(NotFoldable, match=r"^down_blocks\.0\.attentions\.0\.transformer_blocks\.0"):
+        mtu.specialise(pipeline, task)
+
+
+PLAIN_DIFFUSERS = """
+import sys, torch
+from diffusers import UNet2DConditionModel
+assert not any(name.startswith("mtu_export") for name in sys.modules)
+unet = UNet2DConditionModel.from_pretrained(sys.argv[1])
+given = torch.load(sys.argv[2], weights_only=True)
+with torch.no_grad():
+    torch.save(unet(**given).sample, sys.argv[3])
+"""
+
+
+def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> None:
+    resolved = plan.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
+    exporter.save_folded(resolved)
+    unet = load(tiny)
+    given = inputs(unet, "edit")
+    torch.save(given, tmp_path / "given.pt")
+    command = [sys.executable, "-c", PLAIN_DIFFUSERS]
+    paths = [str(tmp_path / name) for name in ("edit", "given.pt", "found.pt")]
+    subprocess.run([*command, *paths], check=True, capture_output=True)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    with torch.no_grad():
+        want = unet(**given, task="edit").sample
+    assert psnr(want.numpy(), found.numpy()) > 110
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mtu_format": 2}, "mtu_format 2 needs a newer"),
+        ({"mtu_format": None}, "mtu_format must be 1"),
+        ({"norm_per_expert": True}, "unknown key 'norm_per_expert'"),
+        ({"num_experts": 0}, "num_experts must be a positive integer"),
+        ({"task_norm": "both"}, "task_norm must be"),
+        ({"tasks": []}, "tasks must be a list"),
+        ({"num_experts": 3}, "weights do not fit"),
+        ({"block_out_channels": [30, 60]}, "describes no UNet"),
+        ({"_class_name": "UNet2DConditionModel"}, "is dense"),
+        ({"_class_name": "os.system"}, "not one of ours"),
+    ],
+)
+def test_configs_that_are_refused(
+    tiny: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        mtu.load(edit_config(tiny, tmp_path / "bad", **changes))
+
+
+def test_task_rows_that_are_refused(tiny: Path, tmp_path: Path) -> None:
+    rows = json.loads((tiny / "unet" / "config.json").read_text())["tasks"]
+    cases = {
+        "there twice": [rows[0], rows[0]],
+        "unknown key 'colour'": [{**rows[0], "colour": 1}],
+        "is not legal": [{**rows[0], "name": "a/b"}],
+        "steps must be": [{**rows[0], "steps": 0}],
+        "unknown guidance kind": [{**rows[0], "guidance": {"kind": "cfg"}}],
+        "guidance 'text' takes text": [{**rows[0], "guidance": {"kind": "text"}}],
+        "unknown conditioning kind": [
+            {**rows[0], "conditioning": [{"kind": "depth", "channels": 1}]}
+        ],
+        "channels must be 1": [{**rows[0], "conditioning": [{"kind": "mask", "channels": 4}]}],
+    }
+    for number, (message, tasks) in enumerate(cases.items()):
+        with pytest.raises(CheckpointError, match=message):
+            mtu.load(edit_config(tiny, tmp_path / str(number), tasks=tasks))
+
+
+def test_tensors_that_do_not_fit_are_named(tiny: Path, tmp_path: Path) -> None:
+    name = "conv_in.edit.weight"
+    cases: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+        f"missing: {name}": lambda rows: rows.pop(name),
+        "unknown: extra.weight": lambda rows: rows.update({"extra.weight": torch.zeros(1)}),
+        f"wrong: {name} has shape": lambda rows: rows.update({name: torch.zeros(32, 4, 3, 3)}),
+        f"'{name}' holds NaN": lambda rows: rows[name].view(-1)[3].fill_(float("nan")),
+    }
+    for number, (message, change) in enumerate(cases.items()):
+        folder = edit_weights(tiny, tmp_path / str(number), change)
+        with pytest.raises(MissingWeights, match=message):
+            mtu.load(folder)
+    with pytest.raises(MissingWeights, match=f"missing: {name}"):
+        MTUUNet2DConditionModel.from_pretrained(tmp_path / "0", subfolder="unet")
+    folder = edit_weights(tiny, tmp_path / "i64", lambda rows: rows.update(x=torch.zeros(2).long()))
+    with pytest.raises(CheckpointError, match="'x' has dtype I64"):
+        mtu.load(folder)

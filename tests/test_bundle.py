@@ -1,0 +1,193 @@
+"""The manifest, and bundles from somewhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mtu_export import bundle, exporter
+from mtu_export.spec import BundleError
+from mtu_export.verify import psnr
+
+
+@pytest.fixture
+def copied(onnx_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(onnx_bundle, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+
+
+def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
+    found = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
+    assert list(found) == [
+        *("schema_version", "name", "created", "versions", "source", "target", "options"),
+        *("scheme", "image", "tasks", "parts", "tokenizers", "latent", "mask", "loop", "proof"),
+    ]
+    assert found["name"] == "edit-onnx-int8"
+    assert found["image"] == {
+        "height": 128,
+        "width": 128,
+        "range": [-1, 1],
+        "fit": "cover",
+        "filter": "lanczos",
+    }
+    assert found["tasks"][0]["conditioning"] == [
+        {"kind": "image_latent", "channels": 4, "scaled": True}
+    ]
+    part = found["parts"][0]
+    assert [row["name"] for row in part["inputs"]] == [
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+    ]
+    assert part["inputs"][0] == {"name": "sample", "shape": [1, 8, 16, 16], "dtype": "float32"}
+    assert part["outputs"][0]["name"] == "out_sample"
+    assert found["scheme"]["weights"] == {"bits": 8, "granularity": "per_channel"}
+    kept = {row["layer"] for row in found["scheme"]["kept_float"]}
+    assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= kept
+    assert {row["rung"] for row in found["proof"]} == {"folded", "quantised"}
+    assert "onnxsim" in found["options"]["simplifier"]
+    assert {path.name for path in onnx_bundle.iterdir()} == {
+        *("manifest.json", "goldens.safetensors", "README.md", "unet", "model_index.json"),
+    }
+
+
+def test_an_app_can_check_itself_with_onnx_runtime_and_numpy_alone(onnx_bundle: Path) -> None:
+    """Goldens and file names, read without our code."""
+    session = onnxruntime.InferenceSession(str(onnx_bundle / "unet" / "model.onnx"))
+    rows = load_file(onnx_bundle / "goldens.safetensors")
+    for case in "012":
+        given = {i.name: rows[f"unet/edit/{case}/{i.name}"] for i in session.get_inputs()}
+        (found,) = session.run(["out_sample"], given)
+        assert psnr(rows[f"unet/edit/{case}/out_sample"], np.asarray(found)) > 35
+
+
+def test_the_artefact_carries_identity_and_nothing_of_the_exporter(onnx_bundle: Path) -> None:
+    model = onnx.load(onnx_bundle / "unet" / "model.onnx")
+    onnx.checker.check_model(model)
+    identity = {row.key: row.value for row in model.metadata_props}
+    assert identity["name"] == "edit-onnx-int8"
+    assert identity["tasks"] == "edit"
+    assert identity["source_sha256"]
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    text = (onnx_bundle / "unet" / "model.onnx").read_bytes()
+    assert b"site-packages" not in text
+    codes = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert len(codes) > 40
+
+
+def test_folder_hash_is_that_of_the_definition(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"1")
+    (tmp_path / "a").write_bytes(b"2")
+    lines = "".join(
+        f"{hashlib.sha256(data).hexdigest()}  {name}\n"
+        for name, data in (("a", b"2"), ("b/x", b"1"))
+    )
+    assert bundle.sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_min_psnr_is_recorded_and_used_again(copied: Path) -> None:
+    def lower(manifest: dict[str, Any]) -> None:
+        manifest["proof"][1]["floor_db"] = 20.0
+
+    edit(copied, lower)
+    (row,) = exporter.check(bundle.read(copied))
+    assert row.floor_db == 20.0
+    (row,) = exporter.check(bundle.read(copied), 70.0)
+    assert row.passed is False
+
+
+def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
+    path = copied / "unet" / "model.onnx"
+    model = onnx.load(path)
+    codes = max(
+        (t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8),
+        key=lambda t: len(t.raw_data),
+    )
+    codes.raw_data = bytes(len(codes.raw_data))
+    onnx.save(model, path)
+    with pytest.raises(BundleError, match=r"sha256 differs|bytes"):
+        bundle.read(copied)
+
+    def rehash(manifest: dict[str, Any]) -> None:
+        part = manifest["parts"][0]
+        part["sha256"] = bundle.sha256(copied / part["path"])
+        part["bytes"] = bundle.size(copied / part["path"])
+
+    edit(copied, rehash)
+    (row,) = exporter.check(bundle.read(copied))
+    assert row.passed is False
+
+
+@pytest.mark.parametrize(
+    "path", ["../b/unet", "/etc", "unet/../unet", "", "C:unet", "none", "a\\b"]
+)
+def test_paths_that_leave_the_bundle_are_refused(copied: Path, path: str) -> None:
+    edit(copied, lambda m: m["parts"][0].update(path=path))
+    with pytest.raises(BundleError, match=r"leaves the bundle|is missing"):
+        bundle.read(copied)
+
+
+def test_links_are_refused(copied: Path) -> None:
+    shutil.move(copied / "unet", copied.parent / "elsewhere")
+    (copied / "unet").symlink_to(copied.parent / "elsewhere")
+    with pytest.raises(BundleError, match="link"):
+        bundle.read(copied)
+    (copied / "unet").unlink()
+    shutil.move(copied.parent / "elsewhere", copied / "unet")
+    (copied / "unet" / "config.json").unlink()
+    (copied / "unet" / "config.json").symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="link"):
+        bundle.read(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": "2.0"}, "schema 2.0 is not readable"),
+        ({"schema_version": "x"}, "schema_version is missing"),
+        ({"parts": {}}, "parts must be list"),
+        ({"proof": [{"a": 1}]}, "proof is malformed"),
+        ({"target": "os"}, "unknown target"),
+    ],
+)
+def test_manifests_that_are_refused(copied: Path, change: dict[str, Any], message: str) -> None:
+    edit(copied, lambda m: m.update(change))
+    with pytest.raises(BundleError, match=message):
+        exporter.check(bundle.read(copied))
+
+
+def test_a_greater_minor_and_its_new_keys_are_read(copied: Path) -> None:
+    edit(copied, lambda m: m.update(schema_version="1.7", colour="blue"))
+    assert bundle.read(copied).bytes > 0
+
+
+def test_damaged_goldens_are_refused(copied: Path) -> None:
+    path = copied / "goldens.safetensors"
+    rows = load_file(path)
+    save_file({k: v for k, v in rows.items() if "/1/" not in k and "sample" not in k}, path)
+    with pytest.raises(BundleError, match=r"goldens"):
+        exporter.check(bundle.read(copied))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BundleError, match="damaged"):
+        exporter.check(bundle.read(copied))
+    path.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        exporter.check(bundle.read(copied))

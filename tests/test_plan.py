@@ -1,0 +1,68 @@
+"""Words to plan: defaults, names, contradictions; no toolchain, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtu_export import plan
+from mtu_export.spec import (
+    CheckpointError,
+    OutputExists,
+    PlanError,
+    UnknownName,
+    Unsupported,
+)
+
+
+def test_defaults(tiny: Path) -> None:
+    found = plan.resolve(target="onnx", model=tiny, task="edit")
+    assert (found.height, found.width, found.factor, found.batch) == (128, 128, 8, 1)
+    assert found.latent_size == (16, 16)
+    assert found.out == Path("edit-onnx-fp32")
+    assert found.scheme.name == "fp32"
+    assert found.options.opset == 20
+    assert plan.resolve(target="coreml", task="sr").checkpoint.name == "tiny-random"
+
+
+def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
+    assert plan.resolve(target="onnx", model=make_tiny(tasks=["sr"])).tasks[0].name == "sr"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        ({"task": "paint"}, UnknownName, "unknown task 'paint'; choose from: t2i, edit, sr"),
+        ({"task": None}, PlanError, "name a --task; this checkpoint has: t2i"),
+        ({"target": "tflite"}, UnknownName, "'tflite'; choose from: coreml, executorch, onnx"),
+        ({"scheme": "int3"}, UnknownName, "unknown scheme 'int3'; choose from: fp32, fp16, int8"),
+        ({"batch": 0}, PlanError, "--batch"),
+        ({"seed": -1}, PlanError, "--seed"),
+        ({"height": 100}, PlanError, "--height must be a multiple of 16"),
+        ({"width": 10**6}, PlanError, "--width must be a multiple of 16"),
+        ({"min_psnr": -3}, PlanError, "--min-psnr"),
+        ({"options": {"opset": 7}}, Unsupported, "opset 7; choose from: 18"),
+        ({"options": {"colour": 7}}, UnknownName, "unknown option of onnx 'colour'"),
+        ({"model": "/nowhere/at/all"}, CheckpointError, "no checkpoint folder"),
+        ({"target": "executorch", "scheme": "fp16"}, Unsupported, r"0\.89 x .* use int8 or fp32"),
+        ({"task": ["t2i", "sr"]}, Unsupported, "one task a bundle for now"),
+        ({"target": "diffusers", "task": ["t2i", "sr"]}, Unsupported, "holds one task"),
+        ({"target": "coreml", "options": {"deployment_target": "iOS9"}}, PlanError, "iOS16"),
+    ],
+)
+def test_refusals(
+    tiny: Path, words: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    given = {"target": "onnx", "model": tiny, "task": "edit", **words}
+    with pytest.raises(kind, match=message):
+        plan.resolve(**given)  # type: ignore[arg-type]
+
+
+def test_an_existing_output_is_refused_before_any_work(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExists, match="pass --force"):
+        plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path)
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(PlanError, match="replaces only a folder with"):
+        plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path, force=True)

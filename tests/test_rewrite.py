@@ -1,0 +1,44 @@
+"""Rewrites keep the mathematics and do change the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtu_export import rewrite
+from mtu_export.models import mtu
+from mtu_export.spec import UnknownName
+from mtu_export.verify import psnr
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
+def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    pipeline = mtu.load(folder)
+    unet = mtu.specialise(pipeline, pipeline.components["unet"].task("sr")).module
+    random = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 8, 16, 16, generator=random), torch.tensor([7.0])]
+    given.append(torch.randn(2, 77, 32, generator=random))
+    added = None
+    if name == "tiny_sdxl":
+        added = {"text_embeds": torch.randn(2, 32), "time_ids": torch.full((2, 6), 128.0)}
+    with torch.no_grad():
+        want = unet(*given, added_cond_kwargs=added).sample
+        for step in ("attention", "geglu"):
+            before = str(
+                torch.export.export(unet, tuple(given), {"added_cond_kwargs": added}).graph
+            )
+            rewrite.apply(unet, [step])
+            after = str(torch.export.export(unet, tuple(given), {"added_cond_kwargs": added}).graph)
+            gone = {"attention": "scaled_dot_product_attention", "geglu": "chunk"}[step]
+            assert gone in before
+            assert gone not in after or step == "geglu"
+            assert after.count("chunk") < before.count("chunk") or step == "attention"
+            assert psnr(want.numpy(), unet(*given, added_cond_kwargs=added).sample.numpy()) > 110
+
+
+def test_unknown_rewrites_are_refused() -> None:
+    with pytest.raises(UnknownName, match="attention, geglu"):
+        rewrite.apply(torch.nn.Identity(), ["flash"])
