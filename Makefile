@@ -1,0 +1,53 @@
+# Two commands do all set-up on a machine with Python 3.11-3.13 and make: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+SD15 ?= $(HOME)/.cache/mtu-export/sd15
+
+.PHONY: setup demo test check conformance fold-table sd15 clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed; name it with: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+## Export `inpaint` int8 from the embedded checkpoint to the three targets, verify, print one table.
+demo: setup
+	@for target in onnx coreml executorch; do \
+	  echo "mtu-export $$target --task inpaint --int8"; \
+	  $(BIN)/mtu-export $$target --task inpaint --int8 --force \
+	    -o $(DEMO)/inpaint-$$target-int8 > $(DEMO).log || exit $$?; \
+	done
+	@$(BIN)/mtu-export verify $(DEMO)/inpaint-onnx-int8 $(DEMO)/inpaint-coreml-int8 \
+	  $(DEMO)/inpaint-executorch-int8
+
+## The whole test suite.
+test: setup
+	$(BIN)/pytest
+
+## Format, lint, types, fast tests and import rules: under three minutes.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -m "not slow"
+
+## Every task x target x scheme on tiny checkpoints -> benchmarks/results/conformance.* (an hour).
+conformance: setup
+	$(BIN)/python benchmarks/conformance.py
+
+## Largest error of the fold by number of experts -> benchmarks/results/fold.*
+fold-table: setup
+	$(BIN)/python benchmarks/fold.py
+
+## SD 1.5 size: `inpaint` to ONNX fp32 and Core ML int8 -> benchmarks/results/sd15.*
+sd15: setup
+	$(BIN)/python benchmarks/sd15.py
+
+clean:
+	rm -rf build $(VENV)
