@@ -67,15 +67,15 @@ def main() -> None:
     lines = [
         "# SD 1.5 size (869 M parameters, 512 x 512, random weights)",
         "",
-        "Made by `make sd15` from `sd15.json`. Wall time includes loading, folding, the live-router "
-        "goldens and the verification; the machine has 2 cores and was shared.",
+        "Made by `make sd15` from `sd15.json`. Wall time includes loading, folding, the goldens of "
+        "the live router and the verification; the machine has 2 cores and was shared.",
         "",
         "| what | wall | peak RSS | bytes | proof |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
         proof = "; ".join(
-            f"{v['rung']} " + (f"{v['psnr_db']} dB" if v["psnr_db"] else f"not run ({v['reason']})")
+            f"{v['rung']} " + (f"{v['psnr_db']} dB" if v["psnr_db"] else v["reason"])
             for v in row.get("proof", ())
         )
         size = f"{row['bytes']:,}" if "bytes" in row else ""

@@ -1,0 +1,64 @@
+"""Put the measured tables into README.md, between its two markers, from benchmarks/results.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: made by `python benchmarks/readme.py` -->", "<!-- /results -->"
+
+
+def spread(rows: list[dict[str, Any]], key: str) -> str:
+    """Smallest and largest PSNR of a rung over rows."""
+    values = sorted(row["proof"][key] for row in rows if row["exit"] == 0)
+    return f"{values[0]:.1f} to {values[-1]:.1f} dB" if values else "none"
+
+
+def conformance(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a checkpoint, target and scheme: PSNR and bytes over all tasks."""
+    lines = [
+        "| checkpoint (random weights) | target | scheme | tasks passed | PSNR | bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    keys = dict.fromkeys((r["checkpoint"], r["target"], r["scheme"]) for r in rows)
+    for key in keys:
+        found = [r for r in rows if (r["checkpoint"], r["target"], r["scheme"]) == key]
+        good = [r for r in found if r["exit"] == 0]
+        rung = "quantised" if key[2] == "int8" else "exported"
+        size = f"{max(r['bytes'] for r in good) / 1e6:.2f} MB" if good else ""
+        lines.append(
+            f"| {' | '.join(key)} | {len(good)} of {len(found)} | {spread(good, rung)} | {size} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Rewrite the block between the markers."""
+    rows = json.loads((HERE / "results" / "conformance.json").read_text("utf-8"))
+    sd15 = (HERE / "results" / "sd15.md").read_text("utf-8").split("\n\n", 1)[1].strip()
+    text = "\n".join(
+        [
+            BEGIN,
+            "Each task of a tiny SD and a tiny SDXL checkpoint against the live-router model "
+            "([all rows](benchmarks/results/conformance.md), "
+            "[the fold alone](benchmarks/results/fold.md)):",
+            "",
+            *conformance(rows),
+            "",
+            "At the size of SD 1.5 (869 M parameters, 512 x 512, random weights). " + sd15,
+            END,
+        ]
+    )
+    page = README.read_text("utf-8")
+    before, _, rest = page.partition(BEGIN)
+    README.write_text(before + text + rest.partition(END)[2], "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""One table: each target x scheme on a mini model; damaged artefacts; what each one refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtu_export import bundle, targets
+from mtu_export.spec import BundleError, ToolchainError
+from mtu_export.verify import psnr
+
+from .conftest import OUT, SPEC, MakeMini
+
+ROWS = [
+    ("onnx", "fp32", 110),
+    ("onnx", "fp16", 60),
+    ("onnx", "int8", 38),
+    ("coreml", "fp32", None),
+    ("coreml", "fp16", None),
+    ("coreml", "int8", None),
+    ("executorch", "fp32", 110),
+    ("executorch", "int8", 33),
+]
+IDENTITY = {"name": "mini", "tasks": "t2i"}
+
+
+@pytest.mark.parametrize(("name", "scheme", "floor"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
+def test_a_target_lowers_reads_and_runs(
+    name: str, scheme: str, floor: float | None, mini: MakeMini, tmp_path: Path
+) -> None:
+    target = targets.load(name)
+    program, plan, cases, wanted, _ = mini(name, scheme)
+    lowered = target.lower(program, plan, tmp_path, IDENTITY)
+    path, entry = tmp_path / lowered.path, lowered.entries["t2i"]
+    found = target.structure(path, entry)
+    assert found.inputs == (SPEC,)
+    assert found.outputs == (OUT,)
+    assert found.identity == IDENTITY
+    assert sum(found.operators.values()) >= 1
+    runner, reason = target.runner()
+    if runner is None:
+        assert reason
+        with pytest.raises(ToolchainError):
+            target.open(path, entry)
+        return
+    assert floor is not None
+    session = target.open(path, entry)
+    outputs = [session(case)["out_sample"] for case in cases]
+    assert min(psnr(w["out_sample"], o) for w, o in zip(wanted, outputs, strict=True)) > floor
+    assert outputs[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
+def test_int8_codes_arrive_bit_for_bit(name: str, mini: MakeMini, tmp_path: Path) -> None:
+    program, plan, _, _, module = mini(name, "int8")
+    lowered = targets.load(name).lower(program, plan, tmp_path, IDENTITY)
+    data = b"".join(f.read_bytes() for f in bundle.files_of(tmp_path / lowered.path))
+    for layer in ("first", "second", "last"):
+        codes = module.get_submodule(layer).codes.numpy()  # type: ignore[union-attr, operator]
+        forms = [codes, np.moveaxis(codes, 1, -1)] if codes.ndim == 4 else [codes, codes.T]
+        assert any(np.ascontiguousarray(form).tobytes() in data for form in forms), layer
+
+
+@pytest.mark.parametrize("name", ["onnx", "executorch"])
+def test_rows_of_zeros_run(name: str, mini: MakeMini, tmp_path: Path) -> None:
+    target = targets.load(name)
+    program, plan, cases, wanted, _ = mini(name, "int8", dead=True)
+    lowered = target.lower(program, plan, tmp_path, IDENTITY)
+    session = target.open(tmp_path / lowered.path, lowered.entries["t2i"])
+    assert psnr(wanted[0]["out_sample"], session(cases[0])["out_sample"]) > 30
+
+
+@pytest.mark.parametrize("name", ["iOS16", "iOS17", "iOS18"])
+def test_core_ml_stores_codes_compressed_for_every_system(
+    name: str, mini: MakeMini, tmp_path: Path
+) -> None:
+    program, plan, *_ = mini("coreml", "int8", deployment_target=name)
+    target = targets.load("coreml")
+    lowered = target.lower(program, plan, tmp_path, IDENTITY)
+    found = target.structure(tmp_path / lowered.path, lowered.entries["t2i"])
+    kind = "blockwise_shift_scale" if name == "iOS18" else "affine_dequantize"
+    assert found.operators[f"constexpr_{kind}"] == 3
+
+
+@pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
+def test_damaged_artefacts_are_bundle_errors(name: str, mini: MakeMini, tmp_path: Path) -> None:
+    """Cut or changed anywhere: read, or refused as ``BundleError``; never anything else."""
+    target = targets.load(name)
+    program, plan, *_ = mini(name, "int8")
+    (tmp_path / "good").mkdir()
+    lowered = target.lower(program, plan, tmp_path / "good", IDENTITY)
+    files = [
+        f.relative_to(tmp_path / "good")
+        for f in bundle.files_of(tmp_path / "good" / lowered.path)
+        if not f.name.endswith("config.json")
+    ]
+
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(
+        file=st.sampled_from(files),
+        cut=st.booleans(),
+        where=st.floats(0, 1),
+        byte=st.binary(min_size=1, max_size=4),
+    )
+    def damage(file: Path, cut: bool, where: float, byte: bytes) -> None:
+        bad = tmp_path / "bad"
+        shutil.rmtree(bad, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", bad)
+        data = bytearray((bad / file).read_bytes())
+        at = int(where * (len(data) - 1))
+        data[at:] = b"" if cut else byte + data[at + len(byte) :]
+        (bad / file).write_bytes(data)
+        try:
+            target.structure(bad / lowered.path, lowered.entries["t2i"])
+        except BundleError as error:
+            assert "\n" not in str(error)
+
+    damage()
+    for file in files:
+        bad = tmp_path / "bad"
+        shutil.rmtree(bad, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", bad)
+        (bad / file).write_bytes(b"")
+        with pytest.raises(BundleError):
+            target.structure(bad / lowered.path, lowered.entries["t2i"])

@@ -1,0 +1,82 @@
+"""The axes multiplied on real toolchains: targets x schemes, tasks, families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtu_export import bundle, exporter, models, plan, targets
+from mtu_export.catalog import SCHEMES
+from mtu_export.spec import Unsupported
+
+from .conftest import TASKS
+
+MATRIX = [(t, s) for t in targets.names() for s in SCHEMES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "scheme"), MATRIX, ids=[f"{t}-{s}" for t, s in MATRIX])
+def test_every_target_exports_every_scheme_it_accepts(
+    target: str, scheme: str, tmp_path: Path
+) -> None:
+    words = {"target": target, "scheme": scheme, "task": "inpaint", "out": tmp_path / "b"}
+    try:
+        resolved = plan.resolve(**words)
+    except Unsupported as refusal:
+        assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
+        return
+    found = exporter.export(resolved)
+    rungs = {row.rung: row for row in found.proof}
+    last = rungs["quantised" if scheme == "int8" else "exported"]
+    assert rungs["folded"].passed
+    if targets.load(target).runner()[0] is None:
+        assert last.passed is None
+        assert last.reason
+    else:
+        assert last.passed
+    assert [row.passed for row in exporter.check(bundle.read(found.folder))] == [last.passed]
+    if target == "executorch" and scheme == "int8":
+        assert found.manifest["scheme"]["calibration"] == "seeded"
+        assert found.manifest["scheme"]["activations"] == "static_int8"
+        outside = found.manifest["options"]["outside"]
+        assert not any(
+            k.startswith(("aten_convolution", "aten_linear", "aten_bmm")) for k in outside
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "inpaint"])
+def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
+    found = exporter.export(
+        plan.resolve(target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64)
+    )
+    shape = found.parts[0].inputs[0].shape
+    assert shape[0] == 2
+    assert shape[2:] == (8, 16)
+    assert all(row.passed for row in found.proof)
+
+
+@pytest.mark.slow
+def test_sdxl_exports_with_its_extra_inputs(tiny_sdxl: Path, tmp_path: Path) -> None:
+    found = exporter.export(
+        plan.resolve(target="onnx", model=tiny_sdxl, task="edit", scheme="int8", out=tmp_path / "b")
+    )
+    names = [spec.name for spec in found.parts[0].inputs]
+    assert names == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
+    assert all(row.passed for row in found.proof)
+
+
+def test_every_family_fulfils_the_protocol() -> None:
+    for name in models.names():
+        family = models.load(name)
+        assert all(callable(getattr(family, verb)) for verb in ("load", "graph", "specialise"))
+
+
+def test_every_target_fulfils_the_protocol() -> None:
+    for name in targets.names():
+        target = targets.load(name)
+        assert target.default_scheme in SCHEMES
+        assert target.suffix.startswith(".")
+        for verb in ("check", "lower", "structure", "runner", "open"):
+            assert callable(getattr(target, verb))
