@@ -1,6 +1,6 @@
 """Every task x target x scheme on tiny SD and SDXL checkpoints: dB and bytes.
 
-    python benchmarks/conformance.py [--targets onnx executorch] [--out benchmarks/results]
+    python benchmarks/conformance.py [--targets onnx executorch] [--checkpoints tiny tiny-sdxl]
 
 One export is one child process of `mtu-export ... --json`. A row that is done is kept under
 `~/.cache/mtu-export/conformance` and not run again, so the run can be stopped at any time;
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def checkpoint(architecture: str) -> Path:
 
 def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
     """The row of one export: verdicts, bytes, seconds, or the error."""
-    out = STATE / "bundle"
+    out = STATE / f"bundle-{os.getpid()}"
     shutil.rmtree(out, ignore_errors=True)
     words = ("--task", task, "--scheme", scheme, "-o", str(out), "--json")
     start = time.monotonic()
@@ -113,6 +114,8 @@ def main() -> None:
     """Run what is not done yet, then write the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--targets", nargs="+", default=["onnx", "executorch"])
+    parser.add_argument("--checkpoints", nargs="+", default=CHECKPOINTS)
+    parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--fresh", action="store_true")
     words = parser.parse_args()
@@ -120,8 +123,8 @@ def main() -> None:
         shutil.rmtree(STATE, ignore_errors=True)
     rows = []
     for target in words.targets:
-        for architecture in CHECKPOINTS:
-            for scheme in SCHEMES:
+        for architecture in words.checkpoints:
+            for scheme in words.schemes:
                 for task in TASKS:
                     kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
                     if not kept.is_file():

@@ -29,6 +29,14 @@ MTU_KEYS = (
     "task_norm",
 )
 """Keys that ``unet/config.json`` has beside those of a stock UNet."""
+STOCK_DEFAULTS: Mapping[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": None,
+    "cross_attention_dim": 1280,
+    "block_out_channels": [320, 640, 1280, 1280],
+}
+"""Defaults of the stock UNet for the keys that are read here; a config may leave them out."""
 CLASS_SUFFIX = "UNet2DConditionModel"
 EMBEDDED = Path(__file__).parent / "checkpoints" / "tiny-random"
 WEIGHTS = "diffusion_pytorch_model"
@@ -36,6 +44,8 @@ SHARD_BYTES = 2_000_000_000
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HEADER_LIMIT = 100_000_000
+_LARGEST = 2**24
+_DEEPEST = 128
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -93,12 +103,51 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``unet/config.json``, with its format and its family's class name checked."""
+    """``unet/config.json`` with the stock defaults; format, family and sizes are checked."""
     if not (folder / "unet").is_dir():
         raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
-    config = read_json(folder / "unet" / "config.json")
+    config = {**STOCK_DEFAULTS, **read_json(folder / "unet" / "config.json")}
     family(config)
+    _check_format(config)
+    check_sizes(config)
     return config
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse sizes of another type than a UNet's, or absurd ones, before anything is built."""
+    where = "unet/config.json"
+    for key in ("in_channels", "out_channels", "cross_attention_dim"):
+        value = config.get(key, STOCK_DEFAULTS[key])
+        if not _is_size(value):
+            raise CheckpointError(f"{where}: {key} must be a positive integer, got {value!r}")
+    levels = config.get("block_out_channels", STOCK_DEFAULTS["block_out_channels"])
+    if not isinstance(levels, (list, tuple)) or not levels or not all(map(_is_size, levels)):
+        raise CheckpointError(f"{where}: block_out_channels must be a list of positive integers")
+    for key, value in config.items():
+        rows = [value]
+        while rows:
+            row = rows.pop()
+            rows += row if isinstance(row, (list, tuple)) else ()
+            if isinstance(row, int) and abs(row) > _LARGEST:
+                raise CheckpointError(f"{where}: {key} is absurdly large: {row}")
+            deep = key.endswith(("layers_per_block", "num_experts")) and isinstance(row, int)
+            if (deep and row > _DEEPEST) or (isinstance(row, (list, tuple)) and len(row) > 4096):
+                raise CheckpointError(f"{where}: {key} is absurdly large")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_format(config: Mapping[str, Any]) -> None:
+    version = config.get("mtu_format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"unet/config.json: mtu_format must be {FORMAT}, got {version!r}")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"unet/config.json: mtu_format {version} needs a newer mtu-export "
+            f"(this one reads format {FORMAT})"
+        )
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -130,17 +179,11 @@ def tasks(config: Mapping[str, Any]) -> tuple[Task, ...]:
 def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
     """Refuse a newer format, unknown keys and values that format 1 does not allow."""
     where = "unet/config.json"
-    version = config.get("mtu_format")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{where}: mtu_format must be {FORMAT}, got {version!r}")
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{where}: mtu_format {version} needs a newer mtu-export "
-            f"(this one reads format {FORMAT})"
-        )
+    _check_format(config)
+    check_sizes(config)
     for key in ("num_experts", "task_embedding_dim", "router_hidden_dim"):
         value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not _is_size(value):
             raise CheckpointError(f"{where}: {key} must be a positive integer, got {value!r}")
     if config.get("task_norm", "replace") not in ("replace", "stacked"):
         raise CheckpointError(

@@ -139,7 +139,7 @@ def _target_command(name: str) -> Callable[..., None]:
         )
     rows = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in common]
     command.__signature__ = inspect.Signature([*rows, *own])  # type: ignore[attr-defined]
-    command.__doc__ = f"Export tasks to {(target.__doc__ or name).splitlines()[0]}"
+    command.__doc__ = f"Export a task to {(target.__doc__ or name).partition(':')[0]}, with proof."
     return command
 
 

@@ -7,6 +7,7 @@ checkpoint ─load─▶ Pipeline ─golden─▶ ─specialise─▶ ─rewrite
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         manifest = _manifest(plan, identity, lowered, kept)
         manifest["parts"] = [_part(program, lowered, cost, plan, folder)]
         del program
+        gc.collect()  # graphs are cyclic: free their weights before a runtime loads them again
         bundle.write_goldens(folder, {f"unet/{task.name}": list(zip(cases, wanted, strict=True))})
         for path in plan.checkpoint.glob("LICENSE*"):
             shutil.copyfile(path, folder / path.name)

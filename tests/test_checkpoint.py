@@ -120,3 +120,34 @@ def test_shards_hold_no_more_than_asked(tmp_path: Path) -> None:
     found = checkpoint.headers(tmp_path / "w")
     assert len({row.file for row in found.values()}) == 4
     assert all(torch.equal(checkpoint.tensor(found, name), value) for name, value in rows)
+
+
+def test_stock_defaults_are_those_of_diffusers() -> None:
+    import inspect
+
+    from diffusers import UNet2DConditionModel
+
+    stock = inspect.signature(UNet2DConditionModel.__init__).parameters
+    for key, value in checkpoint.STOCK_DEFAULTS.items():
+        default = stock[key].default
+        assert (list(default) if isinstance(default, tuple) else default) == value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers_per_block": 10**9},
+        {"block_out_channels": [10**12]},
+        {"block_out_channels": "wide"},
+        {"block_out_channels": []},
+        {"in_channels": True},
+        {"cross_attention_dim": [1, 2]},
+        {"num_experts": 10**6},
+        {"norm_num_groups": 10**30},
+    ],
+)
+def test_absurd_sizes_are_refused_at_once(unet: Path, change: dict[str, object]) -> None:
+    path = unet / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}), "utf-8")
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        checkpoint.read_config(unet.parent)

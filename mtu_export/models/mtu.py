@@ -177,7 +177,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         """
         folder = checkpoint.locate(pretrained_model_name_or_path)
         home = folder / (kwargs.get("subfolder") or "")
-        config = checkpoint.read_json(home / "config.json")
+        config = {**checkpoint.STOCK_DEFAULTS, **checkpoint.read_json(home / "config.json")}
         found = checkpoint.headers(home)
         _meta_model(config, found)
         kwargs.setdefault("expert_widths", _expert_widths(found))
@@ -265,7 +265,8 @@ def load(folder: Path) -> Pipeline:
     state: dict[str, Tensor] = {}
     for name in found:
         state[name] = checkpoint.tensor(found, name).to(torch.float32)
-        if not bool(torch.isfinite(state[name]).all()):
+        bounds = torch.stack(torch.aminmax(state[name]))  # no copy, and NaN shows in both
+        if not bool(torch.isfinite(bounds).all()):
             raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
     unet.load_state_dict(state, strict=True, assign=True)
     unet.requires_grad_(False).eval()
