@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 ## Export `inpaint` int8 from the embedded checkpoint to the three targets, verify, print one table.
 demo: setup
+	@mkdir -p $(DEMO)
 	@for target in onnx coreml executorch; do \
 	  echo "mtu-export $$target --task inpaint --int8"; \
 	  $(BIN)/mtu-export $$target --task inpaint --int8 --force \
