@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,9 +20,12 @@ from mtu_export.spec import Arrays, BundleError, TensorSpec, Verdict
 SCHEMA = (1, 0)
 MANIFEST = "manifest.json"
 GOLDENS = "goldens.safetensors"
+CASES = 3
+"""Golden cases of a part and task, one a timestep."""
 _MANIFEST_LIMIT = 64_000_000
 _CHUNK = 1 << 20
-_KEYS = {
+_Types = type | tuple[type, ...]
+_KEYS: Mapping[str, _Types] = {
     "schema_version": str,
     "name": str,
     "created": str,
@@ -40,7 +42,39 @@ _KEYS = {
     "mask": dict,
     "proof": list,
 }
-_PART_KEYS = {
+_NESTED: Mapping[str, Mapping[str, _Types]] = {
+    "source": {"name": str, "family": str, "sha256": str, "model_config": dict},
+    "scheme": {"name": str, "weights": dict, "activations": str, "kept_float": list},
+    "image": {"height": int, "width": int},
+    "latent": {"channels": int, "factor": int, "scaling_factor": (int, float)},
+    "mask": {},
+}
+_TASK_KEYS: Mapping[str, _Types] = {
+    "name": str,
+    "conditioning": list,
+    "guidance": dict,
+    "steps": int,
+    "parts": list,
+    "entry": str,
+}
+_COST_KEYS: Mapping[str, _Types] = {
+    "parameters": int,
+    "flops_conv_linear": int,
+    "flops_total": int,
+    "weight_bytes": int,
+}
+_PROOF_KEYS: Mapping[str, _Types] = {
+    "component": str,
+    "task": str,
+    "rung": str,
+    "psnr_db": (int, float, type(None)),
+    "max_abs": (int, float, type(None)),
+    "floor_db": (int, float),
+    "runner": (str, type(None)),
+    "passed": (bool, type(None)),
+    "reason": (str, type(None)),
+}
+_PART_KEYS: Mapping[str, _Types] = {
     "component": str,
     "path": str,
     "bytes": int,
@@ -79,8 +113,9 @@ class Bundle:
 
     @property
     def proof(self) -> tuple[Verdict, ...]:
-        """The verdicts that the export recorded."""
-        return tuple(Verdict(**row) for row in self.manifest["proof"])
+        """The verdicts that the export recorded; keys of a newer minor schema are left out."""
+        names = [row.name for row in fields(Verdict)]
+        return tuple(Verdict(**{n: row[n] for n in names}) for row in self.manifest["proof"])
 
 
 # -------------------------------------------------------------------------------------- hashes
@@ -183,11 +218,6 @@ def _proof_row(row: Mapping[str, Any]) -> str:
     )
 
 
-def verdict_row(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as a row of ``proof``."""
-    return asdict(verdict)
-
-
 # ---------------------------------------------------------------------------------------- read
 
 
@@ -195,13 +225,16 @@ def read(folder: Path) -> Bundle:
     """Read and check a bundle: schema, paths inside the folder, no links, sizes and hashes."""
     manifest = _manifest(folder)
     _typed(manifest, _KEYS, MANIFEST)
+    for key, rows in _NESTED.items():
+        _typed(manifest[key], rows, f"{MANIFEST}: {key}")
+    for key, rows in (("tasks", _TASK_KEYS), ("proof", _PROOF_KEYS)):
+        for index, row in enumerate(manifest[key]):
+            _typed(row, rows, f"{MANIFEST}: {key}[{index}]")
     parts = tuple(_part(folder, row, i) for i, row in enumerate(manifest["parts"]))
-    try:
-        found = Bundle(folder=folder, manifest=manifest, parts=parts)
-        _ = found.proof
-    except (TypeError, ValueError):
-        raise BundleError(f"{MANIFEST}: proof is malformed") from None
-    return found
+    names = {task["name"] for task in manifest["tasks"]}
+    if not parts or not names or any(set(part.entries) != names for part in parts):
+        raise BundleError(f"{MANIFEST}: parts and tasks do not name the same entries")
+    return Bundle(folder=folder, manifest=manifest, parts=parts)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -211,7 +244,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
         raise BundleError(f"{path} is a link or too large")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(manifest, dict):
@@ -226,14 +259,23 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _typed(found: Any, keys: Mapping[str, type], where: str) -> None:
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _typed(found: Any, keys: Mapping[str, _Types], where: str) -> None:
+    """Refuse an object that lacks a key or has a value of another type or beyond a float."""
     if not isinstance(found, dict):
         raise BundleError(f"{where} is not an object")
     for key, kind in keys.items():
         if key not in found:
             raise BundleError(f"{where}: key {key!r} is missing")
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            raise BundleError(f"{where}: {key} must be {kind.__name__}")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        value = found[key]
+        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if wrong or (isinstance(value, (int, float)) and not abs(value) < 1e18):
+            names = " or ".join(each.__name__ for each in kinds)
+            raise BundleError(f"{where}: {key} must be {names}")
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -243,6 +285,8 @@ def inside(folder: Path, relative: str) -> Path:
     if odd or not pure.parts or ".." in pure.parts:
         raise BundleError(f"{MANIFEST}: path {relative!r} leaves the bundle")
     path = folder
+    if len(relative) > 255:
+        raise BundleError(f"{MANIFEST}: a path has {len(relative)} characters")
     for name in pure.parts:
         path = path / name
         if path.is_symlink():
@@ -262,7 +306,8 @@ def _part(folder: Path, row: Any, index: int) -> Part:
     if sha256(path) != row["sha256"]:
         raise BundleError(f"{row['path']}: sha256 differs from the manifest's")
     entries = row["entries"]
-    if not entries or not all(isinstance(entry, str) for entry in entries.values()):
+    _typed(row["cost"], _COST_KEYS, f"{where}.cost")
+    if not all(isinstance(entry, str) and 0 < len(entry) < 256 for entry in entries.values()):
         raise BundleError(f"{where}: entries must map tasks to names")
     return Part(
         component=row["component"],
@@ -292,7 +337,7 @@ def read_goldens(bundle: Bundle) -> dict[str, list[tuple[Arrays, Arrays]]]:
     outputs = {(part.component, spec.name) for part in bundle.parts for spec in part.outputs}
     try:
         rows = load_file(inside(bundle.folder, GOLDENS))
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError, KeyError) as error:
         raise BundleError(f"{GOLDENS} is damaged: {error}") from None
     cases: dict[tuple[str, str], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for name in sorted(rows):

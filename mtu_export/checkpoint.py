@@ -89,10 +89,18 @@ def _download(hub_id: str) -> Path:
     return Path(found)
 
 
+def licences(folder: Path) -> list[Path]:
+    """The licence files of a checkpoint; a link that leaves its folder or hub cache is left out."""
+    home = folder.resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    files = [path for path in sorted(folder.glob("LICENSE*")) if path.is_file()]
+    return [path for path in files if home in path.resolve().parents]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a checkpoint; anything else is a ``CheckpointError``."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -100,6 +108,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -130,8 +142,10 @@ def check_sizes(config: Mapping[str, Any]) -> None:
             rows += row if isinstance(row, (list, tuple)) else ()
             if isinstance(row, int) and abs(row) > _LARGEST:
                 raise CheckpointError(f"{where}: {key} is absurdly large: {row}")
-            deep = key.endswith(("layers_per_block", "num_experts")) and isinstance(row, int)
-            if (deep and row > _DEEPEST) or (isinstance(row, (list, tuple)) and len(row) > 4096):
+            deep = key.endswith(("layers_per_block", "num_experts"))
+            if (deep and isinstance(row, int) and row > _DEEPEST) or (
+                isinstance(row, (list, tuple)) and len(row) > 4096
+            ):
                 raise CheckpointError(f"{where}: {key} is absurdly large")
 
 
@@ -193,7 +207,12 @@ def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
     for key in config:
         if not key.startswith("_") and key not in legal:
             raise CheckpointError(f"{where}: unknown key {key!r}")
-    tasks(config)
+    names = {task.name for task in tasks(config)}
+    if config.get("task_norm") == "stacked" and names & {"weight", "bias"}:
+        raise CheckpointError(
+            f"{where}: with stacked norms no task can be named 'weight' or 'bias': these are the "
+            "names of the shared norm's tensors"
+        )
 
 
 def stock_config(config: Mapping[str, Any], in_channels: int) -> dict[str, Any]:
@@ -214,8 +233,10 @@ def weight_files(folder: Path, stem: str = WEIGHTS) -> tuple[Path, ...]:
             raise CheckpointError(f"{index}: weight_map is missing")
         names = sorted({str(name) for name in shards.values()})
         for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{index}: shard {name!r} is not a safetensors file here")
+            if Path(name).name != name or not re.fullmatch(r".{1,200}\.safetensors", name):
+                raise CheckpointError(
+                    f"{index}: shard {name[:80]!r} is not a safetensors file here"
+                )
         files = tuple(folder / name for name in names)
     elif single.exists():
         files = (single,)
@@ -272,7 +293,7 @@ def _entry(file: Path, name: str, row: Any, data: int) -> Header:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{file}: tensor {name!r} has a damaged header or is cut") from None
-    if dtype not in _SIZES:
+    if not isinstance(dtype, str) or dtype not in _SIZES:
         raise CheckpointError(
             f"{file}: tensor {name!r} has dtype {dtype}; legal: {', '.join(_SIZES)}"
         )

@@ -55,7 +55,7 @@ SchemeName = Annotated[str | None, typer.Option("--scheme", help=f"One of: {', '
 
 
 def _print_json(found: Any) -> None:
-    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
 # -------------------------------------------------------------------------------------- exports
@@ -213,7 +213,7 @@ def upcycle(
     Without a source: upcycle --arch tiny --random OUT
     """
     from mtu_export import plan
-    from mtu_export.draft import refuse_existing
+    from mtu_export.draft import CHECKPOINT, refuse_existing
 
     if random and arch is None:
         raise PlanError(f"--random needs --arch: {', '.join(ARCHITECTURES)}")
@@ -231,7 +231,7 @@ def upcycle(
         raise UnknownName("architecture", arch, list(ARCHITECTURES))
     words = task or (list(TASKS)[:4] if random else [])
     plan.task_rows(words, ARCHITECTURES.get(arch or "", {}))
-    refuse_existing(out, force, "model_index.json")
+    refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint
@@ -274,9 +274,10 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Run bundles against their goldens, each in its own runtime; exit 1 below a floor."""
-    from mtu_export import bundle, exporter
+    from mtu_export import bundle, exporter, plan
     from mtu_export import verify as room
 
+    plan.check_floor(min_psnr)
     console = Console(verbose=verbose)
     found: list[tuple[Any, list[Verdict]]] = []
     for folder in bundles:
@@ -360,7 +361,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted; nothing was written", 130
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory", ResourceError.exit_code
     if hasattr(error, "format_message"):  # a usage error of typer
         return str(error.format_message()), PlanError.exit_code  # type: ignore[attr-defined]

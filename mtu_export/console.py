@@ -57,9 +57,12 @@ class Console:
             return
         from rich.console import Console as Rich
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.text import Text
 
+        name = plain(name)
         rich = Rich(file=self.stream, highlight=False)
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        text = TextColumn("{task.description}", markup=False)
+        columns = SpinnerColumn(), text, TimeElapsedColumn()
         start = time.monotonic()
         with Progress(
             *columns,
@@ -73,19 +76,26 @@ class Console:
             yield
         seconds = time.monotonic() - start
         took = f"{seconds:.0f} s" if seconds >= _SLOW_SECONDS else ""
-        rich.print(f"[green]✓[/green] {name} [dim]{took}[/dim]")
+        rich.print(Text.assemble(("✓ ", "green"), name, (f" {took}" if took else "", "dim")))
+
+
+def plain(text: str) -> str:
+    """``text`` without what a terminal would obey: control characters and lone surrogates."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print one table on standard output."""
     from rich.console import Console as Rich
     from rich.table import Table
+    from rich.text import Text
 
     # A pipe or a log has no width of its own: let no column be cut there.
     rich = Rich(highlight=False, width=None if sys.stdout.isatty() else 160)
-    found = Table(*head, title=title, title_justify="left")
+    title_text = Text(plain(title)) if title is not None else None
+    found = Table(*head, title=title_text, title_justify="left")
     for row in rows:
-        found.add_row(*row)
+        found.add_row(*(Text(plain(cell)) for cell in row))
     rich.print(found)
 
 

@@ -3,33 +3,73 @@
 from __future__ import annotations
 
 import errno
+import glob
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtu_export.spec import OutputExists, PlanError, ResourceError
 
-_RESOURCE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+_BAD_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.ELOOP)
 
 
-def refuse_existing(out: Path, force: bool, marker: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """By which a folder of our making is known: a JSON file with ``key`` (and ``value``)."""
+
+    file: str
+    key: str
+    value: str | None = None
+
+    def is_on(self, folder: Path) -> bool:
+        """Whether ``folder`` carries the mark."""
+        path = folder / self.file
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        if not isinstance(found, dict) or self.key not in found:
+            return False
+        return self.value is None or found[self.key] == self.value
+
+
+BUNDLE = Mark(file="manifest.json", key="schema_version")
+CHECKPOINT = Mark(file="model_index.json", key="_class_name", value="MTUPipeline")
+FOLDED = Mark(file="config.json", key="_folded_by", value="mtu-export")
+
+
+def refuse_existing(out: Path, force: bool, mark: Mark, source: Path | None = None) -> None:
     """Refuse an output that is there, or that ``force`` would not replace by its like.
 
-    ``marker`` is the file by which a folder of our making is known: nothing else is deleted.
+    Only an empty folder or one with ``mark`` is replaced, and never one that is or holds
+    ``source``. Raises ``OutputExists`` and ``PlanError``.
     """
-    if not out.is_symlink() and not out.exists():
-        return
-    if not force:
-        raise OutputExists(out)
-    replaceable = out.is_dir() and not out.is_symlink()
-    if not replaceable or not ((out / marker).is_file() or not any(out.iterdir())):
-        raise PlanError(f"--force replaces only a folder with {marker}; {str(out)!r} has none")
+    try:
+        there = out.is_symlink() or out.exists()
+        real = out.resolve()
+        if source is not None and (real == source.resolve() or real in source.resolve().parents):
+            raise PlanError(f"output {str(out)!r} is or holds the source {str(source)!r}")
+        if not there:
+            return
+        if not force:
+            raise OutputExists(out)
+        ours = out.is_dir() and not out.is_symlink()
+        if not ours or not (mark.is_on(out) or not any(out.iterdir())):
+            raise PlanError(
+                f"--force replaces only what this command made; {str(out)!r} has no {mark.file} "
+                "of ours"
+            )
+    except OSError as error:
+        raise _refusal(error, out) from None
 
 
 @contextmanager
-def draft(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
+def draft(out: Path, *, force: bool, mark: Mark, source: Path | None = None) -> Iterator[Path]:
     """A private folder beside ``out`` that takes its place at the end.
 
     After an error or an interruption nothing of it is left and an older ``out`` is untouched.
@@ -37,22 +77,46 @@ def draft(out: Path, *, force: bool, marker: str) -> Iterator[Path]:
     ``ResourceError`` (no space, no permission).
     """
     out = out.absolute()
-    refuse_existing(out, force, marker)
-    private = out.parent / f".{out.name}.{os.getpid()}.partial"
+    refuse_existing(out, force, mark, source)
+    made = [parent for parent in out.parents if not parent.exists()]
+    private: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out)
-        private.mkdir()
+        prefix = f".{out.name[:80]}.{os.getpid()}."
+        private = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
         yield private
-        refuse_existing(out, force, marker)
+        _open_modes(private)
+        refuse_existing(out, force, mark, source)
         _replace(private, out)
+        made = []
     except OSError as error:
-        if error.errno in _RESOURCE:
-            where = error.filename or out
-            raise ResourceError(f"cannot write {where}: {os.strerror(error.errno)}") from None
-        raise
+        raise _refusal(error, out) from error
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        if private is not None:
+            shutil.rmtree(private, ignore_errors=True)
+        for parent in made:
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+
+def _refusal(error: OSError, out: Path) -> Exception:
+    """The error of ours for one of the system's."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _BAD_PATH:
+        return PlanError(f"cannot make {str(out)[:200]!r}: {reason}")
+    return ResourceError(f"cannot write {error.filename or out}: {reason}")
+
+
+def _open_modes(folder: Path) -> None:
+    """Give files the modes that the user's umask says; libraries write some for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _replace(private: Path, out: Path) -> None:
@@ -64,23 +128,29 @@ def _replace(private: Path, out: Path) -> None:
     out.rename(old)
     try:
         private.rename(out)
-    except OSError:
-        old.rename(out)
+    except BaseException:
+        if not out.exists():
+            old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_leftovers(out: Path) -> None:
-    for path in out.parent.glob(f".{out.name}.*"):
-        pid = path.name.removesuffix(".partial").rpartition(".")[2]
-        if path.name.endswith(".partial") and pid.isdecimal() and not _alive(int(pid)):
+    """Clear what killed processes left beside ``out``; an old ``out`` that they moved returns."""
+    for path in out.parent.glob(f".{glob.escape(out.name[:80])}.*.*"):
+        pid = path.name.split(".")[-3] if path.name.count(".") >= 4 else ""
+        if path.suffix not in (".partial", ".old") or not pid.isdecimal() or _alive(int(pid)):
+            continue
+        if path.suffix == ".old" and not out.exists():
+            path.rename(out)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

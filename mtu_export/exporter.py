@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import gc
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from typing import Any
 from mtu_export import __version__, bundle, checkpoint, targets, verify
 from mtu_export.bundle import Bundle, Part
 from mtu_export.catalog import SCHEMES
-from mtu_export.draft import draft
+from mtu_export.draft import BUNDLE, FOLDED, draft
 from mtu_export.spec import (
     Arrays,
     BundleError,
@@ -50,7 +51,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     Every artefact is loaded from disk and run by its own runtime against the live-router model.
     Raises ``ParityError`` below the floor, and any other error of ``spec``.
     """
-    with draft(plan.out, force=plan.force, marker=bundle.MANIFEST) as folder:
+    with draft(plan.out, force=plan.force, mark=BUNDLE, source=plan.checkpoint) as folder:
         with watch("import PyTorch"):
             from mtu_export import calibrate, capture, models, quantize, rewrite
         target, family, task = targets.load(plan.target), models.load(plan.family), plan.tasks[0]
@@ -84,7 +85,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         del program
         gc.collect()  # graphs are cyclic: free their weights before a runtime loads them again
         bundle.write_goldens(folder, {f"unet/{task.name}": list(zip(cases, wanted, strict=True))})
-        for path in plan.checkpoint.glob("LICENSE*"):
+        for path in checkpoint.licences(plan.checkpoint):
             shutil.copyfile(path, folder / path.name)
         bundle.write_manifest(folder, manifest)
         with watch("verify"):
@@ -100,7 +101,7 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
 
     Raises ``Unsupported`` where no stock UNet holds the task.
     """
-    with draft(plan.out, force=plan.force, marker="config.json") as folder:
+    with draft(plan.out, force=plan.force, mark=FOLDED, source=plan.checkpoint) as folder:
         with watch("import PyTorch"):
             from mtu_export import models, quantize
         with watch("load checkpoint"):
@@ -113,6 +114,9 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
         with watch("save"):
             quantize.quantize(folded.module, plan.scheme)
             folded.module.save_pretrained(folder)
+            config = checkpoint.read_json(folder / FOLDED.file)
+            config |= {FOLDED.key: FOLDED.value, "_task": plan.tasks[0].name}
+            (folder / FOLDED.file).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     return plan.out
 
 
@@ -136,10 +140,14 @@ def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
     for part in found.parts:
         for task in part.entries:
             cases = goldens.get(f"{part.component}/{task}")
-            if not cases:
-                raise BundleError(f"{bundle.GOLDENS} has no cases of {part.component}/{task}")
+            if not cases or len(cases) < bundle.CASES:
+                raise BundleError(
+                    f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
+                )
             floor = recorded.get((part.component, task, rung), row.floor(scheme["activations"]))
             floor = floor if floor_db is None else floor_db
+            if not 0 <= floor <= verify.CEILING_DB:
+                raise BundleError(f"{bundle.MANIFEST}: a floor of {floor:g} dB is none")
             verdicts.append(_check_entry(name, part, task, cases, rung, floor))
     return verdicts
 
@@ -161,7 +169,9 @@ def _check_entry(
     ):
         if said != is_there:
             raise BundleError(f"{part.path.name}: its {what} are not those of the manifest")
-    for inputs, _ in cases:
+    for inputs, outputs in cases:
+        if set(outputs) != {s.name for s in part.outputs}:
+            raise BundleError(f"{bundle.GOLDENS}: outputs of {task!r} are not those of the part")
         if {s.name: s.shape for s in part.inputs} != {k: v.shape for k, v in inputs.items()}:
             raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
     runner, reason = target.runner()
@@ -236,7 +246,8 @@ def _manifest(
     packages = ("torch", "diffusers", *target.packages)
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
-    scaling = _vae_config(plan).get("scaling_factor", 0.18215)
+    xl = plan.config.get("addition_embed_type") == "text_time"
+    scaling = _vae_config(plan).get("scaling_factor", 0.13025 if xl else 0.18215)
     quantised = isinstance(weights, IntWeights)
     bits = weights.bits if quantised else {"float32": 32, "float16": 16}[weights.dtype]
     now = datetime.datetime.now(datetime.UTC)
@@ -246,7 +257,7 @@ def _manifest(
         "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "versions": {
             "mtu_export": __version__,
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: found for name in packages if (found := _version(name))},
         },
         "source": {
             "name": identity["source"],
@@ -295,6 +306,13 @@ def _manifest(
         "loop": None,
         "proof": [],
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _conditioning(task: Task) -> list[dict[str, Any]]:

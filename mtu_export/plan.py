@@ -12,7 +12,7 @@ from typing import Any
 
 from mtu_export import checkpoint, targets
 from mtu_export.catalog import SCHEMES, TASKS
-from mtu_export.draft import refuse_existing
+from mtu_export.draft import BUNDLE, FOLDED, refuse_existing
 from mtu_export.spec import (
     CheckpointError,
     Plan,
@@ -28,6 +28,7 @@ FOLD_ONLY = "diffusers"
 LATENT_FACTOR = 8
 """Pixels a latent cell where the checkpoint has no VAE that says otherwise."""
 _LARGEST = 8192
+_LARGEST_BATCH = 64
 
 
 def resolve(
@@ -59,12 +60,11 @@ def resolve(
     row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"))
     factor = latent_factor(folder)
     size = _size(config, factor, height, width)
-    if batch < 1:
-        raise PlanError(f"--batch must be at least 1, got {batch}")
+    if not 1 <= batch <= _LARGEST_BATCH:
+        raise PlanError(f"--batch must be from 1 to {_LARGEST_BATCH}, got {batch}")
     if not 0 <= seed < 2**32:
         raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
-    if min_psnr is not None and not 0 <= min_psnr <= 300:
-        raise PlanError(f"--min-psnr must be from 0 to 300 dB, got {min_psnr}")
+    check_floor(min_psnr)
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
         checkpoint=folder,
@@ -83,12 +83,18 @@ def resolve(
         floor_db=min_psnr,
         force=force,
     )
-    refuse_existing(found.out, force, "manifest.json" if chosen else "config.json")
+    refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, folder)
     if chosen:
         chosen.check(found)
     elif len(rows) > 1:
         raise Unsupported("a diffusers folder holds one task; name one --task")
     return found
+
+
+def check_floor(min_psnr: float | None) -> None:
+    """Refuse a ``--min-psnr`` that is no PSNR in dB."""
+    if min_psnr is not None and not 0 <= min_psnr <= 300:
+        raise PlanError(f"--min-psnr must be from 0 to 300 dB, got {min_psnr}")
 
 
 def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,9 @@ from torch import Tensor
 
 from mtu_export import checkpoint, plan
 from mtu_export.catalog import ARCHITECTURES
-from mtu_export.draft import draft
+from mtu_export.draft import CHECKPOINT, draft
 from mtu_export.models import mtu
-from mtu_export.spec import CheckpointError, Task, UnknownName
+from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
 
 _TINY_ROUTER = 32
 PAPER_ROUTER = 768
@@ -55,7 +56,7 @@ def _config(
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with mtu.describing_a_unet(), torch.device("meta"):
         model = mtu.MTUUNet2DConditionModel.from_config(dict(config))
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -98,7 +99,7 @@ def write_random(
     stock = ARCHITECTURES[architecture]
     size = _TINY_ROUTER if architecture.startswith("tiny") else PAPER_ROUTER
     config = _config(stock, plan.task_rows(tasks, stock), experts, (size, size), task_norm)
-    with draft(out, force=force, marker="model_index.json") as folder:
+    with draft(out, force=force, mark=CHECKPOINT) as folder:
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / "unet", config, rows)
@@ -137,15 +138,19 @@ def upcycle(
     config = _config(stock, plan.task_rows(tasks, stock), experts, sizes, task_norm)
     found = checkpoint.headers(home)
     _compare_source(stock, found)
-    with draft(out, force=force, marker="model_index.json") as folder:
+    if source.resolve() in out.resolve().parents:
+        raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
+    index = _parts(source) if home != source else {}
+    with draft(out, force=force, mark=CHECKPOINT, source=source) as folder:
         rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
         checkpoint.write(folder / "unet", config, rows)
-        parts = _copy_parts(source, folder) if home != source else {}
-        _write_index(folder, parts)
+        _copy_parts(source, folder, index)
+        _write_index(folder, index)
 
 
 def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
-    with torch.device("meta"):
+    checkpoint.check_sizes(stock)
+    with mtu.describing_a_unet(), torch.device("meta"):
         model = mtu.UNet2DConditionModel.from_config(dict(stock))
     assert isinstance(model, torch.nn.Module)
     checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
@@ -223,19 +228,38 @@ def _expert(
     return torch.cat([value[part] * scale, gate[part]])
 
 
-def _copy_parts(source: Path, folder: Path) -> dict[str, Any]:
-    """Copy a pipeline's other parts and its licence; pickles stay behind."""
+def _parts(source: Path) -> dict[str, Any]:
+    """Rows of ``model_index.json`` other than the UNet, with the names checked."""
     index = checkpoint.read_json(source / "model_index.json")
-    parts: dict[str, Any] = {}
-    for name, row in index.items():
-        if name.startswith("_") or name == "unet" or not (source / name).is_dir():
-            continue
-        pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
+    for name in index:
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
+            raise CheckpointError(f"{source / 'model_index.json'}: {name[:80]!r} names no part")
+    return {
+        name: row
+        for name, row in index.items()
+        if name != "unet"
+        and not name.startswith("_")
+        and (_is_flag(row) or (source / name).is_dir())
+    }
+
+
+def _is_flag(row: object) -> bool:
+    """A scalar of the index, such as SDXL's ``force_zeros_for_empty_prompt``."""
+    return isinstance(row, (bool, int, float, str))
+
+
+def _copy_parts(source: Path, folder: Path, parts: Mapping[str, Any]) -> None:
+    """Copy a pipeline's other parts and its licence; pickles stay behind."""
+    home = source.resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
+    for name in (name for name, row in parts.items() if not _is_flag(row)):
+        for path in (source / name, *(source / name).rglob("*")):
+            if home not in path.resolve().parents:
+                raise CheckpointError(f"{path} is a link that leaves {source}")
         shutil.copytree(source / name, folder / name, ignore=pickles)
-        parts[name] = row
-    for path in source.glob("LICENSE*"):
+    for path in checkpoint.licences(source):
         shutil.copyfile(path, folder / path.name)
-    return parts
 
 
 def _write_index(folder: Path, parts: Mapping[str, Any]) -> None:

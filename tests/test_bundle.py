@@ -164,7 +164,11 @@ def test_links_are_refused(copied: Path) -> None:
         ({"schema_version": "2.0"}, "schema 2.0 is not readable"),
         ({"schema_version": "x"}, "schema_version is missing"),
         ({"parts": {}}, "parts must be list"),
-        ({"proof": [{"a": 1}]}, "proof is malformed"),
+        ({"proof": [{"a": 1}]}, r"proof\[0\]: key 'component' is missing"),
+        ({"parts": []}, "do not name the same entries"),
+        ({"tasks": []}, "do not name the same entries"),
+        ({"scheme": {"name": "int8"}}, "scheme: key 'weights' is missing"),
+        ({"image": {"height": "1", "width": 1}}, "height must be int"),
         ({"target": "os"}, "unknown target"),
     ],
 )
@@ -176,6 +180,7 @@ def test_manifests_that_are_refused(copied: Path, change: dict[str, Any], messag
 
 def test_a_greater_minor_and_its_new_keys_are_read(copied: Path) -> None:
     edit(copied, lambda m: m.update(schema_version="1.7", colour="blue"))
+    edit(copied, lambda m: m["proof"][0].update(colour="blue"))
     assert bundle.read(copied).bytes > 0
 
 
@@ -191,3 +196,25 @@ def test_damaged_goldens_are_refused(copied: Path) -> None:
     path.unlink()
     with pytest.raises(BundleError, match="missing"):
         exporter.check(bundle.read(copied))
+
+
+@pytest.mark.parametrize("floor", [-1e9, 1e9])
+def test_a_floor_that_is_none_is_refused(copied: Path, floor: float) -> None:
+    edit(copied, lambda m: m["proof"][1].update(floor_db=floor))
+    with pytest.raises(BundleError, match="is none"):
+        exporter.check(bundle.read(copied))
+
+
+def test_a_link_in_the_middle_of_a_path_is_refused(copied: Path) -> None:
+    shutil.move(copied / "unet", copied.parent / "elsewhere")
+    (copied / "a").mkdir()
+    (copied / "a" / "link").symlink_to(copied.parent)
+    edit(copied, lambda m: m["parts"][0].update(path="a/link/elsewhere"))
+    with pytest.raises(BundleError, match="goes through a link"):
+        bundle.read(copied)
+
+
+def test_costs_are_checked(copied: Path) -> None:
+    edit(copied, lambda m: m["parts"][0]["cost"].update(parameters="many"))
+    with pytest.raises(BundleError, match="parameters must be int"):
+        bundle.read(copied)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,20 @@ def test_inspect_counts_the_embedded_checkpoint(
     assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
     kinds = found["parameters"]
     assert sum(kinds.values()) == 2 * kinds["total"]
+
+
+def test_what_a_checkpoint_says_is_text_and_nothing_else(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny, tmp_path / "[red]x[/b]")
+    path = tmp_path / "[red]x[/b]" / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    config["tasks"][0]["prompt"] = "[/INST] \x1b[2J"
+    path.write_text(json.dumps(config))
+    code, out, _ = run(["inspect", "[red]x[/b]"], monkeypatch, capfd)
+    assert code == 0
+    assert "[/INST]" in out
+    assert "\x1b[2J" not in out
 
 
 def test_doctor_compares_with_what_was_tried(

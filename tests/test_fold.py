@@ -126,3 +126,14 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     folded = fold.fold_experts(experts, weights)
     with pytest.raises(NotFoldable, match="nan"):
         fold.prove("b", lambda x: by_the_format(experts, weights, x), folded, 6, torch.float32)
+
+
+def test_a_block_of_zeros_folds() -> None:
+    experts = make_experts([4, 4], 6, torch.float32, 0)
+    for expert in experts:
+        expert.out.zero_()
+        expert.out_bias.zero_()
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    folded = fold.fold_experts(experts, weights)
+    live = lambda x: by_the_format(experts, weights, x)  # noqa: E731
+    assert fold.prove("b", live, folded, 6, torch.float32) == 0

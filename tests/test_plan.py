@@ -39,6 +39,8 @@ def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
         ({"target": "tflite"}, UnknownName, "'tflite'; choose from: coreml, executorch, onnx"),
         ({"scheme": "int3"}, UnknownName, "unknown scheme 'int3'; choose from: fp32, fp16, int8"),
         ({"batch": 0}, PlanError, "--batch"),
+        ({"batch": 10**9}, PlanError, "--batch"),
+        ({"min_psnr": float("nan")}, PlanError, "--min-psnr"),
         ({"seed": -1}, PlanError, "--seed"),
         ({"height": 100}, PlanError, "--height must be a multiple of 16"),
         ({"width": 10**6}, PlanError, "--width must be a multiple of 16"),
@@ -64,5 +66,10 @@ def test_an_existing_output_is_refused_before_any_work(tiny: Path, tmp_path: Pat
     with pytest.raises(OutputExists, match="pass --force"):
         plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path)
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(PlanError, match="replaces only a folder with"):
+    with pytest.raises(PlanError, match="replaces only what this command made"):
         plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path, force=True)
+
+
+def test_the_checkpoint_is_never_the_output(tiny: Path) -> None:
+    with pytest.raises(PlanError, match="is or holds the source"):
+        plan.resolve(target="diffusers", model=tiny, task="edit", out=tiny, force=True)

@@ -125,12 +125,47 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
         upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["paint"])
     with pytest.raises(PlanError, match="different names"):
         upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["sr", "sr"])
-    with pytest.raises(CheckpointError, match="width 128 has no 500 shares"):
+    with pytest.raises(CheckpointError, match="num_experts is absurdly large"):
         upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["sr"], experts=500)
     with pytest.raises(UnknownName, match="architecture"):
         upcycle.write_random("sd3", tmp_path / "out", tasks=["sr"])
     assert [p.name for p in tmp_path.iterdir()] == ["dense"]
     with pytest.raises(OutputExists):
         upcycle.write_random("tiny", tmp_path / "dense", tasks=["sr"])
-    with pytest.raises(PlanError, match="replaces only a folder with"):
+    with pytest.raises(PlanError, match="replaces only what this command made"):
         upcycle.write_random("tiny", tmp_path / "dense", tasks=["sr"], force=True)
+
+
+def test_a_hostile_pipeline_writes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "pipe"
+    dense(source / "unet")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("s")
+    out = tmp_path / "out" / "deep"
+    words = {"tasks": ["sr"], "sizes": (8, 8)}
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
+        upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+    for name in ("../secret", ".", "unet/", "/etc"):
+        (source / "model_index.json").write_text(json.dumps({name: ["a", "b"]}))
+        with pytest.raises(CheckpointError, match="names no part"):
+            upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+    (source / "vae").symlink_to(tmp_path / "secret")
+    (source / "model_index.json").write_text(json.dumps({"vae": ["a", "b"]}))
+    with pytest.raises(CheckpointError, match="link that leaves"):
+        upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="lies inside the source"):
+        upcycle.upcycle(source, source / "vae2" / "x", **words)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_an_impossible_config_is_one_line(tmp_path: Path) -> None:
+    dense(tmp_path / "dense")
+    path = tmp_path / "dense" / "config.json"
+    for change in ({"norm_num_groups": 7}, {"act_fn": [1]}, {"cross_attention_dim": -1}):
+        path.write_text(
+            json.dumps(
+                {**catalog.ARCHITECTURES["tiny"], **change, "_class_name": "UNet2DConditionModel"}
+            )
+        )
+        with pytest.raises(CheckpointError):
+            upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["sr"])

@@ -35,6 +35,13 @@ class PerTask(nn.Module):
         assert self.active.task is not None
         return self.of(self.active.task)(x)
 
+    def train(self, mode: bool = True) -> PerTask:
+        """As in PyTorch; a task may be named ``training``."""
+        self.__dict__["training"] = mode
+        for module in self.children():
+            module.train(mode)
+        return self
+
 
 class StackedNorm(PerTask):
     """The stock norm3, shared, followed by the task's norm (``task_norm: "stacked"``)."""
@@ -44,17 +51,17 @@ class StackedNorm(PerTask):
     ) -> None:
         super().__init__(active, modules)
         self.weight, self.bias = shared.weight, shared.bias
-        self.width, self.eps = list(shared.normalized_shape), shared.eps
+        self._width, self._eps = list(shared.normalized_shape), shared.eps
 
     def stock(self) -> nn.LayerNorm:
         """The shared norm alone."""
-        norm = nn.LayerNorm(self.width, self.eps, device="meta")
+        norm = nn.LayerNorm(self._width, self._eps, device="meta")
         norm.weight, norm.bias = self.weight, self.bias
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., d] twice."""
-        shared = F.layer_norm(x, self.width, self.weight, self.bias, self.eps)
+        shared = F.layer_norm(x, self._width, self.weight, self.bias, self._eps)
         return super().forward(shared)
 
 

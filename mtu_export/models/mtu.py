@@ -23,6 +23,7 @@ from mtu_export.models.experts import ActiveTask, Expert, MTUFeedForward, PerTas
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
+    MtuExportError,
     NotFoldable,
     Pipeline,
     Plan,
@@ -235,6 +236,18 @@ def _expert_widths(found: Mapping[str, checkpoint.Header]) -> dict[str, tuple[in
     return {path: tuple(rows[i] for i in sorted(rows)) for path, rows in widths.items()}
 
 
+@contextmanager
+def describing_a_unet() -> Iterator[None]:
+    """Turn what diffusers raises for an impossible config into a ``CheckpointError``."""
+    try:
+        yield
+    except MtuExportError:
+        raise
+    except Exception as error:  # whatever a config of odd types and sizes sets off inside
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+
+
 def _meta_model(
     config: Mapping[str, Any], found: Mapping[str, checkpoint.Header]
 ) -> MTUUNet2DConditionModel:
@@ -247,12 +260,8 @@ def _meta_model(
                 f"weights do not fit the config: {path} has experts of widths {list(row)}, "
                 f"num_experts is {number}"
             )
-    try:
-        with torch.device("meta"):
-            model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
-    except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+    with describing_a_unet(), torch.device("meta"):
+        model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
     checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
     return model
 

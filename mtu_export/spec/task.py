@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,18 @@ GUIDANCE_SCALES: Mapping[str, tuple[str, ...]] = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+_LARGEST = 10_000
+"""Of channels, steps and guidance scales."""
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= _LARGEST  # false for NaN
 
 
 def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
 
 
 def refuse_unknown_keys(found: Mapping[str, Any], legal: Sequence[str], where: str) -> None:
@@ -52,7 +57,7 @@ class Conditioning:
     scaled: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in CONDITIONING_CHANNELS:
+        if not isinstance(self.kind, str) or self.kind not in CONDITIONING_CHANNELS:
             raise CheckpointError(
                 f"unknown conditioning kind {self.kind!r}; "
                 f"legal: {', '.join(CONDITIONING_CHANNELS)}"
@@ -78,7 +83,7 @@ class Guidance:
     image: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in GUIDANCE_SCALES:
+        if not isinstance(self.kind, str) or self.kind not in GUIDANCE_SCALES:
             raise CheckpointError(
                 f"unknown guidance kind {self.kind!r}; legal: {', '.join(GUIDANCE_SCALES)}"
             )

@@ -156,14 +156,41 @@ def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
             torch.testing.assert_close(recomputed[name], gradient)
 
 
+@pytest.mark.parametrize("norm", ["replace", "stacked"])
+@pytest.mark.parametrize("name", ["forward", "training", "weight", "eps", "active"])
 def test_tasks_may_be_named_as_attributes_are(
-    make_tiny: Callable[..., Path], tmp_path: Path
+    make_tiny: Callable[..., Path], tmp_path: Path, name: str, norm: str
 ) -> None:
     row = json.loads((make_tiny() / "unet" / "config.json").read_text())["tasks"][0]
-    path = tmp_path / "forward.json"
-    path.write_text(json.dumps({**row, "name": "forward"}), "utf-8")
-    unet = load(make_tiny(tasks=[str(path), "sr"]))
-    assert unet(**inputs(unet, "forward"), task="forward").sample.shape == (2, 4, 16, 16)
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps({**row, "name": name}), "utf-8")
+    words = {"tasks": [str(path), "sr"], "task_norm": norm}
+    if (name, norm) == ("weight", "stacked"):
+        with pytest.raises(CheckpointError, match="no task can be named"):
+            upcycle.write_random("tiny", tmp_path / "out", **words)  # type: ignore[arg-type]
+        return
+    upcycle.write_random("tiny", tmp_path / "out", **words)  # type: ignore[arg-type]
+    unet = load(tmp_path / "out").train().eval()
+    assert unet(**inputs(unet, name), task=name).sample.shape == (2, 4, 16, 16)
+
+
+def test_keys_with_stock_defaults_may_be_left_out(tiny: Path, tmp_path: Path) -> None:
+    folder = edit_config(tiny, tmp_path / "short")
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    for key in ("in_channels", "out_channels"):
+        del config[key]
+    path.write_text(json.dumps(config))
+    resolved = plan.resolve(target="onnx", model=folder, task="edit")
+    pipeline = mtu.load(folder)
+    graph = mtu.graph(pipeline.components["unet"], resolved, resolved.tasks[0])
+    assert graph.inputs[0].shape == (1, 8, 16, 16)
+
+
+def test_a_newer_format_is_refused_before_its_keys(tiny: Path, tmp_path: Path) -> None:
+    folder = edit_config(tiny, tmp_path / "new", mtu_format=2, tasks=[{"new_key": 1}], foo=1)
+    with pytest.raises(CheckpointError, match="mtu_format 2 needs a newer"):
+        plan.resolve(target="onnx", model=folder, task="edit")
 
 
 # -------------------------------------------------------------------------------------- the fold
@@ -318,6 +345,9 @@ def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> No
         ({"tasks": []}, "tasks must be a list"),
         ({"num_experts": 3}, "weights do not fit"),
         ({"block_out_channels": [30, 60]}, "describes no UNet"),
+        ({"act_fn": [1]}, "describes no UNet"),
+        ({"down_block_types": [1, 2]}, "describes no UNet"),
+        ({"norm_eps": float("nan")}, "NaN is no JSON"),
         ({"_class_name": "UNet2DConditionModel"}, "is dense"),
         ({"_class_name": "os.system"}, "not one of ours"),
     ],
