@@ -58,8 +58,11 @@ class Header:
     file: Path
 
 
-def locate(model: str | Path | None) -> Path:
-    """Folder of a checkpoint: a local path, a hub id (``owner/name``), or None: the embedded."""
+def locate(model: str | Path | None, revision: str | None = None) -> Path:
+    """Folder of a checkpoint: a local path, a hub id (``owner/name``), or None: the embedded.
+
+    ``revision`` is a branch, tag or commit of the hub.
+    """
     if model is None:
         return EMBEDDED
     folder = Path(model).expanduser()
@@ -69,17 +72,19 @@ def locate(model: str | Path | None) -> Path:
         raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder with unet/")
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(f"no checkpoint folder {str(model)!r}")
-    return _download(str(model))
+    return _download(str(model), revision)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ToolchainMissing("huggingface_hub", "all") from None
     try:
         found = snapshot_download(
-            hub_id, allow_patterns=["*.safetensors", "*.json", "*.txt", "LICENSE*"]
+            hub_id,
+            revision=revision,
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "LICENSE*"],
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]

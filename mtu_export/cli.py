@@ -113,6 +113,7 @@ def _export(
         )
 
 
+_INTERRUPTED = 130
 _PROOF_HEAD = ["part", "task", "rung", "PSNR", "floor", "verdict", "runner"]
 
 
@@ -360,7 +361,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MtuExportError):
         return str(error), error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return "interrupted; nothing was written", 130
+        return "interrupted; nothing was written", _INTERRUPTED
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory", ResourceError.exit_code
     if hasattr(error, "format_message"):  # a usage error of typer
@@ -374,6 +375,8 @@ def main() -> None:
     """Run the command line: one line on standard error and the exit code of the error's kind."""
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer has caught Ctrl-C
+            raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             import traceback

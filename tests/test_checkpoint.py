@@ -112,6 +112,10 @@ def test_a_hub_id_is_read_from_the_hub_cache(
     (home / "refs" / "main").write_text("abc123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert checkpoint.locate("someone/shapes-mtu") == home / "snapshots" / "abc123"
+    (home / "refs" / "v2").write_text("def456")
+    shutil.copytree(tiny, home / "snapshots" / "def456")
+    found = checkpoint.locate("someone/shapes-mtu", "v2")
+    assert found == home / "snapshots" / "def456"
 
 
 def test_shards_hold_no_more_than_asked(tmp_path: Path) -> None:

@@ -176,7 +176,9 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
 
         Raises ``CheckpointError`` (format, keys, pickles) and ``MissingWeights`` by name.
         """
-        folder = checkpoint.locate(pretrained_model_name_or_path)
+        if kwargs.get("variant") is not None:
+            raise CheckpointError("checkpoint format 1 has no variants; leave variant out")
+        folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
         home = folder / (kwargs.get("subfolder") or "")
         config = {**checkpoint.STOCK_DEFAULTS, **checkpoint.read_json(home / "config.json")}
         found = checkpoint.headers(home)
