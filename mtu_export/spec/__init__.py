@@ -23,7 +23,6 @@ from mtu_export.spec.errors import (
 )
 from mtu_export.spec.plan import (
     Arrays,
-    Artifact,
     Cost,
     Lowered,
     Pipeline,
@@ -62,7 +61,6 @@ __all__ = [
     "CONDITIONING_CHANNELS",
     "GUIDANCE_SCALES",
     "Arrays",
-    "Artifact",
     "BundleError",
     "CheckpointError",
     "Conditioning",

@@ -57,11 +57,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A loaded checkpoint: its config, its live modules by component, other files by name."""
+    """A loaded checkpoint: its config, and its live modules by component."""
 
     config: Mapping[str, Any]
     components: Mapping[str, Any]
-    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +140,6 @@ class Cost:
     parameters: int
     flops_conv_linear: int
     flops_total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """One file or folder of a bundle; ``bytes`` and ``sha256`` as bundle.md defines them."""
-
-    component: str
-    path: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
