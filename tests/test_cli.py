@@ -217,7 +217,12 @@ def test_parity_below_the_floor_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["import PyTorch", "fold", "capture"])
 def test_interrupting_leaves_nothing(tmp_path: Path, stage: str) -> None:
     child = subprocess.Popen(
-        command("onnx", "--task", "sr"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command("onnx", "--task", "sr"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a background job of a shell inherits "ignore"; a user's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stderr is not None
     for line in child.stderr:
