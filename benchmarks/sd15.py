@@ -75,7 +75,7 @@ def main() -> None:
     ]
     for row in rows:
         proof = "; ".join(
-            f"{v['rung']} " + (f"{v['psnr_db']} dB" if v["psnr_db"] else v["reason"])
+            f"{v['rung']} " + (f"{v['psnr_db']} dB" if v["psnr_db"] else f"not run: {v['reason']}")
             for v in row.get("proof", ())
         )
         size = f"{row['bytes']:,}" if "bytes" in row else ""
