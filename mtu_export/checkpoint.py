@@ -94,12 +94,17 @@ def _download(hub_id: str, revision: str | None) -> Path:
     return Path(found)
 
 
-def licences(folder: Path) -> list[Path]:
-    """The licence files of a checkpoint; a link that leaves its folder or hub cache is left out."""
+def stays_inside(path: Path, folder: Path) -> bool:
+    """Whether ``path``, links followed, stays in ``folder`` or in its repository's hub cache."""
     home = folder.resolve()
     home = home.parent.parent if home.parent.name == "snapshots" else home
+    return home in path.resolve().parents
+
+
+def licences(folder: Path) -> list[Path]:
+    """The licence files of a checkpoint; a link that leaves it is left out."""
     files = [path for path in sorted(folder.glob("LICENSE*")) if path.is_file()]
-    return [path for path in files if home in path.resolve().parents]
+    return [path for path in files if stays_inside(path, folder)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -250,12 +250,10 @@ def _is_flag(row: object) -> bool:
 
 def _copy_parts(source: Path, folder: Path, parts: Mapping[str, Any]) -> None:
     """Copy a pipeline's other parts and its licence; pickles stay behind."""
-    home = source.resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
     pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
     for name in (name for name, row in parts.items() if not _is_flag(row)):
         for path in (source / name, *(source / name).rglob("*")):
-            if home not in path.resolve().parents:
+            if not checkpoint.stays_inside(path, source):
                 raise CheckpointError(f"{path} is a link that leaves {source}")
         shutil.copytree(source / name, folder / name, ignore=pickles)
     for path in checkpoint.licences(source):
