@@ -9,10 +9,7 @@ correction, so none is the default: results stay comparable with the published o
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_export import checkpoint, plan
+from mtu_export import checkpoint, parts, plan
 from mtu_export.catalog import ARCHITECTURES
 from mtu_export.draft import CHECKPOINT, draft
 from mtu_export.models import mtu
@@ -103,7 +100,7 @@ def write_random(
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / "unet", config, rows)
-        _write_index(folder, {})
+        parts.write_index(folder, {})
 
 
 # --------------------------------------------------------------------------------- from a source
@@ -140,12 +137,12 @@ def upcycle(
     _compare_source(stock, found)
     if source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
-    index = _parts(source) if home != source else {}
+    index = parts.read(source) if home != source else {}
     with draft(out, force=force, mark=CHECKPOINT, source=source) as folder:
         rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
         checkpoint.write(folder / "unet", config, rows)
-        _copy_parts(source, folder, index)
-        _write_index(folder, index)
+        parts.copy(source, folder, index)
+        parts.write_index(folder, index)
 
 
 def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
@@ -226,44 +223,3 @@ def _expert(
     dense = checkpoint.tensor(found, f"{path}.ff.net.0.proj.{leaf}")
     value, gate = dense.chunk(2)
     return torch.cat([value[part] * scale, gate[part]])
-
-
-def _parts(source: Path) -> dict[str, Any]:
-    """Rows of ``model_index.json`` other than the UNet, with the names checked."""
-    index = checkpoint.read_json(source / "model_index.json")
-    for name in index:
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
-            raise CheckpointError(f"{source / 'model_index.json'}: {name[:80]!r} names no part")
-    return {
-        name: row
-        for name, row in index.items()
-        if name != "unet"
-        and not name.startswith("_")
-        and (_is_flag(row) or (source / name).is_dir())
-    }
-
-
-def _is_flag(row: object) -> bool:
-    """A scalar of the index, such as SDXL's ``force_zeros_for_empty_prompt``."""
-    return isinstance(row, (bool, int, float, str))
-
-
-def _copy_parts(source: Path, folder: Path, parts: Mapping[str, Any]) -> None:
-    """Copy a pipeline's other parts and its licence; pickles stay behind."""
-    pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
-    for name in (name for name, row in parts.items() if not _is_flag(row)):
-        for path in (source / name, *(source / name).rglob("*")):
-            if not checkpoint.stays_inside(path, source):
-                raise CheckpointError(f"{path} is a link that leaves {source}")
-        shutil.copytree(source / name, folder / name, ignore=pickles)
-    for path in checkpoint.licences(source):
-        shutil.copyfile(path, folder / path.name)
-
-
-def _write_index(folder: Path, parts: Mapping[str, Any]) -> None:
-    index = {
-        "_class_name": "MTUPipeline",
-        **parts,
-        "unet": ["mtu_export", "MTUUNet2DConditionModel"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

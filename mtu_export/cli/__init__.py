@@ -1,0 +1,83 @@
+"""The command line: words -> Plan -> one table. Imports neither torch nor a toolchain at start."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mtu_export import __version__, targets
+from mtu_export.cli import checkpoints, exports, reading
+from mtu_export.spec import MtuExportError, PlanError, ResourceError, UnknownName
+
+_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Refuses an unknown command with the list of commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise UnknownName("command", args[0], list(self.commands))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Take a Multi-Task Upcycling checkpoint to the phone: Core ML, ONNX, ExecuTorch.",
+)
+
+for _name in targets.names():
+    app.command(_name)(exports.target_command(_name))
+app.command()(exports.diffusers)
+app.command()(checkpoints.upcycle)
+app.command()(reading.verify)
+app.command(name="inspect")(reading.inspect_)
+app.command(name="list")(reading.list_)
+app.command()(reading.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    """The one line and the exit code of an error."""
+    if isinstance(error, MtuExportError):
+        return str(error), error.exit_code
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return "interrupted; nothing was written", _INTERRUPTED
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "out of memory", ResourceError.exit_code
+    if hasattr(error, "format_message"):  # a usage error of typer
+        return str(error.format_message()), PlanError.exit_code  # type: ignore[attr-defined]
+    line = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {line[0] if line else ''}"
+    return f"internal error, please report it: {reason}", 4
+
+
+def main() -> None:
+    """Run the command line: one line on standard error and the exit code of the error's kind."""
+    try:
+        code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer has caught Ctrl-C
+            raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            import traceback
+
+            traceback.print_exc()
+        line, code = _describe(error)
+        sys.stderr.write(f"error: {line}\n")
+    raise SystemExit(code if isinstance(code, int) else 0)

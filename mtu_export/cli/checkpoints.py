@@ -1,0 +1,99 @@
+"""Commands that make checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtu_export.catalog import ARCHITECTURES, TASKS
+from mtu_export.cli.words import Force, Verbose
+from mtu_export.console import Console
+from mtu_export.spec import PlanError, UnknownName
+
+
+def upcycle(
+    source: Annotated[
+        str | None, typer.Argument(help="Dense UNet or pipeline: folder or hub id.")
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to make.")] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help=f"Preset ({', '.join(TASKS)}) or FILE.json; repeat."),
+    ] = None,
+    experts: Annotated[int, typer.Option("--experts", help="N, experts a feed-forward.")] = 4,
+    rescale: Annotated[
+        bool,
+        typer.Option(
+            "--rescale/--no-rescale",
+            help="Multiply value rows by N: start equal to the dense model. Default: the "
+            "shards as they are, as in the paper (a feed-forward starts at 1/N).",
+        ),
+    ] = False,
+    task_norm: Annotated[
+        str, typer.Option("--task-norm", help="replace (default) or stacked.")
+    ] = "replace",
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", help=f"With --random: {', '.join(ARCHITECTURES)}."),
+    ] = None,
+    random: Annotated[bool, typer.Option("--random", help="Seeded random weights.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="With --random: fp32 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an MTU checkpoint of a dense UNet: upcycle SOURCE OUT --task ...
+
+    Without a source: upcycle --arch tiny --random OUT
+    """
+    from mtu_export import plan
+    from mtu_export.draft import CHECKPOINT, refuse_existing
+
+    if random and arch is None:
+        raise PlanError(f"--random needs --arch: {', '.join(ARCHITECTURES)}")
+    if arch is not None and not random:
+        raise PlanError("--arch needs --random; a source has its own architecture")
+    if random and source is not None and out is None:
+        source, out = None, Path(source)
+    if out is None or (source is None) != random:
+        raise PlanError("usage: upcycle SOURCE OUT --task ... or upcycle --arch NAME --random OUT")
+    if experts < 1:
+        raise PlanError(f"--experts must be at least 1, got {experts}")
+    if task_norm not in ("replace", "stacked"):
+        raise UnknownName("task norm", task_norm, ["replace", "stacked"])
+    if arch is not None and arch not in ARCHITECTURES:
+        raise UnknownName("architecture", arch, list(ARCHITECTURES))
+    words = task or (list(TASKS)[:4] if random else [])
+    plan.task_rows(words, ARCHITECTURES.get(arch or "", {}))
+    refuse_existing(out, force, CHECKPOINT)
+    console = Console(verbose=verbose)
+    with console.quiet(), console.stage("upcycle"):
+        from mtu_export import checkpoint
+        from mtu_export import upcycle as room
+
+        if source is None:
+            assert arch is not None
+            room.write_random(
+                arch,
+                out,
+                tasks=words,
+                experts=experts,
+                seed=seed,
+                dtype=dtype,
+                task_norm=task_norm,
+                force=force,
+            )
+        else:
+            room.upcycle(
+                checkpoint.locate(source),
+                out,
+                tasks=words,
+                experts=experts,
+                rescale=rescale,
+                seed=seed,
+                task_norm=task_norm,
+                force=force,
+            )
+    print(out)

@@ -1,0 +1,131 @@
+"""Commands that export: one a target, and the fold alone."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from mtu_export import targets
+from mtu_export.cli.words import (
+    PROOF_HEAD,
+    Force,
+    Json,
+    MinPsnr,
+    Model,
+    Out,
+    SchemeName,
+    TaskName,
+    Verbose,
+    print_json,
+)
+from mtu_export.console import Console, table, verdict_cells
+from mtu_export.spec import PlanError
+
+
+def _export(
+    target: str,
+    model: Model = None,
+    task: TaskName = None,
+    scheme: SchemeName = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Short for --scheme int8.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Short for --scheme fp16.")] = False,
+    output: Out = None,
+    height: Annotated[int | None, typer.Option("--height", help="Image height, pixels.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Image width, pixels.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Batch of the denoiser.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of goldens and calibration.")] = 0,
+    min_psnr: MinPsnr = None,
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    **options: Any,
+) -> None:
+    from mtu_export import exporter, plan
+
+    words = {scheme, *(n for n, flag in (("int8", int8), ("fp16", fp16)) if flag)} - {None}
+    if len(words) > 1:
+        raise PlanError(f"name one scheme, got {', '.join(sorted(map(str, words)))}")
+    resolved = plan.resolve(
+        target=target,
+        model=model,
+        task=task,
+        scheme=next(iter(words), None),
+        out=output,
+        height=height,
+        width=width,
+        batch=batch,
+        seed=seed,
+        min_psnr=min_psnr,
+        force=force,
+        options={name: value for name, value in options.items() if value is not None},
+    )
+    console = Console(verbose=verbose)
+    with console.quiet():
+        found = exporter.export(resolved, console.stage)
+    if as_json:
+        print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest})
+        return
+    rows = [[*verdict_cells(v), f"{found.bytes / 1e6:.2f} MB"] for v in found.proof]
+    table([*PROOF_HEAD, "size"], rows, title=str(found.folder))
+    if found.manifest["scheme"]["calibration"] == "seeded":
+        sys.stderr.write(
+            "warning: activation ranges come from seeded inputs, not from images; "
+            "check the quality on your own pictures\n"
+        )
+
+
+def target_command(name: str) -> Callable[..., None]:
+    """The command of one target: the common words, and flags from its ``Options``."""
+    target = targets.load(name)
+
+    def command(**words: Any) -> None:
+        _export(name, **words)
+
+    common = list(inspect.signature(_export, eval_str=True).parameters.values())[1:-1]
+    own = []
+    for row in fields(target.Options):
+        flag = row.metadata.get("flag", "--" + row.name.replace("_", "-"))
+        option = typer.Option(flag, help=_option_help(row))
+        kind = type(row.default)
+        own.append(
+            inspect.Parameter(
+                row.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+    rows = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in common]
+    command.__signature__ = inspect.Signature([*rows, *own])  # type: ignore[attr-defined]
+    command.__doc__ = f"Export a task to {(target.__doc__ or name).partition(':')[0]}, with proof."
+    return command
+
+
+def _option_help(row: Any) -> str:
+    choices = row.metadata.get("choices")
+    text = row.metadata.get("help", "")
+    legal = f" One of: {', '.join(map(str, choices))}." if choices else ""
+    return f"{text}{legal} Default: {row.default}."
+
+
+def diffusers(
+    model: Model = None,
+    task: TaskName = None,
+    output: Out = None,
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fold one task and save it as a stock diffusers UNet2DConditionModel folder."""
+    from mtu_export import exporter, plan
+
+    resolved = plan.resolve(target=plan.FOLD_ONLY, model=model, task=task, out=output, force=force)
+    console = Console(verbose=verbose)
+    with console.quiet():
+        found = exporter.save_folded(resolved, console.stage)
+    print_json({"folder": str(found)}) if as_json else print(found)

@@ -1,0 +1,55 @@
+"""The parts of a pipeline folder beside the UNet: which there are, and how they are taken over."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtu_export import checkpoint
+from mtu_export.spec import CheckpointError
+
+
+def read(source: Path) -> dict[str, Any]:
+    """Rows of ``model_index.json`` other than the UNet, with the names checked."""
+    index = checkpoint.read_json(source / "model_index.json")
+    for name in index:
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
+            raise CheckpointError(f"{source / 'model_index.json'}: {name[:80]!r} names no part")
+    return {
+        name: row
+        for name, row in index.items()
+        if name != "unet"
+        and not name.startswith("_")
+        and (_is_flag(row) or (source / name).is_dir())
+    }
+
+
+def _is_flag(row: object) -> bool:
+    """A scalar of the index, such as SDXL's ``force_zeros_for_empty_prompt``."""
+    return isinstance(row, (bool, int, float, str))
+
+
+def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
+    """Copy a pipeline's other parts and its licence; pickles stay behind."""
+    pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
+    for name in (name for name, row in index.items() if not _is_flag(row)):
+        for path in (source / name, *(source / name).rglob("*")):
+            if not checkpoint.stays_inside(path, source):
+                raise CheckpointError(f"{path} is a link that leaves {source}")
+        shutil.copytree(source / name, folder / name, ignore=pickles)
+    for path in checkpoint.licences(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_index(folder: Path, rows: Mapping[str, Any]) -> None:
+    """Write ``model_index.json`` of a checkpoint with these parts beside its UNet."""
+    index = {
+        "_class_name": "MTUPipeline",
+        **rows,
+        "unet": ["mtu_export", "MTUUNet2DConditionModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
