@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mtu_export.catalog import ARCHITECTURES, TASKS
-from mtu_export.cli.words import Force, Verbose
-from mtu_export.console import Console
+from mtu_export.cli.words import Force, Json, Verbose, print_json
+from mtu_export.console import Console, plain
 from mtu_export.spec import PlanError, UnknownName
 
 
@@ -97,3 +98,55 @@ def upcycle(
                 force=force,
             )
     print(out)
+
+
+def adopt(
+    weights: Annotated[
+        str, typer.Argument(help="Safetensors file, folder with safetensors, or hub id.")
+    ],
+    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to make.")] = None,
+    map_file: Annotated[
+        Path | None,
+        typer.Option("--map", metavar="MAP.json", help="What becomes what: docs/adopt.md."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what maps to what; write nothing.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make an MTU checkpoint of weights in another layout: adopt WEIGHTS OUT --map MAP.json"""
+    from mtu_export.draft import CHECKPOINT, refuse_existing
+
+    if map_file is None:
+        raise PlanError("adopt needs --map MAP.json; docs/adopt.md describes maps")
+    if out is None and not dry_run:
+        raise PlanError("usage: adopt WEIGHTS OUT --map MAP.json, or adopt WEIGHTS --dry-run ...")
+    if out is not None and not dry_run:
+        refuse_existing(out, force, CHECKPOINT)
+    console = Console(verbose=verbose)
+    with console.quiet(), console.stage("map"):
+        from mtu_export.adopt import survey, write
+
+        found = survey(weights, map_file)
+    if not dry_run:
+        found.check()
+        assert out is not None
+        with console.quiet(), console.stage("adopt"):
+            write(found, out, force=force)
+    if as_json:
+        print_json({"checkpoint": None if dry_run else str(out), **found.to_json()})
+    elif dry_run:
+        _print_rows(found.table())
+    else:
+        print(out)
+    found.check()
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns that are never cut, so that names can be searched for."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (plain(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
