@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
-SD15 ?= $(HOME)/.cache/mtu-export/sd15
 
-.PHONY: setup demo test check conformance fold-table sd15 clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations clean
 
 setup: $(VENV)/.installed
 
@@ -46,9 +45,13 @@ conformance: setup
 fold-table: setup
 	$(BIN)/python benchmarks/fold.py
 
-## SD 1.5 size: `inpaint` to ONNX fp32 and Core ML int8 -> benchmarks/results/sd15.*
-sd15: setup
-	$(BIN)/python benchmarks/sd15.py
+## SD 1.5 and SDXL size, every target and scheme -> benchmarks/results/sizes.* (two hours, 35 GB).
+sizes: setup
+	$(BIN)/python benchmarks/sizes.py
+
+## What float16 brings on ExecuTorch -> benchmarks/results/executorch_fp16.json
+executorch-fp16: setup
+	$(BIN)/python benchmarks/executorch_fp16.py
 
 clean:
 	rm -rf build $(VENV)

@@ -239,12 +239,13 @@ def read(folder: Path) -> Bundle:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    if not folder.is_dir() or not path.is_file():
-        raise BundleError(f"{str(folder)!r} is not a bundle: no {MANIFEST}")
-    if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(f"{path} is a link or too large")
     try:
+        if not folder.is_dir() or not path.is_file():
+            raise BundleError(f"{str(folder)!r} is not a bundle: no {MANIFEST}")
+        if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
+            raise BundleError(f"{path} is a link or too large")
         manifest = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        json.dumps(manifest, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no text
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(manifest, dict):
@@ -287,12 +288,15 @@ def inside(folder: Path, relative: str) -> Path:
     path = folder
     if len(relative) > 255:
         raise BundleError(f"{MANIFEST}: a path has {len(relative)} characters")
-    for name in pure.parts:
-        path = path / name
-        if path.is_symlink():
-            raise BundleError(f"{MANIFEST}: path {relative!r} goes through a link")
-    if not path.exists():
-        raise BundleError(f"{MANIFEST}: {relative!r} is missing from the bundle")
+    try:
+        for name in pure.parts:
+            path = path / name
+            if path.is_symlink():
+                raise BundleError(f"{MANIFEST}: path {relative!r} goes through a link")
+        if not path.exists():
+            raise BundleError(f"{MANIFEST}: {relative!r} is missing from the bundle")
+    except OSError as error:
+        raise BundleError(f"{MANIFEST}: path {relative!r}: {error.strerror}") from None
     return path
 
 
@@ -345,6 +349,8 @@ def read_goldens(bundle: Bundle) -> dict[str, list[tuple[Arrays, Arrays]]]:
         if len(names) != 4:
             raise BundleError(f"{GOLDENS}: unknown tensor {name!r}")
         component, task, case, tensor = names
+        if rows[name].dtype != np.float32 or not np.isfinite(rows[name]).all():
+            raise BundleError(f"{GOLDENS}: tensor {name!r} is not finite float32")
         pair = cases.setdefault((f"{component}/{task}", case), ({}, {}))
         pair[(component, tensor) in outputs][tensor] = rows[name]
     found: dict[str, list[tuple[Arrays, Arrays]]] = {}

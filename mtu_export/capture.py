@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from mtu_export.models.blocks import Graph
 from mtu_export.spec import Arrays, Cost, Program, ToolchainError
@@ -31,13 +32,15 @@ def cost(graph: Graph) -> Cost:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    aten = torch.ops.aten
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         inputs = [torch.empty(spec.shape) for spec in graph.inputs]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             graph.module(*inputs)
-    counts = counter.get_flop_counts()["Global"]
-    narrow = sum(counts.get(op, 0) for op in (aten.convolution, aten.mm, aten.addmm))
+    # by module, not by operator: PyTorch runs a linear layer on a transposed input as bmm
+    counts, root = counter.get_flop_counts(), type(graph.module).__name__
+    layers = [n for n, m in graph.module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    paths = (f"{root}.{name}" if name else root for name in layers)
+    narrow = sum(sum(counts.get(path, {}).values()) for path in paths)
     return Cost(
         parameters=sum(p.numel() for p in graph.module.parameters()),
         flops_conv_linear=narrow,

@@ -6,15 +6,17 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtu_export.spec import OutputExists, PlanError, ResourceError
+from mtu_export.spec import MtuExportError, OutputExists, PlanError, ResourceError
 
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.ELOOP)
 
 
@@ -49,23 +51,42 @@ def refuse_existing(out: Path, force: bool, mark: Mark, source: Path | None = No
     Only an empty folder or one with ``mark`` is replaced, and never one that is or holds
     ``source``. Raises ``OutputExists`` and ``PlanError``.
     """
+    while True:
+        before = _which(out)
+        try:
+            _look(out, force, mark, source)
+        except (MtuExportError, OSError) as error:
+            if _which(out) != before:
+                continue  # another process has replaced it while we looked
+            if isinstance(error, OSError):
+                raise _refusal(error, out) from None
+            raise
+        return
+
+
+def _which(out: Path) -> tuple[int, int] | None:
+    """By which it is known whether ``out`` is still the same."""
     try:
-        there = out.is_symlink() or out.exists()
-        real = out.resolve()
-        if source is not None and (real == source.resolve() or real in source.resolve().parents):
-            raise PlanError(f"output {str(out)!r} is or holds the source {str(source)!r}")
-        if not there:
-            return
-        if not force:
-            raise OutputExists(out)
-        ours = out.is_dir() and not out.is_symlink()
-        if not ours or not (mark.is_on(out) or not any(out.iterdir())):
-            raise PlanError(
-                f"--force replaces only what this command made; {str(out)!r} has no {mark.file} "
-                "of ours"
-            )
-    except OSError as error:
-        raise _refusal(error, out) from None
+        found = out.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _look(out: Path, force: bool, mark: Mark, source: Path | None) -> None:
+    there = out.is_symlink() or out.exists()
+    real = out.resolve()
+    if source is not None and (real == source.resolve() or real in source.resolve().parents):
+        raise PlanError(f"output {str(out)!r} is or holds the source {str(source)!r}")
+    if not there:
+        return
+    if not force:
+        raise OutputExists(out)
+    ours = out.is_dir() and not out.is_symlink()
+    if not ours or not (mark.is_on(out) or not any(out.iterdir())):
+        raise PlanError(
+            f"--force replaces only what this command made; {str(out)!r} has no {mark.file} of ours"
+        )
 
 
 @contextmanager
@@ -88,10 +109,15 @@ def draft(out: Path, *, force: bool, mark: Mark, source: Path | None = None) -> 
         yield private
         _open_modes(private)
         refuse_existing(out, force, mark, source)
-        _replace(private, out)
+        _replace(private, out, force, mark)
         made = []
     except OSError as error:
         raise _refusal(error, out) from error
+    except Exception as error:
+        cause = None if isinstance(error, MtuExportError) else _system_error(error)
+        if cause is None:
+            raise
+        raise _refusal(cause, out) from error
     finally:
         if private is not None:
             shutil.rmtree(private, ignore_errors=True)
@@ -110,6 +136,12 @@ def _refusal(error: OSError, out: Path) -> Exception:
     return ResourceError(f"cannot write {error.filename or out}: {reason}")
 
 
+def _system_error(error: Exception) -> OSError | None:
+    """The system's error inside one of a library in Rust (safetensors), which has its own class."""
+    number = re.search(r"\(os error (\d{1,4})\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
 def _open_modes(folder: Path) -> None:
     """Give files the modes that the user's umask says; libraries write some for the owner alone."""
     mask = os.umask(0)
@@ -119,20 +151,37 @@ def _open_modes(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _replace(private: Path, out: Path) -> None:
-    """Rename ``private`` to ``out``; an older ``out`` goes only after the new one is there."""
-    if not out.exists():
-        private.rename(out)
-        return
+def _replace(private: Path, out: Path, force: bool, mark: Mark) -> None:
+    """Rename ``private`` to ``out``; an older ``out`` goes only after the new one is there.
+
+    Where another process has put its own there in the meantime, ``force`` replaces that too.
+    """
     old = private.with_suffix(".old")
-    out.rename(old)
     try:
-        private.rename(out)
+        while not _renamed(private, out):
+            refuse_existing(out, force, mark)
+            shutil.rmtree(old, ignore_errors=True)  # of a turn before: what replaced it was whole
+            with suppress(FileNotFoundError):  # the other process is at it too
+                out.rename(old)
     except BaseException:
-        if not out.exists():
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _renamed(private: Path, out: Path) -> bool:
+    """Rename, unless a folder that is not empty or a file is in the way."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        return False
+    try:
+        private.rename(out)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
 
 
 def _remove_leftovers(out: Path) -> None:

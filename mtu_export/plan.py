@@ -5,6 +5,7 @@ Reads the checkpoint's JSON, never its weights, and imports no toolchain.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from mtu_export.catalog import SCHEMES, TASKS
 from mtu_export.draft import BUNDLE, FOLDED, refuse_existing
 from mtu_export.spec import (
     CheckpointError,
+    IntWeights,
+    KeepFloat,
     Plan,
     PlanError,
     Scheme,
@@ -43,6 +46,8 @@ def resolve(
     batch: int = 1,
     seed: int = 0,
     min_psnr: float | None = None,
+    keep_float: Sequence[str] = (),
+    memory: float | None = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -50,21 +55,25 @@ def resolve(
 
     ``target`` is a name of ``targets`` or ``"diffusers"``, which stops after the fold. ``model``
     is a folder, a hub id, or None for the embedded checkpoint; ``height`` and ``width``
-    are pixels; ``min_psnr`` is in dB and replaces the scheme's floor. Raises ``UnknownName``,
+    are pixels; ``min_psnr`` is in dB and replaces the scheme's floor; ``keep_float`` are regular
+    expressions of layers that an integer scheme leaves in float; ``memory`` is in GB and replaces
+    what the machine has available. Raises ``UnknownName``,
     ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
     """
     chosen = None if target == FOLD_ONLY else targets.load(target)
     folder = checkpoint.locate(model)
     config = checkpoint.read_config(folder)
     rows = _tasks(task, checkpoint.tasks(config))
-    row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"))
+    row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"), keep_float)
     factor = latent_factor(folder)
-    size = _size(config, factor, height, width)
+    size = image_size(config, factor, height, width)
     if not 1 <= batch <= _LARGEST_BATCH:
         raise PlanError(f"--batch must be from 1 to {_LARGEST_BATCH}, got {batch}")
     if not 0 <= seed < 2**32:
         raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
     check_floor(min_psnr)
+    if memory is not None and not 0 < memory < 1e6:
+        raise PlanError(f"--memory must be a number of GB above 0, got {memory}")
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
         checkpoint=folder,
@@ -81,6 +90,7 @@ def resolve(
         out=Path(out) if out is not None else Path(name),
         options=_options(chosen, target, options or {}) if chosen else None,
         floor_db=min_psnr,
+        memory=None if memory is None else memory * 1e9,
         force=force,
     )
     refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, folder)
@@ -131,10 +141,20 @@ def _tasks(words: str | Sequence[str] | None, legal: Sequence[Task]) -> tuple[Ta
     return tuple(task for task in legal if task.name in wanted)
 
 
-def _scheme(name: str) -> Scheme:
+def _scheme(name: str, keep_float: Sequence[str]) -> Scheme:
+    """The scheme of this name, with the layers that were asked to keep float in front."""
     if name not in SCHEMES:
         raise UnknownName("scheme", name, list(SCHEMES))
-    return SCHEMES[name]
+    found = SCHEMES[name]
+    if keep_float and not isinstance(found.weights, IntWeights):
+        raise PlanError(f"--keep-float: scheme {name!r} keeps every layer in float; choose int8")
+    for pattern in keep_float:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise PlanError(f"--keep-float {pattern[:80]!r} is no pattern: {error}") from None
+    asked = tuple(KeepFloat(pattern=p, why="asked for", required=True) for p in keep_float)
+    return replace(found, overrides=(*asked, *found.overrides))
 
 
 def latent_factor(folder: Path) -> int:
@@ -148,7 +168,12 @@ def latent_factor(folder: Path) -> int:
     return 2 ** (len(blocks) - 1)
 
 
-def _size(
+def size_step(config: Mapping[str, Any], factor: int) -> int:
+    """Pixels of which height and width are multiples: one latent cell at the UNet's last level."""
+    return factor * 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def image_size(
     config: Mapping[str, Any], factor: int, height: int | None, width: int | None
 ) -> tuple[int, int]:
     """Image size in pixels; latents must halve evenly at every level of the UNet."""
@@ -157,7 +182,7 @@ def _size(
     if not isinstance(levels, list) or not levels:
         raise CheckpointError("unet/config.json: block_out_channels must be a list")
     sides: list[Any] = native if isinstance(native, list) and len(native) == 2 else [native, native]
-    step = factor * 2 ** (len(levels) - 1)
+    step = size_step(config, factor)
     found = []
     for name, asked, side in (("height", height, sides[0]), ("width", width, sides[1])):
         if asked is None and (not isinstance(side, int) or isinstance(side, bool)):

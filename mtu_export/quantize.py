@@ -6,6 +6,7 @@ The gain of a ``GatedLinear`` multiplies the scales alone, so its codes do not d
 
 from __future__ import annotations
 
+import difflib
 import re
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtu_export.models.blocks import GatedLinear, bake
-from mtu_export.spec import IntWeights, PerChannel, Scheme, Unsupported
+from mtu_export.spec import IntWeights, PerChannel, Scheme, UnknownName, Unsupported
 
 
 def codes_and_scales(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,36 @@ class QuantizedConv2d(_Quantized):
         )
 
 
+def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths of the layers that an integer scheme quantises, and those it keeps, with the reason.
+
+    Raises ``UnknownName`` for a required override that matches no layer.
+    """
+    paths = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    for row in scheme.overrides:
+        if row.required and not any(re.fullmatch(row.pattern, path) for path in paths):
+            near = difflib.get_close_matches(row.pattern, paths, 3, 0)
+            raise UnknownName("layer to keep in float", row.pattern, [*near, "..."])
+    taken: list[str] = []
+    kept: list[tuple[str, str]] = []
+    for path in paths:
+        why = next((o.why for o in scheme.overrides if re.fullmatch(o.pattern, path)), None)
+        taken.append(path) if why is None else kept.append((path, why))
+    return taken, kept
+
+
+def quantize_layer(module: nn.Module, path: str, bits: int) -> nn.Module:
+    """Replace the layer at ``path`` by its quantised twin; returns the float layer."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the dequantize operator
+
+    layer = module.get_submodule(path)
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    convolution = isinstance(layer, nn.Conv2d)
+    twin = QuantizedConv2d(layer, bits) if convolution else QuantizedLinear(layer, bits)
+    module.set_submodule(path, twin)
+    return layer
+
+
 def quantize(module: nn.Module, scheme: Scheme) -> tuple[tuple[str, str], ...]:
     """Quantise ``module`` in place as ``scheme`` says; float schemes multiply the gains in.
 
@@ -94,20 +125,8 @@ def quantize(module: nn.Module, scheme: Scheme) -> tuple[tuple[str, str], ...]:
         return ()
     if weights.granularity != PerChannel(axis=0):
         raise Unsupported(f"scheme {scheme.name!r}: weights are quantised per output channel only")
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the dequantize operator
-
-    kept: list[tuple[str, str]] = []
-    layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    for path in layers:
-        parent = module.get_submodule(path.rpartition(".")[0])
-        name = path.rpartition(".")[2]
-        layer = getattr(parent, name)
-        why = next((o.why for o in scheme.overrides if re.fullmatch(o.pattern, path)), None)
-        if why is not None:
-            kept.append((path, why))
-        elif isinstance(layer, nn.Conv2d):
-            setattr(parent, name, QuantizedConv2d(layer, weights.bits))
-        else:
-            setattr(parent, name, QuantizedLinear(layer, weights.bits))
+    taken, kept = layers(module, scheme)
+    for path in taken:
+        quantize_layer(module, path, weights.bits)
     bake(module)
     return tuple(kept)

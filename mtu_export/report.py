@@ -4,48 +4,58 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
-from mtu_export import checkpoint, models, targets
+from mtu_export import anatomy, checkpoint, models, targets
 from mtu_export.bundle import Bundle
 from mtu_export.catalog import SCHEMES, TASKS
-from mtu_export.console import table, verdict_cells
+from mtu_export.console import plain, table, verdict_cells
 from mtu_export.spec import FloatWeights, Task
 
 _PACKAGE = "mtu-export"
+_MOST_SHOWN = 8
+"""Experts whose weights are printed one by one."""
+_MOST_ROWS = 20
+"""Layers that a table of deviations shows."""
 
 
-def _kind(name: str) -> str:
-    """Which part of the method a tensor of format 1 belongs to."""
-    if ".ff.experts." in name:
-        return "experts"
-    if ".ff.router." in name:
-        return "routers"
-    task_tensor = name.startswith(("task_embedding.", "conv_in.")) or ".norm3." in name
-    return "task tensors" if task_tensor else "backbone"
+def of_checkpoint(
+    folder: Path, height: int | None = None, width: int | None = None
+) -> dict[str, Any]:
+    """Tasks, parameters, FLOPs and expert weights of a checkpoint; ``height, width`` in pixels.
 
-
-def of_checkpoint(folder: Path) -> dict[str, Any]:
-    """Tasks, sizes and parameters by kind of a checkpoint, from its JSON and headers alone."""
-    config = checkpoint.read_config(folder)
+    Reads JSON, headers and routers alone.
+    """
+    source = anatomy.read(folder)
+    config = source.config
     rows = checkpoint.tasks(config)
-    found = checkpoint.headers(folder / "unet")
-    kinds: dict[str, int] = dict.fromkeys(("backbone", "experts", "routers", "task tensors"), 0)
-    for name, header in found.items():
-        kinds[_kind(name)] += math.prod(header.shape)
+    size, latent, reason = anatomy.image_size(source, height, width)
+    weights = anatomy.expert_weights(source)
+    kinds = anatomy.parameters(source)
+    costs = anatomy.costs(source, latent) if size else {}
     keys = ("num_experts", "task_embedding_dim", "router_hidden_dim", "task_norm")
     return {
         "checkpoint": str(folder),
         "family": checkpoint.family(config),
         "config": {key: config.get(key, "replace" if key == "task_norm" else None) for key in keys},
-        "dtypes": sorted({header.dtype for header in found.values()}),
+        "dtypes": sorted({header.dtype for header in source.found.values()}),
         "parameters": {**kinds, "total": sum(kinds.values())},
         "parts": sorted(p.name for p in folder.iterdir() if p.is_dir()),
         "tasks": [_task(task, config["in_channels"]) for task in rows],
+        "image": f"{size[0]} x {size[1]}" if size else None,
+        "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],
+        "not counted": reason or None,
+        "expert weights": [
+            {"layer": layer, "tasks": {task.name: row[task.index] for task in rows}}
+            for layer, row in weights.items()
+        ],
     }
 
 
@@ -61,6 +71,27 @@ def _task(task: Task, latent: int) -> dict[str, Any]:
         "passes a step": task.guidance.passes,
         "steps": task.steps,
         "prompt": "the user's" if task.prompt is None else repr(task.prompt),
+    }
+
+
+def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
+    """How far a model is from another by layer and kind, and what was not compared."""
+    found = anatomy.deviation(*(anatomy.read(path, dense=True) for path in (folder, against)))
+    return {
+        "checkpoint": str(folder),
+        "against": str(against),
+        "layers": [{"layer": row.layer, **_measured(row)} for row in found.rows],
+        "kinds": [_measured(row) for row in found.kinds],
+        "not compared": [{"tensor": name, "reason": reason} for name, reason in found.left_out],
+    }
+
+
+def _measured(row: anatomy.Row) -> dict[str, Any]:
+    return {
+        "kind": row.kind,
+        "deviation": row.deviation,
+        "relative": row.deviation / row.reference if row.reference else None,
+        "parameters": row.parameters,
     }
 
 
@@ -163,10 +194,96 @@ def show(found: Mapping[str, Any]) -> None:
             head = list(value[0])
             table(head, [[f"{row[name]}" for name in head] for row in value])
         elif isinstance(value, dict):
-            print(f"{key}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items()))
+            print(plain(f"{key}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items())))
         else:
-            print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(plain(f"{key}: {text}"))
 
 
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show_checkpoint(found: Mapping[str, Any]) -> None:
+    """Print what ``of_checkpoint`` found."""
+    apart = ("parameters", "image", "FLOPs", "not counted", "expert weights")
+    show({key: value for key, value in found.items() if key not in apart})
+    rows = [[kind, _millions(count), f"{count:,}"] for kind, count in found["parameters"].items()]
+    table(["parameters", "", "exact"], rows)
+    if found["not counted"]:
+        print(plain(f"FLOPs not counted: {found['not counted']}"))
+    else:
+        counted = [
+            [
+                row["task"],
+                _flops(row["flops_conv_linear"]),
+                _flops(row["flops_total"]),
+                _millions(row["parameters"]),
+            ]
+            for row in found["FLOPs"]
+        ]
+        head = ["folded UNet of task", "conv + linear", "with attention", "parameters"]
+        table(head, counted, f"FLOPs of one pass at {found['image']}")
+    _show_weights(found["expert weights"])
+
+
+def _show_weights(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a layer; where the tasks are too many for one line, one table for some of them."""
+    if not rows:
+        return
+    names = list(rows[0]["tasks"])
+    cells = [[_weights(row["tasks"][name]) for name in names] for row in rows]
+    layers = [anatomy.short(row["layer"]) for row in rows]
+    widths = [max(map(len, (name, cells[0][i]))) + 3 for i, name in enumerate(names)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+    room -= max(map(len, ("layer", *layers))) + 4
+    title = "expert weights"
+    if len(next(iter(rows[0]["tasks"].values()))) > _MOST_SHOWN:
+        title += ": least to greatest, and how many experts share the work (e to the entropy)"
+    while names:
+        taken = max(1, sum(sum(widths[: i + 1]) <= room for i in range(len(names))))
+        body = [[layer, *row[:taken]] for layer, row in zip(layers, cells, strict=True)]
+        table(["layer", *names[:taken]], body, title)
+        names, widths = names[taken:], widths[taken:]
+        cells = [row[taken:] for row in cells]
+
+
+def _weights(row: Sequence[float]) -> str:
+    """Weights of one layer and task: all of them, or their span where they are many."""
+    if len(row) <= _MOST_SHOWN:
+        return " ".join(f"{value:.2f}" for value in row)
+    entropy = -sum(value * math.log(value) for value in row if value > 0)
+    return f"{min(row):.2f} to {max(row):.2f}, {math.exp(entropy):4.1f}"
+
+
+def show_deviation(found: Mapping[str, Any]) -> None:
+    """Print what ``of_deviation`` found: kinds, the first layers, and what was left out."""
+    show({key: found[key] for key in ("checkpoint", "against")})
+    head = ["kind", "‖θ_f − θ_p‖", "relative", "parameters"]
+    table(head, [_measures(row) for row in found["kinds"]], "deviation by kind")
+    layers = found["layers"]
+    rows = [[row["layer"], *_measures(row)] for row in layers[:_MOST_ROWS]]
+    table(["layer", *head], rows, "deviation by layer")
+    if len(layers) > _MOST_ROWS:
+        print(f"and {len(layers) - _MOST_ROWS} more (--json has all)")
+    reasons: dict[str, list[str]] = {}
+    for row in found["not compared"]:
+        reasons.setdefault(row["reason"].partition(":")[0], []).append(row["tensor"])
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        print(plain(f"not compared, {reason}: {', '.join(names[:2])}{more}"))
+
+
+def _measures(row: Mapping[str, Any]) -> list[str]:
+    relative = "" if row["relative"] is None else f"{row['relative']:.2%}"
+    return [row["kind"], f"{row['deviation']:.4g}", relative, f"{row['parameters']:,}"]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
+
+
+def _flops(count: int) -> str:
+    """FLOPs with three significant digits."""
+    unit, name = (1e12, "TFLOPs") if count >= 1e11 else (1e9, "GFLOPs")
+    return f"{count / unit:#.3g}".rstrip(".") + f" {name}"

@@ -218,3 +218,35 @@ def test_costs_are_checked(copied: Path) -> None:
     edit(copied, lambda m: m["parts"][0]["cost"].update(parameters="many"))
     with pytest.raises(BundleError, match="parameters must be int"):
         bundle.read(copied)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["out_sample", "sample"])
+def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value: float) -> None:
+    """With an infinite reference every output would be near enough."""
+    path = copied / "goldens.safetensors"
+    rows = load_file(path)
+    rows[f"unet/edit/1/{name}"][0, 0] = value
+    save_file(rows, path)
+    with pytest.raises(BundleError, match="is not finite float32"):
+        exporter.check(bundle.read(copied))
+
+
+def test_goldens_of_another_dtype_are_refused(copied: Path) -> None:
+    path = copied / "goldens.safetensors"
+    rows = load_file(path)
+    rows["unet/edit/1/timestep"] = rows["unet/edit/1/timestep"].astype(np.int32)
+    save_file(rows, path)
+    with pytest.raises(BundleError, match="is not finite float32"):
+        exporter.check(bundle.read(copied))
+
+
+def test_text_that_is_none_is_refused(copied: Path, tmp_path: Path) -> None:
+    edit(copied, lambda m: m["parts"][0].update(path="é" * 200))
+    with pytest.raises(BundleError, match="File name too long"):
+        bundle.read(copied)
+    edit(copied, lambda m: m.update(name="\ud800"))
+    with pytest.raises(BundleError, match="surrogates not allowed"):
+        bundle.read(copied)
+    with pytest.raises(BundleError, match="File name too long"):
+        bundle.read(tmp_path / ("x" * 300))

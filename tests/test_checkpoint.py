@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from mtu_export import checkpoint
+from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -154,4 +156,121 @@ def test_absurd_sizes_are_refused_at_once(unet: Path, change: dict[str, object])
     path = unet / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}), "utf-8")
     with pytest.raises(CheckpointError, match=next(iter(change))):
+        checkpoint.read_config(unet.parent)
+
+
+# ------------------------------------------------------------------- what mutated checkpoints found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_head_dim": -4}, "describes no UNet"),
+        ({"downsample_padding": 10**6}, "describes no UNet"),
+        ({"norm_eps": "x"}, "norm_eps must be a number"),
+        ({"freq_shift": "x"}, "freq_shift must be a number"),
+        ({"flip_sin_to_cos": "yes"}, "flip_sin_to_cos must be true or false"),
+        ({"class_embed_type": "timestep"}, "class_embed_type 'timestep' needs an input.*null"),
+        ({"num_class_embeds": 10}, "num_class_embeds 10 needs an input"),
+        ({"time_cond_proj_dim": 16}, "time_cond_proj_dim 16 needs an input"),
+        ({"encoder_hid_dim": 32}, "encoder_hid_dim 32 needs an input"),
+        ({"dual_cross_attention": True}, "dual_cross_attention True needs an input.*false"),
+        ({"addition_embed_type": "text"}, 'addition_embed_type .* legal: null or "text_time"'),
+        ({"addition_embed_type": "text_time"}, "must be the width of the pooled text"),
+        ({"layers_per_block": 128, "transformer_layers_per_block": 128}, "absurdly large"),
+        ({"_class_name": "x\n" * 9000}, "is not one of ours"),
+    ],
+)
+def test_what_no_forward_pass_can_run_is_refused_before_weights(
+    unet: Path, change: dict[str, object], message: str
+) -> None:
+    path = unet / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}), "utf-8")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        mtu.load(unet.parent)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_output_of_another_shape_is_refused(unet: Path) -> None:
+    """The weights fit, the picture does not come out as large as it went in."""
+    from safetensors.torch import load_file, save_file
+
+    path = unet / "config.json"
+    config = {**json.loads(path.read_text()), "conv_out_kernel": 4}
+    path.write_text(json.dumps(config), "utf-8")
+    rows = load_file(unet / WEIGHTS)
+    rows["conv_out.weight"] = torch.zeros(4, 32, 4, 4)
+    save_file(rows, unet / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"an output of \[1, 4, 3, 3\] where"):
+        mtu.load(unet.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ("{" + '"a": 1' + "0" * 5000 + "}", "cannot be read as JSON"),
+    ],
+)
+def test_json_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_json(tmp_path / "x.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(CheckpointError, match="is no file"):
+        checkpoint.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "a/" * 3000, "\0"])
+def test_impossible_names_of_a_checkpoint_are_one_line(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        checkpoint.locate(name)
+
+
+def test_a_header_that_names_a_tensor_twice_is_refused(unet: Path) -> None:
+    row = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    for text, message in (
+        (f"{{{row}, {row}}}", "'a' is there twice"),
+        ("{" + row.replace('"a"', r'"a\u001b[2J"') + "}", "is no name of a tensor"),
+        ("{" + row.replace("[1]", "[true]") + "}", "damaged header"),
+        ("{" + row.replace("[1]", str([1] * 9)) + "}", "damaged header"),
+    ):
+        header = text.encode()
+        (unet / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            checkpoint.headers(unet)
+        assert str(caught.value).isprintable()
+
+
+def test_an_index_says_where_every_tensor_is(tmp_path: Path) -> None:
+    rows = [(f"t{i}", torch.full((100,), float(i))) for i in range(3)]
+    checkpoint.write(tmp_path / "w", {"a": 1}, iter(rows), shard_bytes=500)
+    path = tmp_path / "w" / f"{WEIGHTS}.index.json"
+    index = json.loads(path.read_text("utf-8"))
+    files = sorted(set(index["weight_map"].values()))
+    for change, message in (
+        ({"t0": files[1]}, "tensor 't0' is said to be in"),
+        ({"t9": files[0]}, "tensor 't9' .* it is in nowhere"),
+        ({"t0": "é" * 190 + ".safetensors"}, "is not a safetensors file here"),
+        ({"t0": 4}, "is not a safetensors file here"),
+        ({"t0": "\0.safetensors"}, "is not a safetensors file here"),
+    ):
+        changed = {**index, "weight_map": index["weight_map"] | change}
+        path.write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.headers(tmp_path / "w")
+
+
+@pytest.mark.parametrize("scale", ["x", None, True, -1, 1e30])
+def test_a_vae_without_a_scale_is_refused_early(unet: Path, scale: object) -> None:
+    (unet.parent / "vae").mkdir()
+    text = json.dumps({"scaling_factor": scale})
+    (unet.parent / "vae" / "config.json").write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match="scaling_factor must be a positive number"):
         checkpoint.read_config(unet.parent)

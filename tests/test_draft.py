@@ -162,3 +162,41 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "b" / "m").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_full_disk_in_a_library_of_rust_is_a_resource_error(tmp_path: Path) -> None:
+    """Safetensors has an error class of its own for what the system says."""
+    from safetensors import SafetensorError
+
+    with (
+        pytest.raises(ResourceError, match="No space left on device"),
+        draft(tmp_path / "b", force=False, mark=MARK),
+    ):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), draft(tmp_path / "b", force=False, mark=MARK):
+        raise SafetensorError("something else")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_another_writer_between_the_last_look_and_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """Without --force it is theirs, with it ours; nothing of either is left beside."""
+    out = tmp_path / "b"
+    look = room.refuse_existing
+
+    def late(*words: object) -> None:
+        look(*words)  # type: ignore[arg-type]
+        if not out.exists() and list(tmp_path.glob(".b.*/m")):
+            out.mkdir()
+            (out / "m").write_text(OURS)
+
+    monkeypatch.setattr(room, "refuse_existing", late)
+    try:
+        with draft(out, force=force, mark=MARK) as folder:
+            (folder / "m").write_text("new")
+    except OutputExists:
+        assert not force
+    assert (out / "m").read_text() == ("new" if force else OURS)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]

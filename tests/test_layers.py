@@ -14,6 +14,7 @@ import mtu_export
 ROOT = Path(mtu_export.__file__).parent
 OURS = "mtu_export"
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools", "executorch"}
+PACKAGES = ("spec", "cli", "checkpoint")  # one room each
 FREE = {"spec", "draft", ""}  # "": the package's own name and version
 NUMPY = {"numpy", "safetensors"}
 
@@ -37,6 +38,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "capture": ({"models.blocks"}, {"torch", "numpy"}),
     "calibrate": (set(), NUMPY),
     "upcycle": ({"models.mtu", "models", "checkpoint", "catalog", "parts", "plan"}, {"torch"}),
+    "adopt": (
+        {"adopt.fitting", "adopt.layout", "adopt.mapping", "catalog", "checkpoint", "models.mtu"}
+        | {"models", "parts", "plan"},
+        {"torch", "safetensors"},
+    ),
+    "adopt.fitting": ({"adopt.layout", "adopt.mapping"}, set()),
+    "adopt.layout": ({"adopt.mapping", "checkpoint"}, set()),
+    "adopt.mapping": (set(), set()),
     "verify": (set(), NUMPY),
     "bundle": (set(), NUMPY),
     "targets": (set(), set()),
@@ -45,15 +54,24 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets.executorch": ({"targets.executorch"}, {"numpy"}),
     "models": (set(), set()),
     "exporter": (
-        {"bundle", "calibrate", "capture", "catalog", "checkpoint", "models", "quantize"}
-        | {"rewrite", "targets", "verify"},
+        {"budget", "bundle", "calibrate", "capture", "catalog", "checkpoint", "manifest", "models"}
+        | {"plan"}
+        | {"quantize", "rewrite", "sensitivity", "targets", "verify"},
         set(),
     ),
+    "budget": ({"catalog", "checkpoint", "targets"}, set()),
+    "manifest": ({"bundle", "checkpoint", "targets"}, set()),
+    "sensitivity": ({"capture", "quantize", "verify", "models.blocks"}, {"torch"}),
     "console": (set(), set()),
-    "report": ({"bundle", "catalog", "checkpoint", "console", "models", "targets"}, {"packaging"}),
+    "anatomy": ({"capture", "checkpoint", "models", "models.blocks", "plan"}, set()),
+    "plot": ({"anatomy", "console"}, set()),
+    "report": (
+        {"anatomy", "bundle", "catalog", "checkpoint", "console", "models", "targets"},
+        {"packaging"},
+    ),
     "cli": (
-        {"bundle", "catalog", "checkpoint", "console", "exporter", "plan", "report", "targets"}
-        | {"upcycle", "verify"},
+        {"adopt", "bundle", "catalog", "checkpoint", "console", "exporter", "plan", "report"}
+        | {"plot", "targets", "upcycle", "verify"},
         {"typer"},
     ),
     "__main__": ({"cli"}, set()),
@@ -65,7 +83,7 @@ def room_of(path: Path) -> str:
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     if parts[0] == "targets" and len(parts) > 2:
         return f"targets.{parts[1]}"
-    if parts[0] in ("spec", "cli"):
+    if parts[0] in PACKAGES:
         return parts[0]
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -88,7 +106,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             found += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.module == OURS or node.module.startswith(OURS + ".models"):
-                known = {p.stem for p in ROOT.glob("*.py")} | {"targets", "models"}
+                known = {p.stem for p in ROOT.glob("*.py")} | {"targets", "models", *PACKAGES}
                 deeper = [a.name for a in node.names]
                 for name in deeper:
                     inner = f"{node.module}.{name}"
@@ -111,7 +129,7 @@ def test_imports_follow_the_architecture(path: Path) -> None:
         first = module.split(".")[0]
         if first == OURS:
             inner = module.removeprefix(OURS).lstrip(".")
-            inner = inner.split(".")[0] if inner.startswith(("spec.", "cli.")) else inner
+            inner = inner.split(".")[0] if inner.split(".")[0] in PACKAGES else inner
             if inner.startswith("targets."):
                 inner = ".".join(inner.split(".")[:2])
             assert inner in ours | FREE or room == inner, f"{room} imports {inner}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +13,13 @@ from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
 from mtu_export.cli import checkpoints, exports, reading
+from mtu_export.console import plain
 from mtu_export.spec import MtuExportError, PlanError, ResourceError, UnknownName
 
 _INTERRUPTED = 130
+_PIPE_CLOSED = 141
+"""What a shell reports of a Unix tool whose reader went away, as in ``mtu-export list | head``."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class _Commands(TyperGroup):
@@ -37,6 +44,7 @@ for _name in targets.names():
     app.command(_name)(exports.target_command(_name))
 app.command()(exports.diffusers)
 app.command()(checkpoints.upcycle)
+app.command()(checkpoints.adopt)
 app.command()(reading.verify)
 app.command(name="inspect")(reading.inspect_)
 app.command(name="list")(reading.list_)
@@ -60,6 +68,9 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return "interrupted; nothing was written", _INTERRUPTED
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory", ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or "the output or the temporary folder"
+        return f"cannot write {where}: {os.strerror(error.errno)}", ResourceError.exit_code
     if hasattr(error, "format_message"):  # a usage error of typer
         return str(error.format_message()), PlanError.exit_code  # type: ignore[attr-defined]
     line = str(error).strip().splitlines()
@@ -69,15 +80,49 @@ def _describe(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Run the command line: one line on standard error and the exit code of the error's kind."""
+    _open_closed_streams()
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # typer has caught Ctrl-C
             raise KeyboardInterrupt
+        sys.stdout.flush()
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        code = _PIPE_CLOSED  # rich and typer have caught it
+        _drop_output()
+    except BrokenPipeError:
+        code = _PIPE_CLOSED
+        _drop_output()
     except (Exception, KeyboardInterrupt) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             import traceback
 
             traceback.print_exc()
         line, code = _describe(error)
-        sys.stderr.write(f"error: {line}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"error: {plain(line)}\n")
+            sys.stderr.flush()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Lead standard streams that the caller has closed (``>&-``) into nothing."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
+def _drop_output() -> None:
+    """Lead both outputs into nothing: what is still in a buffer can go nowhere else."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nothing, number)
+    os.close(nothing)

@@ -40,6 +40,16 @@ def _export(
     batch: Annotated[int, typer.Option("--batch", help="Batch of the denoiser.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Seed of goldens and calibration.")] = 0,
     min_psnr: MinPsnr = None,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-float", metavar="NAME", help="Layer (or pattern) to leave in float; repeat."
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", metavar="GB", help="Plan for this much; default: what is free."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -61,6 +71,8 @@ def _export(
         batch=batch,
         seed=seed,
         min_psnr=min_psnr,
+        keep_float=keep_float or (),
+        memory=memory,
         force=force,
         options={name: value for name, value in options.items() if value is not None},
     )

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mtu_export.cli.words import PROOF_HEAD, Json, MinPsnr, Verbose, print_json
+from mtu_export.cli.words import PROOF_HEAD, Force, Json, MinPsnr, Verbose, print_json
 from mtu_export.console import Console, table, verdict_cells
-from mtu_export.spec import Verdict
+from mtu_export.spec import PlanError, Verdict
 
 
 def verify(
@@ -54,17 +54,66 @@ def inspect_(
     path: Annotated[
         str | None, typer.Argument(metavar="[CHECKPOINT|BUNDLE]", help="Folder or hub id.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="Deviation from this checkpoint or dense UNet, by layer."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png",
+            help="Heat map of the expert weights; with --against, bars of the deviation.",
+        ),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option("--height", help="Pixels for which FLOPs are counted.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", help="Pixels for which FLOPs are counted.")
+    ] = None,
+    force: Force = False,
     as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Show what a checkpoint or a bundle holds; without argument, the embedded checkpoint."""
-    from mtu_export import bundle, checkpoint, report
+    """Show what a checkpoint or a bundle holds; without argument, the embedded checkpoint.
 
+    Of a checkpoint: tasks, parameters, FLOPs and the expert weights of each layer and task.
+    """
+    from mtu_export import bundle, checkpoint, plot, report
+
+    asked = {"--against": against, "--plot": picture, "--height": height, "--width": width}
     folder = Path(path).expanduser() if path is not None else None
     if folder is not None and (folder / bundle.MANIFEST).is_file():
+        for word, value in asked.items():
+            if value is not None:
+                raise PlanError(f"{word} is for a checkpoint; {str(path)!r} is a bundle")
         found = report.of_bundle(bundle.read(folder))
+        print_json(found) if as_json else report.show(found)
+        return
+    if against is not None and (height is not None or width is not None):
+        raise PlanError("--against compares weights; leave --height and --width out")
+    if picture is not None:
+        plot.check(picture, force)
+    console = Console(verbose=verbose)
+    source = checkpoint.locate(path)
+    if against is None:
+        with console.quiet(), console.stage("measure"):
+            found = report.of_checkpoint(source, height, width)
+            if picture is not None:
+                plot.heat_map(found["expert weights"], picture, force=force)
     else:
-        found = report.of_checkpoint(checkpoint.locate(path))
-    print_json(found) if as_json else report.show(found)
+        other = checkpoint.locate(against)
+        with console.quiet(), console.stage("compare"):
+            found = report.of_deviation(source, other)
+            if picture is not None:
+                plot.bars(found["layers"], found["kinds"], picture, force=force)
+    if as_json:
+        print_json(found)
+    elif against is None:
+        report.show_checkpoint(found)
+    else:
+        report.show_deviation(found)
 
 
 def list_(as_json: Json = False) -> None:

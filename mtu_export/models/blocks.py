@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtu_export.spec import TensorSpec
+from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec
 
 TEXT_TOKENS = 77
 
@@ -134,3 +136,31 @@ def unet_graph(
     outputs = (TensorSpec(name="out_sample", shape=(batch, config["out_channels"], *latent)),)
     module = (XLUNetGraph if xl else UNetGraph)(unet, **fixed).eval()
     return Graph(module=module, inputs=tuple(inputs), outputs=outputs)
+
+
+@contextmanager
+def describing_a_unet() -> Iterator[None]:
+    """Turn what diffusers raises for an impossible config into a ``CheckpointError``."""
+    try:
+        yield
+    except MtuExportError:
+        raise
+    except Exception as error:  # whatever a config of odd types and sizes sets off inside
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = "".join(c if c.isprintable() else "?" for c in line[:300])
+        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+
+
+def dry_run(graph: Graph) -> None:
+    """One pass of a graph on the meta device, without data; refuses another shape than it says.
+
+    What an impossible config sets off inside is raised as it is.
+    """
+    with torch.no_grad(), torch.device("meta"):
+        found = graph.module(*(torch.empty(spec.shape) for spec in graph.inputs))
+    wanted = graph.outputs[0].shape
+    if tuple(found.shape) != wanted:
+        raise CheckpointError(
+            f"unet/config.json describes no UNet: an output of {list(found.shape)} where one of "
+            f"{list(wanted)} is needed"
+        )

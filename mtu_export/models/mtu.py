@@ -14,16 +14,15 @@ from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from torch import Tensor, nn
 
 from mtu_export import checkpoint, fold
-from mtu_export.models.blocks import Graph, unet_graph
+from mtu_export.models.blocks import Graph, describing_a_unet, dry_run, unet_graph
 from mtu_export.models.experts import ActiveTask, Expert, MTUFeedForward, PerTask, StackedNorm
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
-    MtuExportError,
     NotFoldable,
     Pipeline,
     Plan,
@@ -31,8 +30,10 @@ from mtu_export.spec import (
     Task,
     UnknownName,
 )
+from mtu_export.spec.protocols import Place
 
 STOCK_KEYS = tuple(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]
+Headers = Mapping[str, checkpoint.Header]
 
 
 class MTUUNet2DConditionModel(UNet2DConditionModel):
@@ -238,22 +239,10 @@ def _expert_widths(found: Mapping[str, checkpoint.Header]) -> dict[str, tuple[in
     return {path: tuple(rows[i] for i in sorted(rows)) for path, rows in widths.items()}
 
 
-@contextmanager
-def describing_a_unet() -> Iterator[None]:
-    """Turn what diffusers raises for an impossible config into a ``CheckpointError``."""
-    try:
-        yield
-    except MtuExportError:
-        raise
-    except Exception as error:  # whatever a config of odd types and sizes sets off inside
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
-
-
 def _meta_model(
     config: Mapping[str, Any], found: Mapping[str, checkpoint.Header]
 ) -> MTUUNet2DConditionModel:
-    """The model of a config without memory; refuses weights that do not fit it."""
+    """The model of a config without memory; refuses weights that do not fit, and no UNet."""
     checkpoint.check_config(config, STOCK_KEYS)
     number, widths = config["num_experts"], _expert_widths(found)
     for path, row in widths.items():
@@ -265,6 +254,11 @@ def _meta_model(
     with describing_a_unet(), torch.device("meta"):
         model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
     checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+    side, first = 2 ** len(model.config["block_out_channels"]), model.tasks[0]
+    channels = model.config["in_channels"] + first.channels
+    with describing_a_unet():
+        words = {"channels": channels, "batch": 1, "latent": (side, side), "task": first.name}
+        dry_run(unet_graph(model, model.config, **words))
     return model
 
 
@@ -357,3 +351,37 @@ def _fold_block(path: str, block: Any, task: Task, embedding: Tensor) -> float:
     block.norm3 = nn.Sequential(shared.stock(), norm) if stacked else norm
     block.ff = folded
     return error
+
+
+LAYOUT = (
+    Place(r"(.+\.ff)\.experts\.\d+\.proj\.(\w+)", "experts", r"\1.net.0.proj.\2", axis=0, halves=2),
+    Place(r"(.+\.ff)\.experts\.\d+\.out\.weight", "experts", r"\1.net.2.weight", axis=1),
+    Place(r"(.+\.ff)\.experts\.\d+\.out\.bias", "experts", r"\1.net.2.bias"),
+    Place(r".+\.ff\.router\..+", "routers"),
+    Place(r"(conv_in|.+\.norm3)\.[^.]+\.(\w+)", "task tensors", r"\1.\2"),
+    Place(r"task_embedding\..+", "task tensors"),
+)
+
+
+def expert_weights(config: Mapping[str, Any], found: Headers) -> dict[str, Tensor]:
+    """w of Eq. 1 [T, N] in float64 by block; refuses weights that do not fit the config."""
+    rows = {}
+    for path, _ in transformer_blocks(_meta_model(config, found)):
+        leaves = (f"{path}.ff.router.fc{n}.{leaf}" for n in (1, 2) for leaf in ("weight", "bias"))
+        names = ("task_embedding.weight", *leaves)
+        e, w1, b1, w2, b2 = (checkpoint.tensor(found, name).double() for name in names)
+        rows[path] = ((e @ w1.T + b1).relu() @ w2.T + b2).softmax(-1)
+    return rows
+
+
+def outline(config: Mapping[str, Any], found: Headers, channels: int) -> nn.Module:
+    """What ``specialise`` makes of a task with ``channels`` inputs, on the meta device."""
+    stacked, widths = config.get("task_norm") == "stacked", _expert_widths(found)
+    with describing_a_unet(), torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(checkpoint.stock_config(config, channels))
+        for path, block in cast(Any, transformer_blocks(unet)):
+            dim, inner = dense_widths(path, block)
+            inner = sum(widths.get(path, [inner]))
+            block.ff = FeedForward(dim, inner_dim=inner, activation_fn="geglu")
+            block.norm3 = nn.Sequential(block.norm3, nn.LayerNorm(dim)) if stacked else block.norm3
+    return unet

@@ -55,6 +55,7 @@ from mtu_export.spec.task import (
     Guidance,
     Task,
     refuse_unknown_keys,
+    shown,
 )
 
 __all__ = [
@@ -99,4 +100,5 @@ __all__ = [
     "Unsupported",
     "Verdict",
     "refuse_unknown_keys",
+    "shown",
 ]

@@ -30,7 +30,7 @@ class Plan:
 
     ``height`` and ``width`` are in pixels, ``factor`` is the VAE's (pixels a latent cell).
     ``config`` is the checkpoint's ``unet/config.json``; ``options`` the target's own ``Options``.
-    ``floor_db`` overrides the scheme's floor.
+    ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what the machine has available.
     """
 
     checkpoint: Path
@@ -47,6 +47,7 @@ class Plan:
     out: Path
     options: Any
     floor_db: float | None = None
+    memory: float | None = None
     force: bool = False
 
     @property
@@ -95,6 +96,10 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     calibration: Mapping[str, tuple[Arrays, ...]]
     origin: str
+
+    def layer(self, tensor: str) -> str:
+        """Path of the layer that holds a parameter or buffer of the exported program."""
+        return tensor.removeprefix(f"{self.name}.").rpartition(".")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

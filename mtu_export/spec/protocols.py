@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,8 @@ class Target(Protocol):
     rewrites: tuple[str, ...]
     """Names from ``rewrite.py`` that make its graphs run well."""
     default_scheme: str
+    memory: Mapping[str, float]
+    """Peak memory of an export by scheme, in multiples of the float32 weights."""
     Options: type
 
     def check(self, plan: Plan) -> None:
@@ -49,8 +52,27 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Tensors of a family alone: their part of the method, and where a stock UNet has them.
+
+    ``pattern`` is a regular expression of the whole name, ``stock`` the name that it stands for
+    in a stock UNet (null where there is none). With an ``axis`` the tensors of one stock name
+    follow one another along it, in the order of their numbers, in each of ``halves`` equal parts.
+    """
+
+    pattern: str
+    kind: str
+    stock: str | None = None
+    axis: int | None = None
+    halves: int = 1
+
+
 class Family(Protocol):
     """One checkpoint family: a module of ``mtu_export.models``, found by its file name."""
+
+    LAYOUT: Sequence[Place]
+    """Tensors that a stock UNet has not; the first pattern that fits a name holds."""
 
     def load(self, folder: Path) -> Pipeline:
         """The checkpoint in memory, checked; raises ``CheckpointError``."""
@@ -62,4 +84,15 @@ class Family(Protocol):
 
     def specialise(self, pipeline: Pipeline, task: Task) -> Specialised:
         """The model of one task as it exists on a phone. May consume the pipeline's memory."""
+        ...
+
+    def expert_weights(self, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+        """Expert weights [T, N] in float64 by block, from tensor headers; no model is loaded.
+
+        ``found`` is of ``checkpoint.headers``. Raises ``MissingWeights`` where it does not fit.
+        """
+        ...
+
+    def outline(self, config: Mapping[str, Any], found: Mapping[str, Any], channels: int) -> Any:
+        """What :meth:`specialise` makes of a task with ``channels`` inputs, without memory."""
         ...

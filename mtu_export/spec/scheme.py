@@ -44,10 +44,14 @@ class IntWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepFloat:
-    """Layers whose path matches ``pattern`` (a regular expression, whole path) keep float."""
+    """Layers whose path matches ``pattern`` (a regular expression, whole path) keep float.
+
+    A ``required`` pattern that matches no layer is refused.
+    """
 
     pattern: str
     why: str
+    required: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

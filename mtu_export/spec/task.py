@@ -37,11 +37,17 @@ def _is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
 
 
+def shown(value: object) -> str:
+    """A value of somebody else's JSON in one printable line of at most 80 characters."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def refuse_unknown_keys(found: Mapping[str, Any], legal: Sequence[str], where: str) -> None:
     """Raise ``CheckpointError`` for the first key of ``found`` that is not in ``legal``."""
     for key in found:
         if key not in legal:
-            raise CheckpointError(f"{where}: unknown key {key!r}; legal: {', '.join(legal)}")
+            raise CheckpointError(f"{where}: unknown key {shown(key)}; legal: {', '.join(legal)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +65,14 @@ class Conditioning:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in CONDITIONING_CHANNELS:
             raise CheckpointError(
-                f"unknown conditioning kind {self.kind!r}; "
+                f"unknown conditioning kind {shown(self.kind)}; "
                 f"legal: {', '.join(CONDITIONING_CHANNELS)}"
             )
         fixed = CONDITIONING_CHANNELS[self.kind]
         if not _is_count(self.channels) or (fixed is not None and self.channels != fixed):
             wanted = "a positive integer" if fixed is None else str(fixed)
             raise CheckpointError(
-                f"conditioning {self.kind!r}: channels must be {wanted}, got {self.channels!r}"
+                f"conditioning {self.kind!r}: channels must be {wanted}, got {shown(self.channels)}"
             )
         if not isinstance(self.scaled, bool):
             raise CheckpointError(f"conditioning {self.kind!r}: scaled must be true or false")
@@ -85,14 +91,14 @@ class Guidance:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in GUIDANCE_SCALES:
             raise CheckpointError(
-                f"unknown guidance kind {self.kind!r}; legal: {', '.join(GUIDANCE_SCALES)}"
+                f"unknown guidance kind {shown(self.kind)}; legal: {', '.join(GUIDANCE_SCALES)}"
             )
         for scale in ("text", "image"):
             value = getattr(self, scale)
             if (scale in GUIDANCE_SCALES[self.kind]) != _is_number(value):
                 needs = " and ".join(GUIDANCE_SCALES[self.kind]) or "no scale"
                 raise CheckpointError(
-                    f"guidance {self.kind!r} takes {needs}, got {scale}={value!r}"
+                    f"guidance {self.kind!r} takes {needs}, got {scale}={shown(value)}"
                 )
 
     @property
@@ -115,7 +121,8 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise CheckpointError(
-                f"task name {self.name!r} is not legal: letters, digits, '-' and '_', at most 64"
+                f"task name {shown(self.name)} is not legal: letters, digits, '-' and '_', "
+                "at most 64"
             )
         if not _is_count(self.steps):
             raise CheckpointError(f"task {self.name!r}: steps must be a positive integer")

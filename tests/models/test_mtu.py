@@ -393,5 +393,5 @@ def test_tensors_that_do_not_fit_are_named(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingWeights, match=f"missing: {name}"):
         MTUUNet2DConditionModel.from_pretrained(tmp_path / "0", subfolder="unet")
     folder = edit_weights(tiny, tmp_path / "i64", lambda rows: rows.update(x=torch.zeros(2).long()))
-    with pytest.raises(CheckpointError, match="'x' has dtype I64"):
+    with pytest.raises(CheckpointError, match="'x' has dtype 'I64'"):
         mtu.load(folder)

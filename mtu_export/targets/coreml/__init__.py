@@ -41,6 +41,7 @@ suffix = ".mlpackage"
 packages = ("coremltools",)
 rewrites: tuple[str, ...] = ()
 default_scheme = "fp16"
+memory = {"fp32": 2.0, "fp16": 2.0, "int8": 1.3}
 
 ENTRY = "main"
 NAMES = {
@@ -143,6 +144,8 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     ((task, exported),) = program.methods.items()
     path = folder / f"{NAMES[program.name]}{suffix}"
     exported = exported.run_decompositions({})
+    half = _compute_dtype(plan.scheme) == "float16"
+    angles = _angle_layers(exported, program) if half else ()
     least, most = _narrow_zero_points(exported)
     _convert(exported, program.inputs[task], program.outputs, plan, path)
     package.seal(path, {**identity, package.COMPUTE_UNIT: plan.options.compute_unit})
@@ -160,6 +163,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         entries={task: ENTRY},
         activations=_compute_dtype(plan.scheme),
         weight_dtype=_compute_dtype(plan.scheme),
+        kept_float=tuple((layer, "angles up to 999 rad: float32") for layer in angles),
         notes={"compressed_weights": compressed} if most else {},
     )
 
@@ -223,6 +227,19 @@ def _narrow_zero_points(exported: torch.export.ExportedProgram) -> tuple[int, in
             state[zeros] = state[zeros].to(torch.int8)
             distinct.add(hashlib.sha256(state[codes].contiguous().numpy()).digest())
     return len(distinct), count
+
+
+def _angle_layers(exported: torch.export.ExportedProgram, program: Program) -> tuple[str, ...]:
+    """Paths of the modules whose sines and cosines stay in float32."""
+    import torch
+
+    angles = (torch.ops.aten.sin.default, torch.ops.aten.cos.default)
+    paths = [
+        list(node.meta["nn_module_stack"].values())[-1][0]
+        for node in exported.graph.nodes
+        if node.target in angles and node.meta.get("nn_module_stack")
+    ]
+    return tuple(dict.fromkeys(path.removeprefix(f"{program.name}.") for path in paths))
 
 
 def _computes_in_half() -> Callable[[Any], bool]:

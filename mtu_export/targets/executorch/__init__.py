@@ -45,6 +45,7 @@ suffix = ".pte"
 packages = ("executorch", "torch")
 rewrites = ("attention", "geglu")
 default_scheme = "fp32"
+memory = {"fp32": 3.0, "int8": 2.5}
 
 BACKENDS = ("xnnpack",)
 ENTRY = "forward"
@@ -108,11 +109,12 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         "_interface": json.dumps({ENTRY: names}),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    apart: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if static:
-                exported = make_static(exported, names["inputs"], program.calibration[task])
+                exported, apart = make_static(exported, names["inputs"], program.calibration[task])
             notes = _write(exported, constants, folder / name)
     except (OSError, MemoryError):
         raise
@@ -127,6 +129,10 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         entries={task: ENTRY},
         activations="static_int8" if static else "float32",
         calibration=program.origin if static else None,
+        kept_float=tuple(
+            (program.layer(bias), "its bias is beyond int32 codes: added in float32")
+            for bias in apart
+        ),
         notes={"backend": plan.options.backend, **notes},
     )
 

@@ -18,10 +18,11 @@ REQUANTISATION_LIMIT = 256.0
 
 def make_static(
     exported: torch.export.ExportedProgram, names: Sequence[str], feeds: Sequence[Arrays]
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """Quantise the input and output of every layer whose weight arrives as int8 codes.
 
-    Returns a new program that shares the tensors of ``exported``. XNNPACK's own quantiser is not
+    Returns a new program that shares the tensors of ``exported``, and the names of the biases
+    that do not fit int32 codes and are added in float. XNNPACK's own quantiser is not
     used: it chooses weight scales anew and clamps them at 2^-12.
     """
     import torch
@@ -40,10 +41,9 @@ def make_static(
     watched = {node for layer in layers for node in (layer.args[0], layer)}
     ranges = _ranges(program, watched, names, feeds)
     made: dict[Any, Any] = {}
-    for layer in layers:
-        _quantise_layer(program, layer, ranges, made)
+    apart = [bias for layer in layers for bias in _quantise_layer(program, layer, ranges, made)]
     program.graph_module.recompile()
-    return program
+    return program, tuple(apart)
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
@@ -95,11 +95,12 @@ def _quantise_layer(
     layer: Any,
     ranges: dict[str, tuple[float, float]],
     made: dict[Any, Any],
-) -> None:
+) -> list[str]:
     """Rewrite ``y = layer(x, w, b)`` as ``dq(q(layer(dq(q(x)), w, b)))``.
 
     ``made`` maps a float value to its codes, so that layers that read one value share them. A bias
-    beyond the int32 codes (rows of almost no weight) is added in float after the layer.
+    beyond the int32 codes (rows of almost no weight) is added in float after the layer; its name is
+    returned.
     """
     import torch
 
@@ -128,6 +129,9 @@ def _quantise_layer(
     for user in users:
         user.replace_input_with(layer, result)
     program.graph_signature.replace_all_uses(layer.name, result.name)
+    if bias is None or not apart:
+        return []
+    return [program.graph_signature.inputs_to_parameters.get(bias.name, bias.name)]
 
 
 def _steps(low: float, high: float, least: float = 1e-12) -> tuple[float, int]:

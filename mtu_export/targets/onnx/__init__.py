@@ -50,6 +50,7 @@ __all__ = [
     "check",
     "default_scheme",
     "lower",
+    "memory",
     "open",
     "packages",
     "rewrites",
@@ -60,12 +61,14 @@ __all__ = [
 
 rewrites: tuple[str, ...] = ()
 default_scheme = "fp32"
+memory = {"fp32": 2.0, "fp16": 2.0, "int8": 1.3}
 
 FILE, DATA = "model.onnx", "model.onnx_data"
 OPSETS = (18, 19, 20, 21)
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 SINGLE_FILE_BYTES = 10**9
 LIFTED_BYTES = 1024
+HALF_MAX = 65504.0
 DEQUANTIZE = "quantized_decomposed.dequantize_per_channel.default"
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Transpose")
 
@@ -122,7 +125,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         path=program.name,
         entries={task: FILE},
         activations="float32",
-        kept_float=tuple(kept),
+        kept_float=tuple((program.layer(name), why) for name, why in kept),
         weight_dtype="float16" if half else "float32",
         notes=notes,
     )
@@ -247,7 +250,10 @@ def _outline(model: ir.Model) -> tuple[object, ...]:
 def _restore(
     model: ir.Model, weights: Mapping[str, ir.TensorProtocol], *, half: bool
 ) -> list[tuple[str, str]]:
-    """Put the lifted weights back, as float16 and a Cast where ``half``; return what stayed."""
+    """Put the lifted weights back, as float16 and a Cast where ``half``; return what stayed.
+
+    Vectors (biases, norms) are float32 in every scheme.
+    """
     kept: list[tuple[str, str]] = []
     casts: list[ir.Node] = []
     for value in [v for v in model.graph.inputs if v.name in weights]:
@@ -256,8 +262,10 @@ def _restore(
         operators = {node.op_type for node, _ in value.uses()}
         if not operators:
             continue
-        if half and len(tensor.shape) > 1 and operators <= set(WEIGHT_OPERATORS):
-            if abs(tensor.numpy()).max() > 65504:
+        if half and len(tensor.shape) > 1:
+            if not operators <= set(WEIGHT_OPERATORS):
+                kept.append((str(value.name), f"read by {', '.join(sorted(operators))}"))
+            elif abs(tensor.numpy()).max() > HALF_MAX:
                 kept.append((str(value.name), "beyond the range of float16"))
             else:
                 tensor = _halve(value, tensor, casts)

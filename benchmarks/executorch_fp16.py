@@ -1,0 +1,91 @@
+"""What float16 brings on ExecuTorch's XNNPACK: bytes, delegate pieces and dB against fp32.
+
+    python benchmarks/executorch_fp16.py [--model CHECKPOINT] [--task inpaint] [--out DIR]
+
+The folded UNet is lowered twice, as it is and with weights and activations in float16 behind
+float32 borders. A scheme has to bring at most 0.55 x the bytes to be offered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtu_export import calibrate, capture, models, plan, quantize, rewrite, targets, verify
+from mtu_export.models.blocks import Graph
+from mtu_export.targets import executorch
+
+NEEDED = 0.55
+
+
+class Half(nn.Module):
+    """A graph in float16 behind float32 inputs and outputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.half()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Cast the inputs, run, cast the output back."""
+        return self.module(*(x.half() for x in inputs)).float()
+
+
+def measure(found: Graph, cases: Any, wanted: Any, words: plan.Plan, path: Path) -> dict[str, Any]:
+    """Lower one graph, run it, count."""
+    task = words.tasks[0].name
+    program = capture.capture("unet", {task: found}, {task: cases}, "seeded")
+    names = {
+        "inputs": [spec.name for spec in found.inputs],
+        "outputs": [spec.name for spec in found.outputs],
+    }
+    constants = {
+        "_identity": "{}",
+        "_interface": json.dumps({executorch.ENTRY: names}),
+    }
+    notes = executorch._write(program.methods[task], constants, path)
+    session = executorch.open(path, executorch.ENTRY)
+    worst = min(
+        verify.psnr(want[name], array)
+        for want, case in zip(wanted, cases, strict=True)
+        for name, array in session(case).items()
+    )
+    size = path.stat().st_size
+    return {"bytes": size, "delegates": notes["delegates"], "psnr_db": round(worst, 2)}
+
+
+def main() -> None:
+    """Measure both and write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model")
+    parser.add_argument("--task", default="inpaint")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    words = plan.resolve(target="executorch", model=asked.model, task=asked.task, out="none")
+    family, task = models.load(words.family), words.tasks[0]
+    folded = family.specialise(family.load(words.checkpoint), task).module
+    rewrite.apply(folded, targets.load("executorch").rewrites)
+    quantize.quantize(folded, words.scheme)
+    graph = family.graph(folded, words, task)
+    cases = calibrate.goldens(graph.inputs, task, words)
+    wanted = capture.run(graph, cases)
+    with tempfile.TemporaryDirectory() as home:
+        full = measure(graph, cases, wanted, words, Path(home, "fp32.pte"))
+        narrow = Graph(module=Half(graph.module), inputs=graph.inputs, outputs=graph.outputs)
+        half = measure(narrow, cases, wanted, words, Path(home, "fp16.pte"))
+    ratio = round(half["bytes"] / full["bytes"], 3)
+    found = {"model": words.checkpoint.name, "task": task.name, "fp32": full, "fp16": half}
+    found |= {"ratio": ratio, "needed": NEEDED, "offered": ratio <= NEEDED}
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "executorch_fp16.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

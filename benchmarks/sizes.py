@@ -1,0 +1,255 @@
+"""Published sizes: SD 1.5 and SDXL checkpoints through the targets and schemes.
+
+    python benchmarks/sizes.py [--home ~/.cache/mtu-export/sizes] [--only sd15] [--out DIR]
+
+A row is one export in a process of its own: wall time, peak resident memory (`wait4`), its
+anonymous share by stage (read from /proc every 0.2 s; the rest is the mapped checkpoint, which the
+kernel may drop), bytes, the exporter's proof, and PSNR on three inputs that the exporter did not
+use. Rows that are done are kept under `--home`, so the run can be stopped at any time. What is
+refused is a row too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TASKS = ("t2i", "edit", "sr", "inpaint")
+SIZE = {"sd15": ("512", "512"), "sdxl": ("512", "512")}
+NAMES = {"sd15": "SD 1.5", "sdxl": "SDXL"}
+FRESH_SEED = 20_261_121
+FRESH = (1, 4, 6)
+"""Of the calibration timesteps: 901, 451 and 151; the goldens have 981, 501 and 21."""
+
+
+def exports() -> Iterator[tuple[str, str, str, str]]:
+    """(architecture, target, scheme, task): every task in int8, one task in every scheme."""
+    for target in ("onnx", "executorch"):
+        for task in TASKS:
+            yield "sd15", target, "int8", task
+    yield "sdxl", "onnx", "int8", "edit"
+    yield "sd15", "coreml", "int8", "inpaint"
+    yield "sdxl", "coreml", "int8", "edit"
+    yield "sdxl", "executorch", "int8", "edit"
+    for scheme in ("fp16", "fp32"):
+        for target in ("onnx", "coreml", "executorch"):
+            yield "sd15", target, scheme, "inpaint"
+            yield "sdxl", target, scheme, "edit"
+    for task in TASKS[:3]:
+        yield "sd15", "coreml", "int8", task
+
+
+def watch(pid: int, log: Path, found: dict[str, float], done: threading.Event) -> None:
+    """Largest anonymous resident memory of a process, GB, by the stage that the log has reached."""
+    while not done.wait(0.2):
+        try:
+            rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+            kb = next(int(row.split()[1]) for row in rows if row.startswith("RssAnon"))
+        except (OSError, StopIteration):
+            return
+        passed = sum(line.startswith("✓") for line in log.read_text("utf-8").splitlines())
+        key = str(passed)
+        found[key] = max(found.get(key, 0.0), round(kb * 1024 / 1e9, 2))
+
+
+def measure(words: list[str], log: Path) -> dict[str, Any]:
+    """Wall seconds, memory and exit code of one command of ours."""
+    start, found, done = time.monotonic(), {}, threading.Event()
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "mtu_export", *words], stdout=subprocess.DEVNULL, stderr=stream
+        )
+        thread = threading.Thread(target=watch, args=(child.pid, log, found, done))
+        thread.start()
+        _, status, usage = os.wait4(child.pid, 0)
+    done.set()
+    thread.join()
+    lines = log.read_text("utf-8").splitlines()
+    stages = [re.sub(r" \d+ s$", "", line[1:].strip()) for line in lines if line.startswith("✓")]
+    return {
+        "exit": os.waitstatus_to_exitcode(status),
+        "wall_s": round(time.monotonic() - start, 1),
+        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "anonymous_gb": {
+            (stages[int(key)] if int(key) < len(stages) else "end"): gb for key, gb in found.items()
+        },
+        "error": next((line for line in lines if line.startswith("error: ")), None),
+    }
+
+
+# ------------------------------------------------------------- inputs that the exporter did not use
+
+
+def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
+    """Write three inputs and the live-router model's outputs for one task to ``out``."""
+    from safetensors.numpy import save_file
+
+    from mtu_export import calibrate, capture, models, plan
+
+    resolved = plan.resolve(
+        target="onnx", model=model, task=task, height=int(height), width=int(width), out="none"
+    )
+    family, row = models.load(resolved.family), resolved.tasks[0]
+    pipeline = family.load(resolved.checkpoint)
+    graph = family.graph(pipeline.components["unet"], resolved, row)
+    cases = calibrate.calibration(graph.inputs, row, replace(resolved, seed=FRESH_SEED))
+    cases = [cases[i] for i in FRESH]
+    rows = {}
+    for i, pair in enumerate(zip(cases, capture.run(graph, cases), strict=True)):
+        rows |= {f"{i}/{name}": array for arrays in pair for name, array in arrays.items()}
+    save_file(rows, out)
+
+
+def compare(bundle_folder: str, task: str, reference: str) -> None:
+    """Print the worst PSNR of a bundle on the inputs of ``reference``, as JSON."""
+    from safetensors.numpy import load_file
+
+    from mtu_export import bundle, targets, verify
+
+    found = bundle.read(Path(bundle_folder))
+    part, target = found.parts[0], targets.load(found.manifest["target"])
+    runner, reason = target.runner()
+    if runner is None:
+        print(json.dumps({"fresh_db": None, "fresh_reason": reason}))
+        return
+    rows = load_file(reference)
+    session = target.open(part.path, part.entries[task])
+    worst = min(
+        verify.psnr(rows[f"{i}/{name}"], array)
+        for i in range(len(FRESH))
+        for name, array in session({s.name: rows[f"{i}/{s.name}"] for s in part.inputs}).items()
+    )
+    print(json.dumps({"fresh_db": round(worst, 2), "fresh_reason": None}))
+
+
+def child(function: str, *words: str) -> str:
+    """Run one function of this file in a process of its own; its standard output."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), "--call", function, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------- one row
+
+
+def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
+    """Export, look at the manifest, compare on fresh inputs, delete the bundle."""
+    model, out, log = home / architecture / "checkpoint", home / "bundle", home / "log.txt"
+    height, width = SIZE[architecture]
+    shutil.rmtree(out, ignore_errors=True)
+    words = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
+    row: dict[str, Any] = {"target": target, "scheme": scheme, "task": task}
+    row = {"model": architecture, "height": int(height), **row}
+    row |= measure([*words, "--height", height, "--width", width], log)
+    if row["exit"]:
+        return row
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    row["bytes"] = sum(part["bytes"] for part in manifest["parts"])
+    row["cost"], row["proof"] = manifest["parts"][0]["cost"], manifest["proof"]
+    row["of_fp32"] = round(row["bytes"] / (4 * row["cost"]["parameters"]), 4)
+    row["options"], row["versions"] = manifest["options"], manifest["versions"]
+    reference = home / architecture / f"fresh-{task}.safetensors"
+    if not reference.is_file():
+        child("fresh", str(model), height, width, task, str(reference))
+    row |= json.loads(child("compare", str(out), task, str(reference)))
+    shutil.rmtree(out)
+    return row
+
+
+def page(made: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# Published sizes: SD 1.5 and SDXL, random weights, 512 x 512",
+        "",
+        "Made by `make sizes` from `sizes.json`. Wall time includes loading, folding, the goldens "
+        "of the live router and the verification; 2 cores, shared with other work. Peak RSS counts "
+        "the mapped checkpoint; anonymous memory is what the kernel cannot drop. `of fp32` is "
+        "bytes over 4 x parameters. Fresh dB: three inputs that the exporter did not use, against "
+        "the live router.",
+        "",
+        "| model | target | scheme | task | wall | peak RSS | anonymous | bytes | of fp32 "
+        "| folded dB | proof dB | fresh dB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        key = f"| {NAMES[row['model']]} | {row['target']} | {row['scheme']} | {row['task']} "
+        if row["exit"]:
+            lines.append(
+                f"{key}| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB | | "
+                f"exit {row['exit']}: {row['error']} | | | | |"
+            )
+            continue
+        folded, proof = (v["psnr_db"] for v in row["proof"])
+        shown = "not run" if proof is None else f"{proof:.1f}"
+        new = "not run" if row["fresh_db"] is None else f"{row['fresh_db']:.1f}"
+        most = max(row["anonymous_gb"].values(), default=0)
+        lines.append(
+            f"{key}| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB | {most:.1f} GB "
+            f"| {row['bytes']:,} | {row['of_fp32']:.3f} | {folded:.1f} | {shown} | {new} |"
+        )
+    lines += ["", "| checkpoint | wall | peak RSS |", "|---|---|---|"]
+    for row in made:
+        name = f"upcycle --arch {row['model']} --random"
+        lines.append(f"| {name} | {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is not done yet, then write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, default=Path.home() / ".cache/mtu-export/sizes")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--only", help="model/target/scheme/task begins with this")
+    parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.call:
+        {"fresh": fresh, "compare": compare}[words.call[0]](*words.call[1:])
+        return
+    (words.home / "rows").mkdir(parents=True, exist_ok=True)
+    made, rows = [], []
+    for architecture in dict.fromkeys(row[0] for row in exports()):
+        kept = words.home / "rows" / f"{architecture}.json"
+        if not kept.is_file():
+            model = words.home / architecture / "checkpoint"
+            found = measure(
+                ["upcycle", "--arch", architecture, "--random", str(model), "--force"],
+                words.home / "log.txt",
+            )
+            kept.write_text(json.dumps({"model": architecture, **found}), "utf-8")
+        made.append(json.loads(kept.read_text("utf-8")))
+    for key in exports():
+        kept = words.home / "rows" / f"{'-'.join(key)}.json"
+        if not kept.is_file():
+            if not "/".join(key).startswith(words.only or ""):
+                continue
+            row = row_of(words.home, *key)
+            kept.write_text(json.dumps(row), "utf-8")
+            print(json.dumps(row), flush=True)
+        rows.append(json.loads(kept.read_text("utf-8")))
+    words.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"checkpoints": made, "rows": rows}, indent=1) + "\n"
+    (words.out / "sizes.json").write_text(text, "utf-8")
+    (words.out / "sizes.md").write_text(page(made, rows), "utf-8")
+    print(f"{sum(row['exit'] == 0 for row in rows)} of {len(rows)} exported")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The checkpoint folder of format 1 on disk: where it is, its config, its weights.
+
+Reads no tensor data unless asked and imports torch only to hand tensors over. A pickle is
+refused and never opened. Errors are ``CheckpointError`` with the file's name.
+"""
+
+from __future__ import annotations
+
+from mtu_export.checkpoint.config import (
+    CLASS_SUFFIX,
+    FORMAT,
+    MTU_KEYS,
+    STOCK_DEFAULTS,
+    check_config,
+    check_sizes,
+    family,
+    read_config,
+    stock_config,
+    tasks,
+)
+from mtu_export.checkpoint.folder import EMBEDDED, licences, locate, read_json, stays_inside
+from mtu_export.checkpoint.weights import (
+    SHARD_BYTES,
+    WEIGHTS,
+    Header,
+    compare,
+    headers,
+    tensor,
+    weight_files,
+    write,
+)
+
+__all__ = [
+    "CLASS_SUFFIX",
+    "EMBEDDED",
+    "FORMAT",
+    "MTU_KEYS",
+    "SHARD_BYTES",
+    "STOCK_DEFAULTS",
+    "WEIGHTS",
+    "Header",
+    "check_config",
+    "check_sizes",
+    "compare",
+    "family",
+    "headers",
+    "licences",
+    "locate",
+    "read_config",
+    "read_json",
+    "stays_inside",
+    "stock_config",
+    "tasks",
+    "tensor",
+    "weight_files",
+    "write",
+]

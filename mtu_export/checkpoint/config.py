@@ -1,0 +1,225 @@
+"""``unet/config.json``: what format 1 allows in it, its tasks, and the stock config of a fold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtu_export.checkpoint.folder import read_json
+from mtu_export.spec import CheckpointError, Task, shown
+
+FORMAT = 1
+MTU_KEYS = (
+    "mtu_format",
+    "num_experts",
+    "task_embedding_dim",
+    "router_hidden_dim",
+    "tasks",
+    "task_norm",
+)
+"""Keys that ``unet/config.json`` has beside those of a stock UNet."""
+STOCK_DEFAULTS: Mapping[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": None,
+    "cross_attention_dim": 1280,
+    "block_out_channels": [320, 640, 1280, 1280],
+}
+"""Defaults of the stock UNet for the keys that are read here; a config may leave them out."""
+CLASS_SUFFIX = "UNet2DConditionModel"
+WHERE = "unet/config.json"
+FED: Mapping[str, tuple[Any, ...]] = {
+    "addition_embed_type": (None, "text_time"),
+    "attention_type": ("default", None),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False, None),
+    "dual_cross_attention": (False, None),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "num_class_embeds": (None,),
+    "time_cond_proj_dim": (None,),
+}
+"""Stock keys whose other values ask for inputs that bundle.md does not have, with what is legal."""
+_TEXT_TIME = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+_FLAGS = (
+    "center_input_sample",
+    "flip_sin_to_cos",
+    "mid_block_only_cross_attention",
+    "resnet_skip_time_act",
+    "upcast_attention",
+    "use_linear_projection",
+)
+_NUMBERS = (
+    "dropout",
+    "freq_shift",
+    "mid_block_scale_factor",
+    "norm_eps",
+    "resnet_out_scale_factor",
+)
+_LARGEST = 2**24
+_DEEPEST = 128
+_MOST_BLOCKS = 2048
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``unet/config.json`` with the stock defaults; format, family, sizes and VAE are checked."""
+    if not (folder / "unet").is_dir():
+        raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
+    config = {**STOCK_DEFAULTS, **read_json(folder / "unet" / "config.json")}
+    family(config)
+    _check_format(config)
+    check_sizes(config)
+    _check_vae(folder / "vae" / "config.json")
+    return config
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse sizes of another type than a UNet's, or absurd ones, before anything is built."""
+    for key in ("in_channels", "out_channels", "cross_attention_dim"):
+        value = config.get(key, STOCK_DEFAULTS[key])
+        if not _is_size(value):
+            raise CheckpointError(f"{WHERE}: {key} must be a positive integer, got {shown(value)}")
+    levels = config.get("block_out_channels", STOCK_DEFAULTS["block_out_channels"])
+    if not isinstance(levels, (list, tuple)) or not levels or not all(map(_is_size, levels)):
+        raise CheckpointError(f"{WHERE}: block_out_channels must be a list of positive integers")
+    for key, value in config.items():
+        rows = [value]
+        while rows:
+            row = rows.pop()
+            rows += row if isinstance(row, (list, tuple)) else ()
+            if isinstance(row, int) and abs(row) > _LARGEST:
+                raise CheckpointError(f"{WHERE}: {key} is absurdly large: {shown(row)}")
+            deep = key.endswith(("layers_per_block", "num_experts"))
+            if (deep and isinstance(row, int) and row > _DEEPEST) or (
+                isinstance(row, (list, tuple)) and len(row) > 4096
+            ):
+                raise CheckpointError(f"{WHERE}: {key} is absurdly large")
+    layers = _largest(config.get("layers_per_block", 2))
+    blocks = len(levels) * layers * _largest(config.get("transformer_layers_per_block", 1))
+    if blocks > _MOST_BLOCKS:
+        raise CheckpointError(
+            f"{WHERE}: layers_per_block and transformer_layers_per_block are "
+            f"absurdly large: about {blocks:,} blocks, at most {_MOST_BLOCKS:,} are read"
+        )
+
+
+def _largest(value: Any) -> int:
+    """The largest integer in a value and its lists."""
+    rows, largest = [value], 1
+    while rows:
+        row = rows.pop()
+        rows += row if isinstance(row, (list, tuple)) else ()
+        largest = max(largest, row) if isinstance(row, int) else largest
+    return largest
+
+
+def _check_vae(path: Path) -> None:
+    """What an export takes from the VAE's config: its latent scaling."""
+    found = read_json(path) if path.is_file() else {}
+    scale = found.get("scaling_factor", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e6:
+        raise CheckpointError(
+            f"{path}: scaling_factor must be a positive number, got {shown(scale)}"
+        )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_format(config: Mapping[str, Any]) -> None:
+    version = config.get("mtu_format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{WHERE}: mtu_format must be {FORMAT}, got {shown(version)}")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{WHERE}: mtu_format {version} needs a newer mtu-export "
+            f"(this one reads format {FORMAT})"
+        )
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """Name of the checkpoint's family: ``MTUUNet2DConditionModel`` -> ``"mtu"``."""
+    name = config.get("_class_name")
+    if name == CLASS_SUFFIX:
+        raise CheckpointError(
+            "the UNet is dense (UNet2DConditionModel); make a checkpoint of it first with: "
+            "mtu-export upcycle SOURCE OUT --task ..."
+        )
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Z0-9]*" + CLASS_SUFFIX, name):
+        raise CheckpointError(f"{WHERE}: _class_name {shown(name)} is not one of ours")
+    return name.removesuffix(CLASS_SUFFIX).lower()
+
+
+def tasks(config: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The tasks of a config, checked; names are unique."""
+    found = config.get("tasks")
+    if not isinstance(found, (list, tuple)) or not found:
+        raise CheckpointError(f"{WHERE}: tasks must be a list of at least one task")
+    rows = tuple(Task.from_json(row, index) for index, row in enumerate(found))
+    names = [task.name for task in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise CheckpointError(f"{WHERE}: task {name!r} is there twice")
+    return rows
+
+
+def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
+    """Refuse a newer format, unknown keys and values that format 1 does not allow."""
+    _check_format(config)
+    check_sizes(config)
+    for key in ("num_experts", "task_embedding_dim", "router_hidden_dim"):
+        value = config.get(key)
+        if not _is_size(value):
+            raise CheckpointError(f"{WHERE}: {key} must be a positive integer, got {shown(value)}")
+    norm = config.get("task_norm", "replace")
+    if norm not in ("replace", "stacked"):
+        raise CheckpointError(
+            f"{WHERE}: task_norm must be 'replace' or 'stacked', got {shown(norm)}"
+        )
+    legal = {*MTU_KEYS, *stock_keys}
+    for key in config:
+        if not key.startswith("_") and key not in legal:
+            raise CheckpointError(f"{WHERE}: unknown key {key[:80]!r}")
+    _check_stock(config)
+    names = {task.name for task in tasks(config)}
+    if norm == "stacked" and names & {"weight", "bias"}:
+        raise CheckpointError(
+            f"{WHERE}: with stacked norms no task can be named 'weight' or 'bias': these are the "
+            "names of the shared norm's tensors"
+        )
+
+
+def _check_stock(config: Mapping[str, Any]) -> None:
+    """Refuse what no input of an export feeds, and flags and numbers of another type."""
+    for key, legal in FED.items():
+        value = config.get(key, legal[0])
+        if not any(value is row or (isinstance(row, str) and value == row) for row in legal):
+            names = " or ".join(json.dumps(row) for row in legal)
+            raise CheckpointError(
+                f"{WHERE}: {key} {shown(value)} needs an input that no export has; legal: {names}"
+            )
+    for key in _FLAGS:
+        if not isinstance(config.get(key), (bool, type(None))):
+            raise CheckpointError(f"{WHERE}: {key} must be true or false, got {shown(config[key])}")
+    for key in _NUMBERS:
+        value = config.get(key, 0)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not abs(value) <= _LARGEST:
+            raise CheckpointError(f"{WHERE}: {key} must be a number, got {shown(value)}")
+    if config.get("addition_embed_type") == "text_time":
+        time, total = (config.get(key) for key in _TEXT_TIME)
+        if not (_is_size(time) and _is_size(total)) or total <= 6 * time:  # type: ignore[operator]
+            raise CheckpointError(
+                f"{WHERE}: {_TEXT_TIME[1]} must be the width of the pooled text and 6 times "
+                f"{_TEXT_TIME[0]}, got {shown(total)} and {shown(time)}"
+            )
+
+
+def stock_config(config: Mapping[str, Any], in_channels: int) -> dict[str, Any]:
+    """The config of the stock ``UNet2DConditionModel`` that a folded task is."""
+    kept = {k: v for k, v in config.items() if k not in MTU_KEYS and not k.startswith("_")}
+    return {**kept, "in_channels": in_channels, "_class_name": CLASS_SUFFIX}

@@ -1,0 +1,161 @@
+"""What an export says of itself: the identity inside every artefact, and ``manifest.json``."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtu_export import __version__, bundle, checkpoint, targets
+from mtu_export.spec import Cost, IntWeights, Lowered, Plan, Program, Task, TensorSpec
+
+
+def identity(plan: Plan) -> dict[str, str]:
+    """What is written inside every artefact too."""
+    home = plan.checkpoint / "unet"
+    files = {path.name: path for path in (home / "config.json", *checkpoint.weight_files(home))}
+    return {
+        "name": plan.out.name,
+        "schema_version": ".".join(map(str, bundle.SCHEMA)),
+        "mtu_export": __version__,
+        "family": plan.family,
+        "source": plan.checkpoint.resolve().name,
+        "source_sha256": bundle.sha256_of(files),
+        "tasks": "+".join(task.name for task in plan.tasks),
+        "target": plan.target,
+        "scheme": plan.scheme.name,
+    }
+
+
+def describe(
+    plan: Plan,
+    identity: Mapping[str, str],
+    lowered: Lowered,
+    kept: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """The manifest of bundle.md, with neither parts nor proof yet."""
+    target, weights = targets.load(plan.target), plan.scheme.weights
+    kept = (*kept, *lowered.kept_float)
+    packages = ("torch", "diffusers", *target.packages)
+    stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
+    sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
+    xl = plan.config.get("addition_embed_type") == "text_time"
+    scaling = _vae_config(plan).get("scaling_factor", 0.13025 if xl else 0.18215)
+    quantised = isinstance(weights, IntWeights)
+    bits = weights.bits if quantised else {"float32": 32, "float16": 16}[weights.dtype]
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "schema_version": identity["schema_version"],
+        "name": identity["name"],
+        "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "versions": {
+            "mtu_export": __version__,
+            **{name: found for name in packages if (found := _version(name))},
+        },
+        "source": {
+            "name": identity["source"],
+            "family": plan.family,
+            "sha256": identity["source_sha256"],
+            "model_config": {**stock, **{key: plan.config[key] for key in sizes}},
+        },
+        "target": plan.target,
+        "options": {**asdict(plan.options), **lowered.notes},
+        "scheme": {
+            "name": plan.scheme.name,
+            "weights": {"bits": bits, "granularity": "per_channel" if quantised else None},
+            "activations": lowered.activations,
+            "calibration": lowered.calibration,
+            "kept_float": [{"layer": layer, "why": why} for layer, why in kept],
+        },
+        "image": {
+            "height": plan.height,
+            "width": plan.width,
+            "range": [-1, 1],
+            "fit": "cover",
+            "filter": "lanczos",
+        },
+        "tasks": [
+            {
+                **task.to_json(),
+                "conditioning": _conditioning(task),
+                "parts": ["unet"],
+                "entry": entry,
+            }
+            for task in plan.tasks
+            for entry in (lowered.entries[task.name],)
+        ],
+        "parts": [],
+        "tokenizers": [],
+        "latent": {
+            "channels": plan.config["in_channels"],
+            "factor": plan.factor,
+            "scaling_factor": scaling,
+        },
+        "mask": {
+            "threshold": 0.5,
+            "resize": "nearest",
+            "masked_image": "image * (mask < 0.5)",
+        },
+        "loop": None,
+        "proof": [],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _conditioning(task: Task) -> list[dict[str, Any]]:
+    """Entries with ``scaled`` spelled out where it means something."""
+    return [
+        {"kind": entry.kind, "channels": entry.channels}
+        | ({"scaled": entry.scaled} if entry.kind == "image_latent" else {})
+        for entry in task.conditioning
+    ]
+
+
+def _vae_config(plan: Plan) -> Mapping[str, Any]:
+    path = plan.checkpoint / "vae" / "config.json"
+    return checkpoint.read_json(path) if path.is_file() else {}
+
+
+def part(
+    program: Program, lowered: Lowered, cost: Cost, plan: Plan, folder: Path
+) -> dict[str, Any]:
+    """The manifest's row of one component, its files hashed."""
+    path = folder / lowered.path
+    task = plan.tasks[0].name
+    return {
+        "component": program.name,
+        "path": lowered.path,
+        "bytes": bundle.size(path),
+        "sha256": bundle.sha256(path),
+        "entries": dict(lowered.entries),
+        "inputs": [_spec(spec) for spec in program.inputs[task]],
+        "outputs": [_spec(spec) for spec in program.outputs],
+        "cost": {
+            **asdict(cost),
+            "weight_bytes": _weight_bytes(program, task, lowered),
+            "shared_weight_bytes": 0,
+        },
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _weight_bytes(program: Program, task: str, lowered: Lowered) -> int:
+    """Bytes of codes, scales and float weights as the artefact holds them."""
+    import torch
+
+    width = 2 if lowered.weight_dtype == "float16" else 4
+    state = program.methods[task].state_dict.values()
+    floats = sum(t.numel() * width for t in state if t.is_floating_point())
+    return floats + sum(t.numel() for t in state if t.dtype == torch.int8)

@@ -1,0 +1,108 @@
+"""What memory and disk do not hold is refused with figures before any work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mtu_export import budget, exporter, plan, targets
+from mtu_export.catalog import ARCHITECTURES
+from mtu_export.spec import PlanError, ResourceError
+
+
+@pytest.fixture
+def resolved(tiny: Path, tmp_path: Path) -> plan.Plan:
+    return plan.resolve(target="onnx", model=tiny, task="sr", out=tmp_path / "a" / "o")
+
+
+def test_too_little_memory_is_refused_before_any_work(
+    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+
+    def watch(stage: str) -> object:
+        stages.append(stage)
+        raise AssertionError(stage)
+
+    with pytest.raises(ResourceError, match=r"needs about .* of memory, .* available; no scheme"):
+        exporter.export(replace(resolved, memory=1e6), watch)  # type: ignore[arg-type]
+    assert stages == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_line_names_what_fits(
+    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "_START", 0.0)
+    big = replace(resolved, height=8, width=8, memory=5.5e6)  # of 3.3 MB of weights
+    monkeypatch.setattr(
+        targets,
+        "load",
+        lambda name: SimpleNamespace(memory={"onnx": {"fp32": 2.0, "int8": 1.5}}.get(name, {})),
+    )
+    with pytest.raises(ResourceError, match=r"what fits: onnx int8 \(about .*\); --memory GB"):
+        budget.check(big)
+    budget.check(replace(big, memory=1e9))
+
+
+def test_a_full_disk_is_refused_before_any_work(
+    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ResourceError, match=r"of disk, .* free"):
+        exporter.export(resolved)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_limits_what_is_available(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = budget.available()
+    assert free > 0
+    monkeypatch.setattr(budget, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(budget, "_PROC", tmp_path / "proc")
+    assert budget.available() == pytest.approx(free, rel=0.5)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    row = "4:memory:/jobs/1" if version == 1 else "0::/jobs/1"
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/\n{row}\n")
+    group = tmp_path / "cgroup" / ("memory/jobs" if version == 1 else "jobs")
+    (group / "1").mkdir(parents=True)
+    limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+    (group / f"memory.{limit}").write_text("300000\n")
+    (group / f"memory.{used}").write_text("200000\n")
+    (group / "memory.stat").write_text("anon 100\ninactive_file 50000\n")
+    assert budget.available() == 150_000
+    (group / f"memory.{limit}").write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
+    assert budget.available() == pytest.approx(free, rel=0.5)
+
+
+def test_scores_grow_with_the_fourth_power_of_the_side(resolved: plan.Plan) -> None:
+    sd = replace(resolved, config=ARCHITECTURES["sd15"], height=512, width=512)
+    assert budget._scores(sd) == 8 * 4096**2 * 4
+    assert budget._scores(replace(sd, height=1024, width=1024)) == 16 * budget._scores(sd)
+    xl = replace(sd, config=ARCHITECTURES["sdxl"])
+    assert budget._scores(xl) == 10 * 1024**2 * 4
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_every_scheme_that_a_target_takes_has_a_figure(name: str, tiny: Path) -> None:
+    for scheme in ("fp32", "fp16", "int8"):
+        try:
+            plan.resolve(target=name, model=tiny, task="sr", scheme=scheme)
+        except PlanError as error:
+            assert re.search(r"use|nearest|choose", str(error))
+            assert scheme not in targets.load(name).memory
+        else:
+            assert targets.load(name).memory[scheme] > 0
+
+
+@pytest.mark.parametrize("memory", [0, -1, float("nan"), 1e9])
+def test_memory_is_a_number_of_gigabytes(memory: float, tiny: Path) -> None:
+    with pytest.raises(PlanError, match="--memory"):
+        plan.resolve(target="onnx", model=tiny, task="sr", memory=memory)

@@ -1,0 +1,86 @@
+"""The layer that is named is the one that costs most."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtu_export import exporter, plan, quantize, sensitivity, verify
+from mtu_export.catalog import SCHEMES
+from mtu_export.models.blocks import Graph
+from mtu_export.spec import ParityError, TensorSpec
+
+INT8 = SCHEMES["int8"]
+
+
+def _graph() -> tuple[Graph, nn.Module]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16) for _ in range(4)]
+    with torch.no_grad():
+        layers[2].weight[:, 0] = 60.0  # coarse steps for the rest of every row
+    net = nn.Sequential(*layers)
+    spec = TensorSpec(name="x", shape=(5, 16))
+    out = TensorSpec(name="y", shape=(5, 16))
+    return Graph(module=net, inputs=(spec,), outputs=(out,)), net
+
+
+def test_each_layer_alone_is_what_rounding_its_weights_by_hand_gives() -> None:
+    graph, net = _graph()
+    reference = copy.deepcopy(net)
+    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    x[:, 0] = 0
+    together, losses = sensitivity.measure(graph, net, INT8, [{"x": x}])
+    assert [row.psnr_db for row in losses] == sorted(row.psnr_db for row in losses)
+    want = reference(torch.from_numpy(x)).detach().numpy()
+    for row in losses:
+        twin = copy.deepcopy(reference)
+        layer = twin.get_submodule(row.layer)
+        assert isinstance(layer, nn.Linear)
+        weight = layer.weight.detach().numpy()
+        step = np.abs(weight).max(1, keepdims=True) / 127
+        layer.weight.data = torch.from_numpy(np.round(weight / step) * step)
+        found = twin(torch.from_numpy(x)).detach().numpy()
+        assert row.psnr_db == pytest.approx(verify.psnr(want, found), abs=0.1)
+    assert losses[0].layer == "2"
+    assert together <= losses[0].psnr_db + 1
+    line = sensitivity.describe(together, losses, (64, 32), 8)
+    assert "most alone is 2 with" in line
+    assert line.count(" dB") == 5
+
+
+def test_the_model_is_quantised_in_the_end() -> None:
+    graph, net = _graph()
+    wanted = copy.deepcopy(net)
+    quantize.quantize(wanted, INT8)
+    sensitivity.measure(graph, net, INT8, [{"x": np.ones((5, 16), np.float32)}])
+    assert net.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in wanted.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
+    tiny: Path, tmp_path: Path
+) -> None:
+    def words(**more: Any) -> plan.Plan:
+        return plan.resolve(
+            target="onnx", model=tiny, task="edit", scheme="int8", out=tmp_path / "o", **more
+        )
+
+    with pytest.raises(ParityError, match="the layer that costs most alone is") as caught:
+        exporter.export(words(min_psnr=80.0))
+    assert list(tmp_path.iterdir()) == []
+    line = str(caught.value)
+    worst = line.partition("most alone is ")[2].partition(" with")[0]
+    before = float(line.partition("onnxruntime")[2].partition(": ")[2].partition(" dB")[0])
+    found = exporter.export(words(keep_float=[worst]))
+    kept = {row["layer"]: row["why"] for row in found.manifest["scheme"]["kept_float"]}
+    assert kept[worst] == "asked for"
+    after = found.proof[-1].psnr_db
+    assert after is not None
+    assert after > before

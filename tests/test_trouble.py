@@ -1,0 +1,324 @@
+"""Trouble of the system, as real as it can be made here: disks, permissions, kills, races, pipes.
+
+A full disk and a read-only one are small file systems of their own, mounted in a private
+namespace of the child (`unshare`); where the system allows no namespace these tests are skipped
+and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mtu_export import bundle, exporter
+
+OURS = [sys.executable, "-m", "mtu_export"]
+EXPORT = ("onnx", "--task", "sr", "--height", "64", "--width", "64")
+UPCYCLE = ("upcycle", "--arch", "tiny", "--random")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def ours(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*OURS, *words], capture_output=True, text=True, check=False)
+
+
+def last(text: str) -> str:
+    """The last line of standard error; a traceback has no place in it."""
+    assert "Traceback" not in text
+    return text.splitlines()[-1] if text else ""
+
+
+# --------------------------------------------------------------------------- disks and permissions
+
+
+def mounted(folder: Path, options: str, then: str, words: Sequence[str]) -> tuple[int, str, str]:
+    """Run a command with a tmpfs of its own at ``folder``; what is in there afterwards.
+
+    ``then`` is a shell command that runs before it, inside. Returns exit code, standard error
+    and the listing.
+    """
+    folder.mkdir(exist_ok=True)
+    script = f"mount -t tmpfs -o {options} tmpfs {folder} || exit 99\n{then}\n"
+    script += f"{shlex.join(words)} >/dev/null\ncode=$?\nls -A {folder}\nexit $code\n"
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here: no private file system can be mounted")
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip(f"no private file system can be mounted here: {last(done.stderr)}")
+    return done.returncode, done.stderr, done.stdout.strip()
+
+
+FILL = """
+import os, sys
+from mtu_export import cli, console
+
+stage, (disk, moment, left) = console.Console.stage, sys.argv[1:4]
+del sys.argv[1:4]
+
+def fill(self, name):
+    if name == moment:
+        free = os.statvfs(disk)
+        with open(os.path.join(disk, "filler"), "wb", buffering=0) as stream:
+            stream.write(bytes(free.f_bavail * free.f_bsize - int(left)))
+    return stage(self, name)
+
+console.Console.stage = fill
+cli.main()
+"""
+"""Our command, and somebody who fills the disk up to so many bytes when a stage begins."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "moment", "left"),
+    [
+        ((*EXPORT, "-o"), "import PyTorch", 1_000_000),  # full inside model.onnx
+        ((*EXPORT, "-o"), "lower to onnx", 3_300_000),  # full behind it: goldens
+        (("diffusers", "--task", "sr", "-o"), "save", 1_000_000),
+        (UPCYCLE, "upcycle", 1_000_000),
+    ],
+)
+def test_a_disk_that_fills_up(
+    tmp_path: Path, words: tuple[str, ...], moment: str, left: int
+) -> None:
+    disk = tmp_path / "disk"
+    command = [sys.executable, "-c", FILL, str(disk), moment, str(left), *words, str(disk / "out")]
+    code, err, listing = mounted(disk, "size=16M", "", command)
+    assert last(err).startswith("error: cannot write ")
+    assert last(err).endswith("No space left on device")
+    assert (code, listing) == (6, "filler")
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_folder(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    words = [*OURS, *UPCYCLE, str(disk / "a" / "out")]
+    code, err, listing = mounted(disk, "nr_inodes=1", "", words)
+    assert last(err) == f"error: cannot write {disk / 'a'}: No space left on device"
+    assert (code, listing) == (6, "")
+
+
+@pytest.mark.slow
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    """Permissions do not bind root, this does."""
+    disk = tmp_path / "disk"
+    words = [*OURS, *UPCYCLE, str(disk / "out")]
+    code, err, listing = mounted(disk, "size=1M", f"mount -o remount,ro {disk}", words)
+    assert last(err).startswith(f"error: cannot write {disk}/.out.")
+    assert last(err).endswith("Read-only file system")
+    assert (code, listing) == (6, "")
+
+
+def test_a_folder_without_write_permission(tmp_path: Path) -> None:
+    """As another user where the tests run as root."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    code = f"""if True:
+        import os
+        from pathlib import Path
+        from mtu_export.draft import CHECKPOINT, draft
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        with draft(Path({str(closed / "out")!r}), force=False, mark=CHECKPOINT):
+            pass
+    """
+    for parent in tmp_path.parents:
+        if parent != Path("/") and os.access(parent, os.W_OK):
+            mode = parent.stat().st_mode
+            if not mode & 0o001 and parent.stat().st_uid == os.getuid():
+                parent.chmod(mode | 0o011)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("mtu_export.spec.errors.ResourceError: cannot write ")
+    assert line.endswith("Permission denied")
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]])
+def test_an_output_that_takes_nothing(words: list[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*OURS, *words], stdout=full, stderr=subprocess.PIPE, check=False)
+    (line,) = done.stderr.decode().splitlines()
+    assert line.endswith("No space left on device")
+    assert done.returncode == 6
+
+
+# -------------------------------------------------------------------------------------------- pipes
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"], ["doctor"]])
+def test_a_reader_that_goes_away(words: list[str]) -> None:
+    """As in `mtu-export list | head`: quiet, and the exit code of any Unix tool."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*OURS, *words], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_closed_streams() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(OURS)} list >&- 2>&- <&-"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# -------------------------------------------------------------------------------------------- kills
+
+STAGES = (
+    "import PyTorch",
+    "load checkpoint",
+    "run live-router model",
+    "fold",
+    "prove the fold",
+    "rewrite and quantise",
+    "capture",
+    "lower to onnx",
+    "verify",
+)
+RUN = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from mtu_export import exporter, plan
+
+@contextlib.contextmanager
+def watch(stage):
+    if (stage, sys.argv[2]) == (sys.argv[1], "begin"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield
+    if (stage, sys.argv[2]) == (sys.argv[1], "end"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+exporter.export(plan.resolve(target="onnx", task="sr", height=64, width=64, out="out"), watch)
+"""
+"""An export that kills itself with -9 at the begin or the end of a stage."""
+
+
+@pytest.mark.slow
+def test_kill_9_at_every_stage(tmp_path: Path) -> None:
+    """Nothing at the final place after any of them; the next run works and clears all leftovers."""
+    moments = [(stage, "end") for stage in STAGES] + [("import PyTorch", "begin")]
+    for begin in range(0, len(moments), 2):
+        children = [
+            subprocess.Popen([sys.executable, "-c", RUN, *moment], stderr=subprocess.DEVNULL)
+            for moment in moments[begin : begin + 2]
+        ]
+        for child, moment in zip(children, moments[begin:], strict=False):
+            assert child.wait(300) == -signal.SIGKILL, f"{moment} is no stage of an export"
+            assert not (tmp_path / "out").exists(), moment
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left
+    assert all(name.startswith(".out.") and name.endswith(".partial") for name in left)
+    assert ours(*EXPORT, "-o", "out").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+
+
+@pytest.mark.slow
+def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """By the clock, as `upcycle` has no stages: while it imports, and twice while it writes."""
+    seen = []
+    for files in (0, 1, 2):
+        child = subprocess.Popen([*OURS, *UPCYCLE, "out"], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 120
+        while time.monotonic() < end and child.poll() is None:
+            if sum(1 for _ in tmp_path.glob(f".out.{child.pid}.*/**/*")) >= files:
+                break
+            time.sleep(0.001)
+        child.kill()
+        seen.append(child.wait(60))
+        assert not (tmp_path / "out").exists() or seen[-1] == 0
+        if (tmp_path / "out").exists():  # it was faster than we
+            (tmp_path / "out").rename(tmp_path / "whole")
+    assert -signal.SIGKILL in seen
+    assert ours(*UPCYCLE, "out").returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "whole"}
+    assert ours("inspect", "out").returncode == 0
+
+
+# -------------------------------------------------------------------------------------------- races
+
+
+def together(*words: str) -> list[tuple[int, str]]:
+    """Exit code and last line of two processes that are started at the same moment."""
+    children = [
+        subprocess.Popen([*OURS, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    errors = [child.communicate(timeout=500)[1].decode() for child in children]
+    return [(child.returncode, last(e)) for child, e in zip(children, errors, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_exports_into_one_place(tmp_path: Path) -> None:
+    ends = sorted(together(*EXPORT, "-o", "out"))
+    assert [code for code, _ in ends] == [0, 2]
+    assert ends[1][1].endswith("exists; choose another -o or pass --force")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+    ends = together(*EXPORT, "-o", "out", "--force")
+    assert [code for code, _ in ends] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+
+
+RACE = """
+import json, sys
+from pathlib import Path
+from mtu_export.draft import BUNDLE, draft
+from mtu_export.spec import OutputExists
+
+ends = [0, 0]
+for number in range(150):
+    try:
+        with draft(Path("out"), force=sys.argv[1] == "force", mark=BUNDLE) as folder:
+            (folder / "manifest.json").write_text(json.dumps({"schema_version": sys.argv[2]}))
+            (folder / "also").write_text(sys.argv[2])
+        ends[0] += 1
+    except OutputExists:
+        ends[1] += 1
+print(json.dumps(ends))
+"""
+"""Many drafts of one place in a row."""
+
+
+@pytest.mark.parametrize("force", ["force", "refuse"])
+def test_many_drafts_of_one_place(tmp_path: Path, force: str) -> None:
+    """The renames alone, often enough that they do meet: one wins, or all do in turn."""
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, force, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    found = [child.communicate(timeout=120) for child in children]
+    assert [error for _, error in found] == ["", "", ""]
+    ends = [json.loads(out) for out, _ in found]
+    assert sum(done for done, _ in ends) == (450 if force == "force" else 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["schema_version"]
+    assert (tmp_path / "out" / "also").read_text() == said
