@@ -53,5 +53,9 @@ sizes: setup
 executorch-fp16: setup
 	$(BIN)/python benchmarks/executorch_fp16.py
 
+## 1,000 mutated checkpoints and bundles -> benchmarks/results/mutations.* (an hour).
+mutations: setup
+	$(BIN)/python benchmarks/mutations.py
+
 clean:
 	rm -rf build $(VENV)

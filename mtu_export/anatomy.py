@@ -40,6 +40,8 @@ _KINDS = tuple(
     )
 )
 """Layer and kind of a stock UNet's tensor, by its name; the first row that fits holds."""
+_BY_TASK = "task_embedding."
+"""Tensors with a row a task: rows are compared by the task's name."""
 _WAY = ("down", "mid", "up")
 _CHUNK = 2**22
 """Values that are compared at a time: 32 MB in float64."""
@@ -298,6 +300,14 @@ def _same(one: Source, other: Source) -> tuple[list[_Pair], list[tuple[str, str]
     for name in {**one.found, **other.found}:
         if name in one.found and name in other.found:
             shapes = one.found[name].shape, other.found[name].shape
+            if name.startswith(_BY_TASK) and shapes[0][1:] == shapes[1][1:]:
+                runs, reason = _task_rows(one, other)
+                layer, kind = _row_of(name, one.place(name))
+                if runs:
+                    pairs.append(_Pair(one=name, other=name, layer=layer, kind=kind, runs=runs))
+                if reason:
+                    left_out.append((name, reason))
+                continue
             if shapes[0] == shapes[1]:
                 layer, kind = _row_of(name, one.place(name))
                 pairs.append(_Pair(one=name, other=name, layer=layer, kind=kind))
@@ -309,6 +319,16 @@ def _same(one: Source, other: Source) -> tuple[list[_Pair], list[tuple[str, str]
             raise _different(f"{name!r} ({reason})")
         left_out.append((name, reason))
     return pairs, left_out
+
+
+def _task_rows(one: Source, other: Source) -> tuple[tuple[tuple[int, int, int], ...], str]:
+    """Rows of the tasks that both have, by name, and which tasks only one has."""
+    mine, theirs = (
+        [task.name for task in checkpoint.tasks(source.config)] for source in (one, other)
+    )
+    runs = tuple((mine.index(n), theirs.index(n), 1) for n in mine if n in theirs)
+    single = [name for name in (*mine, *theirs) if (name in mine) != (name in theirs)]
+    return runs, f"rows of tasks that one alone has: {', '.join(single)}" if single else ""
 
 
 def _against_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[str, str]]]:

@@ -50,7 +50,8 @@ def check(plan: Plan) -> None:
             + (f"what fits: {', '.join(fits)}" if fits else "no scheme of any target fits")
             + "; --memory GB overrides what is available"
         )
-    size, free = 1.05 * _share(plan.scheme) * weights, _free(plan.out)
+    kept = any(row.required for row in plan.scheme.overrides)  # how much is known only later
+    size, free = 1.05 * (1.0 if kept else _share(plan.scheme)) * weights, _free(plan.out)
     if size > free:
         raise ResourceError(f"{plan.out} needs about {_size(size)} of disk, {_size(free)} are free")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mtu_export.spec import Arrays, BundleError, TensorSpec, Verdict
+from mtu_export.spec import Arrays, BundleError, CheckpointError, Task, TensorSpec, Verdict
 
 SCHEMA = (1, 0)
 MANIFEST = "manifest.json"
@@ -47,8 +47,9 @@ _NESTED: Mapping[str, Mapping[str, _Types]] = {
     "scheme": {"name": str, "weights": dict, "activations": str, "kept_float": list},
     "image": {"height": int, "width": int},
     "latent": {"channels": int, "factor": int, "scaling_factor": (int, float)},
-    "mask": {},
+    "mask": {"threshold": (int, float), "resize": str, "masked_image": str},
 }
+_COUNTS = (("image", "height"), ("image", "width"), ("latent", "channels"), ("latent", "factor"))
 _TASK_KEYS: Mapping[str, _Types] = {
     "name": str,
     "conditioning": list,
@@ -230,6 +231,11 @@ def read(folder: Path) -> Bundle:
     for key, rows in (("tasks", _TASK_KEYS), ("proof", _PROOF_KEYS)):
         for index, row in enumerate(manifest[key]):
             _typed(row, rows, f"{MANIFEST}: {key}[{index}]")
+    for key, name in _COUNTS:
+        if manifest[key][name] < 1:
+            raise BundleError(f"{MANIFEST}: {key}: {name} must be positive")
+    for index, row in enumerate(manifest["tasks"]):
+        _task(row, index)
     parts = tuple(_part(folder, row, i) for i, row in enumerate(manifest["parts"]))
     names = {task["name"] for task in manifest["tasks"]}
     if not parts or not names or any(set(part.entries) != names for part in parts):
@@ -277,6 +283,21 @@ def _typed(found: Any, keys: Mapping[str, _Types], where: str) -> None:
         if wrong or (isinstance(value, (int, float)) and not abs(value) < 1e18):
             names = " or ".join(each.__name__ for each in kinds)
             raise BundleError(f"{where}: {key} must be {names}")
+
+
+def _task(row: Mapping[str, Any], index: int) -> None:
+    """Refuse a task that no checkpoint could have; keys of a newer minor schema are left out."""
+
+    def known(found: Any, *keys: str) -> Any:
+        return {k: found[k] for k in keys if k in found} if isinstance(found, dict) else found
+
+    entries = [known(entry, "kind", "channels", "scaled") for entry in row["conditioning"]]
+    guidance = known(row["guidance"], "kind", "text", "image")
+    own = {**known(row, "name", "steps", "prompt"), "conditioning": entries, "guidance": guidance}
+    try:
+        Task.from_json(own, index)
+    except CheckpointError as error:
+        raise BundleError(f"{MANIFEST}: {error}") from None
 
 
 def inside(folder: Path, relative: str) -> Path:

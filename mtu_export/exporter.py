@@ -232,11 +232,12 @@ def _losses(plan: Plan, cost: Cost) -> str:
     family, task = models.load(plan.family), plan.tasks[0]
     folded = family.specialise(family.load(plan.checkpoint), task).module
     rewrite.apply(folded, targets.load(plan.target).rewrites)
-    work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total
+    work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
     step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
     while work > _WORK and max(small.height, small.width) > step:
         height, width = (max(step, n // 2 // step * step) for n in (small.height, small.width))
-        small, work = replace(small, height=height, width=width), work / 4
+        work *= height * width / (small.height * small.width)
+        small = replace(small, height=height, width=width)
     graph = family.graph(folded, small, task)
     cases = calibrate.goldens(graph.inputs, task, small)[1:2]
     together, losses = sensitivity.measure(graph, folded, plan.scheme, cases)

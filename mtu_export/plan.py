@@ -32,6 +32,7 @@ LATENT_FACTOR = 8
 """Pixels a latent cell where the checkpoint has no VAE that says otherwise."""
 _LARGEST = 8192
 _LARGEST_BATCH = 64
+_LONGEST_PATTERN = 200
 
 
 def resolve(
@@ -149,6 +150,11 @@ def _scheme(name: str, keep_float: Sequence[str]) -> Scheme:
     if keep_float and not isinstance(found.weights, IntWeights):
         raise PlanError(f"--keep-float: scheme {name!r} keeps every layer in float; choose int8")
     for pattern in keep_float:
+        if not 0 < len(pattern) <= _LONGEST_PATTERN or re.search(r"[+*}]\)?[+*{]", pattern):
+            raise PlanError(
+                f"--keep-float {pattern[:80]!r}: a layer's path or a pattern of at most "
+                f"{_LONGEST_PATTERN} characters without nested repetition"
+            )
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtu_export.models.blocks import GatedLinear, bake
-from mtu_export.spec import IntWeights, PerChannel, Scheme, UnknownName, Unsupported
+from mtu_export.spec import IntWeights, PerChannel, PlanError, Scheme, UnknownName, Unsupported
 
 
 def codes_and_scales(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -126,6 +126,8 @@ def quantize(module: nn.Module, scheme: Scheme) -> tuple[tuple[str, str], ...]:
     if weights.granularity != PerChannel(axis=0):
         raise Unsupported(f"scheme {scheme.name!r}: weights are quantised per output channel only")
     taken, kept = layers(module, scheme)
+    if not taken:
+        raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")
     for path in taken:
         quantize_layer(module, path, weights.bits)
     bake(module)

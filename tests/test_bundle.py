@@ -170,6 +170,8 @@ def test_links_are_refused(copied: Path) -> None:
         ({"scheme": {"name": "int8"}}, "scheme: key 'weights' is missing"),
         ({"image": {"height": "1", "width": 1}}, "height must be int"),
         ({"target": "os"}, "unknown target"),
+        ({"image": {"height": -1, "width": 1}}, "image: height must be positive"),
+        ({"mask": {"resize": "nearest"}}, "mask: key 'threshold' is missing"),
     ],
 )
 def test_manifests_that_are_refused(copied: Path, change: dict[str, Any], message: str) -> None:
@@ -250,3 +252,19 @@ def test_text_that_is_none_is_refused(copied: Path, tmp_path: Path) -> None:
         bundle.read(copied)
     with pytest.raises(BundleError, match="File name too long"):
         bundle.read(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": {"kind": "text_image", "image": 1.5}}, "takes text and image, got text=None"),
+        ({"conditioning": [{"kind": "image_latent", "channels": "NaN"}]}, "channels must be"),
+        ({"conditioning": [7]}, "a conditioning entry is not an object"),
+        ({"steps": 0}, "steps must be a positive integer"),
+        ({"name": "../edit"}, "is not legal"),
+    ],
+)
+def test_tasks_of_a_manifest_are_tasks(copied: Path, change: dict[str, Any], message: str) -> None:
+    edit(copied, lambda m: m["tasks"][0].update(change))
+    with pytest.raises(BundleError, match=message):
+        bundle.read(copied)

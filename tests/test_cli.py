@@ -235,19 +235,3 @@ def test_interrupting_leaves_nothing(tmp_path: Path, stage: str) -> None:
     assert rest.splitlines()[-1] == "error: interrupted; nothing was written"
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_killed_export_is_cleared_by_the_next(tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        command("onnx", "--task", "sr"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stderr is not None
-    for line in child.stderr:
-        if "capture" in line:
-            break
-    child.kill()
-    child.wait(60)
-    assert not (tmp_path / "sr-onnx-fp32").exists()
-    subprocess.run(command("onnx", "--task", "sr"), check=True, capture_output=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["sr-onnx-fp32"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from mtu_export import exporter, plan, quantize, sensitivity, verify
 from mtu_export.catalog import SCHEMES
 from mtu_export.models.blocks import Graph
-from mtu_export.spec import ParityError, TensorSpec
+from mtu_export.spec import KeepFloat, ParityError, PlanError, TensorSpec, UnknownName
 
 INT8 = SCHEMES["int8"]
 
@@ -84,3 +85,25 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     after = found.proof[-1].psnr_db
     assert after is not None
     assert after > before
+
+
+def test_a_scheme_that_quantises_nothing_is_refused() -> None:
+    everything = (KeepFloat(pattern=".*", why="asked for", required=True),)
+    with pytest.raises(PlanError, match="leaves no layer to quantise"):
+        quantize.quantize(_graph()[1], replace(INT8, overrides=everything))
+    nothing = (KeepFloat(pattern="7", why="asked for", required=True),)
+    with pytest.raises(UnknownName, match="unknown layer to keep in float '7'; choose from: "):
+        quantize.quantize(_graph()[1], replace(INT8, overrides=nothing))
+
+
+@pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])
+def test_patterns_that_cannot_be_are_refused(pattern: str, tiny: Path) -> None:
+    with pytest.raises(PlanError, match="--keep-float"):
+        plan.resolve(
+            target="onnx", model=tiny, task="sr", scheme="int8", keep_float=[pattern], out="none"
+        )
+
+
+def test_a_float_scheme_has_nothing_to_keep(tiny: Path) -> None:
+    with pytest.raises(PlanError, match="keeps every layer in float; choose int8"):
+        plan.resolve(target="onnx", model=tiny, task="sr", keep_float=["conv_in"], out="none")

@@ -216,6 +216,7 @@ exporter.export(plan.resolve(target="onnx", task="sr", height=64, width=64, out=
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kill_9_at_every_stage(tmp_path: Path) -> None:
     """Nothing at the final place after any of them; the next run works and clears all leftovers."""
     moments = [(stage, "end") for stage in STAGES] + [("import PyTorch", "begin")]
@@ -225,7 +226,7 @@ def test_kill_9_at_every_stage(tmp_path: Path) -> None:
             for moment in moments[begin : begin + 2]
         ]
         for child, moment in zip(children, moments[begin:], strict=False):
-            assert child.wait(300) == -signal.SIGKILL, f"{moment} is no stage of an export"
+            assert child.wait(900) == -signal.SIGKILL, f"{moment} is no stage of an export"
             assert not (tmp_path / "out").exists(), moment
     left = [path.name for path in tmp_path.iterdir()]
     assert left
@@ -266,11 +267,12 @@ def together(*words: str) -> list[tuple[int, str]]:
         subprocess.Popen([*OURS, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    errors = [child.communicate(timeout=500)[1].decode() for child in children]
+    errors = [child.communicate(timeout=900)[1].decode() for child in children]
     return [(child.returncode, last(e)) for child, e in zip(children, errors, strict=True)]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_exports_into_one_place(tmp_path: Path) -> None:
     ends = sorted(together(*EXPORT, "-o", "out"))
     assert [code for code, _ in ends] == [0, 2]

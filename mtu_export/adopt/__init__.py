@@ -164,9 +164,13 @@ def adopt(weights: str | Path, out: Path, map_file: Path, *, force: bool = False
 
 
 def _source(weights: str | Path) -> Path:
-    path = Path(weights).expanduser()
-    if path.is_file() or path.name.endswith(_SUFFIX):
-        return path
+    try:
+        path = Path(weights).expanduser()
+        if path.is_file() or path.name.endswith(_SUFFIX):
+            return path
+    except (OSError, RuntimeError) as error:  # too long, or ~nobody
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"no weights at {str(weights)[:200]!r}: {reason}") from None
     return checkpoint.locate(weights)
 
 

@@ -31,7 +31,7 @@ STOCK_DEFAULTS: Mapping[str, Any] = {
 """Defaults of the stock UNet for the keys that are read here; a config may leave them out."""
 CLASS_SUFFIX = "UNet2DConditionModel"
 WHERE = "unet/config.json"
-FED: Mapping[str, tuple[Any, ...]] = {
+_FED: Mapping[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default", None),
     "class_embed_type": (None,),
@@ -136,7 +136,7 @@ def _check_format(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{WHERE}: mtu_format must be {FORMAT}, got {shown(version)}")
     if version > FORMAT:
         raise CheckpointError(
-            f"{WHERE}: mtu_format {version} needs a newer mtu-export "
+            f"{WHERE}: mtu_format {shown(version)} needs a newer mtu-export "
             f"(this one reads format {FORMAT})"
         )
 
@@ -195,7 +195,7 @@ def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
 
 def _check_stock(config: Mapping[str, Any]) -> None:
     """Refuse what no input of an export feeds, and flags and numbers of another type."""
-    for key, legal in FED.items():
+    for key, legal in _FED.items():
         value = config.get(key, legal[0])
         if not any(value is row or (isinstance(row, str) and value == row) for row in legal):
             names = " or ".join(json.dumps(row) for row in legal)

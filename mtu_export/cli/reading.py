@@ -83,12 +83,12 @@ def inspect_(
     from mtu_export import bundle, checkpoint, plot, report
 
     asked = {"--against": against, "--plot": picture, "--height": height, "--width": width}
-    folder = Path(path).expanduser() if path is not None else None
-    if folder is not None and (folder / bundle.MANIFEST).is_file():
+    source = checkpoint.locate(path)
+    if (source / bundle.MANIFEST).is_file():
         for word, value in asked.items():
             if value is not None:
                 raise PlanError(f"{word} is for a checkpoint; {str(path)!r} is a bundle")
-        found = report.of_bundle(bundle.read(folder))
+        found = report.of_bundle(bundle.read(source))
         print_json(found) if as_json else report.show(found)
         return
     if against is not None and (height is not None or width is not None):
@@ -96,7 +96,6 @@ def inspect_(
     if picture is not None:
         plot.check(picture, force)
     console = Console(verbose=verbose)
-    source = checkpoint.locate(path)
     if against is None:
         with console.quiet(), console.stage("measure"):
             found = report.of_checkpoint(source, height, width)
@@ -104,6 +103,8 @@ def inspect_(
                 plot.heat_map(found["expert weights"], picture, force=force)
     else:
         other = checkpoint.locate(against)
+        if (other / bundle.MANIFEST).is_file():
+            raise PlanError(f"--against takes a checkpoint; {against!r} is a bundle")
         with console.quiet(), console.stage("compare"):
             found = report.of_deviation(source, other)
             if picture is not None:

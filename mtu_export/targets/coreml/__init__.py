@@ -41,7 +41,7 @@ suffix = ".mlpackage"
 packages = ("coremltools",)
 rewrites: tuple[str, ...] = ()
 default_scheme = "fp16"
-memory = {"fp32": 2.0, "fp16": 2.0, "int8": 1.3}
+memory = {"fp32": 2.2, "fp16": 1.6, "int8": 1.1}
 
 ENTRY = "main"
 NAMES = {
