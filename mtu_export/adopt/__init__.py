@@ -125,7 +125,11 @@ def survey(weights: str | Path, map_file: Path) -> Adoption:
     found = _headers(source)
     config = _config(source, read, map_file)
     layout = arrange(read, found, [task["name"] for task in config["tasks"]])
-    wanted = _wanted(config, expert_widths(layout, config["num_experts"]))
+    try:
+        wanted = _wanted(config, expert_widths(layout, config["num_experts"]))
+    except CheckpointError as error:
+        reason = str(error).removeprefix("unet/config.json ")
+        raise PlanError(f"{map_file}: config {reason}") from None
     fit(read, layout, wanted)
     return Adoption(
         source=source, map=map_file, config=config, found=found, layout=layout, wanted=wanted

@@ -148,6 +148,8 @@ class Map:
 def read(path: Path) -> Map:
     """The map of a JSON file. Raises ``PlanError``."""
     try:
+        if path.exists() and not path.is_file():
+            raise PlanError(f"{path} is no file; a map is a JSON file")
         if path.stat().st_size > _MAP_BYTES:
             raise PlanError(f"{path}: a map has at most {_MAP_BYTES} bytes")
         found = json.loads(
@@ -156,7 +158,8 @@ def read(path: Path) -> Map:
     except FileNotFoundError:
         raise PlanError(f"no map file {str(path)!r}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path} cannot be read as JSON: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"{str(path)[:200]} cannot be read as JSON: {reason}") from None
     try:
         return parse(found)
     except PlanError as error:
