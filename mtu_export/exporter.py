@@ -55,6 +55,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             from mtu_export import calibrate, capture, models, quantize, rewrite
         target, family, task = targets.load(plan.target), models.load(plan.family), plan.tasks[0]
         with watch("load checkpoint"):
+            _check_overrides(plan)
             pipeline = family.load(plan.checkpoint)
             identity = manifest.identity(plan)
         with watch("run live-router model"):
@@ -96,6 +97,18 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         said["proof"] = [asdict(row) for row in ladder]
         bundle.write_manifest(folder, said)
     return bundle.read(plan.out)
+
+
+def _check_overrides(plan: Plan) -> None:
+    """Refuse, before any work, an override that matches no layer of what will be quantised."""
+    from mtu_export import models, quantize, rewrite
+
+    if isinstance(plan.scheme.weights, IntWeights):
+        found = checkpoint.headers(plan.checkpoint / "unet")
+        channels = plan.config["in_channels"] + plan.tasks[0].channels
+        outline = models.load(plan.family).outline(plan.config, found, channels)
+        rewrite.apply(outline, targets.load(plan.target).rewrites)
+        quantize.layers(outline, plan.scheme)
 
 
 def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:

@@ -86,7 +86,8 @@ class QuantizedConv2d(_Quantized):
 def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str, str]]]:
     """Paths of the layers that an integer scheme quantises, and those it keeps, with the reason.
 
-    Raises ``UnknownName`` for a required override that matches no layer.
+    Raises ``UnknownName`` for a required override that matches no layer, and ``PlanError`` where
+    nothing is left to quantise.
     """
     paths = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     for row in scheme.overrides:
@@ -98,6 +99,8 @@ def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str
     for path in paths:
         why = next((o.why for o in scheme.overrides if re.fullmatch(o.pattern, path)), None)
         taken.append(path) if why is None else kept.append((path, why))
+    if not taken:
+        raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")
     return taken, kept
 
 
@@ -126,8 +129,6 @@ def quantize(module: nn.Module, scheme: Scheme) -> tuple[tuple[str, str], ...]:
     if weights.granularity != PerChannel(axis=0):
         raise Unsupported(f"scheme {scheme.name!r}: weights are quantised per output channel only")
     taken, kept = layers(module, scheme)
-    if not taken:
-        raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")
     for path in taken:
         quantize_layer(module, path, weights.bits)
     bake(module)

@@ -103,6 +103,31 @@ def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
         checkpoint.read_config(tmp_path)
 
 
+def test_a_dense_unet_folder_is_told_from_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(
+        CheckpointError, match=r"the UNet is dense .* mtu-export upcycle SOURCE OUT"
+    ):
+        checkpoint.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_head_dim", -4),
+        ("attention_head_dim", [4, 0]),
+        ("sample_size", "16"),
+        ("sample_size", [16, True]),
+        ("layers_per_block", 1.5),
+        ("norm_num_groups", True),
+        ("transformer_layers_per_block", [[1, "2"]]),
+    ],
+)
+def test_sizes_are_positive_integers(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"{key} must be a positive integer or a list"):
+        checkpoint.check_sizes({key: value})
+
+
 def test_a_hub_id_is_read_from_the_hub_cache(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +190,7 @@ def test_absurd_sizes_are_refused_at_once(unet: Path, change: dict[str, object])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention_head_dim": -4}, "describes no UNet"),
+        ({"attention_head_dim": -4}, "attention_head_dim must be a positive integer"),
         ({"downsample_padding": 10**6}, "describes no UNet"),
         ({"norm_eps": "x"}, "norm_eps must be a number"),
         ({"freq_shift": "x"}, "freq_shift must be a number"),

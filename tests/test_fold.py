@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import fold, quantize
+from mtu_export import fold, plan, quantize
 from mtu_export.catalog import SCHEMES
+from mtu_export.models import mtu
 from mtu_export.models.blocks import GatedLinear, bake
 from mtu_export.spec import NotFoldable
 
@@ -137,3 +142,21 @@ def test_a_block_of_zeros_folds() -> None:
     folded = fold.fold_experts(experts, weights)
     live = lambda x: by_the_format(experts, weights, x)  # noqa: E731
     assert fold.prove("b", live, folded, 6, torch.float32) == 0
+
+
+def test_experts_in_float64_go_block_by_block(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one block's proof takes is free before the next begins."""
+    pipeline = mtu.load(tiny)
+    seen: list[weakref.ref[torch.nn.Module]] = []
+    alive: list[int] = []
+    prove = fold.prove
+
+    def watch(block: str, live: torch.nn.Module, *rest: Any) -> float:
+        alive.append(sum(row() is not None for row in seen))
+        seen.append(weakref.ref(live))
+        return prove(block, live, *rest)
+
+    monkeypatch.setattr(fold, "prove", watch)
+    mtu.specialise(pipeline, plan.task_rows(["sr"], pipeline.config)[0])
+    assert alive == [0] * len(alive)
+    assert len(alive) > 2

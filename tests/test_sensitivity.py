@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,28 @@ def test_a_scheme_that_quantises_nothing_is_refused() -> None:
     nothing = (KeepFloat(pattern="7", why="asked for", required=True),)
     with pytest.raises(UnknownName, match="unknown layer to keep in float '7'; choose from: "):
         quantize.quantize(_graph()[1], replace(INT8, overrides=nothing))
+
+
+def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
+    tiny: Path, tmp_path: Path
+) -> None:
+    stages: list[str] = []
+
+    def watch(stage: str) -> AbstractContextManager[None]:
+        stages.append(stage)
+        return nullcontext()
+
+    asked = plan.resolve(
+        target="onnx",
+        model=tiny,
+        task="sr",
+        scheme="int8",
+        keep_float=["mid_block.nothing"],
+        out=tmp_path / "b",
+    )
+    with pytest.raises(UnknownName, match="unknown layer to keep in float 'mid_block"):
+        exporter.export(asked, watch)
+    assert stages == ["import PyTorch", "load checkpoint"]
 
 
 @pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])

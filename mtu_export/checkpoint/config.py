@@ -44,6 +44,15 @@ _FED: Mapping[str, tuple[Any, ...]] = {
 }
 """Stock keys whose other values ask for inputs that bundle.md does not have, with what is legal."""
 _TEXT_TIME = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+_COUNTS = (
+    "attention_head_dim",
+    "layers_per_block",
+    "norm_num_groups",
+    "num_attention_heads",
+    "sample_size",
+    "transformer_layers_per_block",
+)
+"""Stock keys that are a positive integer, a list of such, or null."""
 _FLAGS = (
     "center_input_sample",
     "flip_sin_to_cos",
@@ -67,6 +76,8 @@ _MOST_BLOCKS = 2048
 def read_config(folder: Path) -> dict[str, Any]:
     """``unet/config.json`` with the stock defaults; format, family, sizes and VAE are checked."""
     if not (folder / "unet").is_dir():
+        if (folder / "config.json").is_file():
+            family(read_json(folder / "config.json"))  # says what to do with a dense UNet's folder
         raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
     config = {**STOCK_DEFAULTS, **read_json(folder / "unet" / "config.json")}
     family(config)
@@ -90,6 +101,12 @@ def check_sizes(config: Mapping[str, Any]) -> None:
         while rows:
             row = rows.pop()
             rows += row if isinstance(row, (list, tuple)) else ()
+            one = row is None or isinstance(row, (list, tuple)) or _is_size(row)
+            if key in _COUNTS and not one:
+                raise CheckpointError(
+                    f"{WHERE}: {key} must be a positive integer or a list of such, "
+                    f"got {shown(value)}"
+                )
             if isinstance(row, int) and abs(row) > _LARGEST:
                 raise CheckpointError(f"{WHERE}: {key} is absurdly large: {shown(row)}")
             deep = key.endswith(("layers_per_block", "num_experts"))

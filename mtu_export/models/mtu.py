@@ -201,11 +201,10 @@ def _signature() -> inspect.Signature:
 MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
-def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, BasicTransformerBlock]]:
-    """Every BasicTransformerBlock with its path."""
-    for path, module in list(unet.named_modules()):
-        if isinstance(module, BasicTransformerBlock):
-            yield path, module
+def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
+    """Every BasicTransformerBlock with its path; holds none of the modules inside them."""
+    modules = unet.named_modules()
+    return [(path, found) for path, found in modules if isinstance(found, BasicTransformerBlock)]
 
 
 def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
