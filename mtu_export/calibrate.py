@@ -13,26 +13,40 @@ CALIBRATION_TIMESTEPS = (999.0, 901.0, 751.0, 601.0, 451.0, 301.0, 151.0, 1.0)
 ORIGIN = "seeded"
 """Where calibration inputs come from, as the manifest says it."""
 _CALIBRATION_STREAM = 1
+_PICTURE_STREAM = 2
+_PICTURES = 3
 
 
-def goldens(specs: Sequence[TensorSpec], task: Task, plan: Plan) -> tuple[Arrays, ...]:
-    """One input a golden timestep."""
-    return _seeded(specs, task, plan, GOLDEN_TIMESTEPS, 0)
+def goldens(
+    specs: Sequence[TensorSpec], task: Task, plan: Plan, words: Sequence[Arrays] = ()
+) -> tuple[Arrays, ...]:
+    """One input a golden timestep; ``words`` are text inputs [1, ...] that take turns."""
+    return _seeded(specs, task, plan, GOLDEN_TIMESTEPS, 0, words)
 
 
-def calibration(specs: Sequence[TensorSpec], task: Task, plan: Plan) -> tuple[Arrays, ...]:
+def calibration(
+    specs: Sequence[TensorSpec], task: Task, plan: Plan, words: Sequence[Arrays] = ()
+) -> tuple[Arrays, ...]:
     """Inputs from another random stream than the goldens, over the range of timesteps."""
-    return _seeded(specs, task, plan, CALIBRATION_TIMESTEPS, _CALIBRATION_STREAM)
+    return _seeded(specs, task, plan, CALIBRATION_TIMESTEPS, _CALIBRATION_STREAM, words)
 
 
 def _seeded(
-    specs: Sequence[TensorSpec], task: Task, plan: Plan, timesteps: Sequence[float], stream: int
+    specs: Sequence[TensorSpec],
+    task: Task,
+    plan: Plan,
+    timesteps: Sequence[float],
+    stream: int,
+    words: Sequence[Arrays],
 ) -> tuple[Arrays, ...]:
     random = np.random.default_rng((plan.seed, stream))
-    return tuple(
-        {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}
-        for timestep in timesteps
-    )
+    found = []
+    for turn, timestep in enumerate(timesteps):
+        row = {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}
+        for name, value in (words[turn % len(words)] if words else {}).items():
+            row[name] = np.repeat(value, len(row[name]), 0)
+        found.append(row)
+    return tuple(found)
 
 
 def _value(
@@ -52,3 +66,27 @@ def _value(
                 value[:, begin] = value[:, begin] > 0
             begin += entry.channels
     return value
+
+
+def pictures(size: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
+    """Pictures [1, 3, H, W] in −1..1: slow waves of colour and a disc with a sharp edge."""
+    random = np.random.default_rng((seed, _PICTURE_STREAM))
+    down, across = np.meshgrid(*(np.linspace(0, 1, side) for side in size), indexing="ij")
+    found = []
+    for _ in range(_PICTURES):
+        waves, phases = random.uniform(-3, 3, (3, 2)), random.uniform(0, 6, 3)
+        angles = waves[:, :1, None] * down + waves[:, 1:, None] * across + phases[:, None, None]
+        image = 0.8 * np.sin(angles)
+        centre, radius = random.uniform(0.3, 0.7, 2), random.uniform(0.1, 0.3)
+        disc = (down - centre[0]) ** 2 + (across - centre[1]) ** 2 < radius**2
+        image = np.where(disc, random.uniform(-1, 1, (3, 1, 1)), image)
+        found.append(image[None].astype(np.float32))
+    return tuple(found)
+
+
+def mask(size: tuple[int, int]) -> np.ndarray:
+    """A mask [1, 1, H, W]: one in the middle quarter of the picture, zero around it."""
+    height, width = size
+    found = np.zeros((1, 1, height, width), np.float32)
+    found[:, :, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 1
+    return found

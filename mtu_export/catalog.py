@@ -28,12 +28,17 @@ _BORDERS = (
 SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="fp32", weights=FloatWeights(dtype="float32"), floor_db=90.0),
-        Scheme(name="fp16", weights=FloatWeights(dtype="float16"), floor_db=50.0),
+        Scheme(
+            name="fp32", weights=FloatWeights(dtype="float32"), floor_db=90.0, loop_floor_db=60.0
+        ),
+        Scheme(
+            name="fp16", weights=FloatWeights(dtype="float16"), floor_db=50.0, loop_floor_db=30.0
+        ),
         Scheme(
             name="int8",
             weights=IntWeights(bits=8, granularity=PerChannel(axis=0)),
             floor_db=35.0,
+            loop_floor_db=10.0,
             static_floor_db=25.0,
             overrides=_BORDERS,
         ),

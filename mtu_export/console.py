@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from mtu_export.spec import Verdict
@@ -77,6 +77,36 @@ class Console:
         seconds = time.monotonic() - start
         took = f"{seconds:.0f} s" if seconds >= _SLOW_SECONDS else ""
         rich.print(Text.assemble(("✓ ", "green"), name, (f" {took}" if took else "", "dim")))
+
+    @contextmanager
+    def progress(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar that is told how many of how many are done."""
+        from rich.console import Console as Rich
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        rich = Rich(file=self.stream, highlight=False)
+        text = TextColumn("{task.description}", markup=False)
+        columns = text, BarColumn(), MofNCompleteColumn(), Remaining()
+        with Progress(
+            *columns,
+            console=rich,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=self.silent or not rich.is_terminal,
+        ) as bar:
+            job = bar.add_task(plain(name), total=None)
+
+            def advance(number: int, count: int) -> None:
+                bar.update(job, completed=number, total=count)
+
+            yield advance
+
+    def warn(self, line: str) -> None:
+        """One line on the terminal's standard error."""
+        self.stream.write(f"warning: {plain(line)}\n")
+        self.stream.flush()
 
 
 def plain(text: str) -> str:

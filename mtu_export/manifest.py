@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import __version__, bundle, checkpoint, targets
+from mtu_export.plan import needed
 from mtu_export.spec import Cost, IntWeights, Lowered, Plan, Program, Task, TensorSpec
 
 
@@ -31,22 +32,15 @@ def identity(plan: Plan) -> dict[str, str]:
 
 
 def describe(
-    plan: Plan,
-    identity: Mapping[str, str],
-    lowered: Lowered,
-    kept: Sequence[tuple[str, str]],
+    plan: Plan, identity: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The manifest of bundle.md, with neither parts nor proof yet."""
-    target, weights = targets.load(plan.target), plan.scheme.weights
-    kept = (*kept, *lowered.kept_float)
-    packages = ("torch", "diffusers", *target.packages)
+    """The manifest of bundle.md for these parts, with neither files, loop nor proof yet."""
+    target = targets.load(plan.target)
+    packages = ("torch", "diffusers", "transformers", *target.packages)
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
-    xl = plan.config.get("addition_embed_type") == "text_time"
-    scaling = _vae_config(plan).get("scaling_factor", 0.13025 if xl else 0.18215)
-    quantised = isinstance(weights, IntWeights)
-    bits = weights.bits if quantised else {"float32": 32, "float16": 16}[weights.dtype]
     now = datetime.datetime.now(datetime.UTC)
+    main = next((row for row in rows if row["component"] == "unet"), rows[0])
     return {
         "schema_version": identity["schema_version"],
         "name": identity["name"],
@@ -62,14 +56,8 @@ def describe(
             "model_config": {**stock, **{key: plan.config[key] for key in sizes}},
         },
         "target": plan.target,
-        "options": {**asdict(plan.options), **lowered.notes},
-        "scheme": {
-            "name": plan.scheme.name,
-            "weights": {"bits": bits, "granularity": "per_channel" if quantised else None},
-            "activations": lowered.activations,
-            "calibration": lowered.calibration,
-            "kept_float": [{"layer": layer, "why": why} for layer, why in kept],
-        },
+        "options": asdict(plan.options),
+        "scheme": main["scheme"],
         "image": {
             "height": plan.height,
             "width": plan.width,
@@ -81,18 +69,18 @@ def describe(
             {
                 **task.to_json(),
                 "conditioning": _conditioning(task),
-                "parts": ["unet"],
-                "entry": entry,
+                "parts": list(needed(task, plan.config)),
+                "entry": main["entries"][task.name],
             }
             for task in plan.tasks
-            for entry in (lowered.entries[task.name],)
         ],
-        "parts": [],
+        "parts": list(rows),
         "tokenizers": [],
+        "text": None,
         "latent": {
-            "channels": plan.config["in_channels"],
+            "channels": plan.config["out_channels"],
             "factor": plan.factor,
-            "scaling_factor": scaling,
+            "scaling_factor": scaling_factor(plan),
         },
         "mask": {
             "threshold": 0.5,
@@ -100,6 +88,7 @@ def describe(
             "masked_image": "image * (mask < 0.5)",
         },
         "loop": None,
+        "files": [],
         "proof": [],
     }
 
@@ -120,15 +109,27 @@ def _conditioning(task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def _vae_config(plan: Plan) -> Mapping[str, Any]:
+def scaling_factor(plan: Plan) -> float:
+    """What latents are multiplied by after the VAE encoder, and divided by before the decoder."""
     path = plan.checkpoint / "vae" / "config.json"
-    return checkpoint.read_json(path) if path.is_file() else {}
+    config = checkpoint.read_json(path) if path.is_file() else {}
+    xl = plan.config.get("addition_embed_type") == "text_time"
+    return config.get("scaling_factor", 0.13025 if xl else 0.18215)
 
 
 def part(
-    program: Program, lowered: Lowered, cost: Cost, plan: Plan, folder: Path
+    program: Program,
+    lowered: Lowered,
+    cost: Cost,
+    plan: Plan,
+    folder: Path,
+    kept: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """The manifest's row of one component, its files hashed."""
+    """The manifest's row of one component, its files hashed; ``plan`` has the part's scheme.
+
+    Inputs and outputs are those of the program, in its order, under the names that the artefact
+    itself has for them.
+    """
     path = folder / lowered.path
     task = plan.tasks[0].name
     return {
@@ -137,18 +138,34 @@ def part(
         "bytes": bundle.size(path),
         "sha256": bundle.sha256(path),
         "entries": dict(lowered.entries),
-        "inputs": [_spec(spec) for spec in program.inputs[task]],
-        "outputs": [_spec(spec) for spec in program.outputs],
+        "inputs": [_spec(spec, lowered) for spec in program.inputs[task]],
+        "outputs": [_spec(spec, lowered) for spec in program.outputs],
+        "scheme": _scheme(plan, lowered, kept),
         "cost": {
             **asdict(cost),
             "weight_bytes": _weight_bytes(program, task, lowered),
             "shared_weight_bytes": 0,
         },
+        "notes": dict(lowered.notes),
     }
 
 
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+def _scheme(plan: Plan, lowered: Lowered, kept: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    weights = plan.scheme.weights
+    quantised = isinstance(weights, IntWeights)
+    bits = weights.bits if quantised else {"float32": 32, "float16": 16}[weights.dtype]
+    return {
+        "name": plan.scheme.name,
+        "weights": {"bits": bits, "granularity": "per_channel" if quantised else None},
+        "activations": lowered.activations,
+        "calibration": lowered.calibration,
+        "kept_float": [{"layer": layer, "why": why} for layer, why in (*kept, *lowered.kept_float)],
+    }
+
+
+def _spec(spec: TensorSpec, lowered: Lowered) -> dict[str, Any]:
+    name = lowered.names.get(spec.name, spec.name)
+    return {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _weight_bytes(program: Program, task: str, lowered: Lowered) -> int:

@@ -15,6 +15,7 @@ from mtu_export import checkpoint, targets
 from mtu_export.catalog import SCHEMES, TASKS
 from mtu_export.draft import BUNDLE, FOLDED, refuse_existing
 from mtu_export.spec import (
+    COMPONENTS,
     CheckpointError,
     IntWeights,
     KeepFloat,
@@ -30,6 +31,8 @@ from mtu_export.spec import (
 FOLD_ONLY = "diffusers"
 LATENT_FACTOR = 8
 """Pixels a latent cell where the checkpoint has no VAE that says otherwise."""
+BAKED_STEPS = (4, 8, 12, 20, 25, 30, 50)
+_MOST_STEPS = 1000
 _LARGEST = 8192
 _LARGEST_BATCH = 64
 _LONGEST_PATTERN = 200
@@ -49,6 +52,11 @@ def resolve(
     min_psnr: float | None = None,
     keep_float: Sequence[str] = (),
     memory: float | None = None,
+    components: Sequence[str] = (),
+    scheduler: str | None = None,
+    bake_steps: Sequence[int] = (),
+    lora: Sequence[str] = (),
+    skip_existing: bool = False,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -58,7 +66,9 @@ def resolve(
     is a folder, a hub id, or None for the embedded checkpoint; ``height`` and ``width``
     are pixels; ``min_psnr`` is in dB and replaces the scheme's floor; ``keep_float`` are regular
     expressions of layers that an integer scheme leaves in float; ``memory`` is in GB and replaces
-    what the machine has available. Raises ``UnknownName``,
+    what the machine has available. ``components`` are all that the task needs where none is named;
+    ``scheduler`` replaces the checkpoint's; ``bake_steps`` are step counts of the loop's tables;
+    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export. Raises ``UnknownName``,
     ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
     """
     chosen = None if target == FOLD_ONLY else targets.load(target)
@@ -75,6 +85,9 @@ def resolve(
     check_floor(min_psnr)
     if memory is not None and not 0 < memory < 1e6:
         raise PlanError(f"--memory must be a number of GB above 0, got {memory}")
+    if skip_existing and force:
+        raise PlanError("--skip-existing keeps what --force replaces; give one of them")
+    chosen_parts = _components(components, rows, config, folder)
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
         checkpoint=folder,
@@ -93,8 +106,15 @@ def resolve(
         floor_db=min_psnr,
         memory=None if memory is None else memory * 1e9,
         force=force,
+        components=chosen_parts,
+        schemes={part: scheme_of(part, row, target, folder) for part in chosen_parts},
+        scheduler=scheduler,
+        steps=_steps(bake_steps, rows),
+        loras=tuple(lora),
+        resume=skip_existing,
     )
-    refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, folder)
+    if not skip_existing:
+        refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, folder)
     if chosen:
         chosen.check(found)
     elif len(rows) > 1:
@@ -161,6 +181,50 @@ def _scheme(name: str, keep_float: Sequence[str]) -> Scheme:
             raise PlanError(f"--keep-float {pattern[:80]!r} is no pattern: {error}") from None
     asked = tuple(KeepFloat(pattern=p, why="asked for", required=True) for p in keep_float)
     return replace(found, overrides=(*asked, *found.overrides))
+
+
+def needed(task: Task, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components that a task's loop needs, in the order in which it needs them."""
+    xl = config.get("addition_embed_type") == "text_time"
+    text = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
+    encodes = any(entry.kind.endswith("image_latent") for entry in task.conditioning)
+    return (
+        *(text if task.prompt is None else ()),
+        *(("vae_encoder",) if encodes else ()),
+        "unet",
+        "vae_decoder",
+    )
+
+
+def source_folder(component: str) -> str:
+    """The folder of a checkpoint that holds a component."""
+    return "vae" if component.startswith("vae_") else component
+
+
+def _components(
+    words: Sequence[str], tasks: Sequence[Task], config: Mapping[str, Any], folder: Path
+) -> tuple[str, ...]:
+    """The components to export: those named, or all that the tasks need and the checkpoint has."""
+    wanted = {name for task in tasks for name in needed(task, config)}
+    names = [name for name in COMPONENTS if name in wanted]
+    there = [name for name in names if (folder / source_folder(name)).is_dir()]
+    for word in words:
+        if word not in COMPONENTS:
+            raise UnknownName("component", word, names)
+        if word not in names:
+            tasks_said = ", ".join(repr(task.name) for task in tasks)
+            raise PlanError(f"task {tasks_said} needs no {word}; it needs: {', '.join(names)}")
+        if word not in there:
+            raise CheckpointError(f"{folder} has no {source_folder(word)}/: no {word} to export")
+    return tuple(name for name in there if not words or name in words)
+
+
+def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
+    """Step counts of the loop's tables: those asked for, or the usual ones and the tasks' own."""
+    for count in words:
+        if not 1 <= count <= _MOST_STEPS:
+            raise PlanError(f"--bake-steps must be from 1 to {_MOST_STEPS}, got {count}")
+    return tuple(sorted({*(words or BAKED_STEPS), *(task.steps for task in tasks if not words)}))
 
 
 def latent_factor(folder: Path) -> int:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
-from mtu_export.cli import checkpoints, exports, reading
+from mtu_export.cli import checkpoints, exports, reading, running
 from mtu_export.console import plain
 from mtu_export.spec import MtuExportError, PlanError, ResourceError, UnknownName
 
@@ -46,6 +46,7 @@ app.command()(exports.diffusers)
 app.command()(checkpoints.upcycle)
 app.command()(checkpoints.adopt)
 app.command()(reading.verify)
+app.command()(running.run)
 app.command(name="inspect")(reading.inspect_)
 app.command(name="list")(reading.list_)
 app.command()(reading.doctor)

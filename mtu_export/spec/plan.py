@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,10 @@ from mtu_export.spec.task import Task
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+COMPONENTS = ("text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder")
+"""What a bundle may hold, in the order in which a loop needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,9 @@ class Plan:
     ``height`` and ``width`` are in pixels, ``factor`` is the VAE's (pixels a latent cell).
     ``config`` is the checkpoint's ``unet/config.json``; ``options`` the target's own ``Options``.
     ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what the machine has available.
+    ``components`` are exported, each by its row of ``schemes``; ``scheme`` is the denoiser's.
+    ``scheduler`` is null for the checkpoint's own; ``steps`` are the step counts of the loop's
+    tables. ``loras`` are words ``FILE[:scale]``. ``resume`` takes up a stopped export.
     """
 
     checkpoint: Path
@@ -49,6 +56,16 @@ class Plan:
     floor_db: float | None = None
     memory: float | None = None
     force: bool = False
+    components: tuple[str, ...] = ("unet",)
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    scheduler: str | None = None
+    steps: tuple[int, ...] = ()
+    loras: tuple[str, ...] = ()
+    resume: bool = False
+
+    def part(self, component: str) -> Plan:
+        """This plan with the scheme of one component."""
+        return replace(self, scheme=self.schemes.get(component, self.scheme))
 
     @property
     def latent_size(self) -> tuple[int, int]:

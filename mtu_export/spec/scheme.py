@@ -59,12 +59,14 @@ class Scheme:
     """How weights are stored and how close to PyTorch the artefact must be.
 
     ``floor_db`` holds for float activations, ``static_floor_db`` where the target quantises
-    activations statically. Of ``overrides`` the first that matches a layer wins.
+    activations statically; ``loop_floor_db`` for the last latent and the picture of a loop, where
+    guidance multiplies the error of a pass. Of ``overrides`` the first that matches a layer wins.
     """
 
     name: str
     weights: FloatWeights | IntWeights
     floor_db: float
+    loop_floor_db: float
     static_floor_db: float | None = None
     overrides: tuple[KeepFloat, ...] = ()
 

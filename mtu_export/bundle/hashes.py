@@ -1,0 +1,51 @@
+"""Sizes and hashes of a bundle's files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from mtu_export.spec import BundleError
+
+_CHUNK = 1 << 20
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder, sorted by relative POSIX path, or the file itself.
+
+    Raises ``BundleError`` for a link or anything else that is no plain file.
+    """
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link: refused")
+    if path.is_file():
+        return [path]
+    found = []
+    for entry in path.rglob("*"):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise BundleError(f"{entry} is a link or a special file: refused")
+        if entry.is_file():
+            found.append(entry)
+    return sorted(found, key=lambda entry: entry.relative_to(path).as_posix())
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file; of a folder, that of its files by relative path (:func:`sha256_of`)."""
+    if path.is_dir():
+        return sha256_of({f.relative_to(path).as_posix(): f for f in files_of(path)})
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of(files: Mapping[str, Path]) -> str:
+    """Hash of the lines ``<sha256 of the file>  <relative path>\\n``, sorted by path."""
+    text = "".join(f"{sha256(files[name])}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in files_of(path))

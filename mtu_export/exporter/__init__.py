@@ -1,0 +1,181 @@
+"""The pipeline: a checkpoint and a plan go in, a proven bundle comes out.
+
+Component by component, in the order in which a loop needs them:
+checkpoint ─load─▶ module ─golden─▶ ─specialise─▶ ─rewrite─▶ ─quantise─▶ ─capture─▶ Program
+   ─lower─▶ artefact files ─verify─▶ verdicts; then the loop over all of them ─bundle─▶ folder
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_export import budget, bundle, checkpoint, manifest, targets
+from mtu_export.bundle import Bundle
+from mtu_export.draft import BUNDLE, FOLDED, draft
+from mtu_export.spec import COMPONENTS, IntWeights, Plan, Unsupported, Verdict
+
+if TYPE_CHECKING:
+    from mtu_export.exporter.component import Made
+    from mtu_export.exporter.reference import Reference
+
+Watch = Callable[[str], AbstractContextManager[Any]]
+"""Called with the name of each stage; entered for as long as it takes."""
+
+
+def unwatched(stage: str) -> AbstractContextManager[None]:
+    """A ``Watch`` that shows nothing."""
+    return nullcontext()
+
+
+def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
+    """Make the bundle of ``plan`` at ``plan.out``, whole or not at all.
+
+    Every artefact is loaded from disk and run by its own runtime against PyTorch, and so is the
+    loop. Raises ``ParityError`` below a floor, ``ResourceError`` before any work where memory or
+    disk will not do, and any other error of ``spec``.
+    """
+    budget.check(plan)
+    with draft(plan.out, force=plan.force, mark=BUNDLE, source=plan.checkpoint) as folder:
+        with watch("import PyTorch"):
+            from mtu_export import schedule
+            from mtu_export.exporter import component, proving
+            from mtu_export.exporter.reference import Reference
+        with watch("probe the scheduler"):
+            scheduler = schedule.load(plan.checkpoint, plan.scheduler)
+            reference = Reference(plan, scheduler, schedule.tables(scheduler, plan.steps))
+            _check_overrides(plan)
+            identity = manifest.identity(plan)
+        made = []
+        for name in _order(plan):
+            job = component.Job(
+                plan=plan, component=name, folder=folder, identity=identity, watch=watch
+            )
+            one = component.make(job, reference)
+            if any(verdict.passed is False for verdict in one.proof):
+                _refuse(plan, one, watch)
+            made.append(one)
+        parts = [one for one in made if one.row is not None]
+        said = manifest.describe(plan, identity, [one.row for one in parts])
+        _write_rest(plan, folder, said, reference, parts)
+        ladder = [verdict for one in parts for verdict in one.proof]
+        if reference.golden():
+            with watch("verify the loop"):
+                ladder += proving.loop(bundle.read(folder), plan.tasks[0])
+            proving.refuse_failure(ladder)
+        said["proof"] = [asdict(row) for row in ladder]
+        bundle.write_manifest(folder, said)
+    return bundle.read(plan.out)
+
+
+def _order(plan: Plan) -> list[str]:
+    """Components in the order of a loop: those to export, and encoders whose words a task fixes."""
+    names = {*plan.components}
+    if "unet" in names:
+        encoders = [name for name in COMPONENTS if name.startswith("text_encoder")]
+        names |= {name for name in encoders if (plan.checkpoint / name).is_dir()}
+    return [name for name in COMPONENTS if name in names]
+
+
+def _write_rest(
+    plan: Plan, folder: Path, said: dict[str, Any], reference: Reference, parts: Sequence[Made]
+) -> None:
+    """Write what belongs to a bundle beside its parts, and say so in its manifest."""
+    from mtu_export import tokenizer
+
+    task, files, words = plan.tasks[0], [bundle.GOLDENS], {}
+    cases = {f"{one.component}/{task.name}": one.cases for one in parts}
+    bundle.write_goldens(folder, cases, {task.name: reference.golden()})
+    constants = reference.constants()
+    if constants:
+        bundle.write_constants(folder, constants)
+        files.append(bundle.CONSTANTS)
+    for path in checkpoint.licences(plan.checkpoint):
+        shutil.copyfile(path, folder / path.name)
+        files.append(path.name)
+    for name in (one.component for one in parts if one.component.startswith("text_encoder")):
+        home = name.replace("text_encoder", "tokenizer")
+        row = tokenizer.export(plan.checkpoint / home, folder / home)
+        said["tokenizers"].append({"path": home, **row})
+        words[name] = home
+        files.append(home)
+    said["text"] = {"inputs": _text(reference, parts), "tokenizers": words}
+    said["loop"] = reference.loop()
+    said["files"] = [
+        {"path": n, "bytes": bundle.size(folder / n), "sha256": bundle.sha256(folder / n)}
+        for n in files
+    ]
+    bundle.write_manifest(folder, said)
+
+
+def _text(reference: Reference, parts: Sequence[Made]) -> dict[str, list[dict[str, str]]]:
+    """Which outputs are joined to which input of the UNet, under the artefacts' own names."""
+    order = ("hidden_states", "pooled")
+    rows = {one.component: one.row for one in parts}
+    found = {}
+    for name, sources in reference.text.items():
+        found[name] = [
+            {"component": c, "output": rows[c]["outputs"][order.index(row["output"])]["name"]}
+            for row in sources
+            if rows.get(c := row["component"])
+        ]
+    return {name: sources for name, sources in found.items() if sources}
+
+
+def _refuse(plan: Plan, one: Made, watch: Watch) -> None:
+    """Raise ``ParityError``; for integer weights of the UNet with the layers that cost most."""
+    from mtu_export.exporter import proving
+
+    more = None
+    if one.component == "unet" and isinstance(plan.scheme.weights, IntWeights):
+        with watch("measure what each layer loses"):
+            more = proving.losses(plan, one.cost)
+    proving.refuse_failure(one.proof, more)
+
+
+def _check_overrides(plan: Plan) -> None:
+    """Refuse, before any work, an override that matches no layer of what will be quantised."""
+    from mtu_export import models, quantize, rewrite
+
+    if isinstance(plan.scheme.weights, IntWeights) and "unet" in plan.components:
+        found = checkpoint.headers(plan.checkpoint / "unet")
+        channels = plan.config["in_channels"] + plan.tasks[0].channels
+        outline = models.load(plan.family).outline(plan.config, found, channels)
+        rewrite.apply(outline, targets.load(plan.target).rewrites)
+        quantize.layers(outline, plan.scheme)
+
+
+def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
+    """Run a bundle against its goldens: :func:`proving.check`."""
+    from mtu_export.exporter import proving
+
+    return proving.check(found, floor_db)
+
+
+def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
+    """Fold one task and save it as a stock ``UNet2DConditionModel`` folder; returns its path.
+
+    Raises ``Unsupported`` where no stock UNet holds the task.
+    """
+    with draft(plan.out, force=plan.force, mark=FOLDED, source=plan.checkpoint) as folder:
+        with watch("import PyTorch"):
+            from mtu_export import models, quantize
+        with watch("load checkpoint"):
+            family = models.load(plan.family)
+            pipeline = family.load(plan.checkpoint)
+        with watch("fold"):
+            folded = family.specialise(pipeline, plan.tasks[0])
+        if folded.deviations:
+            raise Unsupported(f"no stock UNet2DConditionModel fits: {folded.deviations[0]}")
+        with watch("save"):
+            quantize.quantize(folded.module, plan.scheme)
+            folded.module.save_pretrained(folder)
+            config = checkpoint.read_json(folder / FOLDED.file)
+            config |= {FOLDED.key: FOLDED.value, "_task": plan.tasks[0].name}
+            (folder / FOLDED.file).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return plan.out

@@ -1,0 +1,216 @@
+"""Artefacts against their goldens, each in its own runtime; the loop; what a layer loses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtu_export import bundle, generate, targets, verify
+from mtu_export.bundle import Bundle, Part
+from mtu_export.catalog import SCHEMES
+from mtu_export.plan import size_step
+from mtu_export.spec import (
+    Arrays,
+    BundleError,
+    Cost,
+    IntWeights,
+    ParityError,
+    Plan,
+    Scheme,
+    Task,
+    Verdict,
+)
+
+Cases = Sequence[tuple[Arrays, Arrays]]
+PIPELINE = "pipeline"
+"""The component of a verdict on the whole loop."""
+LOOP = "loop"
+
+
+def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
+    """Run every artefact of a bundle against its goldens; read structure where nothing runs.
+
+    Then the loop, where the bundle has a golden of it. The floor of a part is ``floor_db``, else
+    what the export recorded, else the scheme's. Raises ``BundleError`` where the files contradict
+    the manifest.
+    """
+    name = found.manifest["target"]
+    schemes = {part.component: part.scheme.get("name") for part in found.parts}
+    if name not in targets.names() or any(row not in SCHEMES for row in schemes.values()):
+        raise BundleError(f"{bundle.MANIFEST}: unknown target or scheme")
+    goldens = bundle.read_goldens(found)
+    recorded = {(v.component, v.task, v.rung): v.floor_db for v in found.proof}
+    verdicts = []
+    for part in found.parts:
+        scheme = SCHEMES[part.scheme["name"]]
+        for task in part.entries:
+            cases = goldens.get(f"{part.component}/{task}")
+            if not cases or len(cases) < bundle.CASES:
+                raise BundleError(
+                    f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
+                )
+            key = (part.component, task, rung(scheme))
+            floor = recorded.get(key, scheme.floor(part.scheme["activations"]))
+            floor = _floor(floor if floor_db is None else floor_db)
+            verdicts.append(_entry(name, part, task, cases, rung(scheme), floor))
+    for task in found.tasks:
+        floor = recorded.get((PIPELINE, task.name, LOOP))
+        verdicts += loop(found, task, None if floor is None else _floor(floor))
+    return verdicts
+
+
+def _floor(floor: float) -> float:
+    if not 0 <= floor <= verify.CEILING_DB:
+        raise BundleError(f"{bundle.MANIFEST}: a floor of {floor:g} dB is none")
+    return floor
+
+
+def rung(scheme: Scheme) -> str:
+    """Where on the ladder torch → folded → exported → quantised an artefact stands."""
+    return "quantised" if isinstance(scheme.weights, IntWeights) else "exported"
+
+
+def part(
+    plan: Plan, row: Mapping[str, Any], folder: Path, task: Task, cases: Cases
+) -> list[Verdict]:
+    """Verdicts of a part that was just written, from its row of the manifest."""
+    floor = plan.scheme.floor(row["scheme"]["activations"])
+    floor = floor if plan.floor_db is None else plan.floor_db
+    found = bundle.part(folder, row)
+    return [_entry(plan.target, found, task.name, cases, rung(plan.scheme), floor)]
+
+
+def _entry(
+    target_name: str, part: Part, task: str, cases: Cases, rung: str, floor: float
+) -> Verdict:
+    """Structure first, then the runtime, if there is one here."""
+    target, entry = targets.load(target_name), part.entries[task]
+    structure = target.structure(part.path, entry)
+    for what, said, is_there in (
+        ("inputs", part.inputs, structure.inputs),
+        ("outputs", part.outputs, structure.outputs),
+    ):
+        if said != is_there:
+            raise BundleError(f"{part.path.name}: its {what} are not those of the manifest")
+    for inputs, outputs in cases:
+        if set(outputs) != {s.name for s in part.outputs}:
+            raise BundleError(f"{bundle.GOLDENS}: outputs of {task!r} are not those of the part")
+        if {s.name: s.shape for s in part.inputs} != {k: v.shape for k, v in inputs.items()}:
+            raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
+    runner, reason = target.runner()
+    if runner is None:
+        count = sum(structure.operators.values())
+        return verify.not_run(
+            component=part.component,
+            task=task,
+            rung=rung,
+            floor_db=floor,
+            reason=f"{reason}; its structure was checked ({count} operators)",
+        )
+    session = target.open(part.path, entry)
+    return verify.judge(
+        [wanted for _, wanted in cases],
+        [session(inputs) for inputs, _ in cases],
+        component=part.component,
+        task=task,
+        rung=rung,
+        floor_db=floor,
+        runner=runner,
+    )
+
+
+def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]:
+    """The verdict of a bundle's loop against the golden request; none where there is no golden.
+
+    The worst of the last latent and the picture counts.
+    """
+    golden = bundle.read_loop(found, task.name)
+    if not golden:
+        return []
+    target = targets.load(found.manifest["target"])
+    scheme = SCHEMES[found.manifest["scheme"]["name"]]
+    row = {
+        "component": PIPELINE,
+        "task": task.name,
+        "rung": LOOP,
+        "floor_db": scheme.loop_floor_db if floor is None else floor,
+    }
+    runner, reason = target.runner()
+    if runner is None:
+        return [verify.not_run(**row, reason=str(reason))]
+    last = max(int(name.partition("/")[2]) for name in golden if name.startswith("latents/"))
+    latents, image = generate.picture(generate.loop(found, task.name), _request(found, golden))
+    wanted = {"latent": golden[f"latents/{last}"], "image": golden["image"]}
+    got = {"latent": latents[-1], "image": image}
+    return [verify.judge([wanted], [got], **row, runner=runner)]
+
+
+def _request(found: Bundle, golden: Mapping[str, np.ndarray]) -> generate.Request:
+    """The request that the loop's golden was made of."""
+    said = (found.manifest.get("loop") or {}).get("golden")
+    if not isinstance(said, dict) or not isinstance(said.get("prompt"), str):
+        raise BundleError(f"{bundle.MANIFEST}: loop.golden says no prompt")
+    steps = said.get("steps")
+    if not isinstance(steps, int) or "noise" not in golden or "image" not in golden:
+        raise BundleError(f"{bundle.MANIFEST}: loop.golden says no steps, or noise is missing")
+    return generate.Request(
+        prompt=said["prompt"],
+        noise=golden["noise"],
+        steps=steps,
+        image=golden.get("input"),
+        mask=golden.get("mask"),
+    )
+
+
+def folded(wanted: Sequence[Arrays], found: Sequence[Arrays], task: Task) -> Verdict:
+    """The verdict of the folded UNet against the live router, both in PyTorch."""
+    version = importlib.metadata.version("torch")
+    return verify.judge(
+        wanted,
+        found,
+        component="unet",
+        task=task.name,
+        rung="folded",
+        floor_db=SCHEMES["fp32"].floor_db,
+        runner=f"torch {version}",
+    )
+
+
+def refuse_failure(verdicts: Sequence[Verdict], more: str | None = None) -> None:
+    """Raise ``ParityError`` for the first verdict below its floor."""
+    line = verify.failure(verdicts)
+    if line is not None:
+        raise ParityError(f"parity below the floor: {line}" + (f"; {more}" if more else ""))
+
+
+_WORK = 2e13
+"""FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
+
+
+def losses(plan: Plan, cost: Cost) -> str:
+    """What each layer's weights lose alone; a large model is measured on smaller pictures.
+
+    One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
+    """
+    from mtu_export import calibrate, models, quantize, rewrite, sensitivity
+
+    assert isinstance(plan.scheme.weights, IntWeights)
+    family, task = models.load(plan.family), plan.tasks[0]
+    folded = family.specialise(family.load(plan.checkpoint), task).module
+    rewrite.apply(folded, targets.load(plan.target).rewrites)
+    work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
+    step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
+    while work > _WORK and max(small.height, small.width) > step:
+        height, width = (max(step, n // 2 // step * step) for n in (small.height, small.width))
+        work *= height * width / (small.height * small.width)
+        small = replace(small, height=height, width=width)
+    graph = family.graph(folded, small, task)
+    cases = calibrate.goldens(graph.inputs, task, small)[1:2]
+    together, losses = sensitivity.measure(graph, folded, plan.scheme, cases)
+    size = (small.height, small.width)
+    return sensitivity.describe(together, losses, size, plan.scheme.weights.bits)

@@ -1,0 +1,304 @@
+"""A task's loop: text, conditioning, guided passes, picture. Shapes and order are bundle.md's.
+
+The mathematics are numpy's; a session (``spec.Session``) runs a part. An export drives them with
+PyTorch to make the goldens, :func:`picture` with the parts of a bundle and their own runtime:
+neither torch nor a checkpoint is needed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mtu_export import bundle, pictures, sampler, targets, tokenizer
+from mtu_export.bundle import Bundle, Part
+from mtu_export.spec import (
+    Arrays,
+    BundleError,
+    Guidance,
+    PlanError,
+    Schedule,
+    Session,
+    Task,
+    TensorSpec,
+    UnknownName,
+)
+
+Progress = Callable[[int, int, np.ndarray], None]
+"""Called after each pass with its number, their count and the latent [1, C, h, w]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a picture is made of.
+
+    ``image`` [1, 3, H, W] in −1..1 and ``mask`` [1, 1, H, W] of 0 and 1 where the task's
+    conditioning has them; ``noise`` [1, C, h, w] normal; ``guidance`` replaces the task's scales.
+    """
+
+    prompt: str
+    noise: np.ndarray
+    steps: int
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    guidance: Guidance | None = None
+
+
+# ------------------------------------------------------------------------------- the loop's parts
+
+
+def conditioning(
+    task: Task,
+    request: Request,
+    encode: Callable[[np.ndarray], np.ndarray],
+    scaling: float,
+    latent: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The channels after the noisy latent [1, Σc, h, w], and the same without an image.
+
+    ``encode`` maps an image [1, 3, H, W] to its unscaled latent. Without an image (the first
+    branches of ``text_image``) latents and pictures are zero and a mask stays.
+    """
+    rows: list[tuple[np.ndarray, bool]] = []
+    for entry in task.conditioning:
+        if entry.kind == "mask":
+            rows.append((pictures.latent_mask(_given(request.mask, "mask", task), latent), True))
+        elif entry.kind == "image":
+            image = _given(request.image, "image", task)
+            rows.append((pictures.latent_image(image, latent), False))
+        else:
+            image = _given(request.image, "image", task)
+            if entry.kind == "masked_image_latent":
+                image = pictures.masked_image(image, _given(request.mask, "mask", task))
+            found = encode(image)
+            rows.append((found * np.float32(scaling) if entry.scaled else found, False))
+    blank = np.zeros((1, 0, *latent), np.float32)
+    full = [blank, *(row for row, _ in rows)]
+    without = [blank, *(row if kept else np.zeros_like(row) for row, kept in rows)]
+    return np.concatenate(full, 1), np.concatenate(without, 1)
+
+
+def _given(value: np.ndarray | None, name: str, task: Task) -> np.ndarray:
+    if value is None:
+        raise PlanError(f"task {task.name!r} needs --{name}")
+    return value
+
+
+def denoiser(
+    session: Session,
+    specs: Sequence[TensorSpec],
+    guidance: Guidance,
+    words: tuple[Arrays, Arrays],
+    channels: tuple[np.ndarray, np.ndarray],
+) -> Callable[[np.ndarray, float], np.ndarray]:
+    """The guided denoiser: x [1, C, h, w] and a timestep to m [1, C, h, w].
+
+    ``specs`` are the inputs of the UNet's session; ``words`` its text inputs [1, ...] by name for
+    the prompt and for the empty prompt; ``channels`` those of :func:`conditioning`. Branches go
+    through the session in batches of its own size.
+    """
+    batch = specs[0].shape[0]
+    text, image = words, channels
+    rows = [
+        (text[0] if branch.text else text[1], image[0] if branch.image else image[1])
+        for branch in sampler.branches(guidance)
+    ]
+    names = [spec.name for spec in specs[2:]]
+
+    def denoise(x: np.ndarray, timestep: float) -> np.ndarray:
+        outputs: list[np.ndarray] = []
+        for begin in range(0, len(rows), batch):
+            chunk = rows[begin : begin + batch]
+            chunk += [chunk[-1]] * (batch - len(chunk))
+            inputs = {name: np.concatenate([row[0][name] for row in chunk]) for name in names}
+            inputs[specs[0].name] = np.concatenate(
+                [np.concatenate([x, row[1]], 1) for row in chunk]
+            )
+            inputs[specs[1].name] = np.full(specs[1].shape, timestep, np.float32)
+            (found,) = session(inputs).values()
+            outputs += [found[i : i + 1] for i in range(batch)]
+        return sampler.guide(guidance, outputs[: len(rows)])
+
+    return denoise
+
+
+def decode(session: Session, spec: TensorSpec, latent: np.ndarray, scaling: float) -> np.ndarray:
+    """The picture [1, 3, H, W] of a latent [1, C, h, w]; ``spec`` is the decoder's input."""
+    (found,) = session({spec.name: (latent / np.float32(scaling)).astype(np.float32)}).values()
+    return found
+
+
+# --------------------------------------------------------------------------------------- a bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What a bundle says of one task's loop, checked to be whole."""
+
+    found: Bundle
+    task: Task
+    schedules: Mapping[int, Schedule]
+    constants: Mapping[str, np.ndarray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures, pixels."""
+        image = self.found.manifest["image"]
+        return image["height"], image["width"]
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latent."""
+        row = self.found.manifest["latent"]
+        height, width = (side // row["factor"] for side in self.size)
+        return row["channels"], height, width
+
+    @property
+    def runner(self) -> str:
+        """Name and version of the runtime that runs the parts here."""
+        runner, reason = targets.load(self.found.manifest["target"]).runner()
+        return runner or str(reason)
+
+
+def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Normal float32 noise of a seed: numpy's PCG64, the same on every machine."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def loop(found: Bundle, name: str | None = None) -> Loop:
+    """The loop of a task (the only one where none is named).
+
+    Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing.
+    """
+    tasks = {task.name: task for task in found.tasks}
+    if name is None and len(tasks) > 1:
+        raise PlanError(f"name a --task; this bundle has: {', '.join(tasks)}")
+    if name is not None and name not in tasks:
+        raise UnknownName("task", name, list(tasks))
+    task = tasks[name] if name is not None else next(iter(tasks.values()))
+    there = {part.component for part in found.parts}
+    missing = [part for part in found.needs(task.name) if part not in there]
+    if missing:
+        raise BundleError(
+            f"{found.folder} has no {', '.join(missing)}: task {task.name!r} needs it"
+        )
+    tables = bundle.schedules(found.manifest)
+    if not tables or not found.manifest.get("text"):
+        raise BundleError(f"{found.folder}: its manifest has no loop")
+    return Loop(found=found, task=task, schedules=tables, constants=bundle.read_constants(found))
+
+
+def picture(
+    found: Loop, request: Request, progress: Progress = lambda *_: None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Latents after each pass and the picture [1, 3, H, W] in −1..1 (not clipped).
+
+    Parts are loaded one after the other, used and let go. Raises ``PlanError`` for a request that
+    the task cannot serve.
+    """
+    task, manifest = found.task, found.found.manifest
+    schedule = _schedule(found, request.steps)
+    _check_shape("noise", request.noise, (1, *found.latent))
+    _check_shape("image", request.image, (1, 3, *found.size))
+    _check_shape("mask", request.mask, (1, 1, *found.size))
+    scaling = manifest["latent"]["scaling_factor"]
+    words = _words(found, request.prompt)
+    channels = conditioning(task, request, _Encoder(found), scaling, found.latent[1:])
+    unet, decoder = found.found.part("unet"), found.found.part("vae_decoder")
+    guidance = request.guidance or task.guidance
+    for spec in unet.inputs[2:]:
+        for row in words if guidance.kind != "none" else words[:1]:
+            if spec.name not in row or row[spec.name].shape[1:] != spec.shape[1:]:
+                raise BundleError(f"{found.found.folder}: nothing gives the input {spec.name!r}")
+    width = found.latent[0] + channels[0].shape[1]
+    if unet.inputs[0].shape[1:] != (width, *found.latent[1:]):
+        raise BundleError(f"{found.found.folder}: the UNet takes {unet.inputs[0].shape}, not c_τ")
+    denoise = denoiser(_open(found, unet), unet.inputs, guidance, words, channels)
+    latents: list[np.ndarray] = []
+    for x in sampler.latents(schedule, request.noise, denoise):
+        latents.append(x)
+        progress(len(latents), len(schedule.passes), x)
+    del denoise
+    return latents, decode(_open(found, decoder), decoder.inputs[0], latents[-1], scaling)
+
+
+def preview(found: Loop, latent: np.ndarray) -> np.ndarray:
+    """The picture of a latent in the middle of a loop."""
+    decoder = found.found.part("vae_decoder")
+    scaling = found.found.manifest["latent"]["scaling_factor"]
+    return decode(_open(found, decoder), decoder.inputs[0], latent, scaling)
+
+
+def cut(found: Loop, prompt: str) -> str:
+    """What of a prompt no text encoder sees, as it has room for 77 tokens; usually nothing."""
+    if found.task.prompt is not None:
+        return ""
+    lost = [tokenizer.load(folder).encode(prompt)[1] for folder in _tokenizers(found).values()]
+    return max(lost, key=len, default="")
+
+
+def _schedule(found: Loop, steps: int) -> Schedule:
+    if steps not in found.schedules:
+        legal = ", ".join(map(str, sorted(found.schedules)))
+        raise PlanError(f"the bundle has no table for {steps} steps; it has: {legal}")
+    return found.schedules[steps]
+
+
+def _check_shape(name: str, value: np.ndarray | None, wanted: tuple[int, ...]) -> None:
+    if value is not None and (value.shape != wanted or value.dtype != np.float32):
+        raise PlanError(
+            f"{name} must be float32 {list(wanted)}, got {value.dtype} {list(value.shape)}"
+        )
+
+
+def _open(found: Loop, part: Part) -> Session:
+    target = targets.load(found.found.manifest["target"])
+    return target.open(part.path, part.entries[found.task.name])
+
+
+class _Encoder:
+    """The VAE encoder of a bundle, loaded when it is first asked for."""
+
+    def __init__(self, found: Loop) -> None:
+        self.found = found
+        self.session: Session | None = None
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        part = self.found.found.part("vae_encoder")
+        self.session = self.session or _open(self.found, part)
+        return self.session({part.inputs[0].name: image})[part.outputs[0].name]
+
+
+def _tokenizers(found: Loop) -> dict[str, Path]:
+    """The tokenizer folder of each text encoder."""
+    rows = found.found.manifest["text"]["tokenizers"]
+    return {name: bundle.inside(found.found.folder, path) for name, path in rows.items()}
+
+
+def _words(found: Loop, prompt: str) -> tuple[Arrays, Arrays]:
+    """The UNet's text inputs [1, ...] for the prompt and for the empty prompt."""
+    constants, task = found.constants, found.task
+    sizes = named(constants, "sizes/")
+    empty = {**named(constants, "empty/"), **sizes}
+    if task.prompt is not None:
+        return {**named(constants, f"prompt/{task.name}/"), **sizes}, empty
+    outputs: dict[tuple[str, str], np.ndarray] = {}
+    for component, folder in _tokenizers(found).items():
+        part = found.found.part(component)
+        ids, _ = tokenizer.load(folder).encode(prompt)
+        for name, value in _open(found, part)({part.inputs[0].name: ids}).items():
+            outputs[component, name] = value
+    text = found.found.manifest["text"]
+    given = {
+        name: np.concatenate([outputs[row["component"], row["output"]] for row in rows], -1)
+        for name, rows in text["inputs"].items()
+    }
+    return {**given, **sizes}, empty
+
+
+def named(constants: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The constants below a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): v for n, v in constants.items() if n.startswith(prefix)}
