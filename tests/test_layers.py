@@ -28,6 +28,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({"catalog", "checkpoint", "targets"}, set()),
     "models.blocks": (set(), {"torch"}),
     "models.experts": (set(), {"torch"}),
+    "models.stock": ({"models.blocks", "checkpoint"}, {"torch", "diffusers", "transformers"}),
     "models.mtu": (
         {"models.blocks", "models.experts", "fold", "checkpoint"},
         {"torch", "diffusers"},

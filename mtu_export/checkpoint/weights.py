@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,21 +65,22 @@ def _weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def headers(folder: Path, stem: str = WEIGHTS) -> dict[str, Header]:
+def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) -> dict[str, Header]:
     """Every tensor of a component by name, from the files' headers alone.
 
-    An index of shards must say of each tensor where it is.
+    An index of shards must say of each tensor where it is. Tensors of the names ``ignored`` are
+    neither read nor checked.
     """
     found: dict[str, Header] = {}
     for file in weight_files(folder, stem):
-        for name, header in _header(file).items():
+        for name, header in _header(file, ignored).items():
             if name in found:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
             found[name] = header
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         mapped = _weight_map(index)
-        for name in sorted({*mapped, *found}):
+        for name in sorted({*mapped, *found}.difference(ignored)):
             there = found[name].file.name if name in found else None
             if mapped.get(name) != there:
                 said, real = mapped.get(name, "nowhere"), there or "nowhere"
@@ -89,15 +90,15 @@ def headers(folder: Path, stem: str = WEIGHTS) -> dict[str, Header]:
     return found
 
 
-def _header(file: Path) -> dict[str, Header]:
+def _header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
     """Header of one safetensors file, with every size checked against the file's."""
     try:
-        return _read_header(file)
+        return _read_header(file, ignored)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _read_header(file: Path) -> dict[str, Header]:
+def _read_header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -113,7 +114,8 @@ def _read_header(file: Path) -> dict[str, Header]:
             raise CheckpointError(f"{file}: its safetensors header is damaged{reason}") from None
     if not isinstance(rows, dict):
         raise CheckpointError(f"{file}: its safetensors header is damaged")
-    rows.pop("__metadata__", None)
+    for name in ("__metadata__", *ignored):
+        rows.pop(name, None)
     return {name: _entry(file, name, row, size - 8 - length) for name, row in rows.items()}
 
 
