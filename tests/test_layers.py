@@ -38,7 +38,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"models.blocks"}, {"torch"}),
     "capture": ({"models.blocks"}, {"torch", "numpy"}),
     "calibrate": (set(), NUMPY),
-    "upcycle": ({"models.mtu", "models", "checkpoint", "catalog", "parts", "plan"}, {"torch"}),
+    "random_parts": ({"catalog", "checkpoint", "models.stock", "vocabulary"}, {"torch"}),
+    "tokenizer": ({"checkpoint", "vocabulary"}, {"numpy", "tokenizers"}),
+    "vocabulary": (set(), set()),
+    "upcycle": (
+        {"models.mtu", "models", "checkpoint", "catalog", "parts", "plan", "random_parts"},
+        {"torch"},
+    ),
     "adopt": (
         {"adopt.fitting", "adopt.layout", "adopt.mapping", "catalog", "checkpoint", "models.mtu"}
         | {"models", "parts", "plan"},

@@ -179,8 +179,12 @@ def write(
     config: Mapping[str, Any],
     rows: Iterable[tuple[str, torch.Tensor]],
     shard_bytes: int = SHARD_BYTES,
+    stem: str = WEIGHTS,
 ) -> None:
-    """Write ``config.json`` and the tensors as they come; at most one shard is in memory."""
+    """Write ``config.json`` and the tensors as they come; at most one shard is in memory.
+
+    ``stem`` begins the names of the weight files.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -190,7 +194,7 @@ def write(
     shard: dict[str, torch.Tensor] = {}
 
     def flush() -> None:
-        path = folder / f"{WEIGHTS}-{len(shards) + 1:05d}.safetensors"
+        path = folder / f"{stem}-{len(shards) + 1:05d}.safetensors"
         save_file(shard, path, metadata={"format": "pt"})
         shards.append((path, list(shard)))
         shard.clear()
@@ -203,21 +207,21 @@ def write(
         shard[name] = tensor.clone(memory_format=torch.contiguous_format)
         size, total = size + bytes_here, total + bytes_here
     flush()
-    _name_shards(folder, shards, total)
+    _name_shards(folder, stem, shards, total)
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
 
 
-def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
+def _name_shards(folder: Path, stem: str, shards: list[tuple[Path, list[str]]], total: int) -> None:
     """Give shards their final names, with the index; a single shard has neither."""
     if len(shards) == 1:
-        shards[0][0].rename(folder / f"{WEIGHTS}.safetensors")
+        shards[0][0].rename(folder / f"{stem}.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(shards, 1):
-        final = f"{WEIGHTS}-{number:05d}-of-{len(shards):05d}.safetensors"
+        final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / final)
         weight_map.update(dict.fromkeys(names, final))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    path = folder / f"{WEIGHTS}.safetensors.index.json"
+    path = folder / f"{stem}.safetensors.index.json"
     path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
