@@ -13,12 +13,14 @@ from mtu_export.spec import Arrays, Cost, Program, ToolchainError
 
 
 def run(graph: Graph, cases: Sequence[Arrays]) -> tuple[Arrays, ...]:
-    """Outputs of a graph in PyTorch, one mapping a case."""
+    """Outputs of a graph by name in PyTorch, one mapping a case."""
     found: list[Arrays] = []
+    names = [spec.name for spec in graph.outputs]
     for case in cases:
         with torch.no_grad():
             out = graph.module(*(torch.from_numpy(case[spec.name]) for spec in graph.inputs))
-        found.append({graph.outputs[0].name: out.numpy()})
+        rows = out if isinstance(out, tuple) else (out,)
+        found.append({name: row.numpy() for name, row in zip(names, rows, strict=True)})
     return tuple(found)
 
 
@@ -33,7 +35,7 @@ def cost(graph: Graph) -> Cost:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        inputs = [torch.empty(spec.shape) for spec in graph.inputs]
+        inputs = [torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for s in graph.inputs]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             graph.module(*inputs)
     # by module, not by operator: PyTorch runs a linear layer on a transposed input as bmm

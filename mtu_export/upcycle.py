@@ -9,8 +9,6 @@ correction, so none is the default: results stay comparable with the published o
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_export import checkpoint, parts, plan
+from mtu_export import checkpoint, parts, plan, random_parts
 from mtu_export.catalog import ARCHITECTURES
 from mtu_export.draft import CHECKPOINT, draft
 from mtu_export.models import mtu
+from mtu_export.random_parts import random_tensor
 from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
 
 _TINY_ROUTER = 32
@@ -61,22 +60,6 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 # -------------------------------------------------------------------------------------- random
 
 
-def _seeded(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    """Normal values that depend on name, shape and seed alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    return torch.randn(shape, generator=generator) * std
-
-
-def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """A value of plausible scale: 1/√fan_in for matrices, near 1 for norm weights."""
-    if len(shape) > 1:
-        sharp = 2.0 if name.endswith("router.fc2.weight") else 1.0
-        fan_in = 1 if name == "task_embedding.weight" else math.prod(shape[1:])
-        return _seeded(name, shape, sharp / math.sqrt(fan_in), seed)
-    small = _seeded(name, shape, 0.1, seed)
-    return small + 1 if name.endswith("weight") else small
-
-
 def write_random(
     architecture: str,
     out: Path,
@@ -88,7 +71,7 @@ def write_random(
     task_norm: str = "replace",
     force: bool = False,
 ) -> None:
-    """A checkpoint with seeded random weights at the size of ``architecture``."""
+    """A pipeline with seeded random weights at the size of ``architecture``."""
     if architecture not in ARCHITECTURES:
         raise UnknownName("architecture", architecture, list(ARCHITECTURES))
     if dtype not in _DTYPES:
@@ -100,7 +83,7 @@ def write_random(
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / "unet", config, rows)
-        parts.write_index(folder, {})
+        parts.write_index(folder, random_parts.write(architecture, folder, seed, _DTYPES[dtype]))
 
 
 # --------------------------------------------------------------------------------- from a source

@@ -28,6 +28,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({"catalog", "checkpoint", "targets"}, set()),
     "models.blocks": (set(), {"torch"}),
     "models.experts": (set(), {"torch"}),
+    "models.stock": ({"models.blocks", "checkpoint"}, {"torch", "diffusers", "transformers"}),
     "models.mtu": (
         {"models.blocks", "models.experts", "fold", "checkpoint"},
         {"torch", "diffusers"},
@@ -37,7 +38,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "rewrite": ({"models.blocks"}, {"torch"}),
     "capture": ({"models.blocks"}, {"torch", "numpy"}),
     "calibrate": (set(), NUMPY),
-    "upcycle": ({"models.mtu", "models", "checkpoint", "catalog", "parts", "plan"}, {"torch"}),
+    "random_parts": ({"catalog", "checkpoint", "models.stock", "vocabulary"}, {"torch"}),
+    "tokenizer": ({"checkpoint", "vocabulary"}, {"numpy", "tokenizers"}),
+    "vocabulary": (set(), set()),
+    "upcycle": (
+        {"models.mtu", "models", "checkpoint", "catalog", "parts", "plan", "random_parts"},
+        {"torch"},
+    ),
     "adopt": (
         {"adopt.fitting", "adopt.layout", "adopt.mapping", "catalog", "checkpoint", "models.mtu"}
         | {"models", "parts", "plan"},

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import UNet2DConditionModel
 
-from mtu_export import catalog, checkpoint, upcycle
-from mtu_export.models import mtu
+from mtu_export import capture, catalog, checkpoint, quantize, tokenizer, upcycle
+from mtu_export.models import mtu, stock
 from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName
 from mtu_export.verify import psnr
 
@@ -169,3 +174,123 @@ def test_a_source_of_an_impossible_config_is_one_line(tmp_path: Path) -> None:
         )
         with pytest.raises(CheckpointError):
             upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["sr"])
+
+
+# ------------------------------------------------------------------------------ random pipelines
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
+def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -> None:
+    """Every part loads as the class that the index names, and the parts fit one another."""
+    folder: Path = request.getfixturevalue(name)
+    index = json.loads((folder / "model_index.json").read_text())
+    unet = checkpoint.read_config(folder)
+    widths, xl = 0, name == "tiny_sdxl"
+    for part in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
+        library, kind = index[part]
+        wanted, report = getattr(transformers, kind).from_pretrained(
+            folder / part, output_loading_info=True
+        )
+        assert library == "transformers"
+        assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
+        found = stock.load_text_encoder(folder, part)
+        words = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
+        tokenizer.matches(words, wanted.config.to_dict())
+        assert wanted.config.pad_token_id == words.pad
+        ids, cut = words.encode("a photo of a red circle")
+        assert cut == ""
+        graph = stock.text_encoder_graph(found, found.config, penultimate=xl, pooled=xl)
+        (out,) = capture.run(graph, [{"input_ids": ids}])
+        for value in out.values():
+            assert 0.3 < value.std() < 3
+        widths += out["hidden_states"].shape[2]
+        if part == "text_encoder_2":
+            total = unet["projection_class_embeddings_input_dim"]
+            assert out["pooled"].shape[1] == total - 6 * unet["addition_time_embed_dim"]
+    assert widths == unet["cross_attention_dim"]
+    assert index["vae"] == ["diffusers", "AutoencoderKL"]
+    vae = stock.load_vae(folder)
+    assert vae.config["scaling_factor"] == (0.13025 if xl else 0.18215)
+    assert bool(vae.config["force_upcast"]) or not xl
+    random = np.random.default_rng(0)
+    latent = random.standard_normal((1, 4, 16, 16), np.float32) / vae.config["scaling_factor"]
+    (image,) = capture.run(stock.vae_decoder_graph(vae, 128, 128), [{"latent": latent}])
+    assert image["sample"].shape == (1, 3, 128, 128)
+    assert 0.2 < image["sample"].std() < np.abs(image["sample"]).max() < 3.2
+    (back,) = capture.run(stock.vae_encoder_graph(vae, 128, 128), [image])
+    assert 0.2 < back["latent"].std() < 3
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    kind = "EulerDiscreteScheduler" if xl else "PNDMScheduler"
+    assert index["scheduler"] == ["diffusers", kind] == ["diffusers", config["_class_name"]]
+    _, unused = getattr(diffusers, kind).from_config(config, return_unused_kwargs=True)
+    assert unused.keys() <= {"_class_name"}
+    assert index.get("force_zeros_for_empty_prompt", False) is xl
+    parts = [path for path in folder.rglob("*") if path.is_file() and "unet" not in path.parts]
+    assert sum(path.stat().st_size for path in parts) < 1e6
+
+
+def test_the_index_opens_as_a_stock_pipeline(tiny: Path, tmp_path: Path) -> None:
+    """With a folded UNet in its place, diffusers runs the random pipeline from text to picture."""
+    index = json.loads((tiny / "model_index.json").read_text())
+    shutil.copytree(tiny, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
+    pipeline = mtu.load(tiny)
+    folded = mtu.specialise(pipeline, pipeline.components["unet"].task("t2i")).module
+    quantize.quantize(folded, catalog.SCHEMES["fp32"])
+    folded.save_pretrained(tmp_path / "pipe" / "unet")
+    stock_index = {
+        **index,
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (tmp_path / "pipe" / "model_index.json").write_text(json.dumps(stock_index))
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red circle", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+    assert image.std() > 0.05
+
+
+def test_every_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        words = {"tasks": ["sr"], "seed": seed, "dtype": "fp16"}
+        upcycle.write_random("tiny-sdxl", tmp_path / name, **words)  # type: ignore[arg-type]
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert len(files) == 18
+    for file in files:
+        a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
+        assert a == b
+        assert (a == c) == (file.suffix != ".safetensors")
+    for part, stem in (("text_encoder_2", "model"), ("vae", checkpoint.WEIGHTS)):
+        found = checkpoint.headers(tmp_path / "a" / part, stem)
+        assert {header.dtype for header in found.values()} == {"F16"}
+
+
+def test_the_embedded_checkpoint_is_a_random_pipeline(tmp_path: Path) -> None:
+    tasks = ["t2i", "edit", "sr", "inpaint"]
+    upcycle.write_random("tiny", tmp_path / "again", tasks=tasks, dtype="fp16")
+    files = [path for path in checkpoint.EMBEDDED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 3e6
+    assert len(files) == len([p for p in (tmp_path / "again").rglob("*") if p.is_file()])
+    for path in files:
+        again = tmp_path / "again" / path.relative_to(checkpoint.EMBEDDED)
+        assert path.read_bytes() == again.read_bytes(), path
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_real_sizes_are_the_published_ones(name: str) -> None:
+    """Parameters of CLIP ViT-L/14 text, OpenCLIP bigG text with its projection, and the VAE."""
+    wanted = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
+    rows = catalog.STOCK_PARTS[name]
+    for part, count in wanted.items():
+        if part not in rows:
+            continue
+        with torch.device("meta"):
+            config: dict[str, Any] = dict(rows[part])
+            if part == "vae":
+                module: Any = stock.AutoencoderKL(**config)
+            else:
+                kind = "CLIPTextModel" + ("WithProjection" if part.endswith("_2") else "")
+                module = stock.TEXT_CLASSES[kind](stock.CLIPTextConfig(**config))
+        assert sum(p.numel() for p in module.parameters()) == count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,21 +65,22 @@ def _weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def headers(folder: Path, stem: str = WEIGHTS) -> dict[str, Header]:
+def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) -> dict[str, Header]:
     """Every tensor of a component by name, from the files' headers alone.
 
-    An index of shards must say of each tensor where it is.
+    An index of shards must say of each tensor where it is. Tensors of the names ``ignored`` are
+    neither read nor checked.
     """
     found: dict[str, Header] = {}
     for file in weight_files(folder, stem):
-        for name, header in _header(file).items():
+        for name, header in _header(file, ignored).items():
             if name in found:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
             found[name] = header
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         mapped = _weight_map(index)
-        for name in sorted({*mapped, *found}):
+        for name in sorted({*mapped, *found}.difference(ignored)):
             there = found[name].file.name if name in found else None
             if mapped.get(name) != there:
                 said, real = mapped.get(name, "nowhere"), there or "nowhere"
@@ -89,15 +90,15 @@ def headers(folder: Path, stem: str = WEIGHTS) -> dict[str, Header]:
     return found
 
 
-def _header(file: Path) -> dict[str, Header]:
+def _header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
     """Header of one safetensors file, with every size checked against the file's."""
     try:
-        return _read_header(file)
+        return _read_header(file, ignored)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _read_header(file: Path) -> dict[str, Header]:
+def _read_header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -113,7 +114,8 @@ def _read_header(file: Path) -> dict[str, Header]:
             raise CheckpointError(f"{file}: its safetensors header is damaged{reason}") from None
     if not isinstance(rows, dict):
         raise CheckpointError(f"{file}: its safetensors header is damaged")
-    rows.pop("__metadata__", None)
+    for name in ("__metadata__", *ignored):
+        rows.pop(name, None)
     return {name: _entry(file, name, row, size - 8 - length) for name, row in rows.items()}
 
 
@@ -177,8 +179,12 @@ def write(
     config: Mapping[str, Any],
     rows: Iterable[tuple[str, torch.Tensor]],
     shard_bytes: int = SHARD_BYTES,
+    stem: str = WEIGHTS,
 ) -> None:
-    """Write ``config.json`` and the tensors as they come; at most one shard is in memory."""
+    """Write ``config.json`` and the tensors as they come; at most one shard is in memory.
+
+    ``stem`` begins the names of the weight files.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -188,7 +194,7 @@ def write(
     shard: dict[str, torch.Tensor] = {}
 
     def flush() -> None:
-        path = folder / f"{WEIGHTS}-{len(shards) + 1:05d}.safetensors"
+        path = folder / f"{stem}-{len(shards) + 1:05d}.safetensors"
         save_file(shard, path, metadata={"format": "pt"})
         shards.append((path, list(shard)))
         shard.clear()
@@ -201,21 +207,21 @@ def write(
         shard[name] = tensor.clone(memory_format=torch.contiguous_format)
         size, total = size + bytes_here, total + bytes_here
     flush()
-    _name_shards(folder, shards, total)
+    _name_shards(folder, stem, shards, total)
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
 
 
-def _name_shards(folder: Path, shards: list[tuple[Path, list[str]]], total: int) -> None:
+def _name_shards(folder: Path, stem: str, shards: list[tuple[Path, list[str]]], total: int) -> None:
     """Give shards their final names, with the index; a single shard has neither."""
     if len(shards) == 1:
-        shards[0][0].rename(folder / f"{WEIGHTS}.safetensors")
+        shards[0][0].rename(folder / f"{stem}.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(shards, 1):
-        final = f"{WEIGHTS}-{number:05d}-of-{len(shards):05d}.safetensors"
+        final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / final)
         weight_map.update(dict.fromkeys(names, final))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    path = folder / f"{WEIGHTS}.safetensors.index.json"
+    path = folder / f"{stem}.safetensors.index.json"
     path.write_text(json.dumps(index, indent=2) + "\n", "utf-8")

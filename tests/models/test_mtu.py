@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mtu_export import MTUUNet2DConditionModel, catalog, checkpoint, exporter, plan, upcycle
+from mtu_export import (
+    MTUUNet2DConditionModel,
+    catalog,
+    checkpoint,
+    exporter,
+    plan,
+    random_parts,
+    upcycle,
+)
 from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError, MissingWeights, NotFoldable, UnknownName
 from mtu_export.verify import psnr
@@ -278,7 +286,7 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     config = upcycle._config(SD2, plan.task_rows(["edit"], SD2), 4, (8, 8), "replace")
     shapes = upcycle._shapes(config)
-    rows = ((name, upcycle.random_tensor(name, shape, 0)) for name, shape in shapes.items())
+    rows = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
     checkpoint.write(tmp_path / "sd2" / "unet", config, rows)
     pipeline = mtu.load(tmp_path / "sd2")
     unet = pipeline.components["unet"]

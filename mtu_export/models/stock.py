@@ -1,0 +1,390 @@
+"""Stock parts of a pipeline, shared by families: CLIP text encoders and the VAE.
+
+They are loaded from safetensors alone, and leave as graphs that every toolchain takes: the modules
+and weights are those of transformers and diffusers, the forward of the text encoder is ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from mtu_export import checkpoint
+from mtu_export.models.blocks import TEXT_TOKENS, Graph
+from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec, shown
+
+TEXT_WEIGHTS = "model"
+"""Stem of the weight files of a transformers part."""
+TEXT_CLASSES: Mapping[str, type] = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+_VAE_CLASS = "AutoencoderKL"
+_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
+"""A table of 0..76 that old checkpoints carry; it is no weight."""
+_ACTIVATIONS = ("quick_gelu", "gelu")
+_MASKED = -1e4
+"""Added to scores that must not count: exp of it is 0 in float32 and float16, and both hold it."""
+_TEXT_SIZES = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 2**10,
+    "projection_dim": 2**16,
+}
+_VAE_SIZES = {"latent_channels": 2**10, "layers_per_block": 128, "norm_num_groups": 2**12}
+_VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names that the VAE's attention has in old checkpoints -> its names today."""
+
+
+# ------------------------------------------------------------------------------------ loading
+
+
+def load_text_encoder(folder: Path, name: str) -> nn.Module:
+    """The CLIP text encoder of a checkpoint in float32; mapped from disk where stored so.
+
+    ``name`` is ``"text_encoder"`` or ``"text_encoder_2"``. Raises ``CheckpointError`` for another
+    class, sizes that make no encoder and pickles, ``MissingWeights`` for tensors by name.
+    """
+    home = folder / name
+    config = checkpoint.read_json(home / "config.json")
+    kind = _class_of(folder, name, config)
+    found = checkpoint.headers(home, TEXT_WEIGHTS, ignored=_IDS)
+    fields = _text_fields(config, home / "config.json")
+    with _describing(home / "config.json", "CLIP text encoder"), torch.device("meta"):
+        module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
+    prefix = "text_model."
+    if kind == "CLIPTextModel" and all(row.startswith(prefix) for row in found):
+        _fill(module, found, lambda row: row.removeprefix(prefix), home)
+    else:
+        _fill(module, found, str, home)
+    text = getattr(module, "text_model", module)
+    text.embeddings.position_ids = torch.arange(TEXT_TOKENS)[None]
+    return module.requires_grad_(False).eval()
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The VAE of a checkpoint in float32; mapped from disk where stored so.
+
+    Raises as :func:`load_text_encoder`, and for latents that are shifted or normalised.
+    """
+    home = folder / "vae"
+    path = home / "config.json"
+    config = checkpoint.read_json(path)
+    _class_of(folder, "vae", config)
+    found = checkpoint.headers(home)
+    _check_vae(config, path)
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    with _describing(path, "VAE"), torch.device("meta"):
+        module = AutoencoderKL(**fields)
+    _fill(module, found, _today, home)
+    return module.requires_grad_(False).eval()
+
+
+def _class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
+    """The class that config and index name; refuses others, remote code and contradictions."""
+    vae = name == "vae"
+    legal = (_VAE_CLASS,) if vae else tuple(TEXT_CLASSES)
+    where = folder / name / "config.json"
+    said = config.get("_class_name") if vae else config.get("architectures")
+    rows = said if isinstance(said, list) else [said]
+    named = [(where, row) for row in rows if row is not None]
+    index = folder / "model_index.json"
+    if index.is_file():
+        row = checkpoint.read_json(index).get(name)
+        if row is not None:
+            library = "diffusers" if vae else "transformers"
+            pair = isinstance(row, list) and len(row) == 2 and row[0] == library
+            named.append((index, row[1] if pair else row))  # type: ignore[index]
+    for path, kind in named:
+        if kind not in legal:
+            raise CheckpointError(f"{path}: {name} is {shown(kind)}; legal: {' or '.join(legal)}")
+    if len({kind for _, kind in named}) != 1:
+        problem = "says no class" if not named else f"and {index.name} name different classes"
+        raise CheckpointError(f"{where} {problem} of {name}; legal: {' or '.join(legal)}")
+    return named[0][1]
+
+
+def _text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a ``CLIPTextConfig`` is made of, checked."""
+    fields = {key: config[key] for key in _TEXT_SIZES if key in config}
+    _check_sizes(config, _TEXT_SIZES, path)
+    length = config.get("max_position_embeddings", TEXT_TOKENS)
+    if length != TEXT_TOKENS or isinstance(length, bool):
+        raise CheckpointError(
+            f"{path}: max_position_embeddings must be {TEXT_TOKENS}, got {shown(length)}"
+        )
+    act = config.get("hidden_act", _ACTIVATIONS[0])
+    if act not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{path}: hidden_act {shown(act)} is refused; legal: {' or '.join(_ACTIVATIONS)}"
+        )
+    eps = config.get("layer_norm_eps", 1e-5)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise CheckpointError(f"{path}: layer_norm_eps must be between 0 and 1, got {shown(eps)}")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise CheckpointError(f"{path}: {key} must be an integer, got {shown(value)}")
+        if value is not None:
+            fields[key] = value
+    return {**fields, "hidden_act": act, "layer_norm_eps": eps}
+
+
+def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Path) -> None:
+    for key, most in limits.items():
+        value = config.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise CheckpointError(
+                f"{path}: {key} must be an integer from 1 to {most}, got {shown(value)}"
+            )
+
+
+def _check_vae(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse what no graph of ours has: unknown keys, other blocks, shifted latents."""
+    _check_sizes(config, _VAE_SIZES, path)
+    levels = config.get("block_out_channels", [64])
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 6:
+        raise CheckpointError(f"{path}: block_out_channels must be a list of 1 to 6 integers")
+    for width in levels:
+        _check_sizes({"block_out_channels": width}, {"block_out_channels": 2**14}, path)
+    for key, kind in _VAE_BLOCKS.items():
+        rows = config.get(key, [kind])
+        if not isinstance(rows, list) or rows != [kind] * len(levels):
+            raise CheckpointError(f"{path}: {key} must be {kind} for every level")
+    for key in ("in_channels", "out_channels"):
+        if config.get(key, 3) != 3:
+            raise CheckpointError(f"{path}: {key} must be 3, got {shown(config[key])}")
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if config.get(key) not in (None, 0):
+            raise CheckpointError(
+                f"{path}: {key} {shown(config[key])} is refused: latents are scaled, never shifted"
+            )
+    legal = inspect.signature(AutoencoderKL.__init__).parameters
+    for key in config:
+        if not key.startswith("_") and key not in legal:
+            raise CheckpointError(f"{path}: unknown key {key[:80]!r}")
+
+
+@contextmanager
+def _describing(path: Path, what: str) -> Iterator[None]:
+    """Turn what a library raises for an impossible config into a ``CheckpointError``.
+
+    What transformers and diffusers have to say of a config stays off the screen.
+    """
+    voices = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [voice.level for voice in voices]
+    try:
+        for voice in voices:
+            voice.setLevel(logging.CRITICAL)
+        yield
+    except Exception as error:  # whatever a config of odd types and sizes sets off inside
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = "".join(c if c.isprintable() else "?" for c in line[:300])
+        raise CheckpointError(f"{path} describes no {what}: {reason}") from None
+    finally:
+        for voice, level in zip(voices, levels, strict=True):
+            voice.setLevel(level)
+
+
+def _today(name: str) -> str:
+    """The name that a VAE tensor has today."""
+    head, _, rest = name.partition(".mid_block.attentions.0.")
+    old, _, leaf = rest.partition(".")
+    return f"{head}.mid_block.attentions.0.{_RENAMED[old]}.{leaf}" if old in _RENAMED else name
+
+
+def _fill(
+    module: nn.Module,
+    found: Mapping[str, checkpoint.Header],
+    rename: Callable[[str], str],
+    home: Path,
+) -> None:
+    """Give a module without memory its weights: exactly those of the config, finite, float32."""
+    names = {rename(name): name for name in found}
+    if len(names) < len(found):
+        raise MissingWeights(f"{home}: the same weights are there under old and new names")
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    try:
+        checkpoint.compare({new: found[old] for new, old in names.items()}, wanted)
+    except MissingWeights as error:
+        raise MissingWeights(f"{home.name}: {error}") from None
+    state: dict[str, Tensor] = {}
+    for new, old in names.items():
+        state[new] = checkpoint.tensor(found, old).to(torch.float32)
+        bounds = torch.stack(torch.aminmax(state[new]))  # no copy, and NaN shows in both
+        if not bool(torch.isfinite(bounds).all()):
+            raise MissingWeights(f"{home.name}: tensor {old!r} holds NaN or Inf")
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+# --------------------------------------------------------------------------------- text encoder
+
+
+class TextEncoderGraph(nn.Module):
+    """CLIP's text transformer with one forward for every toolchain.
+
+    Stock modules and weights; attention is scale, bmm, an added causal mask of constants, softmax,
+    bmm on [heads, 77, width]. Layers that no output needs are left out.
+    """
+
+    causal: Tensor
+    before: Tensor
+    first: Tensor
+
+    def __init__(self, module: nn.Module, *, penultimate: bool, pooled: bool) -> None:
+        super().__init__()
+        text: Any = getattr(module, "text_model", module)
+        config = text.config
+        depth = config.num_hidden_layers
+        self.penultimate, self.pooled = penultimate, pooled
+        self.heads, self.eos = config.num_attention_heads, config.eos_token_id
+        self.embeddings = text.embeddings
+        used = depth if pooled or not penultimate else depth - 1
+        self.layers = nn.ModuleList(list(text.encoder.layers)[:used])
+        self.tapped = depth - 1
+        if pooled or not penultimate:
+            self.final_layer_norm = text.final_layer_norm
+        self.text_projection = getattr(module, "text_projection", None) if pooled else None
+        ones = torch.ones(TEXT_TOKENS, TEXT_TOKENS)
+        self.register_buffer("causal", ones.triu(1) * _MASKED, persistent=False)
+        if pooled:
+            self.register_buffer("before", ones.triu(1), persistent=False)
+            self.register_buffer("first", ones[:1].tril(), persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Map input_ids [1, 77] to hidden states [1, 77, d] and, where asked, pooled [1, p]."""
+        positions = self.embeddings.position_embedding.weight
+        x = self.embeddings.token_embedding(input_ids) + positions
+        hidden = x
+        for number, layer in enumerate(self.layers):
+            hidden = x if self.penultimate and number == self.tapped else hidden
+            x = x + self._attend(layer.self_attn, layer.layer_norm1(x))  # type: ignore[operator]
+            x = x + layer.mlp(layer.layer_norm2(x))  # type: ignore[operator]
+        if self.penultimate and not self.pooled:
+            return x
+        last = self.final_layer_norm(x)
+        if not self.pooled:
+            return last
+        pooled = self._ends(input_ids).bmm(last)[:, 0]
+        if self.text_projection is not None:
+            pooled = self.text_projection(pooled)
+        return (hidden if self.penultimate else last), pooled
+
+    def _attend(self, attention: Any, x: Tensor) -> Tensor:
+        """Causal self-attention on x [1, 77, d]."""
+        tokens, width = x.shape[1:]
+
+        def split(y: Tensor) -> Tensor:
+            return y.reshape(tokens, self.heads, width // self.heads).permute(1, 0, 2)
+
+        query = split(attention.q_proj(x) * attention.scale)
+        scores = query.bmm(split(attention.k_proj(x)).transpose(1, 2)) + self.causal
+        mixed = scores.softmax(-1).bmm(split(attention.v_proj(x)))
+        return attention.out_proj(mixed.permute(1, 0, 2).reshape(1, tokens, width))
+
+    def _ends(self, input_ids: Tensor) -> Tensor:
+        """One at the first end of the text, else zero: float32 [1, 1, 77].
+
+        Where the config says 2 (an old mistake) the greatest id marks the end, as in transformers;
+        a text without an end is read at its first token, as there.
+        """
+        end = input_ids.amax(-1, keepdim=True) if self.eos == 2 else self.eos
+        marks = (input_ids == end).to(torch.float32)
+        first = F.relu(marks - marks @ self.before)  # an end with ends before it is 0 or less
+        return (first + self.first * (1 - first.sum(-1, keepdim=True)))[:, None]
+
+
+def text_encoder_graph(
+    module: nn.Module, config: Any, *, penultimate: bool, pooled: bool = False
+) -> Graph:
+    """The graph of a text encoder of :func:`load_text_encoder` and its ``config``.
+
+    ``penultimate`` (SDXL): the hidden states before the last layer, without the final norm, else
+    the last ones behind it. ``pooled``: the state at the end of the text, projected where the
+    encoder has a projection. The module shares the weights of ``module``.
+    """
+    width = config.hidden_size
+    outputs = [TensorSpec(name="hidden_states", shape=(1, TEXT_TOKENS, width))]
+    graph = TextEncoderGraph(module, penultimate=penultimate, pooled=pooled).eval()
+    if pooled:
+        size = width if graph.text_projection is None else graph.text_projection.out_features
+        outputs.append(TensorSpec(name="pooled", shape=(1, size)))
+    ids = TensorSpec(name="input_ids", shape=(1, TEXT_TOKENS), dtype="int32")
+    return Graph(module=graph, inputs=(ids,), outputs=tuple(outputs))
+
+
+# ------------------------------------------------------------------------------------------ VAE
+
+
+class VAEEncoderGraph(nn.Module):
+    """The encoder's half of a VAE, up to the mean of the posterior."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.channels = vae.config["latent_channels"]
+        self.encoder = vae.encoder
+        self.quant_conv = None
+        if vae.quant_conv is not None:
+            self.quant_conv = _first_rows(vae.quant_conv, self.channels)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """Map sample [1, 3, H, W] in −1..1 to the unscaled latent [1, C, h, w]."""
+        moments = self.encoder(sample)
+        if self.quant_conv is not None:
+            return self.quant_conv(moments)
+        return moments[:, : self.channels]
+
+
+def _first_rows(conv: nn.Conv2d, rows: int) -> nn.Conv2d:
+    """The convolution of the first output channels (a view); those of the variance go."""
+    part = nn.Conv2d(conv.in_channels, rows, 1, device="meta")
+    part.weight = nn.Parameter(conv.weight.data[:rows], requires_grad=False)
+    assert conv.bias is not None
+    part.bias = nn.Parameter(conv.bias.data[:rows], requires_grad=False)
+    return part
+
+
+class VAEDecoderGraph(nn.Module):
+    """The decoder's half of a VAE."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map a latent [1, C, h, w], divided by the scaling factor, to sample [1, 3, H, W]."""
+        if self.post_quant_conv is not None:
+            latent = self.post_quant_conv(latent)
+        return self.decoder(latent)
+
+
+def vae_encoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
+    """The graph from a picture of this size in pixels to its latent: the posterior's mode."""
+    image, latent = _sides(vae, height, width)
+    return Graph(module=VAEEncoderGraph(vae).eval(), inputs=(image,), outputs=(latent,))
+
+
+def vae_decoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
+    """The graph from a latent to a picture of this size in pixels."""
+    image, latent = _sides(vae, height, width)
+    return Graph(module=VAEDecoderGraph(vae).eval(), inputs=(latent,), outputs=(image,))
+
+
+def _sides(vae: AutoencoderKL, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    cells = (height // factor, width // factor)
+    image = TensorSpec(name="sample", shape=(1, 3, height, width))
+    return image, TensorSpec(name="latent", shape=(1, vae.config["latent_channels"], *cells))

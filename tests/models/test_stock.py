@@ -1,0 +1,298 @@
+"""Stock parts: loaded as transformers and diffusers load them, and forwards equal to theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from mtu_export import capture
+from mtu_export.models import stock
+from mtu_export.spec import CheckpointError, MissingWeights
+from mtu_export.verify import psnr
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": 24,
+    "bos_token_id": 118,
+    "eos_token_id": 119,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": [8, 16, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+
+
+def save_text(folder: Path, kind: type = CLIPTextModel, **words: Any) -> Path:
+    torch.manual_seed(0)
+    model = kind(CLIPTextConfig(**{**TEXT, **words}, initializer_factor=5.0))
+    model.save_pretrained(folder / "text_encoder")
+    return folder / "text_encoder"
+
+
+def save_vae(folder: Path, **words: Any) -> Path:
+    torch.manual_seed(0)
+    AutoencoderKL(**{**VAE, **words}).save_pretrained(folder / "vae")  # type: ignore[attr-defined]
+    return folder / "vae"
+
+
+def rewrite(home: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change the tensors of a part in place."""
+    (file,) = home.glob("*.safetensors")
+    state = load_file(file)
+    state = change(state) or state
+    save_file(state, file)
+
+
+def reconfigure(home: Path, **words: Any) -> None:
+    path = home / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **words}))
+
+
+def ids(*ends: int, length: int = 77) -> np.ndarray:
+    found = np.random.default_rng(0).integers(0, 117, (1, length)).astype(np.int32)
+    for end in ends:
+        found[0, end:] = TEXT["eos_token_id"]
+    return found
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
+def test_text_encoders_load_as_transformers_loads_them(kind: type, tmp_path: Path) -> None:
+    home = save_text(tmp_path, kind)
+    wanted = kind.from_pretrained(home)
+    found = stock.load_text_encoder(tmp_path, "text_encoder")
+    assert type(found) is kind
+    assert found.state_dict().keys() == wanted.state_dict().keys()
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    given = torch.from_numpy(ids(40))
+    assert torch.equal(found(given)[0], wanted(given)[0])  # buffers are there too
+
+
+def test_old_names_and_position_ids_load(tmp_path: Path) -> None:
+    """Checkpoints of before transformers 5, as SD 1.5 ships them."""
+    home = save_text(tmp_path)
+    wanted = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
+
+    def old(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        state = {f"text_model.{name}": tensor for name, tensor in state.items()}
+        state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        return state
+
+    rewrite(home, old)
+    found = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert CLIPTextModel.from_pretrained(home).state_dict().keys() == found.keys()
+
+
+def test_the_vae_loads_as_diffusers_loads_it(tmp_path: Path) -> None:
+    home = save_vae(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def change(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        made = {}
+        for name, tensor in state.items():
+            for new, before in old.items():
+                name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+            made[name] = tensor
+        return made
+
+    for step in ("new", "old"):
+        if step == "old":
+            rewrite(home, change)
+        wanted: Any = AutoencoderKL.from_pretrained(home)
+        found = stock.load_vae(tmp_path).state_dict()
+        assert found.keys() == wanted.state_dict().keys()
+        assert all(torch.equal(found[name], t) for name, t in wanted.state_dict().items())
+
+
+def test_half_weights_are_widened(tmp_path: Path) -> None:
+    home = save_text(tmp_path)
+    rewrite(home, lambda state: {name: tensor.half() for name, tensor in state.items()})
+    found = stock.load_text_encoder(tmp_path, "text_encoder")
+    assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_weights_that_do_not_fit_are_named(part: str, tmp_path: Path) -> None:
+    home = save_text(tmp_path) if part == "text_encoder" else save_vae(tmp_path)
+    (file,) = home.glob("*.safetensors")
+    good, name = file.read_bytes(), sorted(load_file(file))[-1]
+
+    def load() -> None:
+        if part == "vae":
+            stock.load_vae(tmp_path)
+        else:
+            stock.load_text_encoder(tmp_path, part)
+
+    for change, message in (
+        (lambda s: {k: v for k, v in s.items() if k != name}, f"missing: {name}"),
+        (lambda s: {**s, "extra.weight": torch.ones(2)}, r"unknown: extra\.weight"),
+        (lambda s: {**s, name: torch.ones(7)}, f"{name} has shape"),
+        (lambda s: {**s, name: s[name] * float("nan")}, f"tensor '{name}' holds NaN or Inf"),
+    ):
+        rewrite(home, change)
+        with pytest.raises(MissingWeights, match=message) as error:
+            load()
+        assert part in str(error.value)
+        file.write_bytes(good)
+    file.rename(home / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is a pickle: refused"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["T5EncoderModel"]}, "T5EncoderModel.*legal: CLIPTextModel or"),
+        ({"architectures": None}, "says no class"),
+        ({"max_position_embeddings": 128}, "must be 77, got 128"),
+        ({"hidden_act": "relu"}, "legal: quick_gelu or gelu"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 1 to 128"),
+        ({"num_attention_heads": 5}, "describes no CLIP text encoder"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps must be"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id must be an integer"),
+    ],
+)
+def test_other_text_encoders_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    reconfigure(save_text(tmp_path), **change)
+    with pytest.raises(CheckpointError, match=message) as error:
+        stock.load_text_encoder(tmp_path, "text_encoder")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny.*legal: AutoencoderKL"),
+        ({"shift_factor": 0.1}, "shift_factor 0.1 is refused"),
+        ({"latents_mean": [0.0] * 4}, "latents_mean"),
+        ({"in_channels": 4}, "in_channels must be 3"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "must be DownEncoderBlock2D"),
+        ({"block_out_channels": [8, -1, 16]}, "block_out_channels must be an integer"),
+        ({"norm_num_groups": 3}, "describes no VAE"),
+        ({"auto_map": {"AutoModel": "evil.py"}}, "unknown key 'auto_map'"),
+    ],
+)
+def test_other_vaes_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    reconfigure(save_vae(tmp_path), **change)
+    with pytest.raises(CheckpointError, match=message) as error:
+        stock.load_vae(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_index_must_agree(tmp_path: Path) -> None:
+    save_text(tmp_path)
+    index = tmp_path / "model_index.json"
+    for row, message in (
+        (["transformers", "CLIPTextModelWithProjection"], "name different classes"),
+        (["evil_package", "CLIPTextModel"], "legal: CLIPTextModel"),
+        ("CLIPTextModel()", "legal: CLIPTextModel"),
+    ):
+        index.write_text(json.dumps({"text_encoder": row}))
+        with pytest.raises(CheckpointError, match=message):
+            stock.load_text_encoder(tmp_path, "text_encoder")
+    index.write_text(json.dumps({"text_encoder": ["transformers", "CLIPTextModel"]}))
+    stock.load_text_encoder(tmp_path, "text_encoder")
+
+
+def test_loading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where a config leaves out ids, whose defaults lie outside of its vocabulary."""
+    home = save_text(tmp_path)
+    reconfigure(home, bos_token_id=None, eos_token_id=None)
+    save_vae(tmp_path)
+    capfd.readouterr()
+    stock.load_text_encoder(tmp_path, "text_encoder")
+    stock.load_vae(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+# -------------------------------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+def test_the_last_hidden_state_is_transformers(act: str, tmp_path: Path) -> None:
+    save_text(tmp_path, hidden_act=act)
+    module: Any = stock.load_text_encoder(tmp_path, "text_encoder")
+    graph = stock.text_encoder_graph(module, module.config, penultimate=False)
+    case = {"input_ids": ids(40)}
+    (found,) = capture.run(graph, [case])
+    assert [spec.name for spec in graph.outputs] == list(found)
+    assert found["hidden_states"].shape == graph.outputs[0].shape
+    wanted = module(torch.from_numpy(case["input_ids"])).last_hidden_state.numpy()
+    assert wanted.std() > 0.1
+    assert psnr(wanted, found["hidden_states"]) > 120
+
+
+@pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
+@pytest.mark.parametrize("eos", [2, 119])
+def test_the_penultimate_state_and_the_pooled_one_are_transformers(
+    kind: type, eos: int, tmp_path: Path
+) -> None:
+    save_text(tmp_path, kind, eos_token_id=eos)
+    module: Any = stock.load_text_encoder(tmp_path, "text_encoder")
+    graph = stock.text_encoder_graph(module, module.config, penultimate=True, pooled=True)
+    alone = stock.text_encoder_graph(module, module.config, penultimate=True)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.integers(0, 119), min_size=77, max_size=77), st.integers(0, 77))
+    def same(row: list[int], end: int) -> None:
+        row[end:] = [119] * (77 - end)
+        case = {"input_ids": np.array([row], np.int32)}
+        ((found,), (short,)) = capture.run(graph, [case]), capture.run(alone, [case])
+        wanted = module(torch.tensor([row]), output_hidden_states=True)
+        want = wanted.hidden_states[-2].numpy()
+        pooled = wanted["text_embeds" if hasattr(wanted, "text_embeds") else "pooler_output"]
+        assert psnr(want, found["hidden_states"]) > 120
+        assert psnr(want, short["hidden_states"]) > 120
+        assert psnr(pooled.numpy(), found["pooled"]) > 120
+        assert found["pooled"].shape == graph.outputs[1].shape
+
+    same()
+    assert len(graph.module.layers) == 3  # type: ignore[arg-type]
+    assert len(alone.module.layers) == 2  # type: ignore[arg-type]
+    last = sum(p.numel() for p in graph.module.layers[2].parameters())  # type: ignore[index]
+    assert capture.cost(alone).parameters < capture.cost(graph).parameters - last
+
+
+@pytest.mark.parametrize("convs", [True, False])
+def test_the_halves_of_the_vae_are_diffusers(convs: bool, tmp_path: Path) -> None:
+    save_vae(tmp_path, use_quant_conv=convs, use_post_quant_conv=convs)
+    vae: Any = stock.load_vae(tmp_path)
+    encoder = stock.vae_encoder_graph(vae, 32, 48)
+    decoder = stock.vae_decoder_graph(vae, 32, 48)
+    assert decoder.inputs == encoder.outputs
+    assert encoder.outputs[0].shape == (1, 4, 8, 12)
+    image = np.random.default_rng(0).uniform(-1, 1, encoder.inputs[0].shape).astype(np.float32)
+    (latent,) = capture.run(encoder, [{"sample": image}])
+    mode = vae.encode(torch.from_numpy(image)).latent_dist.mode().numpy()
+    assert psnr(mode, latent["latent"]) > 120
+    (found,) = capture.run(decoder, [latent])
+    sample = vae.decode(torch.from_numpy(mode)).sample.numpy()
+    assert psnr(sample, found["sample"]) > 120
+    both = sum(p.numel() for p in vae.parameters())
+    variance = 4 * 8 + 4 if convs else 0
+    parts = sum(capture.cost(graph).parameters for graph in (encoder, decoder))
+    assert parts == both - variance

@@ -1,0 +1,252 @@
+"""The tokenizer against transformers' own on the same files; what damaged files say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from mtu_export import checkpoint, tokenizer, vocabulary
+from mtu_export.spec import BundleError, CheckpointError, PlanError
+
+PARTS = ("tokenizer", "tokenizer_2")
+"""Padding with the end, and with "!" as the second one of SDXL."""
+LINES = [
+    "",
+    "  A  photo\tof a RED\u00a0cat ",
+    "the cat's dog'll, it'S 12 ½ ²",
+    "cafe\u0301 café İstanbul ß \u1e9b\u0323",
+    "<|endoftext|> <|startoftext|>x<|ENDOFTEXT|> !wow! !!",
+    "中文 日本語 한국어 العربية हिन्दी",
+    "👩‍👩‍👧 \u200b\ufeff \x00\x01 \x85 \u2028",
+    "word " * 200,
+    "x" * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("tokenizers")
+    for name, pad in zip(PARTS, (vocabulary.END, "!"), strict=True):
+        vocabulary.write(home / name, start=49406, end=49407, pad=pad)
+    return home
+
+
+def transformers_ids(reference: Any, text: str) -> list[int]:
+    return reference(text, padding="max_length", max_length=77, truncation=True).input_ids
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_ids_are_those_of_transformers(part: str, folder: Path) -> None:
+    reference = CLIPTokenizer.from_pretrained(folder / part)
+    ours = tokenizer.load(folder / part)
+    assert (ours.bos, ours.eos) == (reference.bos_token_id, reference.eos_token_id)
+    assert ours.pad == reference.pad_token_id == {"tokenizer": 49407, "tokenizer_2": 0}[part]
+    letters = st.characters(exclude_categories=["Cs"])  # type: ignore[arg-type]
+    english = st.sampled_from([*"abc's ,.!?1 ", "photo ", "<|endoftext|>", "\u0301", "\t"])
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.one_of(st.text(letters), st.lists(english, max_size=150).map("".join)))
+    def same(text: str) -> None:
+        ids, cut = ours.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.shape == (1, 77)
+        assert ids[0].tolist() == transformers_ids(reference, text)
+        assert text.endswith(cut)
+
+    for line in LINES:
+        same = example(line)(same)
+    same()
+
+
+def test_a_long_text_says_what_it_lost(folder: Path) -> None:
+    ours = tokenizer.load(folder / "tokenizer")
+    kept = "photo " * 75
+    assert ours.encode(kept)[1] == ""
+    ids, cut = ours.encode(kept + "of a Red CAFÉ")
+    assert cut == "of a Red CAFÉ"
+    assert ids[0, 0] == ours.bos
+    assert ids[0, -1] == ours.eos
+    short = tokenizer.load(folder / "tokenizer", length=4)
+    assert short.encode("photo of a cat")[1] == "a cat"
+    with pytest.raises(PlanError, match="half a character at 1"):
+        ours.encode("a\ud800")
+
+
+def test_neither_torch_nor_transformers_is_imported() -> None:
+    code = (
+        "import sys, mtu_export.tokenizer; "
+        "print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------- vocabulary
+
+
+def test_the_vocabulary_is_real_byte_pair_encoding(folder: Path, tmp_path: Path) -> None:
+    """The merges that the `tokenizers` library learns, up to the order of ties."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    merges = vocabulary.learn()
+    assert len({"".join(pair) for pair in merges}) == vocabulary.MERGES
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=10**6, show_progress=False, end_of_word_suffix="</w>", min_frequency=0
+    )
+    lines = [line.replace(",", " ,") for line in vocabulary.captions()]
+    trained.train_from_iterator(lines, trainer)
+    theirs = [tuple(row) for row in json.loads(trained.to_str())["model"]["merges"]]
+    assert merges[:13] == theirs[:13]
+    spoken = {f"{word}</w>" for line in lines for word in line.split()}
+    ours, whole = ({"".join(row) for row in rows} & spoken for rows in (merges, theirs))
+    assert len(ours) > 0.85 * len(whole) > 100  # ties go in another order there
+    words = tokenizer.load(folder / "tokenizer").words
+    assert words.encode("a photo of the red circle", add_special_tokens=False).tokens == [
+        f"{word}</w>" for word in ("a", "photo", "of", "the", "red", "circle")
+    ]
+    vocabulary.write(tmp_path / "again", start=49406, end=49407)
+    for path in sorted((folder / "tokenizer").iterdir()):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_the_bytes_have_the_ids_of_clip() -> None:
+    letters = list(vocabulary.bytes_as_letters().values())
+    assert len(set(letters)) == 256
+    assert (letters.index("!"), letters.index("a"), letters.index("~")) == (0, 64, 93)
+
+
+# --------------------------------------------------------------------------------------- export
+
+
+def test_export_from_either_form(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "whole" / "tokenizer_2"
+    source.mkdir(parents=True)
+    reference = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+    reference.save_pretrained(source)
+    assert not (source / "vocab.json").exists()
+    for name, home in (("files", folder / "tokenizer_2"), ("whole", source)):
+        made = tokenizer.export(home, tmp_path / name / "out")
+        assert {"vocab.json", "merges.txt"} < {p.name for p in (tmp_path / name / "out").iterdir()}
+        assert (made.bos, made.eos, made.pad) == (49406, 49407, 0)
+        again = CLIPTokenizer.from_pretrained(tmp_path / name / "out")
+        for line in LINES:
+            wanted = transformers_ids(reference, line)
+            assert made.encode(line)[0][0].tolist() == wanted == transformers_ids(again, line)
+
+
+def test_the_tokenizers_of_old_checkpoints_load(folder: Path, tmp_path: Path) -> None:
+    """Special tokens as objects, carriage returns, no config at all."""
+    made = tmp_path / "old"
+    made.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        data = (folder / "tokenizer" / name).read_bytes()
+        (made / name).write_bytes(data.replace(b"\n", b"\r\n"))
+    bare = tokenizer.load(made)
+    assert (bare.bos, bare.eos, bare.pad, bare.limit) == (49406, 49407, 49407, None)
+    row = {"content": vocabulary.END, "lstrip": False, "normalized": True}
+    config = {"eos_token": row, "pad_token": "!", "model_max_length": 77}
+    (made / "tokenizer_config.json").write_text(json.dumps(config))
+    found = tokenizer.load(made)
+    assert (found.eos, found.pad, found.limit) == (49407, 0, 77)
+
+
+def broken_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "vocab.json"
+        found = json.loads(path.read_text())
+        change(found)
+        path.write_text(json.dumps(found))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "vocab.json").unlink(), r"vocab\.json is missing"),
+        (lambda f: (f / "merges.txt").unlink(), r"merges\.txt is missing"),
+        (lambda f: (f / "merges.txt").write_bytes(b"\xff\xfe"), r"merges\.txt cannot be read"),
+        (lambda f: (f / "merges.txt").write_text("a b c\n"), "line 1 is no pair"),
+        (lambda f: (f / "merges.txt").write_text("q zz\n"), "name 'zz', which is not in"),
+        (lambda f: (f / "vocab.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda f: (f / "vocab.json").write_text('{"a": 1, "a": 2}'), "there twice"),
+        (broken_json(lambda v: v.update(extra=0)), "'!' and 'extra' have one id, 0"),
+        (broken_json(lambda v: v.update(extra=-1)), "'extra' has the id -1"),
+        (broken_json(lambda v: v.update(extra="7")), "'extra' has the id '7'"),
+        (broken_json(lambda v: v.pop("a")), "no token 'a'"),
+        (broken_json(lambda v: v.pop(vocabulary.END)), "eos_token '<.endoftext.>' is not in"),
+        (broken_json(lambda v: v.pop(vocabulary.START)), "bos_token '<.startoftext.>' is not in"),
+        (
+            lambda f: (f / "tokenizer_config.json").write_text('{"pad_token": ["a"]}'),
+            "pad_token .* is not in the vocabulary",
+        ),
+        (
+            lambda f: (f / "tokenizer_config.json").write_text(
+                '{"added_tokens_decoder": {"49408": {"content": "<mine>"}}}'
+            ),
+            "added token '<mine>' of id '49408'",
+        ),
+        (lambda f: (f / "added_tokens.json").write_text("{}"), "added_tokens"),
+    ],
+)
+def test_damaged_files_are_one_line(
+    damage: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
+    vocabulary.write(tmp_path / "t", start=49406, end=49407)
+    damage(tmp_path / "t")
+    for kind in (CheckpointError, BundleError):
+        with pytest.raises(kind, match=message) as error:
+            tokenizer.load(tmp_path / "t", error=kind)
+        assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError):
+        tokenizer.export(tmp_path / "t", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_that_leave_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    vocabulary.write(tmp_path / "pipe" / "tokenizer", start=49406, end=49407)
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (tmp_path / "pipe" / "tokenizer" / "tokenizer.json").symlink_to(secret)
+    with pytest.raises(CheckpointError, match="link that leaves"):
+        tokenizer.export(tmp_path / "pipe" / "tokenizer", tmp_path / "out")
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    found = tokenizer.load(folder / "tokenizer")
+    config = {
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }
+    tokenizer.matches(found, config)
+    tokenizer.matches(found, {**config, "bos_token_id": 0, "eos_token_id": 2})  # as SD 1.5 ships
+    for change, message in (
+        ({"vocab_size": 49407}, "ids up to 49407, the text encoder's vocab_size is 49407"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"eos_token_id": 49405}, "eos_token_id is 49405, the tokenizer's is 49407"),
+        ({"bos_token_id": 5}, "bos_token_id is 5"),
+        ({"max_position_embeddings": 64}, "reads 77, the text encoder's max_position"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            tokenizer.matches(found, {**config, **change})
+    vocabulary.write(tmp_path / "t", start=49407, end=49406)
+    with pytest.raises(CheckpointError, match="greatest id, 49407; the tokenizer's end is 49406"):
+        tokenizer.matches(tokenizer.load(tmp_path / "t"), {**config, "eos_token_id": 2})
+    path = tmp_path / "t" / "tokenizer_config.json"
+    path.write_text(json.dumps({**checkpoint.read_json(path), "model_max_length": 128}))
+    with pytest.raises(CheckpointError, match="has model_max_length 128"):
+        tokenizer.matches(tokenizer.load(tmp_path / "t"), {**config, "eos_token_id": 49406})
