@@ -1,4 +1,4 @@
-"""Rows: the schemes, and the task presets and architectures that `upcycle` offers.
+"""Rows: schemes, schedulers, and the task presets and architectures that `upcycle` offers.
 
 A checkpoint's own tasks come from its config, never from here.
 """
@@ -44,6 +44,24 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
     )
 }
+
+_DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "DDIMScheduler": ("DDIMScheduler", {}),
+    "EulerDiscreteScheduler": ("EulerDiscreteScheduler", {}),
+    "DPMSolverMultistepScheduler": ("DPMSolverMultistepScheduler", {}),
+    "PNDMScheduler": ("PNDMScheduler", {}),
+    "UniPCMultistepScheduler": ("UniPCMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": False}),
+    "dpm++2m-karras": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": True}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+"""Names of `--scheduler`: the diffusers class, and what is set over the checkpoint's config."""
+BAKED_STEPS = (4, 8, 12, 20, 25, 30, 50)
+"""Step counts for which a bundle has a schedule unless `--bake-steps` says otherwise."""
 
 _GUIDED = ("sd", "sdxl")
 """Families of guidance scales and step counts: SD 1.x and 2.x, SDXL."""

@@ -21,6 +21,7 @@ from mtu_export.spec.errors import (
     UnknownName,
     Unsupported,
 )
+from mtu_export.spec.loop import HISTORY, MOST_PASSES, Pass, Schedule
 from mtu_export.spec.plan import (
     Arrays,
     Cost,
@@ -61,6 +62,8 @@ from mtu_export.spec.task import (
 __all__ = [
     "CONDITIONING_CHANNELS",
     "GUIDANCE_SCALES",
+    "HISTORY",
+    "MOST_PASSES",
     "Arrays",
     "BundleError",
     "CheckpointError",
@@ -79,6 +82,7 @@ __all__ = [
     "NotFoldable",
     "OutputExists",
     "ParityError",
+    "Pass",
     "PerChannel",
     "PerGroup",
     "PerTensor",
@@ -87,6 +91,7 @@ __all__ = [
     "PlanError",
     "Program",
     "ResourceError",
+    "Schedule",
     "Scheme",
     "Session",
     "Specialised",
