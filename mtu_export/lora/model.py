@@ -88,7 +88,7 @@ class Target:
             return str(list(self._dense()))
         rows = [shape for _, shape in self.weights]
         rows += [(s[0], self.latent, *s[2:]) for s in rows[:1] if self.latent]
-        return " or ".join(dict.fromkeys(str(list(shape)) for shape in rows))
+        return " or ".join(str(list(shape)) for shape in sorted(set(rows)))
 
     def _dense(self) -> Shape:
         shape = list(self.weights[0][1])
