@@ -65,10 +65,10 @@ def conditioning(
     rows: list[tuple[np.ndarray, bool]] = []
     for entry in task.conditioning:
         if entry.kind == "mask":
-            rows.append((pictures.latent_mask(_given(request.mask, "mask", task), latent), True))
+            mask = _given(request.mask, "mask", task)
+            rows.append((pictures.latent_mask(mask, mask.shape[-2] // latent[0]), True))
         elif entry.kind == "image":
-            image = _given(request.image, "image", task)
-            rows.append((pictures.latent_image(image, latent), False))
+            rows.append((_shrunk(_given(request.image, "image", task), latent), False))
         else:
             image = _given(request.image, "image", task)
             if entry.kind == "masked_image_latent":
@@ -85,6 +85,12 @@ def _given(value: np.ndarray | None, name: str, task: Task) -> np.ndarray:
     if value is None:
         raise PlanError(f"task {task.name!r} needs --{name}")
     return value
+
+
+def _shrunk(image: np.ndarray, latent: tuple[int, int]) -> np.ndarray:
+    """An image [1, 3, H, W] at latent size: the mean over each cell's pixels."""
+    cells = image.reshape(1, 3, latent[0], -1, latent[1], image.shape[-1] // latent[1])
+    return cells.mean((3, 5), dtype=np.float64).astype(np.float32)
 
 
 def denoiser(
@@ -236,7 +242,10 @@ def cut(found: Loop, prompt: str) -> str:
     """What of a prompt no text encoder sees, as it has room for 77 tokens; usually nothing."""
     if found.task.prompt is not None:
         return ""
-    lost = [tokenizer.load(folder).encode(prompt)[1] for folder in _tokenizers(found).values()]
+    lost = [
+        tokenizer.load(folder, error=BundleError).encode(prompt)[1]
+        for folder in _tokenizers(found).values()
+    ]
     return max(lost, key=len, default="")
 
 
@@ -288,7 +297,7 @@ def _words(found: Loop, prompt: str) -> tuple[Arrays, Arrays]:
     outputs: dict[tuple[str, str], np.ndarray] = {}
     for component, folder in _tokenizers(found).items():
         part = found.found.part(component)
-        ids, _ = tokenizer.load(folder).encode(prompt)
+        ids, _ = tokenizer.load(folder, error=BundleError).encode(prompt)
         for name, value in _open(found, part)({part.inputs[0].name: ids}).items():
             outputs[component, name] = value
     text = found.found.manifest["text"]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.catalog import SCHEMES, TASKS
+from mtu_export.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES, TASKS
 from mtu_export.draft import BUNDLE, FOLDED, refuse_existing
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
+    FloatWeights,
     IntWeights,
     KeepFloat,
     Plan,
@@ -31,7 +32,6 @@ from mtu_export.spec import (
 FOLD_ONLY = "diffusers"
 LATENT_FACTOR = 8
 """Pixels a latent cell where the checkpoint has no VAE that says otherwise."""
-BAKED_STEPS = (4, 8, 12, 20, 25, 30, 50)
 _MOST_STEPS = 1000
 _LARGEST = 8192
 _LARGEST_BATCH = 64
@@ -68,8 +68,8 @@ def resolve(
     expressions of layers that an integer scheme leaves in float; ``memory`` is in GB and replaces
     what the machine has available. ``components`` are all that the task needs where none is named;
     ``scheduler`` replaces the checkpoint's; ``bake_steps`` are step counts of the loop's tables;
-    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export. Raises ``UnknownName``,
-    ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
+    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export. Raises
+    ``UnknownName``, ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
     """
     chosen = None if target == FOLD_ONLY else targets.load(target)
     folder = checkpoint.locate(model)
@@ -87,6 +87,8 @@ def resolve(
         raise PlanError(f"--memory must be a number of GB above 0, got {memory}")
     if skip_existing and force:
         raise PlanError("--skip-existing keeps what --force replaces; give one of them")
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise UnknownName("scheduler", scheduler, list(SCHEDULERS))
     chosen_parts = _components(components, rows, config, folder)
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
@@ -107,7 +109,7 @@ def resolve(
         memory=None if memory is None else memory * 1e9,
         force=force,
         components=chosen_parts,
-        schemes={part: scheme_of(part, row, target, folder) for part in chosen_parts},
+        schemes={part: scheme_of(part, row, target, folder, config) for part in chosen_parts},
         scheduler=scheduler,
         steps=_steps(bake_steps, rows),
         loras=tuple(lora),
@@ -225,6 +227,26 @@ def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
         if not 1 <= count <= _MOST_STEPS:
             raise PlanError(f"--bake-steps must be from 1 to {_MOST_STEPS}, got {count}")
     return tuple(sorted({*(words or BAKED_STEPS), *(task.steps for task in tasks if not words)}))
+
+
+def scheme_of(
+    component: str, scheme: Scheme, target: str, folder: Path, config: Mapping[str, Any]
+) -> Scheme:
+    """The scheme of one component of a bundle whose denoiser has ``scheme``.
+
+    Text encoders follow the denoiser. A VAE has no integer weights: float16 where the target does
+    that, else float32; SDXL's is float32 always, unless its config has ``force_upcast`` false.
+    """
+    if component == "unet":
+        return scheme
+    plain = SCHEMES.get(scheme.name, scheme)  # without what was asked to keep float in the UNet
+    if not component.startswith("vae_") or plain.weights == FloatWeights(dtype="float32"):
+        return plain
+    path = folder / "vae" / "config.json"
+    xl = config.get("addition_embed_type") == "text_time"
+    upcast = xl and checkpoint.read_json(path).get("force_upcast", True) is not False
+    half = "fp16" in targets.load(target).memory if target != FOLD_ONLY else False
+    return SCHEMES["fp16" if half and not upcast else "fp32"]
 
 
 def latent_factor(folder: Path) -> int:

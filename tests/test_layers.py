@@ -14,7 +14,7 @@ import mtu_export
 ROOT = Path(mtu_export.__file__).parent
 OURS = "mtu_export"
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools", "executorch"}
-PACKAGES = ("spec", "cli", "checkpoint")  # one room each
+PACKAGES = ("spec", "cli", "checkpoint", "lora")  # one room each
 FREE = {"spec", "draft", ""}  # "": the package's own name and version
 NUMPY = {"numpy", "safetensors"}
 
@@ -53,6 +53,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "adopt.fitting": ({"adopt.layout", "adopt.mapping"}, set()),
     "adopt.layout": ({"adopt.mapping", "checkpoint"}, set()),
     "adopt.mapping": (set(), set()),
+    "lora": ({"checkpoint", "models"}, set()),
     "verify": (set(), NUMPY),
     "bundle": (set(), NUMPY),
     "targets": (set(), set()),
@@ -150,7 +151,8 @@ def test_files_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["mtu_export", "mtu_export.cli", "mtu_export.exporter", "mtu_export.plan"]
+    "module",
+    ["mtu_export", "mtu_export.cli", "mtu_export.exporter", "mtu_export.plan", "mtu_export.lora"],
 )
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"

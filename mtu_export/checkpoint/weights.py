@@ -21,6 +21,7 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HEADER_LIMIT = 100_000_000
 _MOST_AXES = 8
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_INTEGERS = {"I64": 8, "I32": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) ->
     """
     found: dict[str, Header] = {}
     for file in weight_files(folder, stem):
-        for name, header in _header(file, ignored).items():
+        for name, header in file_headers(file, ignored=ignored).items():
             if name in found:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
             found[name] = header
@@ -90,15 +91,22 @@ def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) ->
     return found
 
 
-def _header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
-    """Header of one safetensors file, with every size checked against the file's."""
+def file_headers(
+    file: Path, *, integers: bool = False, ignored: Collection[str] = ()
+) -> dict[str, Header]:
+    """Tensors of one safetensors file by name, with every size checked against the file's.
+
+    With ``integers`` 32- and 64-bit ones are legal beside floats; ``ignored`` are left out.
+    """
     try:
-        return _read_header(file, ignored)
+        return _read_header(file, {**_SIZES, **(_INTEGERS if integers else {})}, ignored)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _read_header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
+def _read_header(
+    file: Path, sizes: Mapping[str, int], ignored: Collection[str]
+) -> dict[str, Header]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -116,10 +124,11 @@ def _read_header(file: Path, ignored: Collection[str]) -> dict[str, Header]:
         raise CheckpointError(f"{file}: its safetensors header is damaged")
     for name in ("__metadata__", *ignored):
         rows.pop(name, None)
-    return {name: _entry(file, name, row, size - 8 - length) for name, row in rows.items()}
+    data = size - 8 - length
+    return {name: _entry(file, name, row, data, sizes) for name, row in rows.items()}
 
 
-def _entry(file: Path, name: str, row: Any, data: int) -> Header:
+def _entry(file: Path, name: str, row: Any, data: int, sizes: Mapping[str, int]) -> Header:
     if not name.isprintable() or len(name) > 500:
         raise CheckpointError(f"{file}: {name[:80]!r} is no name of a tensor")
     try:
@@ -131,15 +140,15 @@ def _entry(file: Path, name: str, row: Any, data: int) -> Header:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{file}: tensor {name!r} has a damaged header or is cut") from None
-    if not isinstance(dtype, str) or dtype not in _SIZES:
-        legal = ", ".join(_SIZES)
+    if not isinstance(dtype, str) or dtype not in sizes:
+        legal = ", ".join(sizes)
         raise CheckpointError(
             f"{file}: tensor {name!r} has dtype {str(dtype)[:40]!r}; legal: {legal}"
         )
     count = 1
     for extent in shape:
         count *= extent
-    if count * _SIZES[dtype] != end - begin:
+    if count * sizes[dtype] != end - begin:
         raise CheckpointError(f"{file}: tensor {name!r}: shape and size disagree")
     return Header(dtype=dtype, shape=shape, file=file)
 

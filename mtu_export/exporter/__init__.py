@@ -100,8 +100,9 @@ def _write_rest(
         files.append(path.name)
     for name in (one.component for one in parts if one.component.startswith("text_encoder")):
         home = name.replace("text_encoder", "tokenizer")
-        row = tokenizer.export(plan.checkpoint / home, folder / home)
-        said["tokenizers"].append({"path": home, **row})
+        found = tokenizer.export(plan.checkpoint / home, folder / home)
+        ids = {"bos": found.bos, "eos": found.eos, "pad": found.pad, "length": found.length}
+        said["tokenizers"].append({"path": home, **ids})
         words[name] = home
         files.append(home)
     said["text"] = {"inputs": _text(reference, parts), "tokenizers": words}

@@ -24,7 +24,7 @@ from mtu_export.exporter import proving
 from mtu_export.exporter.reference import Reference
 from mtu_export.models import stock
 from mtu_export.models.blocks import Graph
-from mtu_export.spec import Arrays, Cost, Plan, Task, Verdict
+from mtu_export.spec import Arrays, Cost, Plan, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,137 @@
+"""PEFT's ``LoraConfig``: in the header of a LoRA file, or in the folder that PEFT saves."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtu_export import checkpoint
+from mtu_export.checkpoint.folder import refuse_twins
+from mtu_export.spec import CheckpointError, shown
+
+KEY = "lora_adapter_metadata"
+"""Key of the safetensors header under which diffusers keeps the config, as JSON."""
+_FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_LARGEST = 1e6
+_LONGEST, _MOST = 300, 4096
+_VARIANTS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+"""Keys of a ``LoraConfig`` that make another function of it than W + scale · up · down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a ``LoraConfig`` says of alpha and rank; patterns are as PEFT matches them."""
+
+    rank: int
+    alpha: float
+    ranks: tuple[tuple[re.Pattern[str], float], ...] = ()
+    alphas: tuple[tuple[re.Pattern[str], float], ...] = ()
+    root: bool = False
+    """Whether alpha is divided by the root of the rank (rsLoRA)."""
+
+    def factor(self, layer: str, rank: int, where: str) -> float:
+        """alpha/rank of a layer; refuses a rank that is not the config's."""
+        wanted = _first(self.ranks, layer, self.rank)
+        if wanted != rank:
+            raise CheckpointError(f"{where} has rank {rank}, its LoraConfig says {wanted:g}")
+        return _first(self.alphas, layer, self.alpha) / (math.sqrt(rank) if self.root else rank)
+
+
+def _first(rows: Sequence[tuple[re.Pattern[str], float]], layer: str, other: float) -> float:
+    """The value of the first pattern that fits, as PEFT's ``get_pattern_key`` finds it."""
+    return next((value for pattern, value in rows if pattern.match(layer)), other)
+
+
+def from_header(
+    metadata: Mapping[str, str], path: Path, components: Sequence[str]
+) -> dict[str, Config]:
+    """Configs by component, from the metadata of a file; without a prefix it is the UNet's."""
+    if KEY not in metadata:
+        return {}
+    where = f"{path}: {KEY}"
+    try:
+        found = json.loads(metadata[KEY], object_pairs_hook=refuse_twins)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no JSON: {str(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where} does not hold a JSON object")
+    if "r" in found:
+        return {"unet": _config(found, where)}
+    rows = {}
+    for component in components:
+        prefix = f"{component}."
+        row = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+        if row:
+            rows[component] = _config(row, f"{where} of {component}")
+    return rows
+
+
+def from_folder(path: Path) -> dict[str, Config]:
+    """The config that PEFT's ``save_pretrained`` writes beside its file; of the UNet."""
+    config = path.with_name(_CONFIG)
+    if path.name != _FILE or not config.is_file():
+        return {}
+    return {"unet": _config(checkpoint.read_json(config), str(config))}
+
+
+def _config(found: Mapping[str, Any], where: str) -> Config:
+    kind = found.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {shown(kind)}; legal: 'LORA'")
+    for key in _VARIANTS:
+        if found.get(key):
+            raise CheckpointError(f"{where}: {key} is {shown(found[key])}; only plain LoRA is read")
+    rank = _number(found, "r", where)
+    if not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{where}: r must be a positive integer, got {shown(rank)}")
+    root = found.get("use_rslora", False)
+    if not isinstance(root, bool):
+        raise CheckpointError(f"{where}: use_rslora must be true or false, got {shown(root)}")
+    return Config(
+        rank=rank,
+        alpha=_number(found, "lora_alpha", where),
+        ranks=_patterns(found, "rank_pattern", where),
+        alphas=_patterns(found, "alpha_pattern", where),
+        root=root,
+    )
+
+
+def _number(found: Mapping[str, Any], key: str, where: str) -> float:
+    value = found.get(key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        return value
+    raise CheckpointError(f"{where}: {key} must be a number, got {shown(value)}")
+
+
+def _patterns(
+    found: Mapping[str, Any], key: str, where: str
+) -> tuple[tuple[re.Pattern[str], float], ...]:
+    """Patterns in order. They are somebody else's: at most two repetitions each, so none hangs."""
+    rows = found.get(key) or {}
+    if not isinstance(rows, dict) or len(rows) > _MOST:
+        raise CheckpointError(f"{where}: {key} must be an object of layers and numbers")
+    compiled = []
+    for text in rows:
+        if len(text) > _LONGEST or len(re.findall(r"[*+?{]", text)) > 2:
+            raise CheckpointError(f"{where}: {key} {shown(text)} is too elaborate a pattern")
+        try:
+            pattern = re.compile(rf"(?:.*\.)?(?:{text})$")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{where}: {key} {shown(text)} is no pattern: {error}") from None
+        compiled.append((pattern, _number(rows, text, f"{where}: {key}")))
+    return tuple(compiled)
