@@ -23,6 +23,7 @@ from mtu_export.spec.errors import (
 )
 from mtu_export.spec.loop import HISTORY, MOST_PASSES, Pass, Schedule
 from mtu_export.spec.plan import (
+    COMPONENTS,
     Arrays,
     Cost,
     Lowered,
@@ -60,6 +61,7 @@ from mtu_export.spec.task import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "CONDITIONING_CHANNELS",
     "GUIDANCE_SCALES",
     "HISTORY",
