@@ -1,0 +1,210 @@
+"""Pictures in and out: files, the fit to an export's size, masks. Plain Pillow, as an app has it.
+
+Arrays are float32 [1, 3, H, W] in −1..1; masks are [1, 1, H, W] of 0 and 1, 1 = repaint.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
+
+FILTERS: Mapping[str, Image.Resampling] = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
+MOST_PIXELS = 100_000_000
+READ = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+"""Formats that are opened; Pillow's others run programs (EPS) or are no photographs."""
+_WRITTEN = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 95}),
+}
+_WHITE = (255, 255, 255, 255)
+_LARGEST_SIDE = 16_384
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+def read(path: Path) -> Image.Image:
+    """The decoded picture of a file (of an animation, the first frame).
+
+    Raises ``PlanError`` for a file that is missing, no picture of the formats ``READ``, damaged,
+    or of more than 100 megapixels (said before anything is decoded).
+    """
+    name = repr(str(path)[:200])
+    formats = [kind for kind in READ if kind in _installed()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's own limit, which warns below ours
+        try:
+            if path.exists() and not path.is_file():
+                raise PlanError(f"{name} is no file")
+            with Image.open(path, formats=formats) as image:
+                _check_size(image, name)
+                image.load()
+                return image
+        except FileNotFoundError:
+            raise PlanError(f"no image file {name}") from None
+        except Image.UnidentifiedImageError:
+            raise PlanError(f"{name} is no image; legal: {', '.join(formats)}") from None
+        except Image.DecompressionBombError:
+            raise PlanError(f"{name} has more than {MOST_PIXELS // 1_000_000} megapixels") from None
+        except PlanError:
+            raise
+        except MemoryError:
+            raise ResourceError(f"{name} does not fit into memory") from None
+        except Exception as error:  # the decoders raise of every kind on damaged files
+            reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+            raise PlanError(f"{name} cannot be read as an image: {reason}") from None
+
+
+def _installed() -> set[str]:
+    Image.init()
+    return set(Image.OPEN)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise PlanError(f"{name} has no pixels: {width} x {height}")
+    if width * height > MOST_PIXELS:
+        raise PlanError(
+            f"{name} has {width} x {height} pixels, more than {MOST_PIXELS // 1_000_000} megapixels"
+        )
+
+
+# --------------------------------------------------------------------------------------- fitting
+
+
+def fit(image: Image.Image, width: int, height: int, filter: str = "lanczos") -> np.ndarray:
+    """The picture at an export's size, float32 [1, 3, H, W] in −1..1.
+
+    In this order: turned upright as its EXIF says; made RGB of 8 bits (:func:`upright_rgb`);
+    scaled to cover ``width`` x ``height`` and cropped about the centre, which is one
+    ``Image.resize`` with a ``box`` (``ImageOps.fit``); ``value / 127.5 − 1``.
+    Raises ``PlanError`` for no pixels or an illegal size and ``UnknownName`` for a filter.
+    """
+    if filter not in FILTERS:
+        raise UnknownName("filter", filter, list(FILTERS))
+    pixels = np.asarray(_cover(upright_rgb(image), width, height, FILTERS[filter]))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB of 8 bits, of any mode.
+
+    What is transparent lies on white. 16-bit grey is divided by 257; floating point is taken as
+    0..255. Palettes, CMYK and the like are converted as Pillow does; colour profiles are not
+    applied. Raises ``PlanError`` for no pixels.
+    """
+    _check_size(image, "the image")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        wide = np.clip(np.asarray(upright).astype(np.int32), 0, 65_535)
+        upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+    elif upright.mode == "F":
+        wide = np.clip(np.nan_to_num(np.asarray(upright)), 0, 255)
+        upright = Image.fromarray(np.rint(wide).astype(np.uint8))
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    seen = upright.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, _WHITE), seen).convert("RGB")
+
+
+def _cover(
+    image: Image.Image, width: int, height: int, resampling: Image.Resampling
+) -> Image.Image:
+    for name, side in (("width", width), ("height", height)):
+        if not 1 <= side <= _LARGEST_SIDE:
+            raise PlanError(f"{name} must be 1 to {_LARGEST_SIDE} pixels, got {side}")
+    return ImageOps.fit(image, (width, height), resampling)
+
+
+# ---------------------------------------------------------------------------------------- masks
+
+
+def fit_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
+    """The mask at the picture's size, float32 [1, 1, H, W]: 1 (repaint) where it is light.
+
+    Covered and cropped as :func:`fit` does, with nearest pixels; then grey (Pillow's ``L``) over
+    255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted.
+    Raises ``PlanError`` as :func:`fit` does.
+    """
+    grey = _cover(upright_rgb(image).convert("L"), width, height, FILTERS["nearest"])
+    return (np.asarray(grey) >= 128).astype(np.float32)[None, None]
+
+
+def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``image * (mask < 0.5)``, float32: 0, mid grey, where the mask says repaint."""
+    return image.astype(np.float32) * (mask < 0.5)
+
+
+def latent_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """The mask at latent size [1, 1, H / factor, W / factor], nearest as diffusers does.
+
+    That is every ``factor``-th pixel beginning with the first. Raises ``PlanError`` where the
+    size is no multiple of ``factor``.
+    """
+    height, width = mask.shape[-2:]
+    if factor < 1 or height % factor or width % factor:
+        raise PlanError(f"a mask of {width} x {height} pixels has no latent size at 1/{factor}")
+    return np.ascontiguousarray(mask[..., ::factor, ::factor])
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def to_image(array: np.ndarray) -> Image.Image:
+    """The picture of an array [1, 3, H, W] in −1..1; values beyond are clipped.
+
+    Raises ``PlanError`` for another shape and ``ParityError`` for NaN or Inf.
+    """
+    if array.ndim != 4 or array.shape[:2] != (1, 3) or 0 in array.shape:
+        raise PlanError(f"an image is [1, 3, H, W], got {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise ParityError("the image holds NaN or Inf")
+    pixels = np.rint((np.clip(array[0].astype(np.float64), -1, 1) + 1) * 127.5)
+    return Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0)))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ``PlanError`` for a file name that :func:`save` would refuse."""
+    if path.suffix.lower() not in _WRITTEN:
+        raise PlanError(
+            f"cannot write an image as {path.name[:200]!r}; legal suffixes: {', '.join(_WRITTEN)}"
+        )
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    """Write [1, 3, H, W] in −1..1 as PNG, JPEG or WebP (quality 95), whole or not at all.
+
+    Raises as :func:`to_image` and :func:`check_suffix` do, and ``ResourceError``.
+    """
+    check_suffix(path)
+    image = to_image(array)
+    kind, words = _WRITTEN[path.suffix.lower()]
+    private = path.with_name(f".{path.name[:80]}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(private, kind, **words)
+        private.replace(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ResourceError(f"cannot write {str(path)[:200]!r}: {reason}") from None
+    finally:
+        with suppress(OSError):
+            private.unlink()
