@@ -25,7 +25,7 @@ FILTERS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
 }
 MOST_PIXELS = 100_000_000
-READ = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are opened; Pillow's others run programs (EPS) or are no photographs."""
 _WRITTEN = {
     ".png": ("PNG", {}),

@@ -47,7 +47,7 @@ def test_names_load_with_the_config_of_stable_diffusion(name: str) -> None:
 
 def test_a_checkpoint_without_scheduler_gets_pndm_and_says_so(tmp_path: Path) -> None:
     found = schedule.load(tmp_path, None)
-    stock = diffusers.PNDMScheduler.from_config(SD)
+    stock: Any = diffusers.PNDMScheduler.from_config(SD)
     assert isinstance(found, diffusers.PNDMScheduler)
     assert torch.equal(found.alphas_cumprod, stock.alphas_cumprod)
     assert "no scheduler/ in the checkpoint" in schedule.origin(tmp_path, None)
@@ -68,7 +68,7 @@ def test_the_checkpoints_config_is_carried_over_as_diffusers_does(
     }
     folder = folder_with(tmp_path, config)
     found = schedule.load(folder, name)
-    stock = type(found).from_pretrained(folder, subfolder="scheduler")
+    stock: Any = type(found).from_pretrained(folder, subfolder="scheduler")
     for key in ("beta_start", "prediction_type", "steps_offset", "timestep_spacing"):
         assert found.config[key] == stock.config[key] == config[key]
     assert "no scheduler/" not in schedule.origin(folder, name)
