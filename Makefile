@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
 
 setup: $(VENV)/.installed
 
@@ -56,6 +56,10 @@ executorch-fp16: setup
 ## 1,000 mutated checkpoints and bundles -> benchmarks/results/mutations.* (an hour).
 mutations: setup
 	$(BIN)/python benchmarks/mutations.py
+
+## The loop over every scheduler's table against diffusers -> benchmarks/results/schedulers.*
+schedulers: setup
+	$(BIN)/python benchmarks/schedulers.py
 
 clean:
 	rm -rf build $(VENV)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ FILTERS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
 }
 MOST_PIXELS = 100_000_000
-READ = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 """Formats that are opened; Pillow's others run programs (EPS) or are no photographs."""
 _WRITTEN = {
     ".png": ("PNG", {}),
@@ -50,6 +51,8 @@ def read(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's own limit, which warns below ours
         try:
+            if path.exists() and not path.is_file():
+                raise PlanError(f"{name} is no file")
             with Image.open(path, formats=formats) as image:
                 _check_size(image, name)
                 image.load()
@@ -60,8 +63,6 @@ def read(path: Path) -> Image.Image:
             raise PlanError(f"{name} is no image; legal: {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise PlanError(f"{name} has more than {MOST_PIXELS // 1_000_000} megapixels") from None
-        except IsADirectoryError:
-            raise PlanError(f"{name} is a folder, not an image") from None
         except PlanError:
             raise
         except MemoryError:
@@ -113,7 +114,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     _check_size(image, "the image")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
-        wide = np.clip(np.asarray(upright).astype(np.int64), 0, 65_535)
+        wide = np.clip(np.asarray(upright).astype(np.int32), 0, 65_535)
         upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
     elif upright.mode == "F":
         wide = np.clip(np.nan_to_num(np.asarray(upright)), 0, 255)
@@ -205,4 +206,5 @@ def save(array: np.ndarray, path: Path) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise ResourceError(f"cannot write {str(path)[:200]!r}: {reason}") from None
     finally:
-        private.unlink(missing_ok=True)
+        with suppress(OSError):
+            private.unlink()

@@ -64,8 +64,8 @@ _EXACT = 1e-6
 # ------------------------------------------------------------------------------------- loading
 
 
-def load(folder: Path | None, name: str | None) -> SchedulerMixin:
-    """The scheduler of a checkpoint folder, or that of ``name`` with the checkpoint's config.
+def load(folder: Path | None, name: str | None) -> Any:
+    """The diffusers scheduler of a checkpoint folder, or of ``name`` with the checkpoint's config.
 
     ``name`` is one of ``NAMES`` or of diffusers' scheduler classes; betas, prediction type and
     the like are carried over as ``from_config`` of diffusers does. Without ``scheduler/`` in the
@@ -168,14 +168,14 @@ def _reason(error: Exception) -> str:
 # ------------------------------------------------------------------------------------- probing
 
 
-def tables(scheduler: SchedulerMixin, counts: Sequence[int]) -> dict[int, Schedule]:
+def tables(scheduler: Any, counts: Sequence[int]) -> dict[int, Schedule]:
     """One schedule a step count; see :func:`table` for errors. No counts: ``PlanError``."""
     if not counts:
         raise PlanError("name at least one step count")
     return {steps: table(scheduler, steps) for steps in sorted(set(counts))}
 
 
-def table(scheduler: SchedulerMixin, steps: int) -> Schedule:
+def table(scheduler: Any, steps: int) -> Schedule:
     """The coefficients of every pass for this step count, for the denoiser's raw output.
 
     Raises ``PlanError`` for a count below 1 or above the training's, and ``Unsupported`` for a

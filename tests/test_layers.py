@@ -14,7 +14,7 @@ import mtu_export
 ROOT = Path(mtu_export.__file__).parent
 OURS = "mtu_export"
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools", "executorch"}
-PACKAGES = ("spec", "cli", "checkpoint", "lora")  # one room each
+PACKAGES = ("spec", "cli", "checkpoint", "bundle", "exporter", "lora")  # one room each
 FREE = {"spec", "draft", ""}  # "": the package's own name and version
 NUMPY = {"numpy", "safetensors"}
 
@@ -54,6 +54,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "adopt.layout": ({"adopt.mapping", "checkpoint"}, set()),
     "adopt.mapping": (set(), set()),
     "lora": ({"checkpoint", "models"}, set()),
+    "schedule": ({"catalog", "checkpoint"}, {"torch", "diffusers"}),
+    "sampler": (set(), NUMPY),
+    "pictures": (set(), {"numpy", "PIL"}),
     "verify": (set(), NUMPY),
     "bundle": (set(), NUMPY),
     "targets": (set(), set()),

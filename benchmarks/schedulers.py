@@ -1,0 +1,144 @@
+"""How near the loop over each table is to diffusers' own loop, both in float32.
+
+    python benchmarks/schedulers.py [--out benchmarks/results]
+
+For each scheduler, prediction type and step count: passes, history, and the PSNR of the worst
+pass and of the result, against the scheduler's own loop with the same nonlinear stand-in for the
+denoiser and the same noise [1, 4, 32, 32]. Then every other scheduler class of diffusers, at 20
+steps with the config of Stable Diffusion 1.x: a table, or the line that refuses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from mtu_export import sampler, schedule
+from mtu_export.spec import MtuExportError
+from mtu_export.verify import psnr
+
+OFFERED = ("ddim", "euler", "dpm++2m", "dpm++2m-karras", "pndm", "unipc")
+PREDICTIONS = ("epsilon", "v_prediction")
+NOISE = np.random.default_rng(0).standard_normal((1, 4, 32, 32)).astype(np.float32)
+
+
+def fake(scaled: torch.Tensor, timestep: float) -> torch.Tensor:
+    """A nonlinear stand-in for a UNet: mixes neighbours and depends on time."""
+    near = torch.roll(scaled, 1, -1) - 0.5 * torch.roll(scaled, 1, 1)
+    return torch.sin(2 * scaled + timestep / 300) + 0.7 * torch.tanh(near) * torch.cos(scaled)
+
+
+def by_diffusers(scheduler: Any, steps: int) -> Iterator[np.ndarray]:
+    """Latents after each pass of a pipeline's loop."""
+    scheduler.set_timesteps(steps)
+    x = torch.from_numpy(NOISE) * getattr(scheduler, "init_noise_sigma", 1.0)
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    for t in scheduler.timesteps:
+        x = scheduler.step(fake(scale(x, t), float(t)), t, x, return_dict=False)[0]
+        yield x.numpy().copy()
+
+
+def measure(scheduler: Any, steps: int) -> dict[str, Any]:
+    """One row; raises an error of ours where the scheduler is no table."""
+    table = schedule.table(scheduler, steps)
+    wanted = list(by_diffusers(scheduler, steps))
+    found = list(sampler.latents(table, NOISE, lambda x, t: fake(torch.from_numpy(x), t).numpy()))
+    db = [psnr(a, b) for a, b in zip(wanted, found, strict=True)]
+    return {
+        "passes": len(table.passes),
+        "history": table.depth,
+        "worst_db": round(min(db), 1),
+        "last_db": round(db[-1], 1),
+    }
+
+
+def predicting(name: str, prediction: str) -> Any:
+    """The scheduler with the config of Stable Diffusion 1.x and this prediction type."""
+    found = schedule.load(None, name)
+    config = {k: v for k, v in found.config.items() if k != "_use_default_values"}
+    return type(found).from_config({**config, "prediction_type": prediction})
+
+
+def others() -> Iterator[dict[str, Any]]:
+    """The scheduler classes of diffusers that are not offered by name."""
+    for name in sorted(dir(diffusers.schedulers)):
+        if name.endswith("Scheduler") and name not in schedule.NAMES:
+            row: dict[str, Any] = {"scheduler": name, "steps": 20, "refused": None}
+            try:
+                row |= measure(schedule.load(None, name), 20)
+            except MtuExportError as error:
+                row["refused"] = str(error)
+            yield row
+
+
+def page(rows: list[dict[str, Any]], rest: list[dict[str, Any]]) -> str:
+    """The table in Markdown."""
+    worst = min(rows, key=lambda row: row["worst_db"])
+    lines = [
+        "# Loop over a table against diffusers' own loop",
+        "",
+        f"Made by `make schedulers` from `schedulers.json` (diffusers {diffusers.__version__}, "
+        f"torch {torch.__version__}, {platform.machine()}). Both sides in float32 with a nonlinear "
+        "stand-in for the denoiser. PSNR = 20·log10(max|ref| / rmse): of the worst pass, and of "
+        "the result.",
+        "",
+        f"The worst of all: **{worst['worst_db']} dB** ({worst['scheduler']}, "
+        f"{worst['prediction']}, {worst['steps']} steps).",
+        "",
+        "| scheduler | prediction | steps | passes | history | worst pass | result |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['scheduler']} | {r['prediction']} | {r['steps']} | {r['passes']} | {r['history']} "
+        f"| {r['worst_db']} dB | {r['last_db']} dB |"
+        for r in rows
+    ]
+    lines += [
+        "",
+        "## Other scheduler classes that a checkpoint may name",
+        "",
+        "20 steps, config of Stable Diffusion 1.x. A class is taken if its step is a table.",
+        "",
+        "| scheduler | passes | history | worst pass | refused because |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['scheduler']} | | | | {r['refused'].replace('|', '/')} |"
+        if r["refused"]
+        else f"| {r['scheduler']} | {r['passes']} | {r['history']} | {r['worst_db']} dB | |"
+        for r in rest
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure every row, then write the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    words = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in OFFERED:
+        for prediction in PREDICTIONS:
+            scheduler = predicting(name, prediction)
+            for steps in schedule.BAKED:
+                head = {"scheduler": name, "prediction": prediction, "steps": steps}
+                rows.append({**head, **measure(scheduler, steps)})
+                print(rows[-1], flush=True)
+    rest = list(others())
+    versions = {"diffusers": diffusers.__version__, "torch": torch.__version__}
+    words.out.mkdir(parents=True, exist_ok=True)
+    found = {"versions": versions, "offered": rows, "others": rest}
+    (words.out / "schedulers.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    (words.out / "schedulers.md").write_text(page(rows, rest), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Pictures: every mode and odd size, the fit against Pillow done by hand, and safe writing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mtu_export import pictures
+from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
+
+RANDOM = np.random.default_rng(0)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth and different in every corner."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = 255 * x / max(1, width - 1)
+    green = 255 * y / max(1, height - 1)
+    blue = np.full_like(red, 40)
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+def grey_png(width: int, height: int) -> bytes:
+    """The header and a first byte of a PNG that says it is so large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+# --------------------------------------------------------------------------------------- fitting
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((64, 64), (32, 32)), ((120, 60), (32, 32)), ((60, 120), (32, 48)), ((16, 16), (64, 32))],
+)
+def test_fit_is_scale_to_cover_then_centre_crop(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    """In two steps with whole pixels, as an app may do it, where the ratio leaves no fraction."""
+    image = photo(*size)
+    scale = max(wanted[0] / size[0], wanted[1] / size[1])
+    large = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.LANCZOS)
+    left, top = (large.width - wanted[0]) // 2, (large.height - wanted[1]) // 2
+    by_hand = np.asarray(large.crop((left, top, left + wanted[0], top + wanted[1])), np.float32)
+    found = pictures.fit(image, *wanted)
+    assert found.shape == (1, 3, wanted[1], wanted[0])
+    assert found.dtype == np.float32
+    assert np.abs((found[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
+
+
+def test_values_are_from_minus_one_to_one() -> None:
+    for value, wanted in ((0, -1.0), (255, 1.0)):
+        found = pictures.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
+        np.testing.assert_array_equal(found, np.full((1, 3, 8, 8), wanted, np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    to_width=st.integers(1, 70),
+    to_height=st.integers(1, 70),
+    filter=st.sampled_from(list(pictures.FILTERS)),
+)
+def test_any_size_gives_the_size_asked_and_keeps_a_flat_colour(
+    width: int, height: int, to_width: int, to_height: int, filter: str
+) -> None:
+    found = pictures.fit(
+        Image.new("RGB", (width, height), (10, 200, 90)), to_width, to_height, filter
+    )
+    assert found.shape == (1, 3, to_height, to_width)
+    np.testing.assert_allclose((found[0, :, 0, 0] + 1) * 127.5, (10, 200, 90), atol=1e-3)
+    assert np.ptp(found.reshape(3, -1), axis=1).max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (1, 20_000)])
+def test_extreme_pictures_work(size: tuple[int, int]) -> None:
+    found = pictures.fit(Image.new("RGB", size, (255, 0, 0)), 512, 512)
+    np.testing.assert_array_equal(found[0, :, 5, 5], (1, -1, -1))
+
+
+def sixteen(value: int) -> Image.Image:
+    return Image.fromarray(np.full((4, 4), value, np.uint16))
+
+
+MODES: list[tuple[str, Image.Image, tuple[int, int, int]]] = [
+    ("1", Image.new("1", (4, 4), 1), (255, 255, 255)),
+    ("L", Image.new("L", (4, 4), 77), (77, 77, 77)),
+    ("LA", Image.new("LA", (4, 4), (0, 0)), (255, 255, 255)),
+    ("RGBA opaque", Image.new("RGBA", (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
+    ("RGBA clear", Image.new("RGBA", (4, 4), (9, 8, 7, 0)), (255, 255, 255)),
+    ("RGBA half", Image.new("RGBA", (4, 4), (0, 0, 0, 51)), (204, 204, 204)),
+    ("P", Image.new("RGB", (4, 4), (255, 0, 0)).quantize(4), (255, 0, 0)),
+    ("CMYK", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+    ("HSV", Image.new("RGB", (4, 4), (0, 255, 0)).convert("HSV"), (0, 255, 0)),
+    ("YCbCr", Image.new("RGB", (4, 4), (255, 255, 255)).convert("YCbCr"), (255, 255, 255)),
+    ("I;16 white", sixteen(65_535), (255, 255, 255)),
+    ("I;16 grey", sixteen(257 * 100), (100, 100, 100)),
+    ("I", Image.new("I", (4, 4), 65_535), (255, 255, 255)),
+    ("F", Image.new("F", (4, 4), 12.4), (12, 12, 12)),
+]
+
+
+@pytest.mark.parametrize(("name", "image", "colour"), MODES, ids=[row[0] for row in MODES])
+def test_every_mode(name: str, image: Image.Image, colour: tuple[int, int, int]) -> None:
+    found = pictures.upright_rgb(image)
+    assert (found.mode, found.size) == ("RGB", (4, 4))
+    assert np.abs(np.asarray(found)[2, 2].astype(int) - colour).max() <= 1
+
+
+def test_a_palette_with_a_clear_colour_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.info["transparency"] = 0
+    image.save(tmp_path / "a.png")
+    assert pictures.upright_rgb(pictures.read(tmp_path / "a.png")).getpixel((1, 1)) == (255,) * 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_exif_turns_the_picture_upright(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown after a quarter turn clockwise
+    wide = Image.new("RGB", (40, 20), "white")
+    wide.paste((0, 0, 0), (0, 0, 20, 20))  # black on the left: after the turn, at the top
+    path = tmp_path / f"a.{suffix}"
+    wide.save(path, exif=exif)
+    found = pictures.upright_rgb(pictures.read(path))
+    assert found.size == (20, 40)
+    assert max(found.getpixel((10, 5))) < 20  # type: ignore[arg-type]
+    assert min(found.getpixel((10, 35))) > 235  # type: ignore[arg-type]
+
+
+def test_no_pixels_and_no_size_are_refused() -> None:
+    with pytest.raises(PlanError, match="no pixels"):
+        pictures.fit(Image.new("RGB", (0, 5)), 8, 8)
+    for size in ((0, 8), (8, -1), (8, 10**9)):
+        with pytest.raises(PlanError, match="must be 1 to"):
+            pictures.fit(photo(4, 4), *size)
+    with pytest.raises(UnknownName, match="lanczos"):
+        pictures.fit(photo(4, 4), 8, 8, "sharp")
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("size", [(20_000, 5001), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(grey_png(*size))
+    with pytest.raises(PlanError, match="100 megapixels"):
+        pictures.read(path)
+
+
+def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    photo(64, 64).save(good, "PNG")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "half.png").write_bytes(good.getvalue()[:120])
+    (tmp_path / "none.png").write_bytes(grey_png(0, 5))
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    names = ["empty.png", "text.png", "half.png", "none.png", "a.eps", "missing.png", ".", "a\0b"]
+    for name in names:
+        with pytest.raises(PlanError) as caught:
+            pictures.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM"]))
+def test_damaged_files_give_a_picture_or_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str
+) -> None:
+    stream = io.BytesIO()
+    photo(24, 16).save(stream, kind)
+    raw = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    try:
+        found = pictures.fit(pictures.read(path), 8, 8)
+    except (PlanError, ResourceError) as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite(found).all()
+
+
+# ----------------------------------------------------------------------------------------- masks
+
+
+def test_a_mask_is_zero_or_one_at_one_half() -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    found = pictures.fit_mask(ramp, 16, 16)
+    assert found.shape == (1, 1, 16, 16)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.reshape(-1), (np.arange(256) / 255 >= 0.5))
+
+
+def test_mask_and_picture_are_cut_alike() -> None:
+    """A white half of a wide picture, as picture and as mask."""
+    wide = Image.new("RGB", (120, 40))
+    wide.paste((255, 255, 255), (60, 0, 120, 40))
+    seen = pictures.fit(wide, 40, 40, "nearest")[:, :1] > 0
+    np.testing.assert_array_equal(pictures.fit_mask(wide, 40, 40), seen)
+
+
+def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    image = photo(64, 32)
+    mask = Image.fromarray((RANDOM.random((32, 64)) * 255).astype(np.uint8))
+    found, cut = pictures.fit(image, 64, 32), pictures.fit_mask(mask, 64, 32)
+    theirs = VaeImageProcessor(vae_scale_factor=8).preprocess(image, height=32, width=64)
+    cut_theirs = VaeImageProcessor(
+        vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    ).preprocess(mask, height=32, width=64)
+    np.testing.assert_allclose(found, theirs.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(cut, cut_theirs.numpy())
+    wanted = theirs * (cut_theirs < 0.5)
+    np.testing.assert_allclose(pictures.masked_image(found, cut), wanted.numpy(), atol=1e-6)
+    small = torch.nn.functional.interpolate(cut_theirs, size=(4, 8))
+    np.testing.assert_array_equal(pictures.latent_mask(cut, 8), small.numpy())
+    with pytest.raises(PlanError, match="1/7"):
+        pictures.latent_mask(cut, 7)
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "new/b.png"])
+def test_what_is_written_can_be_read(tmp_path: Path, name: str) -> None:
+    wanted = pictures.fit(photo(48, 32), 48, 32)
+    pictures.save(wanted, tmp_path / name)
+    found = pictures.fit(pictures.read(tmp_path / name), 48, 32)
+    assert np.abs(found - wanted).max() <= (0 if name.lower().endswith("png") else 0.15)
+    assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+def test_values_beyond_are_clipped_and_rounded() -> None:
+    array = np.array([-9, -1, 0.2 / 127.5, 1, 9], np.float32).reshape(1, 1, 1, 5).repeat(3, 1)
+    assert np.asarray(pictures.to_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("name", ["a", "a.gif", "a.png.txt", ".png"])
+def test_other_suffixes_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PlanError, match=r"legal suffixes: \.png, \.jpg, \.jpeg, \.webp"):
+        pictures.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
+
+
+def test_a_refused_picture_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    bad = np.zeros((1, 3, 4, 4), np.float32)
+    bad[0, 0, 0, 0] = np.nan
+    with pytest.raises(ParityError, match="NaN"):
+        pictures.save(bad, path)
+    for shape in ((3, 4, 4), (1, 1, 4, 4), (1, 3, 0, 4)):
+        with pytest.raises(PlanError, match="an image is"):
+            pictures.save(np.zeros(shape, np.float32), path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(self: Image.Image, target: Path, *words: object, **named: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(ResourceError, match="No space left"):
+        pictures.save(np.zeros((1, 3, 4, 4), np.float32), path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("file/a.png", "folder.png", "x" * 300 + ".png"):
+        with pytest.raises(ResourceError, match="cannot write"):
+            pictures.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)

@@ -1,0 +1,213 @@
+"""The loop over tables against diffusers' own loop, and guidance against its formulas."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtu_export import sampler, schedule
+from mtu_export.sampler import Branch
+from mtu_export.spec import Guidance, ParityError, Pass, PlanError, Schedule
+from mtu_export.verify import psnr
+
+FLOOR_DB = 100.0
+SHAPE = (1, 4, 16, 16)
+SCHEDULERS = ("ddim", "euler", "dpm++2m", "dpm++2m-karras", "pndm", "unipc")
+NOISE = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+
+
+def fake(scaled: torch.Tensor, timestep: float) -> torch.Tensor:
+    """Nonlinear, of zero mean and about unit size, mixes neighbours, depends on time."""
+    near = torch.roll(scaled, 1, -1) - 0.5 * torch.roll(scaled, 1, 1)
+    return torch.sin(2 * scaled + timestep / 300) + 0.7 * torch.tanh(near) * torch.cos(scaled)
+
+
+def fake_numpy(scaled: np.ndarray, timestep: float) -> np.ndarray:
+    return fake(torch.from_numpy(scaled), timestep).numpy()
+
+
+@cache
+def prepared(name: str, prediction: str) -> Any:
+    found = schedule.load(None, name)
+    found.register_to_config(prediction_type=prediction)
+    return type(found).from_config(
+        {k: v for k, v in found.config.items() if k != "_use_default_values"}
+    )
+
+
+def by_diffusers(scheduler: Any, steps: int) -> tuple[list[float], list[np.ndarray]]:
+    """Timesteps and latents of a pipeline's loop, float32."""
+    scheduler.set_timesteps(steps)
+    x = torch.from_numpy(NOISE) * scheduler.init_noise_sigma
+    found = []
+    for t in scheduler.timesteps:
+        output = fake(scheduler.scale_model_input(x, t), float(t))
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+        found.append(x.numpy().copy())
+    return [float(t) for t in scheduler.timesteps], found
+
+
+@pytest.mark.parametrize("steps", [4, 8, 12, 20, 50])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_loop_is_that_of_diffusers(name: str, prediction: str, steps: int) -> None:
+    scheduler = prepared(name, prediction)
+    assert scheduler.config.prediction_type == prediction
+    table = schedule.table(scheduler, steps)
+    timesteps, wanted = by_diffusers(scheduler, steps)
+    found = list(sampler.latents(table, NOISE, fake_numpy))
+    assert [row.timestep for row in table.passes] == timesteps
+    assert all(x.dtype == np.float32 and x.shape == SHAPE for x in found)
+    assert min(psnr(a, b) for a, b in zip(wanted, found, strict=True)) >= FLOOR_DB
+
+
+def test_a_wrong_coefficient_would_show() -> None:
+    """The measure is sharp: 1e-4 in one coefficient of twenty passes falls under the floor."""
+    scheduler = prepared("pndm", "epsilon")
+    table = schedule.table(scheduler, 20)
+    row = table.passes[9]
+    bent = Pass(
+        timestep=row.timestep,
+        input_scale=row.input_scale,
+        x=(row.x[0] * 1.0001, *row.x[1:]),
+        m=row.m,
+    )
+    passes = (*table.passes[:9], bent, *table.passes[10:])
+    wrong = Schedule(init_noise_sigma=table.init_noise_sigma, passes=passes)
+    last = list(sampler.latents(wrong, NOISE, fake_numpy))[-1]
+    assert psnr(by_diffusers(scheduler, 20)[1][-1], last) < FLOOR_DB
+
+
+def test_latents_are_made_pass_by_pass() -> None:
+    asked = []
+
+    def denoise(scaled: np.ndarray, timestep: float) -> np.ndarray:
+        asked.append(timestep)
+        assert scaled.dtype == np.float32
+        return scaled
+
+    table = schedule.table(prepared("ddim", "epsilon"), 4)
+    running = sampler.latents(table, NOISE, denoise)
+    assert asked == []
+    next(running)
+    assert asked == [table.passes[0].timestep]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 9))
+def test_the_recurrence_is_that_of_bundle_md(seed: int, count: int) -> None:
+    """x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}, written out with plain indices in float64."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        a, b = (random.normal(0, 0.4, 4) * (np.arange(4) <= i) for _ in range(2))
+        rows.append(
+            Pass(
+                timestep=float(i),
+                input_scale=float(random.uniform(0.1, 2)),
+                x=tuple(map(float, a)),
+                m=tuple(map(float, b)),
+            )
+        )
+    table = Schedule(init_noise_sigma=float(random.uniform(0.5, 15)), passes=tuple(rows))
+    noise = random.standard_normal((1, 2, 3, 3)).astype(np.float32)
+    found = list(sampler.latents(table, noise, lambda x, t: np.tanh(x + t).astype(np.float32)))
+    x: list[np.ndarray] = [table.init_noise_sigma * noise.astype(np.float64)]
+    m: list[np.ndarray] = []
+    for i, row in enumerate(rows):
+        m.append(np.tanh(row.input_scale * x[i] + row.timestep))
+        total = np.zeros_like(x[0])
+        for k in range(min(i + 1, 4)):
+            total += row.x[k] * x[i - k] + row.m[k] * m[i - k]
+        x.append(total)
+    scale = max(np.abs(each).max() for each in x)
+    for wanted, got in zip(x[1:], found, strict=True):
+        assert np.abs(wanted - got).max() <= 2e-5 * scale
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (np.full(SHAPE, np.nan, np.float32), "NaN or Inf"),
+        (np.full(SHAPE, np.inf, np.float32), "NaN or Inf"),
+        (np.zeros((1, 4, 1, 1), np.float32), "shape"),
+    ],
+)
+def test_a_broken_denoiser_is_named_by_its_pass(output: np.ndarray, reason: str) -> None:
+    table = schedule.table(prepared("ddim", "epsilon"), 4)
+    with pytest.raises(ParityError, match=rf"pass 0 \(timestep 751\): the denoiser gave {reason}"):
+        list(sampler.latents(table, NOISE, lambda *_: output))
+
+
+# ------------------------------------------------------------------------------------ guidance
+
+NONE = Guidance(kind="none")
+TEXT = Guidance(kind="text", text=7.5)
+BOTH = Guidance(kind="text_image", text=4.0, image=1.5)
+
+
+def test_branches_are_those_of_the_format() -> None:
+    full = Branch(text=True, image=True)
+    assert sampler.branches(NONE) == (full,)
+    assert sampler.branches(TEXT) == (Branch(text=False, image=True), full)
+    assert sampler.branches(BOTH) == (
+        Branch(text=False, image=False),
+        Branch(text=False, image=True),
+        full,
+    )
+    for guidance in (NONE, TEXT, BOTH):
+        assert len(sampler.branches(guidance)) == guidance.passes
+
+
+def test_guidance_is_that_of_diffusers_pipelines() -> None:
+    """StableDiffusion's and InstructPix2Pix's own lines, in torch float64."""
+    random = np.random.default_rng(3)
+    nothing, image, full = random.standard_normal((3, *SHAPE)).astype(np.float32)
+    wide = [torch.from_numpy(x).double() for x in (nothing, image, full)]
+    classifier_free = wide[0] + 7.5 * (wide[2] - wide[0])
+    pix2pix = wide[0] + 4.0 * (wide[2] - wide[1]) + 1.5 * (wide[1] - wide[0])
+    for guidance, outputs, wanted in (
+        (NONE, [full], wide[2]),
+        (TEXT, [nothing, full], classifier_free),
+        (BOTH, [nothing, image, full], pix2pix),
+    ):
+        found = sampler.guide(guidance, outputs)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [[], [NOISE], [NOISE] * 3, [NOISE, NOISE[:, :2]]])
+def test_guidance_of_wrong_outputs_is_refused(outputs: list[np.ndarray]) -> None:
+    with pytest.raises(PlanError, match="takes 2 outputs"):
+        sampler.guide(TEXT, outputs)
+
+
+def test_conditioning_follows_the_latent_in_order() -> None:
+    mask = np.ones((1, 1, 16, 16), np.float32)
+    masked = np.full(SHAPE, 2.0)
+    found = sampler.condition(NOISE, [mask, masked])
+    assert found.shape == (1, 9, 16, 16)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.concatenate([NOISE, mask, masked], 1))
+    np.testing.assert_array_equal(sampler.condition(NOISE, []), NOISE)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 16), (2, 4, 16, 16), (4, 16, 16)])
+def test_conditioning_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PlanError, match="does not fit"):
+        sampler.condition(NOISE, [np.zeros(shape, np.float32)])
+
+
+def test_the_sampler_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, mtu_export.sampler, mtu_export.pictures; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -1,0 +1,396 @@
+"""Tables of schedulers: what is loaded, what is refused, and the JSON of a manifest."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtu_export import schedule
+from mtu_export.spec import (
+    BundleError,
+    CheckpointError,
+    Pass,
+    PlanError,
+    Schedule,
+    UnknownName,
+    Unsupported,
+)
+
+SD = dict(schedule.SD_DEFAULT)
+
+
+def folder_with(tmp_path: Path, config: object) -> Path:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), "utf-8")
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("name", schedule.NAMES)
+def test_names_load_with_the_config_of_stable_diffusion(name: str) -> None:
+    found = schedule.load(None, name)
+    assert type(found).__name__ == schedule.SCHEDULERS[name][0]
+    assert found.config.beta_end == 0.012
+    assert found.config.num_train_timesteps == 1000
+    assert bool(found.config.get("use_karras_sigmas")) == name.endswith("karras")
+
+
+def test_a_checkpoint_without_scheduler_gets_pndm_and_says_so(tmp_path: Path) -> None:
+    found = schedule.load(tmp_path, None)
+    stock: Any = diffusers.PNDMScheduler.from_config(SD)
+    assert isinstance(found, diffusers.PNDMScheduler)
+    assert torch.equal(found.alphas_cumprod, stock.alphas_cumprod)
+    assert "no scheduler/ in the checkpoint" in schedule.origin(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", [None, "euler", "ddim", "unipc", "dpm++2m-karras"])
+def test_the_checkpoints_config_is_carried_over_as_diffusers_does(
+    tmp_path: Path, name: str | None
+) -> None:
+    config = {
+        **SD,
+        "beta_start": 0.001,
+        "prediction_type": "v_prediction",
+        "steps_offset": 3,
+        "timestep_spacing": "trailing",
+        "_diffusers_version": "0.1",
+        "a_key_of_tomorrow": [1, {"a": 2}],
+    }
+    folder = folder_with(tmp_path, config)
+    found = schedule.load(folder, name)
+    stock: Any = type(found).from_pretrained(folder, subfolder="scheduler")
+    for key in ("beta_start", "prediction_type", "steps_offset", "timestep_spacing"):
+        assert found.config[key] == stock.config[key] == config[key]
+    assert "no scheduler/" not in schedule.origin(folder, name)
+
+
+BROKEN: list[dict[str, Any]] = [
+    {"_class_name": None},
+    {"_class_name": ["PNDMScheduler"]},
+    {"_class_name": "os"},
+    {"_class_name": "SchedulerMixin"},
+    {"_class_name": "StableDiffusionPipeline"},
+    {"_class_name": "__init__"},
+    {"beta_start": "0.00085"},
+    {"beta_schedule": "no such"},
+    {"beta_schedule": 3},
+    {"beta_start": -1, "beta_schedule": "scaled_linear"},
+    {"num_train_timesteps": -1},
+    {"num_train_timesteps": 0},
+    {"num_train_timesteps": 10**12},
+    {"num_train_timesteps": 1000.5},
+    {"num_train_timesteps": None},
+    {"num_train_timesteps": True},
+    {"steps_offset": 10**400},
+    {"steps_offset": "1"},
+    {"skip_prk_steps": 1},
+    {"trained_betas": ["a"]},
+    {"trained_betas": {"a": 1}},
+    {"trained_betas": [0.1] * 10_001},
+]
+
+
+@pytest.mark.parametrize("change", BROKEN, ids=[str(row)[:50] for row in BROKEN])
+def test_a_bad_config_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = folder_with(tmp_path, {**SD, **change})
+    with pytest.raises(CheckpointError) as caught:
+        schedule.load(folder, None)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("change", [{"timestep_spacing": "x"}, {"prediction_type": "x"}])
+def test_what_only_a_step_finds_is_one_line_too(tmp_path: Path, change: dict[str, Any]) -> None:
+    found = schedule.load(folder_with(tmp_path, {**SD, **change}), "ddim")
+    with pytest.raises(Unsupported) as caught:
+        schedule.table(found, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_folder_without_config_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    with pytest.raises(CheckpointError, match="is missing"):
+        schedule.load(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["no such", "SchedulerMixin", "__doc__", "UNet2DConditionModel"])
+def test_an_unknown_name_lists_the_legal_ones(name: str) -> None:
+    with pytest.raises(UnknownName, match=r"unknown scheduler .*dpm\+\+2m-karras"):
+        schedule.load(None, name)
+
+
+# ------------------------------------------------------------------------------------- probing
+
+
+def test_ddim_gives_the_published_coefficients() -> None:
+    """Song et al. 2021, equation 12 with σ = 0, written out in float64."""
+    scheduler = schedule.load(None, "ddim")
+    found = schedule.table(scheduler, 20)
+    alphas = scheduler.alphas_cumprod.double()
+    for row in found.passes:
+        t = int(row.timestep)
+        now, then = alphas[t], alphas[t - 50] if t >= 50 else alphas[0]
+        x = (then / now).sqrt()
+        m = (1 - then).sqrt() - (then * (1 - now) / now).sqrt()
+        assert row.x == pytest.approx((float(x), 0, 0, 0), rel=1e-5)
+        assert row.m == pytest.approx((float(m), 0, 0, 0), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "depth"),
+    [
+        ("ddim", 20, 1),
+        ("euler", 20, 1),
+        ("dpm++2m", 20, 2),
+        ("dpm++2m-karras", 20, 2),
+        ("unipc", 20, 3),
+        ("pndm", 21, 4),
+        ("LMSDiscreteScheduler", 20, 4),
+        ("DEISMultistepScheduler", 20, 2),
+        ("HeunDiscreteScheduler", 39, 2),
+    ],
+)
+def test_passes_and_history(name: str, passes: int, depth: int) -> None:
+    found = schedule.table(schedule.load(None, name), 20)
+    assert (len(found.passes), found.depth) == (passes, depth)
+
+
+def test_plms_is_read_as_it_is_written() -> None:
+    """From its fifth pass on PLMS mixes four outputs as 55, −59, 37, −9 (Adams–Bashforth)."""
+    found = schedule.table(schedule.load(None, "pndm"), 20)
+    for row in found.passes[6:]:
+        assert [24 * m / sum(row.m) for m in row.m] == pytest.approx([55, -59, 37, -9], rel=1e-4)
+        assert row.x[1:] == pytest.approx((0, 0, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "EulerAncestralDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LCMScheduler",
+        "DDPMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+    ],
+)
+def test_noise_is_refused(name: str) -> None:
+    with pytest.raises(Unsupported, match=f"{name} draws noise"):
+        schedule.table(schedule.load(None, name), 8)
+
+
+def test_noise_of_an_sde_solver_is_refused(tmp_path: Path) -> None:
+    config = {**SD, "_class_name": "DPMSolverMultistepScheduler"}
+    folder = folder_with(tmp_path, {**config, "algorithm_type": "sde-dpmsolver++"})
+    with pytest.raises(Unsupported, match="draws noise"):
+        schedule.table(schedule.load(folder, None), 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"clip_sample": True}, "clip_sample is on"),
+        ({"clip_sample": True, "clip_sample_range": 30.0}, "clip_sample is on"),
+        ({"thresholding": True}, "thresholding is on"),
+        ({"thresholding": True, "sample_max_value": 50.0}, "thresholding is on"),
+    ],
+)
+def test_clipping_is_refused_with_its_cause(
+    tmp_path: Path, change: dict[str, Any], cause: str
+) -> None:
+    folder = folder_with(tmp_path, {**SD, **change})
+    with pytest.raises(Unsupported, match=cause):
+        schedule.table(schedule.load(folder, "ddim"), 12)
+
+
+class Offset(diffusers.DDIMScheduler):
+    """A step that adds a constant."""
+
+    def step(self, *words: Any, **named: Any) -> Any:
+        return (super().step(*words, **named)[0] + 1e-3,)
+
+
+class Bent(diffusers.DDIMScheduler):
+    """A step that is linear for impulses, which are 0 and 1, and for nothing else."""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, **named: Any) -> Any:
+        return (super().step(model_output, timestep, sample * sample.abs(), **named)[0],)
+
+
+class Long(diffusers.DDIMScheduler):
+    """A step that uses what was seven passes ago."""
+
+    def set_timesteps(self, *words: Any, **named: Any) -> None:
+        self.seen: list[torch.Tensor] = []
+        super().set_timesteps(*words, **named)
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, **named: Any) -> Any:
+        self.seen.append(model_output)
+        far = self.seen[-8] if len(self.seen) > 7 else 0 * sample
+        return (super().step(model_output, timestep, sample, **named)[0] + 0.1 * far,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Offset, "zero in"), (Bent, "not linear"), (Long, "more than 4 back")],
+)
+def test_what_is_no_table_is_found(kind: type[Any], reason: str) -> None:
+    scheduler = kind(beta_schedule="scaled_linear", clip_sample=False)
+    with pytest.raises(Unsupported, match=reason):
+        schedule.table(scheduler, 12)
+
+
+def test_runge_kutta_start_of_pndm_looks_too_far_back(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {**SD, "skip_prk_steps": False})
+    with pytest.raises(Unsupported, match="more than 4 back"):
+        schedule.table(schedule.load(folder, None), 20)
+
+
+def test_a_step_that_divides_by_zero_is_refused(tmp_path: Path) -> None:
+    config = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    folder = folder_with(tmp_path, config)
+    with pytest.raises(Unsupported, match="not finite"):
+        schedule.table(schedule.load(folder, "ddim"), 4)
+
+
+def test_zero_terminal_snr_works_with_v_prediction(tmp_path: Path) -> None:
+    config = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    folder = folder_with(tmp_path, {**config, "prediction_type": "v_prediction"})
+    assert len(schedule.table(schedule.load(folder, "ddim"), 4).passes) == 4
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, True, 2.5, "4", None])
+def test_counts_beyond_the_training_are_refused(steps: Any) -> None:
+    with pytest.raises(PlanError, match="steps must be 1 to 1000"):
+        schedule.table(schedule.load(None, "ddim"), steps)
+
+
+def test_a_count_that_the_scheduler_cannot_do_names_both() -> None:
+    """PNDM with an offset of 1 asks for timestep 1000 of 0..999."""
+    with pytest.raises(Unsupported, match="PNDMScheduler cannot do 1000 steps"):
+        schedule.table(schedule.load(None, "pndm"), 1000)
+
+
+def test_tables_are_by_count() -> None:
+    scheduler = schedule.load(None, "euler")
+    found = schedule.tables(scheduler, (8, 4, 8))
+    assert list(found) == [4, 8]
+    assert found[4] == schedule.table(scheduler, 4)
+    with pytest.raises(PlanError):
+        schedule.tables(scheduler, ())
+
+
+def test_a_probe_leaves_no_trace() -> None:
+    scheduler = schedule.load(None, "unipc")
+    scheduler.set_timesteps(7)
+    before = copy.deepcopy(scheduler.__dict__)
+    state = torch.get_rng_state()
+    schedule.table(scheduler, 5)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(scheduler.timesteps, before["timesteps"])
+    assert scheduler.model_outputs == before["model_outputs"]
+
+
+def test_a_value_set_after_loading_counts() -> None:
+    scheduler = schedule.load(None, "ddim")
+    plain = schedule.table(scheduler, 4)
+    scheduler.register_to_config(prediction_type="v_prediction")
+    assert schedule.table(scheduler, 4) != plain
+
+
+# ---------------------------------------------------------------------------------------- JSON
+
+NUMBERS = st.floats(-1e9, 1e9, allow_nan=False)
+POSITIVE = st.floats(1e-9, 1e9)
+FOURS = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+PASSES = st.lists(
+    st.builds(Pass, timestep=NUMBERS, input_scale=POSITIVE, x=FOURS, m=FOURS),
+    min_size=1,
+    max_size=6,
+)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    rows = []
+    for index, row in enumerate(draw(PASSES)):
+        keep = [float(k <= index) for k in range(4)]
+        x = tuple(a * b for a, b in zip(row.x, keep, strict=True))
+        m = tuple(a * b for a, b in zip(row.m, keep, strict=True))
+        rows.append(Pass(timestep=row.timestep, input_scale=row.input_scale, x=x, m=m))
+    return Schedule(init_noise_sigma=draw(POSITIVE), passes=tuple(rows))
+
+
+BAD = st.sampled_from(
+    [None, True, "1", [], {}, [1.0], float("nan"), float("inf"), -float("inf"), 1e300, 10**400]
+)
+
+
+@given(found=schedules())
+def test_json_round_trip(found: Schedule) -> None:
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert Schedule.from_json(json.loads(text), "here") == found
+
+
+@given(found=schedules())
+def test_json_of_a_newer_minor_schema_is_read(found: Schedule) -> None:
+    row = found.to_json()
+    row["colour"] = "blue"
+    row["passes"][0]["noise"] = [1, 2]
+    assert Schedule.from_json(row, "here") == found
+
+
+@settings(max_examples=300)
+@given(found=schedules(), bad=BAD, data=st.data())
+def test_a_mutation_is_a_bundle_error(found: Schedule, bad: Any, data: st.DataObject) -> None:
+    """Any one value replaced by one of the wrong kind, or taken away, or one too many."""
+    row = found.to_json()
+    one = data.draw(st.sampled_from(row["passes"]))
+    places: list[tuple[Any, Any]] = [(row, key) for key in row] + [(one, key) for key in one]
+    places += [(one[key], k) for key in ("x", "m") for k in range(4)]
+    home, key = data.draw(st.sampled_from(places))
+    how = data.draw(st.sampled_from(["replace", "take", "add"]))
+    if how == "replace":
+        home[key] = bad
+    elif how == "take":
+        del home[key]
+    else:
+        one[data.draw(st.sampled_from(["x", "m"]))].append(0.0)
+    with pytest.raises(BundleError, match=r"^somewhere: ") as caught:
+        Schedule.from_json(row, "somewhere")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("found", [None, [], "x", 3, {"passes": []}, {"init_noise_sigma": 1}])
+def test_no_schedule_is_a_bundle_error(found: Any) -> None:
+    with pytest.raises(BundleError):
+        Schedule.from_json(found, "here")
+
+
+def test_absurd_sizes_are_refused() -> None:
+    one = {"timestep": 1, "input_scale": 1, "x": [1, 0, 0, 0], "m": [1, 0, 0, 0]}
+    good = {"init_noise_sigma": 1, "passes": [one] * 10_000}
+    assert len(Schedule.from_json(good, "here").passes) == 10_000
+    for passes in ([], [one] * 10_001):
+        with pytest.raises(BundleError, match="10,000"):
+            Schedule.from_json({**good, "passes": passes}, "here")
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_pass_cannot_look_back_before_the_start(index: int) -> None:
+    plain = {"timestep": 1, "input_scale": 1, "x": [1, 0, 0, 0], "m": [1, 0, 0, 0]}
+    rows = [copy.deepcopy(plain) for _ in range(4)]
+    rows[index]["m"][index + 1] = 1e-3
+    with pytest.raises(BundleError, match=rf"passes\[{index}\] looks back"):
+        Schedule.from_json({"init_noise_sigma": 1, "passes": rows}, "here")
