@@ -164,7 +164,7 @@ def _scheme(plan: Plan, lowered: Lowered, kept: Sequence[tuple[str, str]]) -> di
 
 
 def _spec(spec: TensorSpec, lowered: Lowered) -> dict[str, Any]:
-    name = lowered.names.get(spec.name, spec.name)
+    name = lowered.borders.get(spec.name, spec.name)
     return {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 

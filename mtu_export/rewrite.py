@@ -27,8 +27,16 @@ class PlainAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend from hidden_states [B, n, d] to encoder_hidden_states [B, m, e] or to itself."""
+        """Attend from hidden_states [B, n, d] to encoder_hidden_states [B, m, e] or to itself.
+
+        Pictures [B, d, h, w], as in a VAE, attend from cell to cell.
+        """
         assert attention_mask is None
+        given = hidden_states
+        if given.ndim == 4:
+            hidden_states = given.reshape(*given.shape[:2], -1).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         batch, tokens, _ = hidden_states.shape
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
@@ -40,19 +48,22 @@ class PlainAttention:
         scores = (query * attn.scale).bmm(key.transpose(1, 2)).softmax(-1)
         mixed = scores.bmm(heads(attn.to_v(context)))
         merged = mixed.reshape(batch, attn.heads, tokens, -1).permute(0, 2, 1, 3)
-        return attn.to_out[0](merged.reshape(batch, tokens, -1))
+        found = attn.to_out[0](merged.reshape(batch, tokens, -1))
+        if given.ndim == 4:
+            found = found.transpose(1, 2).reshape(given.shape)
+        return found + given if attn.residual_connection else found
 
 
 def attention(module: nn.Module) -> None:
     """Give every plain diffusers ``Attention`` below ``module`` the processor above.
 
-    One with a norm of queries, a group norm or a residual of its own is left as it is.
+    One with norms of queries or keys, a spatial norm or keys of its own is left as it is.
     """
     from diffusers.models.attention_processor import Attention
 
-    extras = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm", "added_kv_proj_dim")
+    extras = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
     for found in module.modules():
-        if not isinstance(found, Attention) or found.residual_connection:
+        if not isinstance(found, Attention):
             continue
         if found.rescale_output_factor == 1 and all(getattr(found, n) is None for n in extras):
             found.set_processor(PlainAttention())  # type: ignore[arg-type]

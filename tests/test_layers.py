@@ -65,13 +65,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets.executorch": ({"targets.executorch"}, {"numpy"}),
     "models": (set(), set()),
     "exporter": (
-        {"budget", "bundle", "calibrate", "capture", "catalog", "checkpoint", "manifest", "models"}
-        | {"plan"}
-        | {"quantize", "rewrite", "sensitivity", "targets", "verify"},
-        set(),
+        {"budget", "bundle", "calibrate", "capture", "catalog", "checkpoint", "generate", "lora"}
+        | {"manifest", "models", "models.blocks", "models.stock", "plan", "quantize", "rewrite"}
+        | {"sampler", "schedule", "sensitivity", "targets", "tokenizer", "verify"},
+        {"numpy"},
     ),
+    "generate": ({"bundle", "pictures", "sampler", "targets", "tokenizer"}, {"numpy"}),
     "budget": ({"catalog", "checkpoint", "targets"}, set()),
-    "manifest": ({"bundle", "checkpoint", "targets"}, set()),
+    "manifest": ({"bundle", "checkpoint", "plan", "targets"}, set()),
     "sensitivity": ({"capture", "quantize", "verify", "models.blocks"}, {"torch"}),
     "console": (set(), set()),
     "anatomy": ({"capture", "checkpoint", "models", "models.blocks", "plan"}, set()),
@@ -81,8 +82,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"packaging"},
     ),
     "cli": (
-        {"adopt", "bundle", "catalog", "checkpoint", "console", "exporter", "plan", "report"}
-        | {"plot", "targets", "upcycle", "verify"},
+        {"adopt", "bundle", "catalog", "checkpoint", "console", "exporter", "generate", "pictures"}
+        | {"plan", "plot", "report", "targets", "upcycle", "verify"},
         {"typer"},
     ),
     "__main__": ({"cli"}, set()),

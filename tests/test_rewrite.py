@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from mtu_export import rewrite
-from mtu_export.models import mtu
+from mtu_export.models import mtu, stock
 from mtu_export.spec import UnknownName
 from mtu_export.verify import psnr
 
@@ -37,6 +38,32 @@ def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequ
             assert gone not in after or step == "geglu"
             assert after.count("chunk") < before.count("chunk") or step == "attention"
             assert psnr(want.numpy(), unet(*given, added_cond_kwargs=added).sample.numpy()) > 110
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_the_attention_of_a_vae_is_rewritten(half: str, tiny: Path) -> None:
+    vae = stock.load_vae(tiny)
+    graph = getattr(stock, f"vae_{half}_graph")(vae, 64, 128)
+    values = torch.randn(graph.inputs[0].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = graph.module(values)
+        before = str(torch.export.export(graph.module, (values,)).graph)
+        rewrite.apply(graph.module, ["attention"])
+        after = str(torch.export.export(graph.module, (values,)).graph)
+        assert "scaled_dot_product_attention" in before
+        assert "scaled_dot_product_attention" not in after
+        assert psnr(want.numpy(), graph.module(values).numpy()) > 110
+
+
+def test_attention_on_sequences_with_a_norm_and_a_residual_is_rewritten() -> None:
+    torch.manual_seed(0)
+    words = {"heads": 2, "dim_head": 8, "norm_num_groups": 4, "residual_connection": True}
+    block = Attention(16, **words, bias=True).eval()  # type: ignore[arg-type]
+    x = torch.randn(2, 10, 16)
+    want = block(x).detach()
+    rewrite.apply(block, ["attention"])
+    assert isinstance(block.processor, rewrite.PlainAttention)
+    assert psnr(want.numpy(), block(x).detach().numpy()) > 110
 
 
 def test_unknown_rewrites_are_refused() -> None:

@@ -124,20 +124,21 @@ class Lowered:
     """What a target wrote and what it really did.
 
     ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
-    ``activations`` is ``"float32"``, ``"float16"`` or ``"static_int8"``; ``calibration`` is null
-    or the origin of the ranges. ``kept_float`` adds layers that the target itself left in float.
-    ``weight_dtype`` is that of weights and scales that are no integer codes. ``names`` maps inputs
-    and outputs of the program to those of the artefact where they differ. ``notes`` go into the
-    part's row of the manifest.
+    ``borders`` maps a name of bundle.md to the name that the file has for this input or output,
+    where the two differ. ``activations`` is ``"float32"``, ``"float16"``, ``"static_int8"`` or
+    ``"dynamic_int8"``; ``calibration`` is null or the origin of the ranges. ``kept_float`` adds
+    layers that the target itself left in float. ``weight_dtype`` is that of weights and scales that
+    are no integer codes. ``notes`` go into the part's
+    row of the manifest.
     """
 
     path: str
     entries: Mapping[str, str]
     activations: str
+    borders: Mapping[str, str] = field(default_factory=dict)
     calibration: str | None = None
     kept_float: tuple[tuple[str, str], ...] = ()
     weight_dtype: str = "float32"
-    names: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.spec import (
-    Arrays,
     FloatWeights,
     Lowered,
     PerChannel,
     Plan,
     Program,
     ResourceError,
-    Session,
     TensorSpec,
     ToolchainError,
     ToolchainMissing,
     Unsupported,
 )
-from mtu_export.targets.onnx.reading import read, structure
-from mtu_export.targets.onnx.stock import write_configs
+from mtu_export.targets.onnx.reading import DATA, structure
+from mtu_export.targets.onnx.running import last_line, open, runner
+from mtu_export.targets.onnx.stock import border_names, repeated_outputs, write_configs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +61,7 @@ rewrites: tuple[str, ...] = ()
 default_scheme = "fp32"
 memory = {"fp32": 2.0, "fp16": 1.6, "int8": 1.2}
 
-FILE, DATA = "model.onnx", "model.onnx_data"
+FILE = "model.onnx"
 OPSETS = (18, 19, 20, 21)
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 SINGLE_FILE_BYTES = 10**9
@@ -108,34 +106,34 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     if len(program.methods) != 1:
         raise Unsupported("onnx: one task a bundle for now; export the tasks one by one")
     ((task, exported),) = program.methods.items()
-    inputs, opset = program.inputs[task], plan.options.opset
+    names, opset = border_names(program.name, plan), plan.options.opset
+    inputs, outputs = (
+        tuple(replace(spec, name=names.get(spec.name, spec.name)) for spec in side)
+        for side in (program.inputs[task], program.outputs)
+    )
     codes = _quantised(exported)
-    model = _export(exported, [s.name for s in inputs], [s.name for s in program.outputs], opset)
+    model = _export(exported, [s.name for s in inputs], [s.name for s in outputs], opset)
     weights = _lift(model)
     model, simplifier = _simplify(model)
     half = plan.scheme.weights == FloatWeights(dtype="float16")
     kept = _restore(model, weights, half=half)
+    _repeat(model, repeated_outputs(program.name, plan))
     _describe(model, program.name, identity)
     home = folder / program.name
     _write(model, home)
-    _prove(home, inputs, program.outputs, codes)
+    _prove(home, inputs, outputs, codes)
     write_configs(program.name, plan, folder)
+    specs, parameters = (*program.inputs[task], *program.outputs), exported.state_dict
     notes = {"opset": opset, "ir_version": model.ir_version, "simplifier": simplifier}
     return Lowered(
         path=program.name,
         entries={task: FILE},
+        borders={s.name: names[s.name] for s in specs if s.name in names},
         activations="float32",
-        kept_float=tuple((program.layer(name), why) for name, why in kept),
+        kept_float=tuple((program.layer(name), why) for name, why in kept if name in parameters),
         weight_dtype="float16" if half else "float32",
         notes=notes,
     )
-
-
-def _line(error: BaseException | str) -> str:
-    """The last line of a toolchain's message, without local paths."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else "no message"
-    return re.sub(r"(?<![\w.])(?:/|[A-Za-z]:\\)[^\s'\"]+", "...", text)[:160]
 
 
 def _fingerprint(codes: np.ndarray, scales: np.ndarray, axis: int) -> str:
@@ -177,7 +175,7 @@ def _export(
                 verbose=False,
             )
     except Exception as error:
-        raise ToolchainError(f"torch.onnx.export failed: {_line(error)}") from error
+        raise ToolchainError(f"torch.onnx.export failed: {last_line(error)}") from error
     if program is None or program.model.functions:
         raise ToolchainError("torch.onnx.export left functions that are not ONNX operators")
     return program.model
@@ -219,7 +217,7 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
                 timeout=900,
             )
             if done.returncode:
-                raise ToolchainError(f"status {done.returncode}: {_line(done.stderr)}")
+                raise ToolchainError(f"status {done.returncode}: {last_line(done.stderr)}")
             simple = ir.load(after)
         if _outline(simple) != _outline(model):
             raise ToolchainError("it changed inputs, outputs or quantised weights")
@@ -228,7 +226,7 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
     except subprocess.TimeoutExpired:
         reason = "onnxsim failed: no result in 900 s"
     except Exception as error:
-        reason = f"onnxsim failed: {_line(error)}"
+        reason = f"onnxsim failed: {last_line(error)}"
     else:
         return simple, simplifier
     return model, f"torch.onnx {torch.__version__.partition('+')[0]} ({reason})"
@@ -293,6 +291,17 @@ def _halve(value: ir.Value, tensor: ir.TensorProtocol, casts: list[ir.Node]) -> 
     )
 
 
+def _repeat(model: ir.Model, outputs: Mapping[str, str]) -> None:
+    """Give outputs a second name: new name -> output that it repeats."""
+    import onnx_ir as ir
+
+    for name, source in outputs.items():
+        value = next(value for value in model.graph.outputs if value.name == source)
+        twin = ir.Value(name=name, shape=value.shape, type=value.type)
+        model.graph.append(ir.node("Identity", [value], outputs=[twin]))
+        model.graph.outputs.append(twin)
+
+
 def _describe(model: ir.Model, name: str, identity: Mapping[str, str]) -> None:
     """Replace all that the tools say of themselves, their sources and this machine."""
     graph = model.graph
@@ -333,7 +342,7 @@ def _prove(
     try:
         onnx.checker.check_model(str(home / FILE))
     except Exception as error:
-        raise ToolchainError(f"onnx.checker refuses {home.name}: {_line(error)}") from error
+        raise ToolchainError(f"onnx.checker refuses {home.name}: {last_line(error)}") from error
     found = structure(home, FILE)
     if (found.inputs, found.outputs) != (inputs, outputs):
         raise ToolchainError(f"{home.name}: the exporter changed inputs or outputs")
@@ -349,51 +358,3 @@ def _prove(
     # Equal weights may share one DequantizeLinear; none may be missing, changed or doubled.
     if written.keys() != codes.keys() or written - codes:
         raise ToolchainError(f"{home.name}: quantised weights were changed on the way to ONNX")
-
-
-# ------------------------------------------------------------------------------------- running
-
-
-def runner() -> tuple[str | None, str | None]:
-    """ONNX Runtime and its version, if it is installed."""
-    try:
-        return f"onnxruntime {version('onnxruntime')}", None
-    except PackageNotFoundError:
-        return None, "onnxruntime is not installed"
-
-
-def open(path: Path, entry: str) -> Session:
-    """Load into ONNX Runtime on the CPU with its default graph optimisation.
-
-    A model with external data (above 1 GB) runs as it is written, each weight dequantised or cast
-    when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
-    """
-    read(path, entry)
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ToolchainMissing("onnxruntime", "onnx") from error
-    if hasattr(onnxruntime, "disable_telemetry_events"):
-        onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if (path / DATA).is_file():
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path / entry), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise ToolchainError(f"onnxruntime cannot load {entry}: {_line(error)}") from error
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Arrays) -> dict[str, np.ndarray]:
-        try:
-            outputs: Any = session.run(names, dict(inputs))
-        except Exception as error:
-            raise ToolchainError(f"onnxruntime failed in {entry}: {_line(error)}") from error
-        return dict(zip(names, outputs, strict=True))
-
-    return run

@@ -13,18 +13,25 @@ from mtu_export.spec import BundleError, Structure, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+DATA = "model.onnx_data"
+"""Weights beside a model that is too large for one file."""
+
 
 def structure(path: Path, entry: str) -> Structure:
-    """Read ``path/entry`` without weights and runtime; raise ``BundleError`` if malformed."""
+    """Read ``path/entry`` without weights and runtime; raise ``BundleError`` if malformed.
+
+    An output that only repeats another one is none of its own.
+    """
     import onnx
 
     model = read(path, entry)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
+    outputs = [value for value in model.graph.output if value.name not in _repeats(model.graph)]
     try:
         sides = [
             tuple(_tensor_spec(value, onnx.helper.tensor_dtype_to_np_dtype) for value in side)
-            for side in (inputs, model.graph.output)
+            for side in (inputs, outputs)
         ]
     except (KeyError, ValueError) as error:
         raise BundleError(f"{entry}: {error}") from error
@@ -34,6 +41,16 @@ def structure(path: Path, entry: str) -> Structure:
         operators=dict(Counter(node.op_type for node in nodes(model.graph))),
         identity={item.key: item.value for item in model.metadata_props},
     )
+
+
+def _repeats(graph: onnx.GraphProto) -> set[str]:
+    """Outputs that are another output under a second name."""
+    names = {value.name for value in graph.output}
+    return {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Identity" and len(node.output) == 1 and {*node.input} <= names
+    } & names
 
 
 def _tensor_spec(value: onnx.ValueInfoProto, dtype_of: Any) -> TensorSpec:

@@ -1,4 +1,7 @@
-"""The configs by which optimum and diffusers open an ONNX bundle."""
+"""The names and configs by which optimum and diffusers open an ONNX bundle.
+
+Read from optimum-onnx 0.1.0, ``onnxruntime/modeling_diffusion.py``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,36 @@ STOCK_PARTS: Mapping[str, tuple[str, str, str]] = {  # folder -> model_index key
     "vae_decoder": ("vae", "diffusers", "AutoencoderKL"),
 }
 
+_ZEROS = "force_zeros_for_empty_prompt"
+_LAST, _BEFORE_LAST = "last_hidden_state", "hidden_states.0"
+
+
+def border_names(component: str, plan: Plan) -> dict[str, str]:
+    """Name in bundle.md -> name that optimum asks for, where they differ.
+
+    Of SDXL's encoders optimum takes all hidden states and reads the last but one. The files hold
+    that one alone, so their config says one layer, and ``hidden_states.0`` is it.
+    """
+    if component.startswith("text_encoder"):
+        hidden = _BEFORE_LAST if _is_xl(plan) else _LAST
+        return {"hidden_states": hidden, "pooled": "text_embeds"}
+    return {
+        "vae_encoder": {"latent": "latent_sample"},
+        "vae_decoder": {"latent": "latent_sample"},
+    }.get(component, {})
+
+
+def repeated_outputs(component: str, plan: Plan) -> dict[str, str]:
+    """Output to add -> output that it repeats: diffusers looks at the shape of an encoder's first.
+
+    That of SDXL's first encoder must have three axes, so the hidden states come twice.
+    """
+    return {_LAST: _BEFORE_LAST} if component == "text_encoder" and _is_xl(plan) else {}
+
+
+def _is_xl(plan: Plan) -> bool:
+    return plan.config.get("addition_embed_type") == "text_time"
+
 
 def write_configs(component: str, plan: Plan, folder: Path) -> None:
     """Write ``config.json`` beside the model, ``model_index.json`` and the scheduler's config."""
@@ -29,12 +62,17 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
     else:
         source = "vae" if component.startswith("vae_") else component
         config = _source_config(plan.checkpoint / source / "config.json") or {}
+        if component.startswith("text_encoder") and _is_xl(plan):
+            config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
     _dump(config, folder / component / "config.json")
     index: dict[str, Any] = {"_class_name": _pipeline_class(plan)}
     scheduler = _source_config(plan.checkpoint / "scheduler" / "scheduler_config.json")
     if scheduler is not None:
         _dump(scheduler, folder / "scheduler" / "scheduler_config.json")
         index["scheduler"] = ["diffusers", scheduler.get("_class_name")]
+    flag = (_source_config(plan.checkpoint / "model_index.json") or {}).get(_ZEROS)
+    if isinstance(flag, bool) and _is_xl(plan):
+        index[_ZEROS] = flag
     for name, (key, library, kind) in STOCK_PARTS.items():
         if (folder / name).is_dir():
             index[key] = [library, kind]
@@ -43,7 +81,7 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
 
 def _pipeline_class(plan: Plan) -> str:
     kinds = {entry.kind for entry in plan.tasks[0].conditioning}
-    size = "XL" if plan.config.get("addition_embed_type") == "text_time" else ""
+    size = "XL" if _is_xl(plan) else ""
     job = "InstructPix2Pix" if "image_latent" in kinds else ""
     if kinds >= {"mask", "masked_image_latent"}:
         job = "Inpaint"
