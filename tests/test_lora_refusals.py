@@ -380,38 +380,3 @@ def test_memory_mapped_weights_are_replaced_not_written(tiny: Path, tmp_path: Pa
     assert torch.equal(old, kept)
     torch.testing.assert_close(new, kept + 2)
     assert file.read_bytes() == before
-
-
-# -------------------------------------------------------------------------------------- words
-
-
-@pytest.mark.parametrize(
-    ("tail", "scale"),
-    [("", 1.0), (":0.5", 0.5), (":-1", -1.0), (":+.25", 0.25), (":1e-2", 0.01), (":0", 0.0)],
-)
-@pytest.mark.parametrize("name", ["a.safetensors", "b:c.safetensors", "d:0.7"])
-def test_words(tmp_path: Path, name: str, tail: str, scale: float) -> None:
-    file = tmp_path / name
-    file.touch()
-    assert lora.parse(f"{file}{tail}") == (file, scale)
-
-
-@pytest.mark.parametrize(
-    "text", ["nan", "inf", "-inf", "101", "-100.1", "1e400", "", "x", "1_0", "٣", "0x1", "1:2"]
-)
-def test_words_with_bad_scales(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "a.safetensors"
-    file.touch()
-    line = refused(lambda: lora.parse(f"{file}:{text}"), PlanError)
-    assert line.startswith("--lora")
-    if text != "1:2":
-        assert "the scale must be a number from -100 to 100" in line
-
-
-@pytest.mark.parametrize("word", ["", ":", ":0.5", "missing.safetensors", "missing:0.5", "\0", "."])
-def test_words_without_a_file(word: str) -> None:
-    assert "--lora: no file" in refused(lambda: lora.parse(word), PlanError)
-
-
-def test_a_word_that_is_too_long() -> None:
-    assert "--lora: no file" in refused(lambda: lora.parse("x" * 5000), PlanError)

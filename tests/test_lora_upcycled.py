@@ -63,12 +63,12 @@ def fuse_by_diffusers(unet: Any, files: Sequence[tuple[Path, float]], folder: Pa
 
 
 @needs_peft
-@pytest.mark.parametrize("experts", [1, 3, 4])
+@pytest.mark.parametrize("experts", [1, 3, 12])
 @pytest.mark.parametrize("channels", [4, 9])
 def test_upcycled_then_folded_is_fused_then_upcycled(
     tmp_path: Path, experts: int, channels: int
 ) -> None:
-    """Every tensor of both ways, every layer in the LoRA; with 3 experts the shares differ."""
+    """Every tensor of both ways, every layer in the LoRA; 3 and 12 experts have unequal shares."""
     unet = dense(tmp_path / "dense", channels)
     paths = loras.layers(unet)
     rows = [(loras.pairs(unet, paths), 0.5), (loras.pairs(unet, paths[::3], 2, 1), -1.5)]
