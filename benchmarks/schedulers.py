@@ -105,7 +105,10 @@ def page(rows: list[dict[str, Any]], rest: list[dict[str, Any]]) -> str:
         "",
         "## Other scheduler classes that a checkpoint may name",
         "",
-        "20 steps, config of Stable Diffusion 1.x. A class is taken if its step is a table.",
+        "20 steps, config of Stable Diffusion 1.x. A class is taken if its step is a table: that "
+        "says that the loop is diffusers' own, not that the class suits a model (the inverse ones "
+        "go from a picture to noise; flow matching wants a model that predicts velocities). "
+        "300 dB is bit for bit equal: that class itself sums in float64.",
         "",
         "| scheduler | passes | history | worst pass | refused because |",
         "|---|---|---|---|---|",

@@ -49,7 +49,7 @@ SD_DEFAULT: Mapping[str, Any] = {
     "clip_sample": False,
 }
 """``scheduler_config.json`` of Stable Diffusion 1.x, for a checkpoint that brings none."""
-FLOOR_DB = 100.0
+FLOOR_DB = 110.0
 """PSNR that every pass of a table must keep against its scheduler, both in float32."""
 _FILE = Path("scheduler") / "scheduler_config.json"
 _LARGEST = 100_000
