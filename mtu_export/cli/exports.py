@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mtu_export import targets
+from mtu_export.catalog import BAKED_STEPS, SCHEDULERS
 from mtu_export.cli.words import (
     PROOF_HEAD,
     Force,
@@ -25,6 +26,9 @@ from mtu_export.cli.words import (
 )
 from mtu_export.console import Console, table, verdict_cells
 from mtu_export.spec import PlanError
+
+_SCHEDULERS = [name for name in SCHEDULERS if name.islower()]
+_STEPS = ",".join(map(str, BAKED_STEPS))
 
 
 def _export(
@@ -50,6 +54,25 @@ def _export(
         float | None,
         typer.Option("--memory", metavar="GB", help="Plan for this much; default: what is free."),
     ] = None,
+    components: Annotated[
+        list[str] | None,
+        typer.Option("--components", metavar="NAME", help="Part to export; repeat. Default: all."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", help=f"One of: {', '.join(_SCHEDULERS)}; default: its own."),
+    ] = None,
+    bake_steps: Annotated[
+        str | None,
+        typer.Option("--bake-steps", metavar="N,N", help=f"Step counts; default: {_STEPS}."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:scale]", help="LoRA to fold in; repeat."),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Go on with a stopped export, part by part.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -73,6 +96,11 @@ def _export(
         min_psnr=min_psnr,
         keep_float=keep_float or (),
         memory=memory,
+        components=components or (),
+        scheduler=scheduler,
+        bake_steps=_counts(bake_steps),
+        lora=lora or (),
+        skip_existing=skip_existing,
         force=force,
         options={name: value for name, value in options.items() if value is not None},
     )
@@ -82,13 +110,27 @@ def _export(
     if as_json:
         print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest})
         return
-    rows = [[*verdict_cells(v), f"{found.bytes / 1e6:.2f} MB"] for v in found.proof]
+    sizes = {part.component: part.bytes for part in found.parts} | {"pipeline": found.bytes}
+    rows = [[*verdict_cells(v), f"{sizes[v.component] / 1e6:.2f} MB"] for v in found.proof]
     table([*PROOF_HEAD, "size"], rows, title=str(found.folder))
+    for row in found.manifest["source"].get("loras", ()):
+        for name, count in row["unused"].items():
+            sys.stderr.write(
+                f"warning: {row['name']}: {count} layers of {name} had nowhere to go\n"
+            )
     if found.manifest["scheme"]["calibration"] == "seeded":
         sys.stderr.write(
             "warning: activation ranges come from seeded inputs, not from images; "
             "check the quality on your own pictures\n"
         )
+
+
+def _counts(text: str | None) -> list[int]:
+    """Numbers with commas between them."""
+    try:
+        return [int(word) for word in text.split(",")] if text is not None else []
+    except ValueError:
+        raise PlanError(f"--bake-steps takes numbers, such as 8,20; got {text!r}") from None
 
 
 def target_command(name: str) -> Callable[..., None]:

@@ -38,8 +38,9 @@ def verify(
         print_json(rows)
     else:
         cells = [
-            [b.manifest["name"], *verdict_cells(v), f"{b.bytes / 1e6:.2f} MB"]
+            [b.manifest["name"], *verdict_cells(v), f"{sizes[v.component] / 1e6:.2f} MB"]
             for b, verdicts in found
+            for sizes in ({p.component: p.bytes for p in b.parts} | {"pipeline": b.bytes},)
             for v in verdicts
         ]
         table(["bundle", *PROOF_HEAD, "size"], cells)

@@ -11,7 +11,7 @@ import typer
 
 from mtu_export.cli.words import Force, Json, Verbose, print_json
 from mtu_export.console import Console
-from mtu_export.spec import Guidance, PlanError
+from mtu_export.spec import Guidance, OutputExists, PlanError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,9 @@ def run(
 
     from mtu_export import bundle, generate, pictures
 
-    pictures.check_output(output, force=force)
+    pictures.check_suffix(output)
+    if output.exists() and not force:
+        raise OutputExists(output)
     if save_every is not None and save_every < 1:
         raise PlanError(f"--save-every must be 1 or more, got {save_every}")
     console = Console(verbose=verbose)

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mtu_export import budget, bundle, checkpoint, manifest, targets
 from mtu_export.bundle import Bundle
 from mtu_export.draft import BUNDLE, FOLDED, draft
-from mtu_export.spec import COMPONENTS, IntWeights, Plan, Unsupported, Verdict
+from mtu_export.spec import COMPONENTS, IntWeights, Plan, PlanError, Unsupported, Verdict
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
     from mtu_export.exporter.reference import Reference
+    from mtu_export.lora import Lora
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """Called with the name of each stage; entered for as long as it takes."""
@@ -43,25 +44,33 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     budget.check(plan)
     with draft(plan.out, force=plan.force, mark=BUNDLE, source=plan.checkpoint) as folder:
         with watch("import PyTorch"):
-            from mtu_export import schedule
+            from mtu_export import lora, schedule
             from mtu_export.exporter import component, proving
             from mtu_export.exporter.reference import Reference
         with watch("probe the scheduler"):
             scheduler = schedule.load(plan.checkpoint, plan.scheduler)
             reference = Reference(plan, scheduler, schedule.tables(scheduler, plan.steps))
             _check_overrides(plan)
+            loras = _loras(plan)
             identity = manifest.identity(plan)
-        made = []
+        parts, folded = [], {}
         for name in _order(plan):
             job = component.Job(
-                plan=plan, component=name, folder=folder, identity=identity, watch=watch
+                plan=plan,
+                component=name,
+                folder=folder,
+                identity=identity,
+                watch=watch,
+                loras=loras,
+                folded=folded,
             )
             one = component.make(job, reference)
-            if any(verdict.passed is False for verdict in one.proof):
-                _refuse(plan, one, watch)
-            made.append(one)
-        parts = [one for one in made if one.row is not None]
+            if one is not None:
+                if any(verdict.passed is False for verdict in one.proof):
+                    _refuse(plan, one, loras, watch)
+                parts.append(one)
         said = manifest.describe(plan, identity, [one.row for one in parts])
+        said["source"]["loras"] = lora.identity(loras, folded)
         _write_rest(plan, folder, said, reference, parts)
         ladder = [verdict for one in parts for verdict in one.proof]
         if reference.golden():
@@ -80,6 +89,24 @@ def _order(plan: Plan) -> list[str]:
         encoders = [name for name in COMPONENTS if name.startswith("text_encoder")]
         names |= {name for name in encoders if (plan.checkpoint / name).is_dir()}
     return [name for name in COMPONENTS if name in names]
+
+
+def _loras(plan: Plan) -> list[tuple[Lora, float]]:
+    """The plan's LoRAs, read; refuses one that has layers for nothing that is exported."""
+    from mtu_export import lora
+
+    found, order = [], _order(plan)
+    for word in plan.loras:
+        path, scale = lora.parse(word)
+        row = lora.read(path)
+        meant = dict.fromkeys(layer.component for layer in row.layers)
+        if not set(meant) & set(order):
+            raise PlanError(
+                f"--lora {path}: its layers are those of {', '.join(meant)}; "
+                f"exported are: {', '.join(order)}"
+            )
+        found.append((row, scale))
+    return found
 
 
 def _write_rest(
@@ -128,14 +155,14 @@ def _text(reference: Reference, parts: Sequence[Made]) -> dict[str, list[dict[st
     return {name: sources for name, sources in found.items() if sources}
 
 
-def _refuse(plan: Plan, one: Made, watch: Watch) -> None:
+def _refuse(plan: Plan, one: Made, loras: Sequence[tuple[Lora, float]], watch: Watch) -> None:
     """Raise ``ParityError``; for integer weights of the UNet with the layers that cost most."""
     from mtu_export.exporter import proving
 
     more = None
     if one.component == "unet" and isinstance(plan.scheme.weights, IntWeights):
         with watch("measure what each layer loses"):
-            more = proving.losses(plan, one.cost)
+            more = proving.losses(plan, one.cost, loras)
     proving.refuse_failure(one.proof, more)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,30 @@ from mtu_export.spec import Arrays, Cost, Plan, Verdict
 class Made:
     """What the export of one component adds to a bundle.
 
-    ``row`` is its part in the manifest, null where only the loop's reference needed it; ``cases``
-    are its goldens.
+    ``row`` is its part in the manifest, ``cases`` are its goldens.
     """
 
     component: str
-    row: Mapping[str, Any] | None
+    row: Mapping[str, Any]
     proof: tuple[Verdict, ...]
     cases: Sequence[tuple[Arrays, Arrays]]
-    cost: Cost | None = None
+    cost: Cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where one component goes, and how its stages are shown."""
+    """Where one component goes, what is folded into it, and how its stages are shown.
+
+    ``folded`` collects what the LoRAs changed, by component.
+    """
 
     plan: Plan
     component: str
     folder: Path
     identity: Mapping[str, str]
     watch: Any
+    loras: Sequence[tuple[lora.Lora, float]] = ()
+    folded: dict[str, lora.Report] = field(default_factory=dict)
 
     def stage(self, words: str) -> AbstractContextManager[Any]:
         """Enter a stage; those of other parts than the UNet carry their name."""
@@ -58,8 +62,11 @@ class Job:
         return self.watch(mark + words)
 
 
-def make(job: Job, reference: Reference) -> Made:
-    """Export one component of the plan, prove it, and give the loop what it needs of it."""
+def make(job: Job, reference: Reference) -> Made | None:
+    """Export one component of the plan, prove it, and give the loop what it needs of it.
+
+    Null for a component that only the loop's reference needs.
+    """
     return _unet(job, reference) if job.component == "unet" else _stock(job, reference)
 
 
@@ -68,7 +75,7 @@ def _unet(job: Job, reference: Reference) -> Made:
     family = models.load(plan.family)
     with job.stage("load checkpoint"):
         pipeline = family.load(plan.checkpoint)
-        _apply(plan, "unet", pipeline.components["unet"])
+        _apply(job, pipeline.components["unet"])
     with job.stage("run live-router model"):
         graph = family.graph(pipeline.components["unet"], plan, task)
         given = _given(reference)
@@ -90,12 +97,12 @@ def _unet(job: Job, reference: Reference) -> Made:
     return _lower(job, graph, ranges, list(zip(cases, wanted, strict=True)), proof, cost)
 
 
-def _stock(job: Job, reference: Reference) -> Made:
+def _stock(job: Job, reference: Reference) -> Made | None:
     plan, component = job.plan, job.component
     with job.stage("load and run"):
         if component.startswith("text_encoder"):
             module = stock.load_text_encoder(plan.checkpoint, component)
-            _apply(plan, component, module)
+            _apply(job, module)
             graph = stock.text_encoder_graph(
                 module,
                 module.config,
@@ -121,16 +128,20 @@ def _stock(job: Job, reference: Reference) -> Made:
         else:
             reference.take_decoder(graph)
     if component not in plan.components:
-        return Made(component=component, row=None, proof=(), cases=())
+        return None
     cost = capture.cost(graph)
     return _lower(job, graph, cases, list(zip(cases, wanted, strict=True)), [], cost)
 
 
-def _apply(plan: Plan, component: str, module: Any) -> None:
-    """Fold the plan's LoRAs into one component."""
-    if plan.loras:
-        words = [lora.parse(word) for word in plan.loras]
-        lora.apply({component: module}, [(lora.read(path), scale) for path, scale in words])
+def _apply(job: Job, module: Any) -> None:
+    """Fold into one component those LoRAs of the plan that have layers for it."""
+    rows = [
+        (row, scale)
+        for row, scale in job.loras
+        if any(layer.component == job.component for layer in row.layers)
+    ]
+    if rows:
+        job.folded[job.component] = lora.apply({job.component: module}, rows)
 
 
 def _given(reference: Reference) -> list[Arrays]:

@@ -192,16 +192,20 @@ _WORK = 2e13
 """FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
 
 
-def losses(plan: Plan, cost: Cost) -> str:
+def losses(plan: Plan, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> str:
     """What each layer's weights lose alone; a large model is measured on smaller pictures.
 
     One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
     """
-    from mtu_export import calibrate, models, quantize, rewrite, sensitivity
+    from mtu_export import calibrate, lora, models, quantize, rewrite, sensitivity
 
     assert isinstance(plan.scheme.weights, IntWeights)
     family, task = models.load(plan.family), plan.tasks[0]
-    folded = family.specialise(family.load(plan.checkpoint), task).module
+    pipeline = family.load(plan.checkpoint)
+    rows = [row for row in loras if any(layer.component == "unet" for layer in row[0].layers)]
+    if rows:
+        lora.apply({"unet": pipeline.components["unet"]}, rows)
+    folded = family.specialise(pipeline, task).module
     rewrite.apply(folded, targets.load(plan.target).rewrites)
     work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
     step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)

@@ -183,14 +183,30 @@ def _fit(lora: Lora, names: Mapping[str, Names]) -> list[tuple[Layer, tuple[Part
     return rows
 
 
-def identity(report: Report) -> list[dict[str, Any]]:
-    """The LoRAs of a report for a manifest, in order."""
-    return [
-        {
-            "name": row.lora.path.name,
-            "sha256": row.lora.sha256,
-            "scale": row.scale,
-            "layers": sum(row.layers.values()),
-        }
-        for row in report.folded
-    ]
+def identity(
+    loras: Sequence[tuple[Lora, float]], reports: Mapping[str, Report]
+) -> list[dict[str, Any]]:
+    """The LoRAs for a manifest, in order; ``reports`` are those of the components they went to.
+
+    ``layers`` counts what was folded by component, ``unused`` what had nowhere to go.
+    """
+    found = []
+    for lora, scale in loras:
+        counts = dict.fromkeys((layer.component for layer in lora.layers), 0)
+        for layer in lora.layers:
+            counts[layer.component] += 1
+        used = {name for name, report in reports.items() if _took(report, lora)}
+        found.append(
+            {
+                "name": lora.path.name,
+                "sha256": lora.sha256,
+                "scale": scale,
+                "layers": {name: count for name, count in counts.items() if name in used},
+                "unused": {name: count for name, count in counts.items() if name not in used},
+            }
+        )
+    return found
+
+
+def _took(report: Report, lora: Lora) -> bool:
+    return any(row.lora is lora for row in report.folded)
