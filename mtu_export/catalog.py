@@ -6,6 +6,7 @@ A checkpoint's own tasks come from its config, never from here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mtu_export.spec import (
@@ -44,6 +45,26 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
     )
 }
+
+_HALF = ("coreml", "onnx")
+"""Targets for which float16 is worth its while."""
+
+
+def scheme_of(component: str, scheme: Scheme, target: str, vae: Mapping[str, Any]) -> Scheme:
+    """The scheme of one part of an export by ``scheme``; ``vae`` is the VAE's config.
+
+    A VAE is never integer, and float32 where its config says ``force_upcast`` (SDXL's overflows
+    float16). Layers that the UNet keeps in float say nothing of a text encoder.
+    """
+    integer = isinstance(scheme.weights, IntWeights)
+    if component.startswith("vae_"):
+        narrow = target in _HALF and vae.get("force_upcast") is not True
+        wanted = "fp16" if narrow else "fp32"
+        return SCHEMES[wanted] if integer or scheme.weights != SCHEMES["fp32"].weights else scheme
+    if component.startswith("text_encoder") and integer:
+        return replace(scheme, overrides=())
+    return scheme
+
 
 _DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

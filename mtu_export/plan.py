@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES, TASKS
+from mtu_export.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES, TASKS, scheme_of
 from mtu_export.draft import BUNDLE, FOLDED, refuse_existing
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
-    FloatWeights,
     IntWeights,
     KeepFloat,
     Plan,
@@ -89,6 +88,8 @@ def resolve(
         raise PlanError("--skip-existing keeps what --force replaces; give one of them")
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise UnknownName("scheduler", scheduler, list(SCHEDULERS))
+    path = folder / "vae" / "config.json"
+    vae = checkpoint.read_json(path) if path.is_file() else {}
     chosen_parts = _components(components, rows, config, folder)
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
@@ -109,7 +110,7 @@ def resolve(
         memory=None if memory is None else memory * 1e9,
         force=force,
         components=chosen_parts,
-        schemes={part: scheme_of(part, row, target, folder, config) for part in chosen_parts},
+        schemes={part: scheme_of(part, row, target, vae) for part in chosen_parts},
         scheduler=scheduler,
         steps=_steps(bake_steps, rows),
         loras=tuple(lora),
@@ -227,26 +228,6 @@ def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
         if not 1 <= count <= _MOST_STEPS:
             raise PlanError(f"--bake-steps must be from 1 to {_MOST_STEPS}, got {count}")
     return tuple(sorted({*(words or BAKED_STEPS), *(task.steps for task in tasks if not words)}))
-
-
-def scheme_of(
-    component: str, scheme: Scheme, target: str, folder: Path, config: Mapping[str, Any]
-) -> Scheme:
-    """The scheme of one component of a bundle whose denoiser has ``scheme``.
-
-    Text encoders follow the denoiser. A VAE has no integer weights: float16 where the target does
-    that, else float32; SDXL's is float32 always, unless its config has ``force_upcast`` false.
-    """
-    if component == "unet":
-        return scheme
-    plain = SCHEMES.get(scheme.name, scheme)  # without what was asked to keep float in the UNet
-    if not component.startswith("vae_") or plain.weights == FloatWeights(dtype="float32"):
-        return plain
-    path = folder / "vae" / "config.json"
-    xl = config.get("addition_embed_type") == "text_time"
-    upcast = xl and checkpoint.read_json(path).get("force_upcast", True) is not False
-    half = "fp16" in targets.load(target).memory if target != FOLD_ONLY else False
-    return SCHEMES["fp16" if half and not upcast else "fp32"]
 
 
 def latent_factor(folder: Path) -> int:

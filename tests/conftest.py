@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,17 +35,25 @@ def relight(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_tiny(tmp_path_factory: pytest.TempPathFactory, relight: str) -> Callable[..., Path]:
-    """A function that writes a random tiny checkpoint; the same arguments give the same folder."""
-    from mtu_export import upcycle
+    """A function that writes a random tiny checkpoint; the same arguments give the same folder.
+
+    Only ``whole`` ones have text encoder, tokenizer, VAE and scheduler beside the UNet.
+    """
+    from mtu_export import parts, upcycle
 
     made: dict[str, Path] = {}
 
-    def make(architecture: str = "tiny", **words: object) -> Path:
+    def make(architecture: str = "tiny", *, whole: bool = False, **words: object) -> Path:
         words.setdefault("tasks", [*TASKS[:-1], relight])
-        key = f"{architecture} {sorted(words.items())}"
+        key = f"{architecture} {whole} {sorted(words.items())}"
         if key not in made:
             folder = tmp_path_factory.mktemp("checkpoint") / architecture
             upcycle.write_random(architecture, folder, **words)  # type: ignore[arg-type]
+            for part in () if whole else sorted(folder.iterdir()):
+                if part.is_dir() and part.name != "unet":
+                    shutil.rmtree(part)
+            if not whole:
+                parts.write_index(folder, {})
             made[key] = folder
         return made[key]
 
@@ -59,6 +68,18 @@ def tiny(make_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(make_tiny: Callable[..., Path]) -> Path:
     return make_tiny("tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def pipeline(make_tiny: Callable[..., Path]) -> Path:
+    """A whole tiny pipeline."""
+    return make_tiny("tiny", whole=True)
+
+
+@pytest.fixture(scope="session")
+def pipeline_sdxl(make_tiny: Callable[..., Path]) -> Path:
+    """A whole tiny SDXL pipeline."""
+    return make_tiny("tiny-sdxl", whole=True)
 
 
 @pytest.fixture(scope="session")

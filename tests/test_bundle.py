@@ -33,11 +33,24 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(manifest), "utf-8")
 
 
+def reseal(folder: Path) -> None:
+    """Make the manifest fit the files again, as somebody would who edits a bundle."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for row in (*manifest["parts"], *manifest["files"]):
+            path = folder / row["path"]
+            if path.exists():
+                row.update(sha256=bundle.sha256(path), bytes=bundle.size(path))
+
+    edit(folder, change)
+
+
 def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
     found = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
     assert list(found) == [
         *("schema_version", "name", "created", "versions", "source", "target", "options"),
-        *("scheme", "image", "tasks", "parts", "tokenizers", "latent", "mask", "loop", "proof"),
+        *("scheme", "image", "tasks", "parts", "tokenizers", "text", "latent", "mask", "loop"),
+        *("files", "proof"),
     ]
     assert found["name"] == "edit-onnx-int8"
     assert found["image"] == {
@@ -62,7 +75,12 @@ def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
     kept = {row["layer"] for row in found["scheme"]["kept_float"]}
     assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= kept
     assert {row["rung"] for row in found["proof"]} == {"folded", "quantised"}
-    assert "onnxsim" in found["options"]["simplifier"]
+    assert "onnxsim" in part["notes"]["simplifier"]
+    assert part["scheme"] == found["scheme"]
+    assert [row["path"] for row in found["files"]] == ["goldens.safetensors"]
+    assert found["tasks"][0]["parts"] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+    assert found["loop"]["scheduler"] == "PNDMScheduler"
+    assert list(found["loop"]["schedules"]) == ["4", "8", "12", "20", "25", "30", "50"]
     assert {path.name for path in onnx_bundle.iterdir()} == {
         *("manifest.json", "goldens.safetensors", "README.md", "unet", "model_index.json"),
     }
@@ -126,12 +144,7 @@ def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
     with pytest.raises(BundleError, match=r"sha256 differs|bytes"):
         bundle.read(copied)
 
-    def rehash(manifest: dict[str, Any]) -> None:
-        part = manifest["parts"][0]
-        part["sha256"] = bundle.sha256(copied / part["path"])
-        part["bytes"] = bundle.size(copied / part["path"])
-
-    edit(copied, rehash)
+    reseal(copied)
     (row,) = exporter.check(bundle.read(copied))
     assert row.passed is False
 
@@ -190,9 +203,13 @@ def test_damaged_goldens_are_refused(copied: Path) -> None:
     path = copied / "goldens.safetensors"
     rows = load_file(path)
     save_file({k: v for k, v in rows.items() if "/1/" not in k and "sample" not in k}, path)
+    with pytest.raises(BundleError, match=r"goldens.safetensors"):
+        bundle.read(copied)
+    reseal(copied)
     with pytest.raises(BundleError, match=r"goldens"):
         exporter.check(bundle.read(copied))
     path.write_bytes(path.read_bytes()[:100])
+    reseal(copied)
     with pytest.raises(BundleError, match="damaged"):
         exporter.check(bundle.read(copied))
     path.unlink()
@@ -230,6 +247,7 @@ def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value:
     rows = load_file(path)
     rows[f"unet/edit/1/{name}"][0, 0] = value
     save_file(rows, path)
+    reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
         exporter.check(bundle.read(copied))
 
@@ -237,8 +255,9 @@ def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value:
 def test_goldens_of_another_dtype_are_refused(copied: Path) -> None:
     path = copied / "goldens.safetensors"
     rows = load_file(path)
-    rows["unet/edit/1/timestep"] = rows["unet/edit/1/timestep"].astype(np.int32)
+    rows["unet/edit/1/timestep"] = rows["unet/edit/1/timestep"].astype(np.float16)
     save_file(rows, path)
+    reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
         exporter.check(bundle.read(copied))
 

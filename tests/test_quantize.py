@@ -77,7 +77,10 @@ def test_quantised_layers_compute_what_their_codes_say() -> None:
 
 def test_other_granularities_are_refused() -> None:
     scheme = Scheme(
-        name="int4", weights=IntWeights(bits=4, granularity=PerGroup(size=32)), floor_db=20
+        name="int4",
+        weights=IntWeights(bits=4, granularity=PerGroup(size=32)),
+        floor_db=20,
+        loop_floor_db=10,
     )
     with pytest.raises(Unsupported, match="per output channel"):
         quantize.quantize(_net(), scheme)

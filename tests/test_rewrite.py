@@ -41,8 +41,8 @@ def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequ
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_the_attention_of_a_vae_is_rewritten(half: str, tiny: Path) -> None:
-    vae = stock.load_vae(tiny)
+def test_the_attention_of_a_vae_is_rewritten(half: str, pipeline: Path) -> None:
+    vae = stock.load_vae(pipeline)
     graph = getattr(stock, f"vae_{half}_graph")(vae, 64, 128)
     values = torch.randn(graph.inputs[0].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

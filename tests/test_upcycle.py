@@ -179,13 +179,13 @@ def test_a_source_of_an_impossible_config_is_one_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ random pipelines
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
+@pytest.mark.parametrize("name", ["pipeline", "pipeline_sdxl"])
 def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -> None:
     """Every part loads as the class that the index names, and the parts fit one another."""
     folder: Path = request.getfixturevalue(name)
     index = json.loads((folder / "model_index.json").read_text())
     unet = checkpoint.read_config(folder)
-    widths, xl = 0, name == "tiny_sdxl"
+    widths, xl = 0, name == "pipeline_sdxl"
     for part in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
         library, kind = index[part]
         wanted, report = getattr(transformers, kind).from_pretrained(
@@ -229,12 +229,12 @@ def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -
     assert sum(path.stat().st_size for path in parts) < 1e6
 
 
-def test_the_index_opens_as_a_stock_pipeline(tiny: Path, tmp_path: Path) -> None:
+def test_the_index_opens_as_a_stock_pipeline(pipeline: Path, tmp_path: Path) -> None:
     """With a folded UNet in its place, diffusers runs the random pipeline from text to picture."""
-    index = json.loads((tiny / "model_index.json").read_text())
-    shutil.copytree(tiny, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
-    pipeline = mtu.load(tiny)
-    folded = mtu.specialise(pipeline, pipeline.components["unet"].task("t2i")).module
+    index = json.loads((pipeline / "model_index.json").read_text())
+    shutil.copytree(pipeline, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
+    live = mtu.load(pipeline)
+    folded = mtu.specialise(live, live.components["unet"].task("t2i")).module
     quantize.quantize(folded, catalog.SCHEMES["fp32"])
     folded.save_pretrained(tmp_path / "pipe" / "unet")
     stock_index = {

@@ -59,7 +59,7 @@ class Scheme:
     """How weights are stored and how close to PyTorch the artefact must be.
 
     ``floor_db`` holds for float activations, ``static_floor_db`` where the target quantises
-    activations statically; ``loop_floor_db`` for the last latent and the picture of a loop, where
+    activations, statically or as they come; ``loop_floor_db`` for the last latent and the picture of a loop, where
     guidance multiplies the error of a pass. Of ``overrides`` the first that matches a layer wins.
     """
 
@@ -72,5 +72,5 @@ class Scheme:
 
     def floor(self, activations: str) -> float:
         """The floor in dB for ``Lowered.activations``."""
-        static = activations == "static_int8" and self.static_floor_db is not None
-        return self.static_floor_db if static else self.floor_db  # type: ignore[return-value]
+        coded = activations in ("static_int8", "dynamic_int8") and self.static_floor_db is not None
+        return self.static_floor_db if coded else self.floor_db  # type: ignore[return-value]

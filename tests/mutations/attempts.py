@@ -50,10 +50,24 @@ def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[st
         _inspect(folder)
     target = "onnx" if whole else "diffusers"
     try:
-        made = plan.resolve(target=target, model=folder, task=task, scheme="fp32", out=home / "out")
+        parts = ["unet"] if whole else ()
+        made = plan.resolve(
+            target=target,
+            model=folder,
+            task=task,
+            scheme="fp32",
+            components=parts,
+            out=home / "out",
+        )
         if max(made.height, made.width) > 256:  # a large latent is legal, and slow
             made = plan.resolve(
-                target=target, model=folder, task=task, out=made.out, height=256, width=256
+                target=target,
+                model=folder,
+                task=task,
+                components=parts,
+                out=made.out,
+                height=256,
+                width=256,
             )
         if whole:
             proof = exporter.export(made).proof

@@ -26,13 +26,16 @@ SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1}
 
 def make_base(home: Path, name: str) -> Path:
     """The valid checkpoint ``name`` of ``BASES`` below ``home``; made once."""
-    from mtu_export import checkpoint, upcycle
+    from mtu_export import checkpoint, parts, upcycle
 
     folder, draft = home / name, home / f"{name}.new"
     if folder.is_dir():
         return folder
     shutil.rmtree(draft, ignore_errors=True)
     upcycle.write_random(name.removesuffix("-sharded"), draft, tasks=TASKS)
+    for part in [path for path in draft.iterdir() if path.is_dir() and path.name != "unet"]:
+        shutil.rmtree(part)
+    parts.write_index(draft, {})
     if name.endswith("-sharded"):
         whole = draft / "whole"
         (draft / "unet").rename(whole)

@@ -1,7 +1,8 @@
 """ExecuTorch: one ``.pte`` a component, its work handed to the XNNPACK backend.
 
 fp32 is lowered as it is. int8 keeps the codes and scales that arrive in the graph and makes the
-activations around them static int8, so that XNNPACK runs those layers with its integer kernels.
+activations around them int8, so that XNNPACK runs those layers with its integer kernels: static in
+the denoiser, dynamic in text encoders, where single channels are far larger than the others.
 
 A ``.pte`` stores neither tensor names nor metadata, so two constant methods carry them as JSON:
 ``_identity`` (str -> str) and ``_interface`` (method -> input and output names). No task name
@@ -36,7 +37,7 @@ from mtu_export.spec import (
     ToolchainMissing,
     Unsupported,
 )
-from mtu_export.targets.executorch.activations import make_static
+from mtu_export.targets.executorch.activations import make_dynamic, make_static
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +100,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     if others:
         raise Unsupported("executorch: one task a bundle for now")
     name = f"{program.name}_{plan.options.backend}_{plan.scheme.name}{suffix}"
-    static = isinstance(plan.scheme.weights, IntWeights)
+    activations = _activations(program, plan)
     names = {
         "inputs": [tensor.name for tensor in program.inputs[task]],
         "outputs": [tensor.name for tensor in program.outputs],
@@ -113,7 +114,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if static:
+            if activations == "dynamic_int8":
+                exported = make_dynamic(exported)
+            elif activations == "static_int8":
                 exported, apart = make_static(exported, names["inputs"], program.calibration[task])
             notes = _write(exported, constants, folder / name)
     except (OSError, MemoryError):
@@ -127,14 +130,20 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     return Lowered(
         path=name,
         entries={task: ENTRY},
-        activations="static_int8" if static else "float32",
-        calibration=program.origin if static else None,
+        activations=activations,
+        calibration=program.origin if activations == "static_int8" else None,
         kept_float=tuple(
             (program.layer(bias), "its bias is beyond int32 codes: added in float32")
             for bias in apart
         ),
         notes={"backend": plan.options.backend, **notes},
     )
+
+
+def _activations(program: Program, plan: Plan) -> str:
+    if not isinstance(plan.scheme.weights, IntWeights):
+        return "float32"
+    return "dynamic_int8" if program.name.startswith("text_encoder") else "static_int8"
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Static int8 activations around layers whose weights arrive as int8 codes."""
+"""Int8 activations around layers whose weights arrive as int8 codes: static or dynamic."""
 
 from __future__ import annotations
 
@@ -44,6 +44,39 @@ def make_static(
     apart = [bias for layer in layers for bias in _quantise_layer(program, layer, ranges, made)]
     program.graph_module.recompile()
     return program, tuple(apart)
+
+
+def make_dynamic(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Quantise the input of every linear layer whose weight arrives as int8 codes, as it runs.
+
+    Each token has a scale and zero point of its own, found in its values: no range is calibrated,
+    and a few large values in one token cost the others nothing. Layers do not share the codes of
+    a common input: a delegate could not be cut out of a graph that does.
+    """
+    import operator
+
+    import torch
+    from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
+
+    quantised = torch.ops.quantized_decomposed
+    program = exported.run_decompositions({})
+    for layer in list(program.graph.nodes):
+        weight = layer.args[1] if layer.target is torch.ops.aten.linear.default else None
+        if getattr(weight, "target", None) is not quantised.dequantize_per_channel.default:
+            continue
+        source = layer.args[0]
+        like, codes = source.meta["val"], source.meta["val"].to(torch.int8)
+        choose = quantised.choose_qparams_per_token_asymmetric.default
+        chosen = _call(choose, (source, torch.int8), choose(like, torch.int8), layer)
+        steps = [
+            _call(operator.getitem, (chosen, i), chosen.meta["val"][i], layer) for i in range(2)
+        ]
+        reach = (*steps, -128, 127, torch.int8)
+        codes = _call(quantised.quantize_per_token.default, (source, *reach), codes, layer)
+        wide = quantised.dequantize_per_token.default
+        layer.replace_input_with(source, _call(wide, (codes, *reach, torch.float32), like, layer))
+    program.graph_module.recompile()
+    return program
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:

@@ -1,0 +1,170 @@
+"""Every part of a pipeline on every target: it lowers, says what it is, and runs as in PyTorch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtu_export import capture, checkpoint, plan, quantize, rewrite, targets, tokenizer
+from mtu_export.catalog import scheme_of
+from mtu_export.models import stock
+from mtu_export.models.blocks import Graph
+from mtu_export.spec import Arrays, FloatWeights, IntWeights
+from mtu_export.verify import psnr
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ("a photo of a cat", "remove the red circle", "make it look like winter", "", "a " * 90)
+SD, XL = "pipeline", "pipeline_sdxl"
+ONNX = [
+    ("onnx", scheme, architecture, part, floor)
+    for architecture, part in (
+        (SD, "text_encoder"),
+        (XL, "text_encoder"),
+        (XL, "text_encoder_2"),
+        (SD, "vae_encoder"),
+        (SD, "vae_decoder"),
+    )
+    for scheme, floor in (("fp32", 90), ("fp16", 50), ("int8", 35))
+    if not (part.startswith("vae") and scheme == "int8")
+]
+COREML = [
+    ("coreml", "fp16", SD, "text_encoder", None),
+    ("coreml", "int8", SD, "text_encoder", None),
+    ("coreml", "int8", XL, "text_encoder_2", None),
+    ("coreml", "fp16", SD, "vae_encoder", None),
+    ("coreml", "fp32", XL, "vae_encoder", None),
+    ("coreml", "fp16", SD, "vae_decoder", None),
+    ("coreml", "fp32", XL, "vae_decoder", None),
+]
+EXECUTORCH = [
+    ("executorch", "fp32", SD, "text_encoder", 90),
+    ("executorch", "int8", SD, "text_encoder", 45),
+    ("executorch", "fp32", XL, "text_encoder_2", 90),
+    ("executorch", "int8", XL, "text_encoder_2", 40),
+    ("executorch", "fp32", SD, "vae_encoder", 90),
+    ("executorch", "fp32", SD, "vae_decoder", 90),
+]
+ROWS = [*ONNX, *COREML, *EXECUTORCH]
+PATHS = {
+    "onnx": "{0}/model.onnx",
+    "coreml": "{1}.mlpackage",
+    "executorch": "{0}_xnnpack_{2}.pte",
+}
+CORE_ML = {
+    "text_encoder": "TextEncoder",
+    "text_encoder_2": "TextEncoder2",
+    "vae_encoder": "VAEEncoder",
+    "vae_decoder": "VAEDecoder",
+}
+ONNX_OUTPUTS = {
+    (SD, "text_encoder"): ["last_hidden_state"],
+    (XL, "text_encoder"): ["hidden_states.0"],
+    (XL, "text_encoder_2"): ["hidden_states.0", "text_embeds"],
+    (SD, "vae_encoder"): ["latent_sample"],
+    (SD, "vae_decoder"): ["sample"],
+}
+
+
+def graph_of(folder: Path, part: str, size: tuple[int, int]) -> tuple[Graph, list[Arrays]]:
+    """The graph of a part and four inputs that look like real ones."""
+    random = np.random.default_rng(0)
+    if part.startswith("vae"):
+        make = stock.vae_encoder_graph if part == "vae_encoder" else stock.vae_decoder_graph
+        graph = make(stock.load_vae(folder), *size)
+        (spec,) = graph.inputs
+        reach = 1 if part == "vae_encoder" else 4
+        values = (random.uniform(-reach, reach, spec.shape).astype(np.float32) for _ in range(4))
+        return graph, [{spec.name: value} for value in values]
+    module: Any = stock.load_text_encoder(folder, part)
+    xl = (folder / "text_encoder_2").is_dir()
+    graph = stock.text_encoder_graph(
+        module, module.config, penultimate=xl, pooled=part == "text_encoder_2"
+    )
+    words = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
+    return graph, [{"input_ids": words.encode(prompt)[0]} for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "architecture", "part", "floor"), ROWS, ids=["-".join(r[:4]) for r in ROWS]
+)
+def test_a_part_lowers_reads_and_runs(
+    name: str,
+    scheme: str,
+    architecture: str,
+    part: str,
+    floor: float | None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    folder: Path = request.getfixturevalue(architecture)
+    target = targets.load(name)
+    whole = plan.resolve(target=name, model=folder, task="t2i", scheme=scheme)
+    row = scheme_of(part, whole.scheme, name, {})
+    whole = replace(whole, scheme=row)
+    graph, cases = graph_of(folder, part, (whole.height, whole.width))
+    wanted = capture.run(graph, cases)
+    rewrite.apply(graph.module, target.rewrites)
+    quantize.quantize(graph.module, row)
+    quantised = [p for p, m in graph.module.named_modules() if hasattr(m, "codes")]
+    assert bool(quantised) == isinstance(row.weights, IntWeights)
+    program = capture.capture(part, {"t2i": graph}, {"t2i": cases[2:]}, "seeded")
+    lowered = target.lower(program, whole, tmp_path, {"name": "parts"})
+
+    path, entry = tmp_path / lowered.path, lowered.entries["t2i"]
+    relative = PATHS[name].format(part, CORE_ML[part], row.name)
+    assert (tmp_path / relative).exists()
+    found = target.structure(path, entry)
+    for specs, there in ((graph.inputs, found.inputs), (graph.outputs, found.outputs)):
+        named = [replace(s, name=lowered.borders.get(s.name, s.name)) for s in specs]
+        assert named == list(there)
+    if name == "onnx":
+        assert [spec.name for spec in found.outputs] == ONNX_OUTPUTS[architecture, part]
+        config = json.loads((path / "config.json").read_text())
+        assert config["architectures" if "text" in part else "_class_name"]
+    if isinstance(row.weights, FloatWeights):
+        assert lowered.activations in ("float32", row.weights.dtype)
+    if name == "coreml":
+        assert (lowered.activations == "float32") == (row.name == "fp32")
+        assert target.runner()[0] is None or floor is not None
+        return
+    if name == "executorch":
+        assert lowered.activations == {"int8": "dynamic_int8"}.get(row.name, "float32")
+        allowed = {"aten_embedding_default", "aten_native_layer_norm_default"}
+        if part.startswith("vae"):
+            allowed = {"aten_native_group_norm_default", "aten_upsample_nearest2d_vec"}
+            allowed |= {"dim_order_ops__to_dim_order_copy_default"}
+        if part != "text_encoder_2":  # its pooling adds a few operators on [1, 77]
+            assert set(lowered.notes["outside"]) <= allowed
+    assert floor is not None
+    session = target.open(path, entry)
+    for case, want in zip(cases, wanted, strict=True):
+        given = {lowered.borders.get(key, key): value for key, value in case.items()}
+        got = session(given)
+        for key, value in want.items():
+            assert psnr(value, got[lowered.borders.get(key, key)]) > floor, key
+
+
+def test_the_onnx_files_of_sdxl_say_what_optimum_reads(pipeline_sdxl: Path, tmp_path: Path) -> None:
+    """One layer in the config, and the first encoder's states under two names."""
+    import onnx
+
+    whole = plan.resolve(target="onnx", model=pipeline_sdxl, task="t2i")
+    for part in ("text_encoder", "text_encoder_2"):
+        graph, cases = graph_of(pipeline_sdxl, part, (128, 128))
+        program = capture.capture(part, {"t2i": graph}, {"t2i": cases}, "seeded")
+        targets.load("onnx").lower(program, whole, tmp_path, {})
+        config = json.loads((tmp_path / part / "config.json").read_text())
+        assert config["num_hidden_layers"] == 1
+        there = onnx.load(tmp_path / part / "model.onnx").graph.output
+        extra = "last_hidden_state" if part == "text_encoder" else "text_embeds"
+        assert [output.name for output in there] == ["hidden_states.0", extra]
+    index = checkpoint.read_json(tmp_path / "model_index.json")
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+    assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
+    assert index["force_zeros_for_empty_prompt"] is True

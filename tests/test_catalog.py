@@ -1,0 +1,50 @@
+"""Rows: the scheme of each part of an export, and parts that fit their UNets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mtu_export import vocabulary
+from mtu_export.catalog import ARCHITECTURES, SCHEMES, STOCK_PARTS, scheme_of
+from mtu_export.plan import LATENT_FACTOR
+from mtu_export.spec import KeepFloat
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "upcast", "names"),
+    [
+        ("fp32", "onnx", False, ("fp32", "fp32", "fp32")),
+        ("fp32", "executorch", True, ("fp32", "fp32", "fp32")),
+        ("fp16", "coreml", False, ("fp16", "fp16", "fp16")),
+        ("fp16", "coreml", True, ("fp16", "fp16", "fp32")),
+        ("int8", "onnx", False, ("int8", "int8", "fp16")),
+        ("int8", "coreml", False, ("int8", "int8", "fp16")),
+        ("int8", "coreml", True, ("int8", "int8", "fp32")),
+        ("int8", "executorch", False, ("int8", "int8", "fp32")),
+    ],
+)
+def test_each_part_has_its_scheme(
+    scheme: str, target: str, upcast: bool, names: tuple[str, ...]
+) -> None:
+    mine = KeepFloat(pattern="mid_block.*", why="asked for", required=True)
+    given = replace(SCHEMES[scheme], overrides=(mine, *SCHEMES[scheme].overrides))
+    config = {"force_upcast": True} if upcast else {}
+    parts = ("unet", "text_encoder_2", "vae_decoder")
+    rows = [scheme_of(part, given, target, config) for part in parts]
+    assert tuple(row.name for row in rows) == names
+    assert rows[0] == given
+    assert mine not in rows[1].overrides or scheme != "int8"
+
+
+def test_stock_parts_fit_their_unets() -> None:
+    for name, parts in STOCK_PARTS.items():
+        unet = ARCHITECTURES[name]
+        texts = [config for part, config in parts.items() if part.startswith("text_encoder")]
+        assert sum(config["hidden_size"] for config in texts) == unet["cross_attention_dim"]
+        assert len(texts) == (2 if "xl" in name else 1)
+        assert 2 ** (len(parts["vae"]["block_out_channels"]) - 1) == LATENT_FACTOR
+        assert parts["vae"]["latent_channels"] == unet["in_channels"]
+        tiny = name.startswith("tiny")
+        assert {config["vocab_size"] for config in texts} == {vocabulary.SIZE if tiny else 49408}
