@@ -181,8 +181,9 @@ def test_several_adapters_with_scales(tmp_path: Path) -> None:
     ]
     report = compare_unet(files)
     assert report.changed == {"unet": len(paths)}
-    assert [row["scale"] for row in lora.identity(report)] == [0.5, -0.75, 1.25]
-    assert [row["layers"] for row in lora.identity(report)] == [len(paths), len(half), len(kohya)]
+    assert [row.scale for row in report.folded] == [0.5, -0.75, 1.25]
+    layers = [row.layers["unet"] for row in report.folded]
+    assert layers == [len(paths), len(half), len(kohya)]
 
 
 @needs_peft

@@ -359,8 +359,14 @@ def test_components_that_are_not_there_are_counted(
     report = lora.apply({"unet": unet}, [(found, 1.0), (found, 0.0)])
     assert report.changed == {"unet": 1}
     assert report.unused == {"text_encoder": 6}
-    (row, _) = lora.identity(report)
-    assert row == {"name": file.name, "sha256": found.sha256, "scale": 1.0, "layers": 1}
+    (row,) = lora.identity([(found, 1.0)], {"unet": report})
+    assert row == {
+        "name": file.name,
+        "sha256": found.sha256,
+        "scale": 1.0,
+        "layers": {"unet": 1},
+        "unused": {"text_encoder": 3},
+    }
     alone = lora.read(loras.write(tmp_path / "text.safetensors", text))
     line = refused(lambda: lora.apply({"unet": unet}, [(alone, 1.0)]))
     assert "would change nothing: it is for text_encoder; the model here has: unet" in line

@@ -24,7 +24,7 @@ from mtu_export.exporter import proving
 from mtu_export.exporter.reference import Reference
 from mtu_export.models import stock
 from mtu_export.models.blocks import Graph
-from mtu_export.spec import Arrays, Cost, Plan, Verdict
+from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +62,27 @@ class Job:
         return self.watch(mark + words)
 
 
+@dataclass(kw_only=True)
+class _Captured:
+    """A component as a program, before a target has it; :func:`_lower` takes the program out."""
+
+    program: Program | None
+    kept: Sequence[tuple[str, str]]
+    cases: Sequence[tuple[Arrays, Arrays]]
+    proof: list[Verdict]
+    cost: Cost
+
+
 def make(job: Job, reference: Reference) -> Made | None:
     """Export one component of the plan, prove it, and give the loop what it needs of it.
 
     Null for a component that only the loop's reference needs.
     """
-    return _unet(job, reference) if job.component == "unet" else _stock(job, reference)
+    captured = (_unet if job.component == "unet" else _stock)(job, reference)
+    return None if captured is None else _lower(job, captured)
 
 
-def _unet(job: Job, reference: Reference) -> Made:
+def _unet(job: Job, reference: Reference) -> _Captured:
     plan, task = job.plan, job.plan.tasks[0]
     family = models.load(plan.family)
     with job.stage("load checkpoint"):
@@ -94,10 +106,11 @@ def _unet(job: Job, reference: Reference) -> Made:
         proof = [proving.folded(wanted, capture.run(graph, cases), task)]
         proving.refuse_failure(proof)
     ranges = calibrate.calibration(graph.inputs, task, plan, given)
-    return _lower(job, graph, ranges, list(zip(cases, wanted, strict=True)), proof, cost)
+    rows = list(zip(cases, wanted, strict=True))
+    return _capture(job, graph, folded.module, ranges, rows, proof, cost)
 
 
-def _stock(job: Job, reference: Reference) -> Made | None:
+def _stock(job: Job, reference: Reference) -> _Captured | None:
     plan, component = job.plan, job.component
     with job.stage("load and run"):
         if component.startswith("text_encoder"):
@@ -130,7 +143,8 @@ def _stock(job: Job, reference: Reference) -> Made | None:
     if component not in plan.components:
         return None
     cost = capture.cost(graph)
-    return _lower(job, graph, cases, list(zip(cases, wanted, strict=True)), [], cost)
+    rows = list(zip(cases, wanted, strict=True))
+    return _capture(job, graph, graph.module, cases, rows, [], cost)
 
 
 def _apply(job: Job, module: Any) -> None:
@@ -150,34 +164,43 @@ def _given(reference: Reference) -> list[Arrays]:
     return [row for row in found if row]
 
 
-def _lower(
+def _capture(
     job: Job,
     graph: Graph,
+    module: Any,
     ranges: Sequence[Arrays],
     cases: Sequence[tuple[Arrays, Arrays]],
     proof: list[Verdict],
     cost: Cost,
-) -> Made:
-    """Rewrite, quantise, capture, lower and verify a graph whose mathematics are settled."""
-    plan, component, task = job.plan.part(job.component), job.component, job.plan.tasks[0]
-    target = targets.load(plan.target)
+) -> _Captured:
+    """Rewrite, quantise and capture a graph whose mathematics are settled.
+
+    ``module`` is what the schemes' layers are named in.
+    """
+    plan, task = job.plan.part(job.component), job.plan.tasks[0].name
     with job.stage("rewrite and quantise"):
-        rewrite.apply(graph.module, target.rewrites)
-        kept = quantize.quantize(graph.module, plan.scheme)
+        rewrite.apply(module, targets.load(plan.target).rewrites)
+        kept = quantize.quantize(module, plan.scheme)
     with job.stage("capture"):
-        program = capture.capture(
-            component, {task.name: graph}, {task.name: ranges}, calibrate.ORIGIN
-        )
-        del graph
+        program = capture.capture(job.component, {task: graph}, {task: ranges}, calibrate.ORIGIN)
+    return _Captured(program=program, kept=kept, cases=cases, proof=proof, cost=cost)
+
+
+def _lower(job: Job, captured: _Captured) -> Made:
+    """Write the artefact and run it; the program's weights are free before a runtime loads it."""
+    plan, task = job.plan.part(job.component), job.plan.tasks[0]
+    program, captured.program = captured.program, None
+    assert program is not None
+    gc.collect()
     with job.stage(f"lower to {plan.target}"):
-        lowered = target.lower(program, plan, job.folder, job.identity)
-    row = manifest.part(program, lowered, cost, plan, job.folder, kept)
+        lowered = targets.load(plan.target).lower(program, plan, job.folder, job.identity)
+    row = manifest.part(program, lowered, captured.cost, plan, job.folder, captured.kept)
     del program
-    gc.collect()  # graphs are cyclic: free their weights before a runtime loads them again
+    gc.collect()  # graphs are cyclic
     with job.stage("verify"):
-        renamed = _renamed(row, cases)
-        proof += proving.part(plan, row, job.folder, task, renamed)
-    return Made(component=component, row=row, proof=tuple(proof), cases=renamed, cost=cost)
+        cases = _renamed(row, captured.cases)
+        proof = (*captured.proof, *proving.part(plan, row, job.folder, task, cases))
+    return Made(component=job.component, row=row, proof=proof, cases=cases, cost=captured.cost)
 
 
 def _renamed(

@@ -59,8 +59,9 @@ class Scheme:
     """How weights are stored and how close to PyTorch the artefact must be.
 
     ``floor_db`` holds for float activations, ``static_floor_db`` where the target quantises
-    activations, statically or as they come; ``loop_floor_db`` for the last latent and the picture of a loop, where
-    guidance multiplies the error of a pass. Of ``overrides`` the first that matches a layer wins.
+    activations, statically or as they come; ``loop_floor_db`` for the last latent and the picture
+    of a loop, where guidance multiplies the error of a pass. Of ``overrides`` the first that
+    matches a layer wins.
     """
 
     name: str
