@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mtu_export.spec import MtuExportError, OutputExists, PlanError, ResourceError
 
+_STOPPED = ".stopped"
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.ELOOP)
 
@@ -90,11 +91,14 @@ def _look(out: Path, force: bool, mark: Mark, source: Path | None) -> None:
 
 
 @contextmanager
-def draft(out: Path, *, force: bool, mark: Mark, source: Path | None = None) -> Iterator[Path]:
+def draft(
+    out: Path, *, force: bool, mark: Mark, source: Path | None = None, keep: bool = False
+) -> Iterator[Path]:
     """A private folder beside ``out`` that takes its place at the end.
 
     After an error or an interruption nothing of it is left and an older ``out`` is untouched.
-    Leftovers of a killed process are removed. Raises ``OutputExists``, ``PlanError`` and
+    Leftovers of a killed process are removed. With ``keep`` both stay, hidden beside ``out``, and
+    the next draft with ``keep`` begins with them. Raises ``OutputExists``, ``PlanError`` and
     ``ResourceError`` (no space, no permission).
     """
     out = out.absolute()
@@ -103,10 +107,20 @@ def draft(out: Path, *, force: bool, mark: Mark, source: Path | None = None) -> 
     private: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        taken = _taken_up(out) if keep else None
         _remove_leftovers(out)
         prefix = f".{out.name[:80]}.{os.getpid()}."
         private = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
-        yield private
+        if taken is not None:
+            private.rmdir()
+            taken.rename(private)
+        try:
+            yield private
+        except BaseException:
+            if keep and any(private.iterdir()):
+                private.rename(private.with_suffix(_STOPPED))
+                made = []
+            raise
         _open_modes(private)
         refuse_existing(out, force, mark, source)
         _replace(private, out, force, mark)
@@ -184,11 +198,32 @@ def _renamed(private: Path, out: Path) -> bool:
     return True
 
 
+def _taken_up(out: Path) -> Path | None:
+    """The newest draft of a stopped or killed process, out of :func:`_remove_leftovers`' reach."""
+    found = [
+        path
+        for path in out.parent.glob(f".{glob.escape(out.name[:80])}.*.*")
+        if path.suffix == _STOPPED or (path.suffix == ".partial" and not _alive(_maker(path)))
+    ]
+    if not found:
+        return None
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
+    return newest.rename(newest.with_suffix(".taken"))
+
+
+def _maker(path: Path) -> int:
+    """Number of the process that made a private folder; 0 where the name says none."""
+    pid = path.name.split(".")[-3] if path.name.count(".") >= 4 else ""
+    return int(pid) if pid.isdecimal() else 0
+
+
 def _remove_leftovers(out: Path) -> None:
     """Clear what killed processes left beside ``out``; an old ``out`` that they moved returns."""
     for path in out.parent.glob(f".{glob.escape(out.name[:80])}.*.*"):
-        pid = path.name.split(".")[-3] if path.name.count(".") >= 4 else ""
-        if path.suffix not in (".partial", ".old") or not pid.isdecimal() or _alive(int(pid)):
+        pid = _maker(path)
+        if path.suffix not in (".partial", ".old", _STOPPED) or not pid:
+            continue
+        if _alive(pid) and path.suffix != _STOPPED:
             continue
         if path.suffix == ".old" and not out.exists():
             path.rename(out)

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import __version__, bundle, checkpoint, targets
-from mtu_export.plan import needed
+from mtu_export.plan import needed, source_folder
 from mtu_export.spec import Cost, IntWeights, Lowered, Plan, Program, Task, TensorSpec
 
 
 def identity(plan: Plan) -> dict[str, str]:
     """What is written inside every artefact too."""
-    home = plan.checkpoint / "unet"
-    files = {path.name: path for path in (home / "config.json", *checkpoint.weight_files(home))}
+    files = {}
+    for part in dict.fromkeys(source_folder(name) for name in plan.components):
+        home = plan.checkpoint / part
+        stem = checkpoint.TEXT_WEIGHTS if part.startswith("text_encoder") else checkpoint.WEIGHTS
+        rows = (home / "config.json", *checkpoint.weight_files(home, stem))
+        files |= {f"{part}/{path.name}": path for path in rows}
     return {
         "name": plan.out.name,
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
@@ -35,8 +39,6 @@ def describe(
     plan: Plan, identity: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The manifest of bundle.md for these parts, with neither files, loop nor proof yet."""
-    target = targets.load(plan.target)
-    packages = ("torch", "diffusers", "transformers", *target.packages)
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
     now = datetime.datetime.now(datetime.UTC)
@@ -45,10 +47,7 @@ def describe(
         "schema_version": identity["schema_version"],
         "name": identity["name"],
         "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "versions": {
-            "mtu_export": __version__,
-            **{name: found for name in packages if (found := _version(name))},
-        },
+        "versions": versions(plan),
         "source": {
             "name": identity["source"],
             "family": plan.family,
@@ -91,6 +90,13 @@ def describe(
         "files": [],
         "proof": [],
     }
+
+
+def versions(plan: Plan) -> dict[str, str]:
+    """Versions of what makes the bundle."""
+    packages = ("torch", "diffusers", "transformers", *targets.load(plan.target).packages)
+    found = {name: version for name in packages if (version := _version(name))}
+    return {"mtu_export": __version__, **found}
 
 
 def _version(package: str) -> str | None:

@@ -100,7 +100,7 @@ def _write_text_encoder(
             yield full, value.to(dtype)
 
     said = {"architectures": [kind], "model_type": "clip_text_model", **config}
-    checkpoint.write(home, said, rows(), stem=stock.TEXT_WEIGHTS)
+    checkpoint.write(home, said, rows(), stem=checkpoint.TEXT_WEIGHTS)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -359,7 +359,7 @@ def test_components_that_are_not_there_are_counted(
     report = lora.apply({"unet": unet}, [(found, 1.0), (found, 0.0)])
     assert report.changed == {"unet": 1}
     assert report.unused == {"text_encoder": 6}
-    (row,) = lora.identity([(found, 1.0)], {"unet": report})
+    (row,) = lora.identity([(found, 1.0)], ["unet"])
     assert row == {
         "name": file.name,
         "sha256": found.sha256,

@@ -21,6 +21,7 @@ from mtu_export.checkpoint.config import (
 from mtu_export.checkpoint.folder import EMBEDDED, licences, locate, read_json, stays_inside
 from mtu_export.checkpoint.weights import (
     SHARD_BYTES,
+    TEXT_WEIGHTS,
     WEIGHTS,
     Header,
     compare,
@@ -38,6 +39,7 @@ __all__ = [
     "MTU_KEYS",
     "SHARD_BYTES",
     "STOCK_DEFAULTS",
+    "TEXT_WEIGHTS",
     "WEIGHTS",
     "Header",
     "check_config",

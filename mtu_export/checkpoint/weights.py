@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "diffusion_pytorch_model"
+TEXT_WEIGHTS = "model"
+"""Stem of the weight files of a transformers part."""
 SHARD_BYTES = 2_000_000_000
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HEADER_LIMIT = 100_000_000

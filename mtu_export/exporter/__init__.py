@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 from mtu_export import budget, bundle, checkpoint, manifest, targets
 from mtu_export.bundle import Bundle
 from mtu_export.draft import BUNDLE, FOLDED, draft
-from mtu_export.spec import COMPONENTS, IntWeights, Plan, PlanError, Unsupported, Verdict
+from mtu_export.exporter import resume
+from mtu_export.spec import (
+    COMPONENTS,
+    IntWeights,
+    OutputExists,
+    Plan,
+    PlanError,
+    Unsupported,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
@@ -42,7 +51,10 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     disk will not do, and any other error of ``spec``.
     """
     budget.check(plan)
-    with draft(plan.out, force=plan.force, mark=BUNDLE, source=plan.checkpoint) as folder:
+    if plan.resume and (found := _finished(plan)) is not None:
+        return found
+    words = {"force": plan.force, "mark": BUNDLE, "source": plan.checkpoint, "keep": plan.resume}
+    with draft(plan.out, **words) as folder:
         with watch("import PyTorch"):
             from mtu_export import lora, schedule
             from mtu_export.exporter import component, proving
@@ -51,26 +63,34 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             scheduler = schedule.load(plan.checkpoint, plan.scheduler)
             reference = Reference(plan, scheduler, schedule.tables(scheduler, plan.steps))
             _check_overrides(plan)
-            loras = _loras(plan)
-            identity = manifest.identity(plan)
-        parts, folded = [], {}
-        for name in _order(plan):
-            job = component.Job(
-                plan=plan,
-                component=name,
-                folder=folder,
-                identity=identity,
-                watch=watch,
-                loras=loras,
-                folded=folded,
-            )
-            one = component.make(job, reference)
-            if one is not None:
-                if any(verdict.passed is False for verdict in one.proof):
+            loras, order = _loras(plan), _order(plan)
+        identity = manifest.identity(plan)
+        mark = resume.fingerprint(plan, identity, manifest.versions(plan))
+        state, parts = resume.State(folder, mark), []
+        for name in order:
+            done = state.get(name) if plan.resume else None
+            before = set(reference.arrays)
+            if done is None:
+                job = component.Job(
+                    plan=plan,
+                    component=name,
+                    folder=folder,
+                    identity=identity,
+                    watch=watch,
+                    loras=loras,
+                )
+                one = component.make(job, reference)
+                if one is not None and any(verdict.passed is False for verdict in one.proof):
                     _refuse(plan, one, loras, watch)
-                parts.append(one)
+                given = {n: v for n, v in reference.arrays.items() if n not in before}
+                state.put(name, one, given)
+            else:
+                with watch(f"{name}: taken from the export before"):
+                    one, given = done
+                    reference.arrays |= given
+            parts += [] if one is None else [one]
         said = manifest.describe(plan, identity, [one.row for one in parts])
-        said["source"]["loras"] = lora.identity(loras, folded)
+        said["source"] |= {"loras": lora.identity(loras, order), "fingerprint": mark}
         _write_rest(plan, folder, said, reference, parts)
         ladder = [verdict for one in parts for verdict in one.proof]
         if reference.golden():
@@ -79,7 +99,23 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             proving.refuse_failure(ladder)
         said["proof"] = [asdict(row) for row in ladder]
         bundle.write_manifest(folder, said)
+        state.clear()
     return bundle.read(plan.out)
+
+
+def _finished(plan: Plan) -> Bundle | None:
+    """The bundle that is already there, where this plan made it; refuses another one."""
+    if not plan.out.exists():
+        return None
+    if not BUNDLE.is_on(plan.out):
+        raise OutputExists(plan.out)
+    found = bundle.read(plan.out)
+    mark = resume.fingerprint(plan, manifest.identity(plan), manifest.versions(plan))
+    if found.manifest["source"].get("fingerprint") != mark:
+        raise PlanError(
+            f"{plan.out} is the bundle of another plan or version; choose another -o, or --force"
+        )
+    return found
 
 
 def _order(plan: Plan) -> list[str]:

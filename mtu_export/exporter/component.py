@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where one component goes, what is folded into it, and how its stages are shown.
-
-    ``folded`` collects what the LoRAs changed, by component.
-    """
+    """Where one component goes, what is folded into it, and how its stages are shown."""
 
     plan: Plan
     component: str
@@ -54,7 +51,6 @@ class Job:
     identity: Mapping[str, str]
     watch: Any
     loras: Sequence[tuple[lora.Lora, float]] = ()
-    folded: dict[str, lora.Report] = field(default_factory=dict)
 
     def stage(self, words: str) -> AbstractContextManager[Any]:
         """Enter a stage; those of other parts than the UNet carry their name."""
@@ -155,7 +151,7 @@ def _apply(job: Job, module: Any) -> None:
         if any(layer.component == job.component for layer in row.layers)
     ]
     if rows:
-        job.folded[job.component] = lora.apply({job.component: module}, rows)
+        lora.apply({job.component: module}, rows)
 
 
 def _given(reference: Reference) -> list[Arrays]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -184,29 +184,24 @@ def _fit(lora: Lora, names: Mapping[str, Names]) -> list[tuple[Layer, tuple[Part
 
 
 def identity(
-    loras: Sequence[tuple[Lora, float]], reports: Mapping[str, Report]
+    loras: Sequence[tuple[Lora, float]], components: Collection[str]
 ) -> list[dict[str, Any]]:
-    """The LoRAs for a manifest, in order; ``reports`` are those of the components they went to.
+    """The LoRAs for a manifest, in order; ``components`` are those that they were folded into.
 
     ``layers`` counts what was folded by component, ``unused`` what had nowhere to go.
     """
     found = []
     for lora, scale in loras:
-        counts = dict.fromkeys((layer.component for layer in lora.layers), 0)
+        counts: dict[str, int] = {}
         for layer in lora.layers:
-            counts[layer.component] += 1
-        used = {name for name, report in reports.items() if _took(report, lora)}
+            counts[layer.component] = counts.get(layer.component, 0) + 1
         found.append(
             {
                 "name": lora.path.name,
                 "sha256": lora.sha256,
                 "scale": scale,
-                "layers": {name: count for name, count in counts.items() if name in used},
-                "unused": {name: count for name, count in counts.items() if name not in used},
+                "layers": {name: n for name, n in counts.items() if name in components},
+                "unused": {name: n for name, n in counts.items() if name not in components},
             }
         )
     return found
-
-
-def _took(report: Report, lora: Lora) -> bool:
-    return any(row.lora is lora for row in report.folded)

@@ -23,8 +23,6 @@ from mtu_export import checkpoint
 from mtu_export.models.blocks import TEXT_TOKENS, Graph
 from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec, shown
 
-TEXT_WEIGHTS = "model"
-"""Stem of the weight files of a transformers part."""
 TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
@@ -61,7 +59,7 @@ def load_text_encoder(folder: Path, name: str) -> nn.Module:
     home = folder / name
     config = checkpoint.read_json(home / "config.json")
     kind = _class_of(folder, name, config)
-    found = checkpoint.headers(home, TEXT_WEIGHTS, ignored=_IDS)
+    found = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=_IDS)
     fields = _text_fields(config, home / "config.json")
     with _describing(home / "config.json", "CLIP text encoder"), torch.device("meta"):
         module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))

@@ -1,0 +1,119 @@
+"""What a stopped export has finished, in files of its draft, so that the next one goes on there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtu_export import bundle
+from mtu_export.spec import BundleError, Cost, Plan, Verdict
+
+if TYPE_CHECKING:
+    from mtu_export.exporter.component import Made
+
+_FOLDER = ".state"
+_PLAN_ONLY = ("out", "force", "memory", "resume")
+"""Fields of a plan that do not change what is exported."""
+
+
+def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """By which two exports are known to make the same: plan, source, LoRAs and versions."""
+    rows = {row.name: repr(getattr(plan, row.name)) for row in fields(plan)}
+    kept = {name: value for name, value in rows.items() if name not in _PLAN_ONLY}
+    files = {word: bundle.sha256(path) for word in plan.loras for path in _lora_files(word)}
+    said = {**identity, "name": "", **versions}
+    text = json.dumps([kept, said, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lora_files(word: str) -> list[Path]:
+    from mtu_export import lora
+
+    return [lora.parse(word)[0]]
+
+
+class State:
+    """Finished components below a draft folder; those of another export are cleared away."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self.home = folder, folder / _FOLDER
+        try:
+            same = (self.home / "mark").read_text("utf-8") == mark
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.home.mkdir()
+            (self.home / "mark").write_text(mark, "utf-8")
+
+    def get(self, component: str) -> tuple[Made | None, dict[str, np.ndarray]] | None:
+        """A finished component and what it gave to the loop, its files checked; else null."""
+        from safetensors.numpy import load_file
+
+        from mtu_export.exporter.component import Made
+
+        path = self.home / f"{component}.json"
+        if not path.is_file():
+            return None
+        said = json.loads(path.read_text("utf-8"))
+        arrays = load_file(self.home / f"{component}.safetensors")
+        given = {n.removeprefix("given/"): v for n, v in arrays.items() if n.startswith("given/")}
+        if said is None:
+            return None, given
+        try:
+            bundle.part(self.folder, said["row"])
+        except BundleError:
+            return None  # of a part that was half written or changed since
+        cases: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        for number in range(said["cases"]):
+            sides = (f"{number}/in/", f"{number}/out/")
+            pair = [
+                {n.removeprefix(s): arrays[n] for n in said["names"] if n.startswith(s)}
+                for s in sides
+            ]
+            cases.append((pair[0], pair[1]))
+        made = Made(
+            component=component,
+            row=said["row"],
+            proof=tuple(Verdict(**row) for row in said["proof"]),
+            cases=cases,
+            cost=Cost(**said["cost"]),
+        )
+        return made, given
+
+    def put(self, component: str, made: Made | None, given: Mapping[str, np.ndarray]) -> None:
+        """Keep a finished component; its JSON appears last and whole."""
+        from safetensors.numpy import save_file
+
+        arrays = {f"given/{name}": value for name, value in given.items()}
+        said: dict[str, Any] | None = None
+        if made is not None:
+            names = []
+            for number, case in enumerate(made.cases):
+                for side, rows in zip(("in", "out"), case, strict=True):
+                    names += [f"{number}/{side}/{name}" for name in rows]
+                    arrays |= {f"{number}/{side}/{name}": value for name, value in rows.items()}
+            said = {
+                "row": made.row,
+                "proof": [asdict(row) for row in made.proof],
+                "cost": asdict(made.cost),
+                "cases": len(made.cases),
+                "names": names,
+            }
+        found = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        save_file(found, self.home / f"{component}.safetensors")
+        draft = self.home / f"{component}.new"
+        draft.write_text(json.dumps(said), "utf-8")
+        draft.rename(self.home / f"{component}.json")
+
+    def clear(self) -> None:
+        """Remove all of it from the finished bundle."""
+        shutil.rmtree(self.home)
