@@ -37,7 +37,7 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/pytest -m "not slow"
 
-## Every task x target x scheme on tiny checkpoints -> benchmarks/results/conformance.* (an hour).
+## Every task x target x scheme on tiny pipelines -> benchmarks/results/conformance.* (an hour).
 conformance: setup
 	$(BIN)/python benchmarks/conformance.py
 

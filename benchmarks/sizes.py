@@ -5,8 +5,8 @@
 A row is one export in a process of its own: wall time, peak resident memory (`wait4`), its
 anonymous share by stage (read from /proc every 0.2 s; the rest is the mapped checkpoint, which the
 kernel may drop), bytes, the exporter's proof, and PSNR on three inputs that the exporter did not
-use. Rows that are done are kept under `--home`, so the run can be stopped at any time. What is
-refused is a row too.
+use. The rows of the UNet come first, whole pipelines last. Rows that are done are kept under
+`--home`, so the run can be stopped at any time. What is refused is a row too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRESH = (1, 4, 6)
 
 
 def exports() -> Iterator[tuple[str, str, str, str]]:
-    """(architecture, target, scheme, task): every task in int8, one task in every scheme."""
+    """(architecture, target, scheme, task) of the UNet alone: every task in int8, one in each."""
     for target in ("onnx", "executorch"):
         for task in TASKS:
             yield "sd15", target, "int8", task
@@ -49,6 +49,13 @@ def exports() -> Iterator[tuple[str, str, str, str]]:
             yield "sdxl", target, scheme, "edit"
     for task in TASKS[:3]:
         yield "sd15", "coreml", "int8", task
+
+
+def pipelines() -> Iterator[tuple[str, str, str, str]]:
+    """(architecture, target, scheme, task) of whole pipelines."""
+    for target in ("onnx", "executorch", "coreml"):
+        yield "sd15", target, "int8", "inpaint"
+    yield "sdxl", "onnx", "int8", "edit"
 
 
 def watch(pid: int, log: Path, found: dict[str, float], done: threading.Event) -> None:
@@ -156,6 +163,7 @@ def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -
     height, width = SIZE[architecture]
     shutil.rmtree(out, ignore_errors=True)
     words = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
+    words += ["--components", "unet"]
     row: dict[str, Any] = {"target": target, "scheme": scheme, "task": task}
     row = {"model": architecture, "height": int(height), **row}
     row |= measure([*words, "--height", height, "--width", width], log)
@@ -174,7 +182,35 @@ def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -
     return row
 
 
-def page(made: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def whole(home: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
+    """Export every part of a task; bytes, cost and proof by part."""
+    model, out, log = home / architecture / "checkpoint", home / "bundle", home / "log.txt"
+    height, width = SIZE[architecture]
+    shutil.rmtree(out, ignore_errors=True)
+    words = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
+    row: dict[str, Any] = {"model": architecture, "height": int(height), "target": target}
+    row |= {"scheme": scheme, "task": task}
+    row |= measure([*words, "--height", height, "--width", width], log)
+    if row["exit"]:
+        return row
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    row["parts"] = {
+        part["component"]: {
+            "bytes": part["bytes"],
+            "parameters": part["cost"]["parameters"],
+            "scheme": part["scheme"]["name"],
+        }
+        for part in manifest["parts"]
+    }
+    row["proof"], row["versions"] = manifest["proof"], manifest["versions"]
+    row["bytes"] = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
+    return row
+
+
+def page(
+    made: list[dict[str, Any]], rows: list[dict[str, Any]], wholes: list[dict[str, Any]]
+) -> str:
     """The rows as Markdown."""
     lines = [
         "# Published sizes: SD 1.5 and SDXL, random weights, 512 x 512",
@@ -183,7 +219,9 @@ def page(made: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
         "of the live router and the verification; 2 cores, shared with other work. Peak RSS counts "
         "the mapped checkpoint; anonymous memory is what the kernel cannot drop. `of fp32` is "
         "bytes over 4 x parameters. Fresh dB: three inputs that the exporter did not use, against "
-        "the live router.",
+        "the live router. A row that is not here was not run.",
+        "",
+        "## The UNet alone",
         "",
         "| model | target | scheme | task | wall | peak RSS | anonymous | bytes | of fp32 "
         "| folded dB | proof dB | fresh dB |",
@@ -205,11 +243,33 @@ def page(made: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
             f"{key}| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB | {most:.1f} GB "
             f"| {row['bytes']:,} | {row['of_fp32']:.3f} | {folded:.1f} | {shown} | {new} |"
         )
-    lines += ["", "| checkpoint | wall | peak RSS |", "|---|---|---|"]
+    lines += ["", "## Whole pipelines", "", *_wholes(wholes)]
+    lines += ["", "## Checkpoints", "", "| checkpoint | wall | peak RSS |", "|---|---|---|"]
     for row in made:
         name = f"upcycle --arch {row['model']} --random"
         lines.append(f"| {name} | {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB |")
     return "\n".join(lines) + "\n"
+
+
+def _wholes(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| model | target | task | wall | peak RSS | part | scheme | bytes | proof dB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        key = f"| {NAMES[row['model']]} | {row['target']} | {row['task']} "
+        key += f"| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB "
+        if row["exit"]:
+            lines.append(f"{key}| exit {row['exit']}: {row['error']} | | | |")
+            continue
+        proof = {v["component"]: v["psnr_db"] for v in row["proof"] if v["rung"] != "folded"}
+        sizes = {**row["parts"], "pipeline": {"bytes": row["bytes"], "scheme": row["scheme"]}}
+        for name, part in sizes.items():
+            value = proof.get(name)
+            shown = "not run" if value is None else f"{value:.1f}"
+            lines.append(f"{key}| {name} | {part['scheme']} | {part['bytes']:,} | {shown} |")
+            key = "| | | | | "
+    return lines
 
 
 def main() -> None:
@@ -217,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, default=Path.home() / ".cache/mtu-export/sizes")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--only", help="model/target/scheme/task begins with this")
+    parser.add_argument("--only", help="[whole-]model/target/scheme/task begins with this")
     parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.call:
@@ -235,20 +295,24 @@ def main() -> None:
             )
             kept.write_text(json.dumps({"model": architecture, **found}), "utf-8")
         made.append(json.loads(kept.read_text("utf-8")))
-    for key in exports():
-        kept = words.home / "rows" / f"{'-'.join(key)}.json"
+    wholes = []
+    jobs = [(key, "", row_of, rows) for key in exports()]
+    jobs += [(key, "whole-", whole, wholes) for key in pipelines()]
+    for key, prefix, run, kind in jobs:
+        kept = words.home / "rows" / f"{prefix}{'-'.join(key)}.json"
         if not kept.is_file():
-            if not "/".join(key).startswith(words.only or ""):
+            if not (prefix + "/".join(key)).startswith(words.only or ""):
                 continue
-            row = row_of(words.home, *key)
+            row = run(words.home, *key)
             kept.write_text(json.dumps(row), "utf-8")
             print(json.dumps(row), flush=True)
-        rows.append(json.loads(kept.read_text("utf-8")))
+        kind.append(json.loads(kept.read_text("utf-8")))
     words.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"checkpoints": made, "rows": rows}, indent=1) + "\n"
+    text = json.dumps({"checkpoints": made, "rows": rows, "pipelines": wholes}, indent=1) + "\n"
     (words.out / "sizes.json").write_text(text, "utf-8")
-    (words.out / "sizes.md").write_text(page(made, rows), "utf-8")
-    print(f"{sum(row['exit'] == 0 for row in rows)} of {len(rows)} exported")
+    (words.out / "sizes.md").write_text(page(made, rows, wholes), "utf-8")
+    done = [*rows, *wholes]
+    print(f"{sum(row['exit'] == 0 for row in done)} of {len(done)} exported")
 
 
 if __name__ == "__main__":

@@ -288,3 +288,11 @@ def test_what_does_not_fit_is_refused_by_name(case: str, tmp_path: Path) -> None
     state = {**stacked_state(), **{k: v for k, v in tensors.items() if v is not None}}
     state = {k: v for k, v in state.items() if k not in tensors or tensors[k] is not None}
     assert message in refusal(tmp_path, state, example(**changes))
+
+
+def test_a_block_that_the_config_lacks_is_no_router_of_another_depth(tmp_path: Path) -> None:
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    line = refusal(tmp_path, dict(stacked_state()), example(config=blocks))
+    assert "router depth" not in line
+    assert "not in format 1: " in line
+    assert "down_blocks.0.attentions.0" in line

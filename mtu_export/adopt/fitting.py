@@ -7,7 +7,7 @@ expert, and a shared norm3 that the config does not place. docs/adopt.md says wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from mtu_export.adopt.layout import Layout, Made, Shape, first_of, listed
@@ -61,7 +61,7 @@ def fit(plan: Map, layout: Layout, wanted: Mapping[str, Shape]) -> None:
             broken.discard(name)
     unknown = [name for name in layout.made if name not in wanted]
     missing = [name for name in wanted if name in broken]
-    first = _router_depth(layout, unknown, missing) + _expert_norms(layout, unknown)
+    first = _router_depth(layout, wanted, unknown, missing) + _expert_norms(layout, unknown)
     first += _norm_placement(unknown, missing)
     wrong = _wrong(layout, wanted)
     rest: list[str] = []
@@ -114,10 +114,13 @@ def _wrong(layout: Layout, wanted: Mapping[str, Shape]) -> list[str]:
     return [*first_of(inputs), *lines, *first_of(found)]
 
 
-def _router_depth(layout: Layout, unknown: Sequence[str], missing: Sequence[str]) -> list[str]:
+def _router_depth(
+    layout: Layout, wanted: Collection[str], unknown: Sequence[str], missing: Sequence[str]
+) -> list[str]:
     """Routers that are not two layers: targets, what lies beside them, what they lack."""
     rule = "format 1's router has exactly two layers, fc1 and fc2"
-    deeper = [name for name in unknown if _ROUTER in name]
+    blocks = {name.partition(_ROUTER)[0] for name in wanted if _ROUTER in name}
+    deeper = [n for n in unknown if _ROUTER in n and n.partition(_ROUTER)[0] in blocks]
     if deeper:
         return [f"router depth: {rule}; not {listed(_with_source(layout, deeper))}"]
     beside = _beside_routers(layout)

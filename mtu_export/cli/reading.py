@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtu_export.cli.words import PROOF_HEAD, Force, Json, MinPsnr, Verbose, print_json
 from mtu_export.console import Console, table, verdict_cells
 from mtu_export.spec import PlanError, Verdict
+
+if TYPE_CHECKING:
+    from mtu_export.bundle import Bundle
 
 
 def verify(
@@ -19,7 +22,10 @@ def verify(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run bundles against their goldens, each in its own runtime; exit 1 below a floor."""
+    """Run bundles against their goldens, each in its own runtime; exit 1 below a floor.
+
+    The rung of the fold needs the checkpoint: it is shown as the export recorded it.
+    """
     from mtu_export import bundle, exporter, plan
     from mtu_export import verify as room
 
@@ -32,7 +38,12 @@ def verify(
             found.append((read, exporter.check(read, min_psnr)))
     if as_json:
         rows = [
-            {"bundle": str(b.folder), "bytes": b.bytes, "proof": [asdict(v) for v in verdicts]}
+            {
+                "bundle": str(b.folder),
+                "bytes": b.bytes,
+                "proof": [asdict(v) for v in verdicts],
+                "recorded": [asdict(v) for v in _recorded(b)],
+            }
             for b, verdicts in found
         ]
         print_json(rows)
@@ -41,7 +52,7 @@ def verify(
             [b.manifest["name"], *verdict_cells(v), f"{sizes[v.component] / 1e6:.2f} MB"]
             for b, verdicts in found
             for sizes in ({p.component: p.bytes for p in b.parts} | {"pipeline": b.bytes},)
-            for v in verdicts
+            for v in (*_recorded(b), *verdicts)
         ]
         table(["bundle", *PROOF_HEAD, "size"], cells)
     failed = room.failure([v for _, verdicts in found for v in verdicts])
@@ -49,6 +60,15 @@ def verify(
         from mtu_export.spec import ParityError
 
         raise ParityError(f"parity below the floor: {failed}")
+
+
+def _recorded(found: Bundle) -> list[Verdict]:
+    """The rungs of a bundle's ladder that only an export can measure, marked as such."""
+    return [
+        replace(row, runner=f"{row.runner}, at the export")
+        for row in found.proof
+        if row.rung == "folded"
+    ]
 
 
 def inspect_(
