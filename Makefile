@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
 .PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
 
@@ -28,14 +29,14 @@ demo: setup
 
 ## The whole test suite.
 test: setup
-	$(BIN)/pytest
+	$(PYTEST)
 
 ## Format, lint, types, fast tests and import rules: under three minutes.
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 ## Every task x target x scheme on tiny pipelines -> benchmarks/results/conformance.* (an hour).
 conformance: setup
