@@ -185,7 +185,11 @@ def test_an_export_prints_json_alone_and_verifies(tmp_path: Path) -> None:
         check=True,
     )
     (row,) = json.loads(checked.stdout)
-    assert row["proof"][0]["psnr_db"] == found["proof"][1]["psnr_db"]
+    at_the_export = [v["psnr_db"] for v in found["proof"] if v["rung"] != "folded"]
+    assert [v["psnr_db"] for v in row["proof"]] == at_the_export
+    assert [(v["component"], v["runner"].partition(" ")[0]) for v in row["recorded"]] == [
+        ("unet", "torch")
+    ]
     failed = subprocess.run(
         command("verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"),
         capture_output=True,
@@ -203,7 +207,7 @@ def test_an_export_prints_json_alone_and_verifies(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_parity_below_the_floor_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("onnx", "--task", "sr", "--int8", "--min-psnr", "90"),
+        command("onnx", "--task", "sr", "--int8", "--min-psnr", "90", "--components", "unet"),
         capture_output=True,
         text=True,
         check=False,
@@ -217,7 +221,7 @@ def test_parity_below_the_floor_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["import PyTorch", "fold", "capture"])
 def test_interrupting_leaves_nothing(tmp_path: Path, stage: str) -> None:
     child = subprocess.Popen(
-        command("onnx", "--task", "sr"),
+        command("onnx", "--task", "sr", "--components", "unet"),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

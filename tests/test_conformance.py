@@ -27,15 +27,22 @@ def test_every_target_exports_every_scheme_it_accepts(
         assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
         return
     found = exporter.export(resolved)
-    rungs = {row.rung: row for row in found.proof}
-    last = rungs["quantised" if scheme == "int8" else "exported"]
-    assert rungs["folded"].passed
-    if targets.load(target).runner()[0] is None:
-        assert last.passed is None
-        assert last.reason
-    else:
-        assert last.passed
-    assert [row.passed for row in exporter.check(bundle.read(found.folder))] == [last.passed]
+    unet = "quantised" if scheme == "int8" else "exported"
+    rows = {(row.component, row.rung): row for row in found.proof}
+    assert rows.pop(("unet", "folded")).passed
+    assert ("unet", unet) in rows
+    assert ("pipeline", "loop") in rows
+    assert {name for name, _ in rows} == {*found.needs("inpaint"), "pipeline"}
+    for row in rows.values():
+        if targets.load(target).runner()[0] is None:
+            assert row.passed is None
+            assert row.reason
+        else:
+            assert row.passed
+    again = exporter.check(bundle.read(found.folder))
+    assert [(row.component, row.rung, row.passed) for row in again] == [
+        (*key, row.passed) for key, row in rows.items()
+    ]
     if target == "executorch" and scheme == "int8":
         assert found.manifest["scheme"]["calibration"] == "seeded"
         assert found.manifest["scheme"]["activations"] == "static_int8"

@@ -22,7 +22,7 @@ import pytest
 from mtu_export import bundle, exporter
 
 OURS = [sys.executable, "-m", "mtu_export"]
-EXPORT = ("onnx", "--task", "sr", "--height", "64", "--width", "64")
+EXPORT = ("onnx", "--task", "sr", "--height", "64", "--width", "64", "--components", "unet")
 UPCYCLE = ("upcycle", "--arch", "tiny", "--random")
 
 
@@ -210,7 +210,8 @@ def watch(stage):
     if (stage, sys.argv[2]) == (sys.argv[1], "end"):
         os.kill(os.getpid(), signal.SIGKILL)
 
-exporter.export(plan.resolve(target="onnx", task="sr", height=64, width=64, out="out"), watch)
+words = {"target": "onnx", "task": "sr", "height": 64, "width": 64, "components": ["unet"]}
+exporter.export(plan.resolve(**words, out="out"), watch)
 """
 """An export that kills itself with -9 at the begin or the end of a stage."""
 
