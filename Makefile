@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers schema testdata clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +60,14 @@ mutations: setup
 ## The loop over every scheduler's table against diffusers -> benchmarks/results/schedulers.*
 schedulers: setup
 	$(BIN)/python benchmarks/schedulers.py
+
+## The form of manifest.json -> runtime/manifest.schema.json
+schema: setup
+	$(BIN)/python benchmarks/schema.py
+
+## A bundle below 1 MB, a request and its result -> runtime/testdata
+testdata: setup
+	$(BIN)/python benchmarks/testdata.py
 
 clean:
 	rm -rf build $(VENV)

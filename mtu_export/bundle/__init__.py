@@ -24,6 +24,7 @@ from mtu_export.bundle.goldens import (
     write_goldens,
 )
 from mtu_export.bundle.hashes import files_of, sha256, sha256_of, size
+from mtu_export.bundle.jsonschema import json_schema
 from mtu_export.bundle.paths import MANIFEST, inside
 from mtu_export.bundle.schema import (
     COST,
@@ -36,7 +37,7 @@ from mtu_export.bundle.schema import (
     SCHEMA,
     TENSOR,
     check_task,
-    json_schema,
+    check_text,
     typed,
 )
 from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict
@@ -138,6 +139,7 @@ def read(folder: Path) -> Bundle:
     for key, name in COUNTS:
         if manifest[key][name] < 1:
             raise BundleError(f"{MANIFEST}: {key}: {name} must be positive")
+    check_text(manifest.get("text"), f"{MANIFEST}: text")
     tasks = tuple(check_task(row, i, MANIFEST) for i, row in enumerate(manifest["tasks"]))
     parts = tuple(
         part(folder, row, manifest["scheme"], f"{MANIFEST}: parts[{i}]")
