@@ -97,12 +97,14 @@ def make_request(found: bundle.Bundle) -> None:
     dump("request.json", {**FILES, **said})
 
 
-def dump(name: str, found: Any) -> None:
+def dump(name: str, found: dict[str, Any] | list[Any]) -> None:
     """Write JSON with one entry a line, ASCII alone."""
-    opening, closing = "[]" if isinstance(found, list) else "{}"
-    rows = [json.dumps(row) for row in found] if isinstance(found, list) else []
-    rows = rows or [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
-    (HERE / name).write_text(f"{opening}\n" + ",\n".join(rows) + f"\n{closing}\n", "utf-8")
+    if isinstance(found, dict):
+        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
+        text = "{\n" + ",\n".join(rows) + "\n}\n"
+    else:
+        text = "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n"
+    (HERE / name).write_text(text, "utf-8")
 
 
 def main() -> None:
