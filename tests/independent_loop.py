@@ -88,6 +88,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for part in found["parts"]:
         wanted = {task for task, parts in needed.items() if part["component"] in parts}
         need(wanted and set(part["entries"]) == wanted, "entries")
+    outputs = {(p["component"], o["name"]) for p in found["parts"] for o in p["outputs"]}
+    text = found.get("text") or {"inputs": {}, "tokenizers": {}}
+    for row in (row for rows in text["inputs"].values() for row in rows):
+        need((row["component"], row["output"]) in outputs, "text from nowhere")
+        need(row["component"] in text["tokenizers"], "an encoder without tokenizer")
     for table in ((found.get("loop") or {}).get("schedules") or {}).values():
         for i, row in enumerate(table["passes"]):
             late = [*row["x"][i + 1 :], *row["m"][i + 1 :]]

@@ -139,13 +139,14 @@ def read(folder: Path) -> Bundle:
     for key, name in COUNTS:
         if manifest[key][name] < 1:
             raise BundleError(f"{MANIFEST}: {key}: {name} must be positive")
-    check_text(manifest.get("text"), f"{MANIFEST}: text")
     tasks = tuple(check_task(row, i, MANIFEST) for i, row in enumerate(manifest["tasks"]))
     parts = tuple(
         part(folder, row, manifest["scheme"], f"{MANIFEST}: parts[{i}]")
         for i, row in enumerate(manifest["parts"])
     )
     _check_names(manifest, parts)
+    outputs = {(row.component, spec.name) for row in parts for spec in row.outputs}
+    check_text(manifest.get("text"), outputs, f"{MANIFEST}: text")
     for row in manifest.get("files", ()):
         _check_file(folder, row)
     schedules(manifest)
