@@ -113,6 +113,28 @@ def test_its_ids_are_those_of_the_tokenizer(said: dict[str, Any]) -> None:
         assert theirs.encode(text).tolist() == words.encode(text)[0].tolist(), repr(text)
 
 
+def test_an_app_checks_itself_on_first_start(said: dict[str, Any]) -> None:
+    """The goldens against the floors of the proof, by the contract's section of that name."""
+    found = independent_loop.Bundle(TESTDATA / said["bundle"], None)
+    rows = independent_loop.tensors(found.folder / "goldens.safetensors")
+    floors = {
+        row["component"]: row["floor_db"]
+        for row in found.manifest["proof"]
+        if row["rung"] in ("exported", "quantised", "loop")
+    }
+    for part in found.manifest["parts"]:
+        session = found.open(part["component"])
+        for case in range(3):
+            prefix = f"{part['component']}/edit/{case}/"
+            got = session({s["name"]: rows[prefix + s["name"]] for s in part["inputs"]})
+            for name, value in got.items():
+                assert psnr(rows[prefix + name], value) >= floors[part["component"]]
+    golden, noise = found.manifest["loop"]["golden"], rows["loop/edit/noise"]
+    image = rows["loop/edit/input"]
+    made = found.picture(golden["prompt"], image, None, noise, golden["steps"])
+    assert psnr(rows["loop/edit/image"], made) >= floors["pipeline"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
