@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers schema testdata clean
 
 setup: $(VENV)/.installed
 
@@ -61,6 +61,14 @@ mutations: setup
 ## The loop over every scheduler's table against diffusers -> benchmarks/results/schedulers.*
 schedulers: setup
 	$(BIN)/python benchmarks/schedulers.py
+
+## The form of manifest.json -> runtime/manifest.schema.json
+schema: setup
+	$(BIN)/python benchmarks/schema.py
+
+## A bundle below 1 MB, a request and its result -> runtime/testdata
+testdata: setup
+	$(BIN)/python benchmarks/testdata.py
 
 clean:
 	rm -rf build $(VENV)

@@ -169,6 +169,12 @@ _TINY = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
+_TINY_HALF = {
+    **_TINY,
+    "block_out_channels": [16, 32],
+    "cross_attention_dim": 16,
+    "norm_num_groups": 8,
+}
 _TINY_SDXL = {
     **_TINY,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -182,6 +188,7 @@ _TINY_SDXL = {
 }
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "tiny": _TINY,
+    "tiny-half": _TINY_HALF,
     "tiny-sdxl": _TINY_SDXL,
     "sd15": _SD,
     "sdxl": _SDXL,
@@ -224,6 +231,12 @@ _CLIP_TINY = {
     "eos_token_id": 863,
     "pad_token_id": 863,
 }
+_CLIP_TINY_HALF = {
+    **_CLIP_TINY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "projection_dim": 16,
+}
 _CLIP_TINY_XL = {**_CLIP_TINY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
 _VAE = {
     "in_channels": 3,
@@ -246,6 +259,7 @@ _VAE_TINY = {
     "norm_num_groups": 8,
     "sample_size": 128,
 }
+_VAE_TINY_HALF = {**_VAE_TINY, "block_out_channels": [8, 8, 8, 8]}
 _NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -269,6 +283,7 @@ _EULER = {
 }
 STOCK_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "tiny": {"text_encoder": _CLIP_TINY, "vae": _VAE_TINY, "scheduler": _PNDM},
+    "tiny-half": {"text_encoder": _CLIP_TINY_HALF, "vae": _VAE_TINY_HALF, "scheduler": _PNDM},
     "tiny-sdxl": {
         "text_encoder": _CLIP_TINY_XL,
         "text_encoder_2": {**_CLIP_TINY_XL, "hidden_act": "gelu", "pad_token_id": 0},

@@ -24,6 +24,7 @@ from mtu_export.bundle.goldens import (
     write_goldens,
 )
 from mtu_export.bundle.hashes import files_of, sha256, sha256_of, size
+from mtu_export.bundle.jsonschema import json_schema
 from mtu_export.bundle.paths import MANIFEST, inside
 from mtu_export.bundle.schema import (
     COST,
@@ -36,7 +37,7 @@ from mtu_export.bundle.schema import (
     SCHEMA,
     TENSOR,
     check_task,
-    json_schema,
+    check_text,
     typed,
 )
 from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict
@@ -144,6 +145,8 @@ def read(folder: Path) -> Bundle:
         for i, row in enumerate(manifest["parts"])
     )
     _check_names(manifest, parts)
+    outputs = {(row.component, spec.name) for row in parts for spec in row.outputs}
+    check_text(manifest.get("text"), outputs, f"{MANIFEST}: text")
     for row in manifest.get("files", ()):
         _check_file(folder, row)
     schedules(manifest)

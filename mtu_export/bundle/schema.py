@@ -5,7 +5,7 @@ Schema 1.1 adds to 1.0: ``text``, ``files``, ``parts[].scheme`` and ``.notes``, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mtu_export.spec import BundleError, CheckpointError, Task
@@ -83,11 +83,9 @@ COST: Mapping[str, Types] = {
 }
 TENSOR: Mapping[str, Types] = {"name": str, "shape": list, "dtype": str}
 LOOP: Mapping[str, Types] = {"scheduler": str, "prediction_type": str, "schedules": dict}
-_WORDS = {str: "string", int: "integer", float: "number", bool: "boolean"} | {
-    dict: "object",
-    list: "array",
-    _NULL: "null",
-}
+TEXT: Mapping[str, Types] = {"inputs": dict, "tokenizers": dict}
+SOURCE: Mapping[str, Types] = {"component": str, "output": str}
+"""An output of a text encoder that goes into an input of the UNet."""
 
 
 def typed(found: Any, keys: Mapping[str, Types], where: str) -> None:
@@ -105,6 +103,28 @@ def typed(found: Any, keys: Mapping[str, Types], where: str) -> None:
             raise BundleError(f"{where}: {key} must be {names}")
 
 
+def check_text(
+    text: Mapping[str, Any] | None, outputs: Collection[tuple[str, str]], where: str
+) -> None:
+    """Refuse a ``text`` that does not map UNet inputs to outputs, and their encoders to folders.
+
+    ``outputs`` are those of all parts, as component and name.
+    """
+    if text is None:
+        return
+    typed(text, TEXT, where)
+    for name, rows in text["inputs"].items():
+        if not isinstance(rows, list) or not rows:
+            raise BundleError(f"{where}: inputs: {name[:80]!r} must be a list of outputs")
+        for row in rows:
+            typed(row, SOURCE, f"{where}: inputs: {name[:80]!r}")
+            source = (row["component"], row["output"])
+            if source not in outputs or row["component"] not in text["tokenizers"]:
+                raise BundleError(f"{where}: inputs: {name[:80]!r} comes from no text encoder")
+    if not all(isinstance(path, str) for path in text["tokenizers"].values()):
+        raise BundleError(f"{where}: tokenizers must map text encoders to folders")
+
+
 def check_task(row: Mapping[str, Any], index: int, where: str) -> Task:
     """The task of a row; refuses what no checkpoint could have, leaves out newer keys."""
 
@@ -118,36 +138,3 @@ def check_task(row: Mapping[str, Any], index: int, where: str) -> Task:
         return Task.from_json(own, index)
     except CheckpointError as error:
         raise BundleError(f"{where}: {error}") from None
-
-
-def json_schema() -> dict[str, Any]:
-    """``manifest.json`` as JSON Schema 2020-12; unknown keys are legal (a newer minor schema)."""
-    properties = {**_properties(KEYS), **_properties(LATER)}
-    for key, keys in NESTED.items():
-        properties[key] = _object(keys)
-    for key, keys in ROWS.items():
-        properties[key] = {"type": "array", "items": _object(keys)}
-    part = properties["parts"]["items"]["properties"]
-    part["cost"] = _object(COST)
-    part["inputs"] = part["outputs"] = {"type": "array", "items": _object(TENSOR)}
-    properties["loop"] = {"anyOf": [_object(LOOP), {"type": "null"}]}
-    properties["schema_version"] = {"type": "string", "pattern": rf"^{SCHEMA[0]}\.[0-9]+$"}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"manifest.json of an mtu-export bundle, schema {SCHEMA[0]}.{SCHEMA[1]}",
-        "type": "object",
-        "properties": properties,
-        "required": list(KEYS),
-    }
-
-
-def _properties(keys: Mapping[str, Types]) -> dict[str, Any]:
-    rows = {key: kind if isinstance(kind, tuple) else (kind,) for key, kind in keys.items()}
-    return {
-        key: {"type": _WORDS[kinds[0]] if len(kinds) == 1 else [_WORDS[kind] for kind in kinds]}
-        for key, kinds in rows.items()
-    }
-
-
-def _object(keys: Mapping[str, Types]) -> dict[str, Any]:
-    return {"type": "object", "properties": _properties(keys), "required": list(keys)}

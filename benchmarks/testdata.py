@@ -1,0 +1,120 @@
+"""Make runtime/testdata: a whole bundle of random weights, a request, and what comes of it.
+
+    python benchmarks/testdata.py
+
+Everything is seeded; but for the date and the versions in the manifest, and the last bits of
+floating point, the same comes out everywhere. README.md in runtime/ says what each file is for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+from mtu_export import bundle, exporter, generate, pictures, plan, tokenizer, upcycle
+
+HERE = Path(__file__).parent.parent / "runtime" / "testdata"
+NAME = "edit-onnx-int8"
+SEED = 7
+HEIGHT, WIDTH = 32, 48
+PROMPT = "Make the small GREEN square yellow, and remove the café's shadow!"
+FILES = {
+    "bundle": NAME,
+    "image": "input.png",
+    "noise": "noise.npy",
+    "picture": "expected.png",
+    "tensors": "expected.safetensors",
+    "tokens": "tokens.json",
+}
+TEXTS = (
+    "",
+    "a photo of a red circle on a blue table",
+    PROMPT,
+    "  A  photo\tof\na RED\u00a0cat ",
+    "the cat's dog'll, it'S 12 ½ ²",
+    "cafe\u0301 café İstanbul ß ΟΔΟΣ \u1e9b\u0323",
+    "<|endoftext|> <|startoftext|>x<|ENDOFTEXT|>! !wow! ''s !!",
+    "中文 日本語 한국어 العربية हिन्दी",
+    "👩‍👩‍👧 \u200b\ufeff \x00\x01 \x85 \u2028 \x1c",
+    "photo " * 75,
+    "photo " * 75 + "of a Red CAFÉ",
+    "x" * 300,
+)
+
+
+def drawing() -> Image.Image:
+    """A picture [50 x 61] with waves of colour and a clear corner, lying on its side."""
+    down, across = np.mgrid[0:61, 0:50]
+    rows = [127.5 + 127.5 * np.sin(a * down + b * across) for a, b in ((0.1, 0.02), (0.03, 0.13))]
+    alpha = np.where(down + across < 30, 8.0 * (down + across), 255.0)
+    return Image.fromarray(
+        np.stack([*rows, 4.0 * down, np.clip(alpha, 0, 255)], -1).astype(np.uint8)
+    )
+
+
+def make_bundle(out: Path) -> bundle.Bundle:
+    """Export `edit` of a random checkpoint, int8, with tables for 4 and 20 steps."""
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary) / "tiny-half"
+        upcycle.write_random("tiny-half", source, tasks=["edit"], seed=SEED)
+        words: dict[str, Any] = {"target": "onnx", "task": "edit", "scheme": "int8", "seed": SEED}
+        words |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 20), "force": True}
+        return exporter.export(plan.resolve(model=source, out=out, **words))
+
+
+def make_request(found: bundle.Bundle) -> None:
+    """Write the request, its picture and the arrays on the way."""
+    loop = generate.loop(found)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown after a quarter turn clockwise
+    drawing().save(HERE / FILES["image"], exif=exif)
+    request = generate.Request(
+        prompt=PROMPT,
+        noise=generate.noise((1, *loop.latent), SEED),
+        steps=4,
+        image=pictures.fit(pictures.read(HERE / FILES["image"]), WIDTH, HEIGHT),
+    )
+    assert request.image is not None
+    latents, made = generate.picture(loop, request)
+    words = tokenizer.load(found.folder / "tokenizer")
+    given = {"noise": request.noise, "image": request.image, "ids": words.encode(PROMPT)[0]}
+    given |= {f"latents/{i}": x for i, x in enumerate(latents)}
+    save_file({**given, "picture": made}, HERE / FILES["tensors"])
+    np.save(HERE / FILES["noise"], request.noise)
+    pictures.save(made, HERE / FILES["picture"])
+    rows = [(text, *words.encode(text)) for text in TEXTS]
+    tokens = [{"text": text, "ids": ids[0].tolist(), "cut": cut} for text, ids, cut in rows]
+    dump("tokens.json", tokens)
+    said = {"task": loop.task.name, "prompt": PROMPT, "steps": request.steps, "seed": SEED}
+    said |= {"runner": loop.runner}
+    dump("request.json", {**FILES, **said})
+
+
+def dump(name: str, found: dict[str, Any] | list[Any]) -> None:
+    """Write JSON with one entry a line, ASCII alone."""
+    if isinstance(found, dict):
+        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
+        text = "{\n" + ",\n".join(rows) + "\n}\n"
+    else:
+        text = "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n"
+    (HERE / name).write_text(text, "utf-8")
+
+
+def main() -> None:
+    """Make all of it anew."""
+    if HERE.is_dir():
+        shutil.rmtree(HERE)
+    HERE.mkdir(parents=True)
+    make_request(make_bundle(HERE / NAME))
+    print(f"{sum(path.stat().st_size for path in HERE.rglob('*') if path.is_file()):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""runtime/testdata: whole, small, and what `run` makes of it today is what was committed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from transformers import CLIPTokenizer
+
+from mtu_export import bundle, cli, exporter, generate, pictures
+from mtu_export.verify import psnr
+
+HERE = Path(__file__).parent.parent / "runtime" / "testdata"
+FLOOR_DB = 60.0
+
+
+@pytest.fixture(scope="module")
+def request_() -> dict[str, Any]:
+    return json.loads((HERE / "request.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def found(request_: dict[str, Any]) -> bundle.Bundle:
+    return bundle.read(HERE / request_["bundle"])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(np.float32)
+
+
+def test_it_is_small_and_whole(found: bundle.Bundle) -> None:
+    files = [path for path in HERE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1_000_000
+    assert found.manifest["schema_version"] == ".".join(map(str, bundle.SCHEMA))
+    assert [task.guidance.kind for task in found.tasks] == ["text_image"]
+    assert found.manifest["image"]["height"] != found.manifest["image"]["width"]
+
+
+def test_it_verifies(found: bundle.Bundle) -> None:
+    verdicts = exporter.check(found)
+    assert [v.component for v in verdicts] == [*found.needs("edit"), "pipeline"]
+    assert [v for v in verdicts if not v.passed] == []
+
+
+def test_run_makes_the_expected_picture(
+    request_: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", str(HERE / request_["bundle"]), "--prompt", request_["prompt"]]
+    words += ["--image", str(HERE / request_["image"]), "--steps", str(request_["steps"])]
+    for name, noise in (
+        ("file.png", ["--noise", str(HERE / request_["noise"])]),
+        ("seed.png", ["--seed", str(request_["seed"])]),
+    ):
+        line = ["mtu-export", *words, *noise, "-o", str(tmp_path / name)]
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        assert psnr(pixels(HERE / request_["picture"]), pixels(tmp_path / name)) >= FLOOR_DB
+
+
+def test_the_arrays_on_the_way_are_those_of_the_request(
+    request_: dict[str, Any], found: bundle.Bundle
+) -> None:
+    rows = load_file(HERE / request_["tensors"])
+    loop = generate.loop(found)
+    height, width = loop.size
+    fitted = pictures.fit(pictures.read(HERE / request_["image"]), width, height)
+    np.testing.assert_allclose(rows["image"], fitted, atol=2.1 / 127.5)
+    np.testing.assert_array_equal(rows["noise"], np.load(HERE / request_["noise"]))
+    np.testing.assert_array_equal(
+        rows["noise"], generate.noise((1, *loop.latent), request_["seed"])
+    )
+    latents, made = generate.picture(
+        loop,
+        generate.Request(
+            prompt=request_["prompt"],
+            noise=rows["noise"],
+            steps=request_["steps"],
+            image=rows["image"],
+        ),
+    )
+    assert len(latents) == sum(name.startswith("latents/") for name in rows)
+    for i, x in enumerate(latents):
+        assert psnr(rows[f"latents/{i}"], x) >= FLOOR_DB
+    assert psnr(rows["picture"], made) >= FLOOR_DB
+    assert np.abs(rows["picture"]).max() < 3
+    assert np.mean(np.abs(rows["picture"]) > 1) < 0.1, "hardly anything is clipped"
+
+
+def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
+    reference = CLIPTokenizer.from_pretrained(HERE / request_["bundle"] / "tokenizer")
+    rows = json.loads((HERE / request_["tokens"]).read_text("utf-8"))
+    for row in rows:
+        words = {"padding": "max_length", "max_length": 77, "truncation": True}
+        assert row["ids"] == reference(row["text"], **words).input_ids
+        assert row["text"].endswith(row["cut"])
+    ids = load_file(HERE / request_["tensors"])["ids"]
+    (prompt,) = (row["ids"] for row in rows if row["text"] == request_["prompt"])
+    assert ids.tolist() == [prompt]
+    assert any(row["cut"] for row in rows)
