@@ -38,7 +38,10 @@ def identity(plan: Plan) -> dict[str, str]:
 def describe(
     plan: Plan, identity: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The manifest of bundle.md for these parts, with neither files, loop nor proof yet."""
+    """The manifest of bundle.md for these parts, with neither files, loop nor proof yet.
+
+    A task's steps are its own, or the nearest count that has a schedule.
+    """
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
     now = datetime.datetime.now(datetime.UTC)
@@ -67,6 +70,7 @@ def describe(
         "tasks": [
             {
                 **task.to_json(),
+                "steps": min(plan.steps, key=lambda count, own=task.steps: abs(count - own)),
                 "conditioning": _conditioning(task),
                 "parts": list(needed(task, plan.config)),
                 "entry": main["entries"][task.name],

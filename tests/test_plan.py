@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import plan
+from mtu_export import manifest, plan
 from mtu_export.spec import (
     CheckpointError,
     OutputExists,
@@ -73,3 +73,11 @@ def test_an_existing_output_is_refused_before_any_work(tiny: Path, tmp_path: Pat
 def test_the_checkpoint_is_never_the_output(tiny: Path) -> None:
     with pytest.raises(PlanError, match="is or holds the source"):
         plan.resolve(target="diffusers", model=tiny, task="edit", out=tiny, force=True)
+
+
+def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
+    row = {"component": "unet", "scheme": {}, "entries": {"edit": "main"}}
+    for baked, steps in (([4, 8], 8), ([4, 20, 50], 20), ((), 20)):
+        made = plan.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
+        (task,) = manifest.describe(made, manifest.identity(made), [row])["tasks"]
+        assert task["steps"] == steps
