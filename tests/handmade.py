@@ -123,7 +123,7 @@ def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
 
 
 def edit(folder: Path, *path: str | int, value: Any) -> None:
-    """Set one value of a bundle's manifest; ``value`` None of the last key deletes it."""
+    """Set one value of a bundle's manifest."""
     file = folder / bundle.MANIFEST
     found = node = json.loads(file.read_text("utf-8"))
     for key in path[:-1]:

@@ -90,14 +90,14 @@ def _check_unet(found: Bundle, task: Task, latent: tuple[int, ...]) -> Sequence[
     if len(part.inputs) < 3 or len({spec.name for spec in part.inputs}) < len(part.inputs):
         raise BundleError(f"{where} must have sample, timestep and text inputs")
     sample, timestep, *words = part.inputs
-    batch, wide = sample.shape[0], (latent[0] + task.channels, *latent[1:])
+    batch, wide = sum(sample.shape[:1]), (latent[0] + task.channels, *latent[1:])
     if sample.shape != (batch, *wide) or not 1 <= batch <= _LARGEST_BATCH:
         raise BundleError(f"{where}: the first input must be [batch, {_list(wide)}]")
     if timestep.shape != (1,):
         raise BundleError(f"{where}: the second input must be a timestep, [1]")
     if [spec.shape for spec in part.outputs] != [(batch, *latent)]:
         raise BundleError(f"{where}: the output must be [{batch}, {_list(latent)}]")
-    if any(spec.shape[0] != batch or len(spec.shape) < 2 for spec in words):
+    if any(spec.shape[:1] != (batch,) or len(spec.shape) < 2 for spec in words):
         raise BundleError(f"{where}: a text input has another batch than {batch}")
     if any(spec.dtype != "float32" for spec in (*part.inputs, *part.outputs)):
         raise BundleError(f"{where}: inputs and output must be float32")
@@ -154,7 +154,7 @@ def _joined(found: Bundle, text: Mapping[str, Any], name: str) -> tuple[int, ...
             raise BundleError(
                 f"{MANIFEST}: {component} must take ids [1, length] alone, length 3 to {_LONGEST}"
             )
-        if row["output"] not in outputs:
+        if len(outputs.get(row["output"], ())) < 2:
             return None
         shapes.append(outputs[row["output"]])
     if not shapes or len({shape[:-1] for shape in shapes}) != 1:
