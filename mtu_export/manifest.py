@@ -128,7 +128,7 @@ def _conditioning(task: Task) -> list[dict[str, Any]]:
 def scaling_factor(plan: Plan) -> float:
     """What latents are multiplied by after the VAE encoder, and divided by before the decoder.
 
-    Raises ``CheckpointError`` for what is no positive number.
+    Raises ``CheckpointError`` for what is no positive number, or beyond 1e±6.
     """
     path = plan.checkpoint / "vae" / "config.json"
     config = checkpoint.read_json(path) if path.is_file() else {}
@@ -136,7 +136,9 @@ def scaling_factor(plan: Plan) -> float:
     found = config.get("scaling_factor", 0.13025 if xl else 0.18215)
     number = isinstance(found, (int, float)) and not isinstance(found, bool)
     if not number or not 1e-6 <= found <= 1e6:
-        raise CheckpointError(f"{path}: scaling_factor {shown(found)} is no positive number")
+        raise CheckpointError(
+            f"{path}: scaling_factor must be a positive number, got {shown(found)}"
+        )
     return float(found)
 
 

@@ -183,7 +183,7 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
 
     folder = bundles["t2i"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    sessions = {
+    sessions: dict[str, Any] = {
         row["component"]: onnxruntime.InferenceSession(folder / row["path"] / "model.onnx")
         for row in manifest["parts"]
     }
