@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mtu_export import bundle, exporter, generate
+from mtu_export.exporter import proving
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
 from tests.mutations.values import ODD
@@ -227,6 +228,56 @@ def test_a_model_that_gives_nan_is_no_picture(copied: Path) -> None:
     handmade.reseal(copied)
     with pytest.raises(MtuExportError, match=r"pass 0 .* gave NaN or Inf"):
         attempt(copied)
+
+
+# ------------------------------------------------------------------------- goldens of the loop
+
+
+def with_golden(folder: Path, **changes: Any) -> Path:
+    """Write what the loop itself makes as its golden; None takes a tensor out."""
+    given = request("fill")
+    latents, image = generate.picture(generate.loop(bundle.read(folder)), given)
+    rows = {"noise": given.noise, "image": image, "input": given.image, "mask": given.mask}
+    rows |= {f"latents/{i}": x for i, x in enumerate(latents)}
+    rows |= {name.replace("_", "/"): value for name, value in changes.items()}
+    bundle.write_goldens(folder, {}, {"fill": {k: v for k, v in rows.items() if v is not None}})
+    handmade.reseal(folder)
+    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
+    return folder
+
+
+def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
+    found = bundle.read(with_golden(copied))
+    (row,) = proving.loop(found, found.tasks[0])
+    assert (row.component, row.passed, row.psnr_db) == ("pipeline", True, 300.0)
+    wrong = bundle.read(with_golden(copied, image=np.ones((1, 3, 16, 24), np.float32)))
+    assert proving.loop(wrong, wrong.tasks[0])[0].passed is False
+
+
+@pytest.mark.parametrize(
+    ("golden", "changes", "message"),
+    [
+        (None, {"noise": None}, "noise is missing"),
+        (None, {"image": None}, "noise is missing"),
+        (None, {"latents_4": None}, "loop/fill/latents/4 is missing"),
+        (None, {"noise": np.zeros((1, 4, 9, 9), np.float32)}, "noise must be float32"),
+        (None, {"mask": None}, "task 'fill' needs --mask"),
+        (None, {"mask": np.zeros((1, 1, 8, 8), np.float32)}, "mask must be float32"),
+        ({"prompt": "x", "steps": 3}, {}, "no table for 3 steps"),
+        ({"prompt": "x", "steps": True}, {}, "loop.golden says no steps"),
+        ({"prompt": 5, "steps": 4}, {}, "loop.golden says no prompt"),
+        ([], {}, "loop.golden says no prompt"),
+    ],
+)
+def test_goldens_of_a_loop_that_are_refused(
+    copied: Path, golden: Any, changes: dict[str, Any], message: str
+) -> None:
+    with_golden(copied, **changes)
+    if golden is not None:
+        handmade.edit(copied, "loop", "golden", value=golden)
+    found = bundle.read(copied)
+    with pytest.raises(BundleError, match=message):
+        proving.loop(found, found.tasks[0])
 
 
 # ------------------------------------------------------------------------------------ at random

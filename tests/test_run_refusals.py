@@ -1,7 +1,5 @@
 """`mtu-export run` refuses, with one line and the exit code of its kind, before any work."""
 
-# ruff: noqa: F811  fixtures have the names under which they are imported
-
 from __future__ import annotations
 
 import io

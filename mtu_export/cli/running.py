@@ -50,7 +50,11 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a picture with a bundle: its own runtime, no PyTorch, no checkpoint."""
+    """Make a picture with a bundle: its own runtime and no checkpoint.
+
+    No PyTorch, but what ExecuTorch's own Python runtime brings. Image and mask are turned upright
+    and cut to fit the bundle's size, each on its own.
+    """
     import time
 
     from mtu_export import bundle, generate, pictures
