@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
@@ -25,6 +26,7 @@ class Console:
     def __init__(self, *, verbose: bool = False, silent: bool = False) -> None:
         self.verbose, self.silent = verbose, silent
         self.stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+        weakref.finalize(self, self.stream.close)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,14 @@ from mtu_export.spec import (
     Session,
     Task,
     TensorSpec,
+    ToolchainError,
     UnknownName,
+    shown,
 )
+
+_FIT, _RANGE, _FILTER = "cover", [-1, 1], "lanczos"
+_MASK = {"threshold": 0.5, "resize": "nearest", "masked_image": "image * (mask < 0.5)"}
+"""What a manifest may say of pictures and masks."""
 
 Progress = Callable[[int, int, np.ndarray], None]
 """Called after each pass with its number, their count and the latent [1, C, h, w]."""
@@ -163,6 +170,11 @@ class Loop:
         return row["channels"], height, width
 
     @property
+    def filter(self) -> str:
+        """By which a picture is fitted: a name of ``pictures.FILTERS``."""
+        return self.found.manifest["image"].get("filter", _FILTER)
+
+    @property
     def runner(self) -> str:
         """Name and version of the runtime that runs the parts here."""
         runner, reason = targets.load(self.found.manifest["target"]).runner()
@@ -177,7 +189,8 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def loop(found: Bundle, name: str | None = None) -> Loop:
     """The loop of a task (the only one where none is named).
 
-    Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing.
+    Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing
+    or do not fit together, or where the manifest asks for what :mod:`pictures` does not do.
     """
     tasks = {task.name: task for task in found.tasks}
     if name is None and len(tasks) > 1:
@@ -194,7 +207,28 @@ def loop(found: Bundle, name: str | None = None) -> Loop:
     tables = bundle.schedules(found.manifest)
     if not tables or not found.manifest.get("text"):
         raise BundleError(f"{found.folder}: its manifest has no loop")
-    return Loop(found=found, task=task, schedules=tables, constants=bundle.read_constants(found))
+    _check_words_of(found.manifest, task)
+    constants = bundle.read_constants(found)
+    bundle.check_wiring(found, task, constants)
+    return Loop(found=found, task=task, schedules=tables, constants=constants)
+
+
+def _check_words_of(manifest: Mapping[str, Any], task: Task) -> None:
+    """Refuse a target, or a way to fit pictures and masks, that is not known here."""
+    image, target = manifest["image"], manifest["target"]
+    if target not in targets.names():
+        raise BundleError(f"{bundle.MANIFEST}: unknown target {shown(target)}")
+    wanted = [("image", "fit", _FIT), ("image", "range", _RANGE)]
+    if any("mask" in entry.kind for entry in task.conditioning):
+        wanted += [("mask", key, value) for key, value in _MASK.items()]
+    for key, name, value in wanted:
+        said = manifest[key].get(name, value)
+        if said != value:
+            raise BundleError(f"{bundle.MANIFEST}: {key}: {name} {shown(said)}; legal: {value}")
+    said = image.get("filter", _FILTER)
+    if not isinstance(said, str) or said not in pictures.FILTERS:
+        legal = ", ".join(pictures.FILTERS)
+        raise BundleError(f"{bundle.MANIFEST}: image: filter {shown(said)}; legal: {legal}")
 
 
 def picture(
@@ -203,7 +237,8 @@ def picture(
     """Latents after each pass and the picture [1, 3, H, W] in −1..1 (not clipped).
 
     Parts are loaded one after the other, used and let go. Raises ``PlanError`` for a request that
-    the task cannot serve.
+    the task cannot serve, ``BundleError`` for a part that is not what the manifest says of it, and
+    ``ParityError`` for one that gives NaN or Inf.
     """
     task, manifest = found.task, found.found.manifest
     schedule = _schedule(found, request.steps)
@@ -215,13 +250,6 @@ def picture(
     channels = conditioning(task, request, _Encoder(found), scaling, found.latent[1:])
     unet, decoder = found.found.part("unet"), found.found.part("vae_decoder")
     guidance = request.guidance or task.guidance
-    for spec in unet.inputs[2:]:
-        for row in words if guidance.kind != "none" else words[:1]:
-            if spec.name not in row or row[spec.name].shape[1:] != spec.shape[1:]:
-                raise BundleError(f"{found.found.folder}: nothing gives the input {spec.name!r}")
-    width = found.latent[0] + channels[0].shape[1]
-    if unet.inputs[0].shape[1:] != (width, *found.latent[1:]):
-        raise BundleError(f"{found.found.folder}: the UNet takes {unet.inputs[0].shape}, not c_τ")
     denoise = denoiser(_open(found, unet), unet.inputs, guidance, words, channels)
     latents: list[np.ndarray] = []
     for x in sampler.latents(schedule, request.noise, denoise):
@@ -243,8 +271,10 @@ def cut(found: Loop, prompt: str) -> str:
     if found.task.prompt is not None:
         return ""
     lost = [
-        tokenizer.load(folder, error=BundleError).encode(prompt)[1]
-        for folder in _tokenizers(found).values()
+        tokenizer.load(folder, found.found.part(name).inputs[0].shape[-1], BundleError).encode(
+            prompt
+        )[1]
+        for name, folder in _tokenizers(found).items()
     ]
     return max(lost, key=len, default="")
 
@@ -264,8 +294,24 @@ def _check_shape(name: str, value: np.ndarray | None, wanted: tuple[int, ...]) -
 
 
 def _open(found: Loop, part: Part) -> Session:
-    target = targets.load(found.found.manifest["target"])
-    return target.open(part.path, part.entries[found.task.name])
+    """A part in its runtime; refuses a file whose inputs and outputs are not the manifest's."""
+    target, entry = targets.load(found.found.manifest["target"]), part.entries[found.task.name]
+    runner, reason = target.runner()
+    if runner is None:
+        raise ToolchainError(f"this bundle cannot run here: {reason}")
+    structure = target.structure(part.path, entry)
+    if (structure.inputs, structure.outputs) != (part.inputs, part.outputs):
+        raise BundleError(f"{part.path.name}: inputs and outputs are not those of the manifest")
+    session = target.open(part.path, entry)
+    wanted = {spec.name: spec.shape for spec in part.outputs}
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        outputs = session(inputs)
+        if {name: value.shape for name, value in outputs.items()} != wanted:
+            raise BundleError(f"{part.path.name}: it gave other outputs than the manifest says")
+        return outputs
+
+    return run
 
 
 class _Encoder:
@@ -297,7 +343,8 @@ def _words(found: Loop, prompt: str) -> tuple[Arrays, Arrays]:
     outputs: dict[tuple[str, str], np.ndarray] = {}
     for component, folder in _tokenizers(found).items():
         part = found.found.part(component)
-        ids, _ = tokenizer.load(folder, error=BundleError).encode(prompt)
+        length = part.inputs[0].shape[-1]
+        ids, _ = tokenizer.load(folder, length, error=BundleError).encode(prompt)
         for name, value in _open(found, part)({part.inputs[0].name: ids}).items():
             outputs[component, name] = value
     text = found.found.manifest["text"]

@@ -11,7 +11,17 @@ from typing import Any
 
 from mtu_export import __version__, bundle, checkpoint, targets
 from mtu_export.plan import needed, source_folder
-from mtu_export.spec import Cost, IntWeights, Lowered, Plan, Program, Task, TensorSpec
+from mtu_export.spec import (
+    CheckpointError,
+    Cost,
+    IntWeights,
+    Lowered,
+    Plan,
+    Program,
+    Task,
+    TensorSpec,
+    shown,
+)
 
 
 def identity(plan: Plan) -> dict[str, str]:
@@ -120,11 +130,20 @@ def _conditioning(task: Task) -> list[dict[str, Any]]:
 
 
 def scaling_factor(plan: Plan) -> float:
-    """What latents are multiplied by after the VAE encoder, and divided by before the decoder."""
+    """What latents are multiplied by after the VAE encoder, and divided by before the decoder.
+
+    Raises ``CheckpointError`` for what is no positive number, or beyond 1e±6.
+    """
     path = plan.checkpoint / "vae" / "config.json"
     config = checkpoint.read_json(path) if path.is_file() else {}
     xl = plan.config.get("addition_embed_type") == "text_time"
-    return config.get("scaling_factor", 0.13025 if xl else 0.18215)
+    found = config.get("scaling_factor", 0.13025 if xl else 0.18215)
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if not number or not 1e-6 <= found <= 1e6:
+        raise CheckpointError(
+            f"{path}: scaling_factor must be a positive number, got {shown(found)}"
+        )
+    return float(found)
 
 
 def part(

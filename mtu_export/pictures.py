@@ -35,6 +35,7 @@ _WRITTEN = {
 }
 _WHITE = (255, 255, 255, 255)
 _LARGEST_SIDE = 16_384
+_ORIENTATION = 0x0112
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -123,6 +124,19 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return upright.convert("RGB")
     seen = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, _WHITE), seen).convert("RGB")
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture, turned as its EXIF says."""
+    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether pictures of these sizes are cut alike, up to the rounding of a side to a pixel."""
+    (a, b), (c, d) = one, other
+    return abs(a * d - b * c) <= max(a, b, c, d)
 
 
 def _cover(

@@ -88,20 +88,21 @@ def load(
         raise error(str(problem)) from None
 
 
+def of_source(source: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, out of ``tokenizer.json`` where it has only that.
+
+    Raises ``CheckpointError``.
+    """
+    return _build(source, *_read_source(source), LENGTH)
+
+
 def export(source: Path, out: Path) -> Tokenizer:
     """Write the tokenizer of ``source`` to the new folder ``out``; returns it, loaded from there.
 
     ``vocab.json`` and ``merges.txt`` are always written, out of ``tokenizer.json`` where the source
     has only that. Raises ``CheckpointError``.
     """
-    for path in sorted(source.glob("*")):
-        if not checkpoint.stays_inside(path, source.parent):
-            raise CheckpointError(f"{path} is a link that leaves {source.parent}")
-    if (source / "vocab.json").is_file() or not (source / "tokenizer.json").is_file():
-        vocabulary = checkpoint.read_json(source / "vocab.json")
-        merges = _read_merges(source / "merges.txt")
-    else:
-        vocabulary, merges = _read_whole(source / "tokenizer.json")
+    vocabulary, merges = _read_source(source)
     _build(source, vocabulary, merges, LENGTH)
     out.mkdir(parents=True)
     text = json.dumps(vocabulary, ensure_ascii=False)
@@ -170,6 +171,16 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
             raise CheckpointError(f"{path}: line {number} is no pair of tokens: {line[:80]!r}")
         merges.append((pair[0], pair[1]))
     return merges
+
+
+def _read_source(source: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Vocabulary and merges of a checkpoint's folder; refuses links that leave it."""
+    for path in sorted(source.glob("*")):
+        if not checkpoint.stays_inside(path, source.parent):
+            raise CheckpointError(f"{path} is a link that leaves {source.parent}")
+    if (source / "vocab.json").is_file() or not (source / "tokenizer.json").is_file():
+        return checkpoint.read_json(source / "vocab.json"), _read_merges(source / "merges.txt")
+    return _read_whole(source / "tokenizer.json")
 
 
 def _read_whole(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -40,7 +40,9 @@ from mtu_export.bundle.schema import (
     check_text,
     typed,
 )
-from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict
+from mtu_export.bundle.wiring import check as check_wiring
+from mtu_export.bundle.wiring import check_text
+from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict, shown
 
 __all__ = [
     "CASES",
@@ -50,6 +52,7 @@ __all__ = [
     "SCHEMA",
     "Bundle",
     "Part",
+    "check_wiring",
     "files_of",
     "inside",
     "json_schema",
@@ -68,6 +71,8 @@ __all__ = [
 ]
 
 _MANIFEST_LIMIT = 64_000_000
+_LARGEST_FACTOR = 1e6
+_MOST_SIDES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,11 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> Bundle:
-    """Read and check a bundle: schema, paths inside the folder, no links, sizes and hashes."""
+    """Read and check a bundle: schema, paths inside the folder, no links, sizes and hashes.
+
+    A file that the manifest does not name is left alone: nothing of ours ever opens it. Inside the
+    folder of a part or a tokenizer it changes the hash, and is refused. Raises ``BundleError``.
+    """
     manifest = _manifest(folder)
     typed(manifest, KEYS, MANIFEST)
     typed(manifest, {k: v for k, v in LATER.items() if k in manifest}, MANIFEST)
@@ -139,6 +148,9 @@ def read(folder: Path) -> Bundle:
     for key, name in COUNTS:
         if manifest[key][name] < 1:
             raise BundleError(f"{MANIFEST}: {key}: {name} must be positive")
+    scaling = manifest["latent"]["scaling_factor"]
+    if not 1 / _LARGEST_FACTOR <= scaling <= _LARGEST_FACTOR:
+        raise BundleError(f"{MANIFEST}: latent: scaling_factor {scaling:g} is none")
     tasks = tuple(check_task(row, i, MANIFEST) for i, row in enumerate(manifest["tasks"]))
     parts = tuple(
         part(folder, row, manifest["scheme"], f"{MANIFEST}: parts[{i}]")
@@ -149,6 +161,7 @@ def read(folder: Path) -> Bundle:
     check_text(manifest.get("text"), outputs, f"{MANIFEST}: text")
     for row in manifest.get("files", ()):
         _check_file(folder, row)
+    check_text(manifest)
     schedules(manifest)
     return Bundle(folder=folder, manifest=manifest, parts=parts, tasks=tasks)
 
@@ -181,6 +194,9 @@ def _check_names(manifest: Mapping[str, Any], parts: Sequence[Part]) -> None:
     if len(set(tasks)) < len(tasks):
         raise BundleError(f"{MANIFEST}: a task is there twice")
     needed = {row["name"]: row["parts"] for row in manifest["tasks"]}
+    for task, components in needed.items():
+        if not all(isinstance(name, str) for name in components):
+            raise BundleError(f"{MANIFEST}: task {task!r}: parts must be names")
     for found in parts:
         wanted = {task for task, components in needed.items() if found.component in components}
         if set(found.entries) != wanted or not wanted:
@@ -257,7 +273,8 @@ def _specs(rows: Any, where: str) -> tuple[TensorSpec, ...]:
     found = []
     for row in rows:
         typed(row, TENSOR, where)
-        if not all(isinstance(n, int) and 0 < n < 2**31 for n in row["shape"]):
-            raise BundleError(f"{where}: shape {row['shape']} is not static")
+        shape = row["shape"]
+        if len(shape) > _MOST_SIDES or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise BundleError(f"{where}: shape {shown(shape)} is not static")
         found.append(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]))
     return tuple(found)

@@ -87,10 +87,16 @@ def read_constants(bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def _tensors(bundle: Bundle, name: str) -> list[tuple[str, np.ndarray]]:
-    """All tensors of a file in the order of their names, finite float32 or int32."""
+    """All tensors of a file in the order of their names, finite float32 or int32.
+
+    A manifest with ``files`` (schema 1.1) must have a hash of it there.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    listed = bundle.manifest.get("files")
+    if listed is not None and name not in [row["path"] for row in listed]:
+        raise BundleError(f"{name} is not among the files of the manifest")
     try:
         rows = load_file(inside(bundle.folder, name))
     except (SafetensorError, OSError, ValueError, AttributeError, KeyError) as error:

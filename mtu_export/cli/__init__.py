@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from mtu_export import __version__, targets
 from mtu_export.cli import checkpoints, exports, reading, running
 from mtu_export.console import plain
-from mtu_export.spec import MtuExportError, PlanError, ResourceError, UnknownName
+from mtu_export.spec import Interrupted, MtuExportError, PlanError, ResourceError, UnknownName
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -63,10 +63,12 @@ def _root(
 
 def _describe(error: BaseException) -> tuple[str, int]:
     """The one line and the exit code of an error."""
+    if isinstance(error, Interrupted):
+        return str(error), error.exit_code
+    if _was_interrupted(error):
+        return "interrupted; nothing was written", _INTERRUPTED
     if isinstance(error, MtuExportError):
         return str(error), error.exit_code
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return "interrupted; nothing was written", _INTERRUPTED
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "out of memory", ResourceError.exit_code
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -77,6 +79,15 @@ def _describe(error: BaseException) -> tuple[str, int]:
     line = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {line[0] if line else ''}"
     return f"internal error, please report it: {reason}", 4
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it began with Ctrl-C; extension modules make an ``ImportError`` of it."""
+    while error is not None:
+        if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from mtu_export.cli.words import (
     print_json,
 )
 from mtu_export.console import Console, table, verdict_cells
-from mtu_export.spec import PlanError
+from mtu_export.spec import Interrupted, PlanError
 
 _SCHEDULERS = [name for name in SCHEDULERS if name.islower()]
 _STEPS = ",".join(map(str, BAKED_STEPS))
@@ -105,8 +105,15 @@ def _export(
         options={name: value for name, value in options.items() if value is not None},
     )
     console = Console(verbose=verbose)
-    with console.quiet():
-        found = exporter.export(resolved, console.stage)
+    try:
+        with console.quiet():
+            found = exporter.export(resolved, console.stage)
+    except KeyboardInterrupt:
+        if not skip_existing:
+            raise
+        raise Interrupted(
+            "interrupted; finished parts are kept, the same command with --skip-existing goes on"
+        ) from None
     if as_json:
         print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from mtu_export.cli.words import Force, Json, Verbose, print_json
 from mtu_export.console import Console
-from mtu_export.spec import Guidance, OutputExists, PlanError
+from mtu_export.spec import Guidance, Interrupted, OutputExists, PlanError, ResourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,9 @@ def run(
     image: Annotated[Path | None, typer.Option("--image", help="Picture to start from.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="White where to repaint.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Default: the task's own.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the noise; default: 0.")
+    ] = None,
     noise: Annotated[
         Path | None, typer.Option("--noise", metavar="FILE", help="Noise of a .npy file instead.")
     ] = None,
@@ -47,38 +50,54 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a picture with a bundle: its own runtime, no PyTorch, no checkpoint."""
+    """Make a picture with a bundle: its own runtime and no checkpoint.
+
+    No PyTorch, but what ExecuTorch's own Python runtime brings. Image and mask are turned upright
+    and cut to fit the bundle's size, each on its own.
+    """
     import time
 
     from mtu_export import bundle, generate, pictures
 
     pictures.check_suffix(output)
-    if output.exists() and not force:
-        raise OutputExists(output)
+    _check_place(output, force)
     if save_every is not None and save_every < 1:
         raise PlanError(f"--save-every must be 1 or more, got {save_every}")
     console = Console(verbose=verbose)
     with console.quiet():
         with console.stage(f"read {folder}"):
             found = generate.loop(bundle.read(folder), task)
-        request = _request(found, prompt, image, mask, steps, _noise(found, seed, noise))
+        given = _noise(found, seed, noise)
+        request = _request(found, prompt, image, mask, steps, given, console.warn)
         request = replace(
             request, guidance=_guidance(found.task.guidance, guidance, image_guidance)
         )
         lost = generate.cut(found, request.prompt)
         if lost:
-            console.warn(f"the prompt is longer than 77 tokens; cut: {lost!r}")
+            console.warn(f"the prompt is longer than the text encoder reads; cut: {lost!r}")
+        paths = _previews(found, request.steps, output, save_every)
+        for path in paths.values():
+            _check_place(path, force)
         start = time.monotonic()
-        with console.progress("passes") as advance:
-            previews = _previews(found, output, save_every)
+        written: list[Path] = []
+        try:
+            with console.progress("passes") as advance:
 
-            def progress(number: int, count: int, latent: np.ndarray) -> None:
-                advance(number, count)
-                previews(number, count, latent)
+                def progress(number: int, count: int, latent: np.ndarray) -> None:
+                    advance(number, count)
+                    if number in paths:
+                        pictures.save(generate.preview(found, latent), paths[number])
+                        written.append(paths[number])
 
-            latents, made = generate.picture(found, request, progress)
+                latents, made = generate.picture(found, request, progress)
+            pictures.save(made, output)
+        except KeyboardInterrupt:
+            if not written:
+                raise
+            raise Interrupted(
+                f"interrupted; no {output.name}, the previews up to {written[-1].name} stay"
+            ) from None
         seconds = time.monotonic() - start
-        pictures.save(made, output)
     row: dict[str, Any] = {"picture": str(output), "bundle": str(folder), "task": found.task.name}
     row |= {"steps": request.steps, "passes": len(latents), "seconds": round(seconds, 2)}
     row["runner"] = found.runner
@@ -97,6 +116,7 @@ def _request(
     mask: Path | None,
     steps: int | None,
     noise: np.ndarray,
+    warn: Callable[[str], None],
 ) -> Request:
     """The request of the words; refuses what the task needs and lacks, or does not take."""
     from mtu_export import generate, pictures
@@ -114,35 +134,51 @@ def _request(
     if task.prompt is not None and prompt is not None:
         raise PlanError(f"task {task.name!r} has a prompt of its own, {task.prompt!r}")
     height, width = found.size
+    picture = None if image is None else pictures.read(image)
+    stencil = None if mask is None else pictures.read(mask)
+    if picture is not None and stencil is not None:
+        sizes = [pictures.upright_size(row) for row in (picture, stencil)]
+        if not pictures.same_shape(*sizes):
+            warn(
+                f"the image has {sizes[0][0]} x {sizes[0][1]} pixels, the mask {sizes[1][0]} x "
+                f"{sizes[1][1]}: each is cut to fit on its own, so they do not lie on one another"
+            )
     return generate.Request(
         prompt=prompt if prompt is not None else "",
         noise=noise,
         steps=task.steps if steps is None else steps,
-        image=None if image is None else pictures.fit(pictures.read(image), width, height),
-        mask=None if mask is None else pictures.fit_mask(pictures.read(mask), width, height),
+        image=None if picture is None else pictures.fit(picture, width, height, found.filter),
+        mask=None if stencil is None else pictures.fit_mask(stencil, width, height),
     )
 
 
-def _noise(found: Loop, seed: int, path: Path | None) -> np.ndarray:
+def _noise(found: Loop, seed: int | None, path: Path | None) -> np.ndarray:
     """Normal noise [1, C, h, w] of a seed or of a ``.npy`` file."""
     import numpy as np
 
     from mtu_export import generate
 
-    if not 0 <= seed < 2**32:
+    if seed is not None and path is not None:
+        raise PlanError("--noise FILE is the noise itself; give no --seed")
+    if not 0 <= (seed or 0) < 2**32:
         raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
+    shape = (1, *found.latent)
     if path is None:
-        return generate.noise((1, *found.latent), seed)
+        return generate.noise(shape, seed or 0)
+    name = f"--noise {str(path)[:200]}"
     try:
-        value = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if path.exists() and not path.is_file():
+            raise PlanError(f"{name} is no file")
+        # Mapped: a header that lies about the size allocates nothing.
+        value = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no .npy file of numbers"
-        raise PlanError(f"--noise {path}: {reason}") from None
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
-        raise PlanError(f"--noise {path} must hold one float32 array")
+        raise PlanError(f"{name}: {reason}") from None
+    if not isinstance(value, np.ndarray) or (value.shape, value.dtype) != (shape, np.float32):
+        raise PlanError(f"{name} must hold one float32 array of shape {list(shape)}")
     if not np.isfinite(value).all():
-        raise PlanError(f"--noise {path} holds NaN or Inf")
-    return value
+        raise PlanError(f"{name} holds NaN or Inf")
+    return np.ascontiguousarray(value)
 
 
 def _guidance(own: Guidance, text: float | None, image: float | None) -> Guidance:
@@ -159,15 +195,28 @@ def _guidance(own: Guidance, text: float | None, image: float | None) -> Guidanc
     return replace(own, **{name: value for name, value in words.items() if value is not None})
 
 
-def _previews(
-    found: Loop, output: Path, every: int | None
-) -> Callable[[int, int, np.ndarray], None]:
-    """Writes the decoded latent as ``<output>-<pass>.png`` after every so many passes."""
-    from mtu_export import generate, pictures
+def _previews(found: Loop, steps: int, output: Path, every: int | None) -> dict[int, Path]:
+    """Where the decoded latent goes, ``<output>-<pass>.png``, by the number of the pass."""
+    table = found.schedules.get(steps)
+    if every is None or table is None:
+        return {}
+    return {
+        number: output.with_name(f"{output.stem}-{number:03d}{output.suffix}")
+        for number in range(every, len(table.passes), every)
+    }
 
-    def preview(number: int, count: int, latent: np.ndarray) -> None:
-        if every is not None and number % every == 0 and number < count:
-            path = output.with_name(f"{output.stem}-{number:03d}{output.suffix}")
-            pictures.save(generate.preview(found, latent), path)
 
-    return preview
+def _check_place(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that is there, or a place that no file can have."""
+    try:
+        if path.is_dir():
+            raise PlanError(f"{str(path)[:200]!r} is a folder")
+        if not force and (path.exists() or path.is_symlink()):
+            raise OutputExists(path)
+        home = next(row for row in (path.parent, *path.parent.parents) if row.exists())
+    except OSError as error:
+        raise PlanError(f"cannot write {str(path)[:200]!r}: {error.strerror}") from None
+    if not home.is_dir():
+        raise PlanError(f"cannot write {str(path)[:200]!r}: {str(home)[:200]!r} is no folder")
+    if not os.access(home, os.W_OK):
+        raise ResourceError(f"cannot write {str(path)[:200]!r}: no permission")

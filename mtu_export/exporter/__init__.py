@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_export import budget, bundle, checkpoint, manifest, targets
 from mtu_export.bundle import Bundle
 from mtu_export.draft import BUNDLE, FOLDED, draft
-from mtu_export.exporter import resume
+from mtu_export.exporter import joints, resume
 from mtu_export.spec import (
     COMPONENTS,
     IntWeights,
@@ -53,6 +53,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     budget.check(plan)
     if plan.resume and (found := _finished(plan)) is not None:
         return found
+    joints.check(plan, _order(plan))
     words = {"force": plan.force, "mark": BUNDLE, "source": plan.checkpoint, "keep": plan.resume}
     with draft(plan.out, **words) as folder:
         with watch("import PyTorch"):

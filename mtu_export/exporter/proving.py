@@ -21,6 +21,7 @@ from mtu_export.spec import (
     IntWeights,
     ParityError,
     Plan,
+    PlanError,
     Scheme,
     Task,
     Verdict,
@@ -41,6 +42,7 @@ def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
     """
     name = found.manifest["target"]
     schemes = {part.component: part.scheme.get("name") for part in found.parts}
+    schemes["pipeline"] = found.manifest["scheme"]["name"]
     if name not in targets.names() or any(row not in SCHEMES for row in schemes.values()):
         raise BundleError(f"{bundle.MANIFEST}: unknown target or scheme")
     goldens = bundle.read_goldens(found)
@@ -143,9 +145,18 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
     runner, reason = target.runner()
     if runner is None:
         return [verify.not_run(**row, reason=str(reason))]
-    last = max(int(name.partition("/")[2]) for name in golden if name.startswith("latents/"))
-    latents, image = generate.picture(generate.loop(found, task.name), _request(found, golden))
-    wanted = {"latent": golden[f"latents/{last}"], "image": golden["image"]}
+    request = _request(found, golden)
+    known = generate.loop(found, task.name)
+    if request.steps not in known.schedules:
+        raise BundleError(f"{bundle.MANIFEST}: loop.golden: no table for {request.steps} steps")
+    last = f"latents/{len(known.schedules[request.steps].passes) - 1}"
+    if last not in golden:
+        raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}/{last} is missing")
+    try:
+        latents, image = generate.picture(known, request)
+    except PlanError as error:
+        raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}: {error}") from None
+    wanted = {"latent": golden[last], "image": golden["image"]}
     got = {"latent": latents[-1], "image": image}
     return [verify.judge([wanted], [got], **row, runner=runner)]
 
@@ -156,7 +167,7 @@ def _request(found: Bundle, golden: Mapping[str, np.ndarray]) -> generate.Reques
     if not isinstance(said, dict) or not isinstance(said.get("prompt"), str):
         raise BundleError(f"{bundle.MANIFEST}: loop.golden says no prompt")
     steps = said.get("steps")
-    if not isinstance(steps, int) or "noise" not in golden or "image" not in golden:
+    if type(steps) is not int or "noise" not in golden or "image" not in golden:
         raise BundleError(f"{bundle.MANIFEST}: loop.golden says no steps, or noise is missing")
     return generate.Request(
         prompt=said["prompt"],

@@ -59,7 +59,7 @@ class Reference:
     def ids(self, encoder: str) -> list[Arrays]:
         """Inputs of a text encoder, one a prompt."""
         folder = self.plan.checkpoint / encoder.replace("text_encoder", "tokenizer")
-        words = tokenizer.load(folder)
+        words = tokenizer.of_source(folder)
         return [{"input_ids": words.encode(prompt)[0]} for prompt in self.prompts]
 
     def take_text(self, encoder: str, found: list[Arrays]) -> None:

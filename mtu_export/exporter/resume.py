@@ -55,7 +55,18 @@ class State:
             (self.home / "mark").write_text(mark, "utf-8")
 
     def get(self, component: str) -> tuple[Made | None, dict[str, np.ndarray]] | None:
-        """A finished component and what it gave to the loop, its files checked; else null."""
+        """A finished component and what it gave to the loop, its files checked; else null.
+
+        What was half written, or changed since, is as good as not finished.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            return self._read(component)
+        except (BundleError, SafetensorError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _read(self, component: str) -> tuple[Made | None, dict[str, np.ndarray]] | None:
         from safetensors.numpy import load_file
 
         from mtu_export.exporter.component import Made
@@ -68,10 +79,7 @@ class State:
         given = {n.removeprefix("given/"): v for n, v in arrays.items() if n.startswith("given/")}
         if said is None:
             return None, given
-        try:
-            bundle.part(self.folder, said["row"])
-        except BundleError:
-            return None  # of a part that was half written or changed since
+        bundle.part(self.folder, said["row"])
         cases: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
         for number in range(said["cases"]):
             sides = (f"{number}/in/", f"{number}/out/")

@@ -13,7 +13,8 @@ MtuExportError
 │   └── ToolchainMissing               a package is not installed; names the extra
 ├── ParityError               exit 1   an artefact is further from PyTorch than its floor
 ├── DeviceError               exit 5   a connected phone
-└── ResourceError             exit 6   disk or memory
+├── ResourceError             exit 6   disk or memory
+└── Interrupted               exit 130 by the user; the message says what stays
 """
 
 from __future__ import annotations
@@ -105,3 +106,9 @@ class ResourceError(MtuExportError):
     """Disk, permission or memory."""
 
     exit_code = 6
+
+
+class Interrupted(MtuExportError):
+    """Ctrl-C, where something of the work stays on disk; the message says what."""
+
+    exit_code = 130

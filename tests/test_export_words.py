@@ -1,0 +1,221 @@
+"""Whole pipelines and words of an export that do not go together: one clear line, before the work.
+
+Nothing here makes an artefact: what is refused is refused before the first part is lowered.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtu_export import exporter, plan, tokenizer
+from mtu_export.exporter import component
+from mtu_export.spec import CheckpointError, MtuExportError, PlanError
+
+
+class Began(BaseException):
+    """The first part would be made now."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(job: component.Job, reference: Any) -> None:
+        raise Began(job.component)
+
+    monkeypatch.setattr(component, "make", make)
+
+
+@pytest.fixture
+def copied(pipeline: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pipeline, tmp_path / "ck"))
+
+
+def export(folder: Path, task: str = "edit", **words: Any) -> None:
+    out = folder.parent / "out"
+    words = {"target": "onnx", "scheme": "fp32", "bake_steps": [2], **words}
+    try:
+        exporter.export(plan.resolve(model=folder, task=task, out=out, **words))
+    finally:
+        assert [path.name for path in folder.parent.iterdir() if path != folder] == []
+
+
+def change(*path: str, **rows: Any) -> Callable[[Path], None]:
+    """Set keys of a JSON file; None takes one out."""
+
+    def damage(folder: Path) -> None:
+        file = folder.joinpath(*path)
+        found = {**json.loads(file.read_text()), **rows}
+        file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+    return damage
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(folder / name)
+
+
+def longer(folder: Path) -> None:
+    """One token more than the text encoder has rows for."""
+    change("tokenizer", "vocab.json", extra=864)(folder)
+
+
+def swapped(folder: Path) -> None:
+    """Start and end under one another's ids."""
+    change("tokenizer", "vocab.json", **{"<|startoftext|>": 863, "<|endoftext|>": 862})(folder)
+
+
+VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"), "vae"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("tokenizer"), "has text_encoder/ but no tokenizer/ to go with it"),
+        (longer, "ids up to 864, the text encoder's vocab_size is 864"),
+        (swapped, "bos_token_id is 862, the tokenizer's is 863"),
+        (change(*TEXT, eos_token_id=5), "eos_token_id is 5, the tokenizer's is 863"),
+        (change(*TEXT, vocab_size=100), "the text encoder's vocab_size is 100"),
+        (change(*TEXT, max_position_embeddings=64), "max_position_embeddings is 64"),
+        (change("tokenizer", "tokenizer_config.json", model_max_length=128), "model_max_length"),
+        (lambda f: (f / "tokenizer/merges.txt").write_text("a b c\n"), "is no pair of tokens"),
+        (lambda f: (f / "tokenizer/merges.txt").write_text("q zz\n"), "not in the vocabulary"),
+        (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "cannot be read as JSON"),
+        (change(*TEXT, hidden_size=64), "text_encoder make 64 numbers a token; the UNet's"),
+        *(
+            (change(VAE, "config.json", scaling_factor=value), "scaling_factor must be a positive")
+            for value in (0, -1, "x", [1], 1e-300, 1e12)
+        ),
+        (change(VAE, "config.json", latent_channels=16), "latent_channels 16; the UNet has 4 in"),
+        (change(VAE, "config.json", block_out_channels=[]), "block_out_channels must be a list"),
+        (
+            lambda f: (f / "scheduler/scheduler_config.json").write_text("{"),
+            "scheduler_config.json cannot be read as JSON",
+        ),
+        (
+            lambda f: (f / "scheduler/scheduler_config.json").unlink(),
+            "scheduler_config.json is missing",
+        ),
+        (
+            change("scheduler", "scheduler_config.json", _class_name="os.system"),
+            "_class_name 'os.system' is no scheduler of diffusers",
+        ),
+        (
+            change("scheduler", "scheduler_config.json", beta_start="x"),
+            "beta_start cannot be 'x'",
+        ),
+    ],
+)
+def test_parts_that_do_not_belong_together(
+    copied: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(copied)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_whole_one_begins(copied: Path) -> None:
+    """The test of the test."""
+    with pytest.raises(Began, match="text_encoder"):
+        export(copied)
+
+
+@pytest.mark.parametrize(
+    ("gone", "first", "parts"),
+    [
+        (("vae", "tokenizer", "text_encoder"), "unet", ("unet",)),
+        (("vae",), "text_encoder", ("text_encoder", "unet")),
+        (("tokenizer", "text_encoder"), "vae_encoder", ("vae_encoder", "unet", "vae_decoder")),
+        (("scheduler",), "text_encoder", ("text_encoder", "vae_encoder", "unet", "vae_decoder")),
+    ],
+)
+def test_only_the_unet_is_compulsory(
+    copied: Path, gone: tuple[str, ...], first: str, parts: tuple[str, ...]
+) -> None:
+    """What a checkpoint lacks is not exported (checkpoint.md)."""
+    for name in gone:
+        shutil.rmtree(copied / name)
+    assert plan.resolve(target="onnx", model=copied, task="edit").components == parts
+    with pytest.raises(Began, match=first):
+        export(copied)
+
+
+def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    found = CLIPTokenizer.from_pretrained(copied / "tokenizer")
+    shutil.rmtree(copied / "tokenizer")
+    found.save_pretrained(copied / "tokenizer")
+    assert not (copied / "tokenizer" / "vocab.json").exists()
+    assert tokenizer.of_source(copied / "tokenizer").bos == 862
+    with pytest.raises(Began, match="text_encoder"):
+        export(copied)
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "message"),
+    [
+        ("edit", {"components": ["lora"]}, "unknown component 'lora'; choose from: text_encoder"),
+        ("edit", {"components": [""]}, "unknown component ''"),
+        ("t2i", {"components": ["vae_encoder"]}, "task 't2i' needs no vae_encoder"),
+        ("sr", {"components": ["text_encoder"]}, "task 'sr' needs no text_encoder"),
+        ("edit", {"components": ["text_encoder_2"]}, "needs no text_encoder_2; it needs: text"),
+        ("edit", {"batch": 0}, "--batch must be from 1 to 64, got 0"),
+        ("edit", {"batch": 65}, "--batch must be from 1 to 64"),
+        ("edit", {"height": 100}, "--height must be a multiple of 16 from 16 to 8192, got 100"),
+        ("edit", {"width": 0}, "--width must be a multiple of 16"),
+        ("edit", {"width": -64}, "--width must be a multiple of 16"),
+        ("edit", {"height": 16384}, "--height must be a multiple of 16 from 16 to 8192"),
+        ("edit", {"bake_steps": [0]}, "--bake-steps must be from 1 to 1000, got 0"),
+        ("edit", {"bake_steps": [-4]}, "--bake-steps must be from 1 to 1000, got -4"),
+        ("edit", {"bake_steps": [4, 1001]}, "--bake-steps must be from 1 to 1000, got 1001"),
+        ("edit", {"scheduler": "magic"}, "unknown scheduler 'magic'; choose from"),
+        ("edit", {"lora": ["nowhere.safetensors"]}, "nowhere.safetensors"),
+        ("edit", {"lora": [""]}, "lora"),
+        ("edit", {"seed": -1}, "--seed must be from 0"),
+        ("edit", {"min_psnr": float("nan")}, "--min-psnr must be from 0 to 300"),
+        ("edit", {"memory": 0.0}, "--memory must be a number of GB above 0"),
+    ],
+)
+def test_words_that_are_refused(
+    copied: Path, task: str, words: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MtuExportError, match=message) as caught:
+        export(copied, task, **words)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, (PlanError, CheckpointError))
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_encoder"])
+def test_a_component_that_the_checkpoint_lacks(copied: Path, name: str) -> None:
+    home = plan.source_folder(name)
+    shutil.rmtree(copied / home)
+    with pytest.raises(CheckpointError, match=rf"has no {home}/: no {name} to export"):
+        export(copied, components=[name])
+
+
+def test_picks_are_in_the_order_of_a_loop_and_bring_the_words_of_the_unet(copied: Path) -> None:
+    found = plan.resolve(
+        target="onnx", model=copied, task="edit", components=["vae_decoder", "text_encoder"]
+    )
+    assert found.components == ("text_encoder", "vae_decoder")
+    with pytest.raises(Began, match="vae_decoder"):
+        export(copied, components=["vae_decoder"])
+    with pytest.raises(Began, match="text_encoder"):  # what the empty prompt is made with
+        export(copied, components=["unet"])
+    shutil.rmtree(copied / "tokenizer")
+    with pytest.raises(Began, match="vae_decoder"):
+        export(copied, components=["vae_decoder"])
+
+
+def test_a_scheduler_that_no_table_holds(copied: Path) -> None:
+    change("scheduler", "scheduler_config.json", _class_name="DDIMScheduler", clip_sample=True)(
+        copied
+    )
+    with pytest.raises(PlanError, match="clip_sample is on; set it to false"):
+        export(copied)
