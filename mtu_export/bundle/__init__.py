@@ -37,7 +37,6 @@ from mtu_export.bundle.schema import (
     SCHEMA,
     TENSOR,
     check_task,
-    check_text,
     typed,
 )
 from mtu_export.bundle.wiring import check as check_wiring
@@ -158,10 +157,9 @@ def read(folder: Path) -> Bundle:
     )
     _check_names(manifest, parts)
     outputs = {(row.component, spec.name) for row in parts for spec in row.outputs}
-    check_text(manifest.get("text"), outputs, f"{MANIFEST}: text")
     for row in manifest.get("files", ()):
         _check_file(folder, row)
-    check_text(manifest)
+    check_text(manifest, outputs)
     schedules(manifest)
     return Bundle(folder=folder, manifest=manifest, parts=parts, tasks=tasks)
 

@@ -5,7 +5,7 @@ Schema 1.1 adds to 1.0: ``text``, ``files``, ``parts[].scheme`` and ``.notes``, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mtu_export.spec import BundleError, CheckpointError, Task
@@ -101,28 +101,6 @@ def typed(found: Any, keys: Mapping[str, Types], where: str) -> None:
         if wrong or (isinstance(value, (int, float)) and not abs(value) < 1e18):
             names = " or ".join(each.__name__ for each in kinds)
             raise BundleError(f"{where}: {key} must be {names}")
-
-
-def check_text(
-    text: Mapping[str, Any] | None, outputs: Collection[tuple[str, str]], where: str
-) -> None:
-    """Refuse a ``text`` that does not map UNet inputs to outputs, and their encoders to folders.
-
-    ``outputs`` are those of all parts, as component and name.
-    """
-    if text is None:
-        return
-    typed(text, TEXT, where)
-    for name, rows in text["inputs"].items():
-        if not isinstance(rows, list) or not rows:
-            raise BundleError(f"{where}: inputs: {name[:80]!r} must be a list of outputs")
-        for row in rows:
-            typed(row, SOURCE, f"{where}: inputs: {name[:80]!r}")
-            source = (row["component"], row["output"])
-            if source not in outputs or row["component"] not in text["tokenizers"]:
-                raise BundleError(f"{where}: inputs: {name[:80]!r} comes from no text encoder")
-    if not all(isinstance(path, str) for path in text["tokenizers"].values()):
-        raise BundleError(f"{where}: tokenizers must map text encoders to folders")
 
 
 def check_task(row: Mapping[str, Any], index: int, where: str) -> Task:

@@ -5,13 +5,13 @@ All of it is read off the manifest, before any part is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtu_export.bundle.paths import MANIFEST
-from mtu_export.bundle.schema import typed
+from mtu_export.bundle.schema import SOURCE, TEXT, typed
 from mtu_export.spec import BundleError, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,21 +22,25 @@ _MOST_CHANNELS = 1024
 _LARGEST_BATCH = 64
 _LONGEST = 1024
 """Tokens of a prompt."""
-_TEXT = {"inputs": dict, "tokenizers": dict}
-_SOURCE = {"component": str, "output": str}
 
 
-def check_text(manifest: Mapping[str, Any]) -> None:
-    """Refuse a ``text`` of other types, or a tokenizer that no row of ``files`` has a hash of."""
+def check_text(manifest: Mapping[str, Any], outputs: Collection[tuple[str, str]]) -> None:
+    """Refuse a ``text`` that does not map UNet inputs to outputs, and their encoders to folders.
+
+    ``outputs`` are those of all parts, as component and name; a folder has a hash in ``files``.
+    """
     text, where = manifest.get("text"), f"{MANIFEST}: text"
     if text is None:
         return
-    typed(text, _TEXT, where)
+    typed(text, TEXT, where)
     for name, rows in text["inputs"].items():
         if not isinstance(rows, list) or not rows:
             raise BundleError(f"{where}: inputs: {name[:80]!r} must be a list of outputs")
         for row in rows:
-            typed(row, _SOURCE, f"{where}: inputs: {name[:80]!r}")
+            typed(row, SOURCE, f"{where}: inputs: {name[:80]!r}")
+            source = (row["component"], row["output"])
+            if source not in outputs or row["component"] not in text["tokenizers"]:
+                raise BundleError(f"{where}: inputs: {name[:80]!r} comes from no text encoder")
     listed = [row["path"] for row in manifest.get("files", ())]
     for path in text["tokenizers"].values():
         if not isinstance(path, str) or path not in listed:
