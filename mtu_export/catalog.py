@@ -81,6 +81,18 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 """Names of `--scheduler`: the diffusers class, and what is set over the checkpoint's config."""
+SD_DEFAULT: Mapping[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+"""``scheduler_config.json`` of Stable Diffusion 1.x, for a checkpoint that brings none."""
 BAKED_STEPS = (4, 8, 12, 20, 25, 30, 50)
 """Step counts for which a bundle has a schedule unless `--bake-steps` says otherwise."""
 
@@ -253,6 +265,7 @@ _NOISE = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "steps_offset": 1,
+    "clip_sample": False,  # of no use to PNDM and Euler, but DDIM takes it over
 }
 _PNDM = {
     **_NOISE,

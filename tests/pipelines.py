@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,15 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 class Case:
     """One comparison: a task of the tiny checkpoint, its pipeline, scheduler and prediction type.
 
-    ``task`` is a name in the checkpoint; ``pipeline`` a class of diffusers.
+    ``task`` is a name in the checkpoint; ``pipeline`` a class of diffusers; ``zeros`` what the
+    index says of ``force_zeros_for_empty_prompt`` (null: nothing; of SDXL alone).
     """
 
     task: str
     pipeline: str
     scheduler: str = "pndm"
     prediction: str = "epsilon"
+    zeros: bool | None = True
 
     @property
     def architecture(self) -> str:
@@ -73,7 +75,8 @@ class Case:
         return "tiny-sdxl" if "XL" in self.pipeline else "tiny"
 
     def __str__(self) -> str:
-        return f"{self.task}-{self.pipeline}-{self.scheduler}-{self.prediction}"
+        name = f"{self.task}-{self.pipeline}-{self.scheduler}-{self.prediction}"
+        return name if self.zeros else f"{name}-zeros-{self.zeros}".lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +103,13 @@ CASES = (
         Case(task="t2i", pipeline=_SD, scheduler=name, prediction="v_prediction")
         for name in ("ddim", "dpm++2m")
     ),
-    *(Case(task="t2i", pipeline=_XL, scheduler=name) for name in ("euler", "ddim")),
-    *(Case(task="edit", pipeline=_EDIT, scheduler=name) for name in ("pndm", "dpm++2m", "euler")),
+    *(Case(task="t2i", pipeline=_XL, scheduler=name) for name in SCHEDULERS),
+    *(Case(task="t2i", pipeline=_XL, scheduler="euler", zeros=zeros) for zeros in (False, None)),
+    *(Case(task="edit", pipeline=_EDIT, scheduler=name) for name in SCHEDULERS),
     *(Case(task="inpaint", pipeline=_EDIT, scheduler=name) for name in ("pndm", "euler")),
     Case(task="sr", pipeline=_EDIT),
     Case(task="edit-scaled", pipeline=_EDIT, scheduler="ddim"),
-    *(Case(task="fill", pipeline=_FILL, scheduler=name) for name in ("pndm", "ddim", "euler")),
+    *(Case(task="fill", pipeline=_FILL, scheduler=name) for name in SCHEDULERS),
     Case(task="fill", pipeline="StableDiffusionXLInpaintPipeline", scheduler="euler"),
 )
 
@@ -123,6 +127,17 @@ def checkpoint(architecture: str, folder: Path) -> Path:
         files[-1].write_text(json.dumps({"name": name, "steps": STEPS, **row}), "utf-8")
     out = folder / architecture
     upcycle.write_random(architecture, out, tasks=["t2i", "fill", *map(str, files)])
+    return out
+
+
+def with_zeros(whole: Path, out: Path, zeros: bool | None) -> Path:
+    """A copy of a checkpoint whose index says something else of the empty prompt, or nothing."""
+    shutil.copytree(whole, out)
+    index = json.loads((out / "model_index.json").read_text("utf-8"))
+    del index["force_zeros_for_empty_prompt"]
+    if zeros is not None:
+        index["force_zeros_for_empty_prompt"] = zeros
+    (out / "model_index.json").write_text(json.dumps(index), "utf-8")
     return out
 
 
@@ -215,6 +230,7 @@ def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
     (out / "model_index.json").write_text(json.dumps(index), "utf-8")
     pipe = getattr(diffusers, kind).from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
+    pipe.stored_scheduler_config = dict(pipe.scheduler.config)
     if "Inpaint" in kind:
         _without_variance(pipe.vae)
     return pipe
@@ -234,8 +250,9 @@ def _without_variance(vae: Any) -> None:
 def by_diffusers(pipe: Any, case: Case, guidance: Mapping[str, float]) -> Made:
     """The picture of ``PROMPT`` by a pipeline; ``guidance`` are its scales ``text``, ``image``."""
     name, settings = SCHEDULERS[case.scheduler]
+    config = pipe.stored_scheduler_config  # of the last case's scheduler there are left-overs
     pipe.scheduler = getattr(diffusers, name).from_config(
-        pipe.scheduler.config, prediction_type=case.prediction, **settings
+        config, prediction_type=case.prediction, **settings
     )
     words: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
     if "Pix2Pix" in case.pipeline:
@@ -283,34 +300,45 @@ class Pairs:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.made: dict[Any, Any] = {}
+        self.made: dict[str, Any] = {}
 
-    def folder(self, architecture: str) -> Path:
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
+    def folder(self, case: Case) -> Path:
         """The checkpoint."""
-        if architecture not in self.made:
-            self.made[architecture] = checkpoint(architecture, self.home / architecture)
-        return self.made[architecture]
+        kind = case.architecture
+        whole = self._once(kind, lambda: checkpoint(kind, self.home / kind))
+        if case.zeros is True:
+            return whole
+        name = f"{kind}-{case.zeros}"
+        return self._once(name, lambda: with_zeros(whole, self.home / name, case.zeros))
 
     def loop(self, case: Case) -> generate.Loop:
         """Our side of a case."""
-        folder, key = self.folder(case.architecture), (case.architecture, case.task)
-        if key not in self.made:
-            self.made[key] = export(folder, case.task, self.home / "-".join(key))
-        scratch = self.home / f"scheduler-{case.architecture}-{case.prediction}"
-        return with_table(self.made[key], case, folder, scratch)
+        folder = self.folder(case)
+        name = f"bundle-{folder.name}-{case.task}"
+        loop = self._once(name, lambda: export(folder, case.task, self.home / name))
+        return with_table(loop, case, folder, self.home / f"scheduler-{folder.name}-{case}")
 
     def pipe(self, case: Case) -> Any:
         """Their side of a case."""
-        key = (case.task, case.pipeline)
-        if key not in self.made:
-            folder = self.folder(case.architecture)
-            self.made[key] = stock(folder, case.task, case.pipeline, self.home / "-".join(key))
-        return self.made[key]
+        folder = self.folder(case)
+        name = f"{case.pipeline}-{folder.name}-{case.task}"
+        return self._once(
+            name, lambda: stock(folder, case.task, case.pipeline, self.home / name)
+        )
 
-    def measure(self, case: Case) -> Likeness:
-        """Run both sides of a case."""
+    def make(self, case: Case) -> tuple[Made, Made]:
+        """Theirs and ours."""
         loop = self.loop(case)
         row = loop.task.guidance
         scales = {"text": row.text, "image": row.image} if row.kind != "none" else {}
         given = {name: scale for name, scale in scales.items() if scale is not None}
-        return compare(by_diffusers(self.pipe(case), case, given), by_us(loop))
+        return by_diffusers(self.pipe(case), case, given), by_us(loop)
+
+    def measure(self, case: Case) -> Likeness:
+        """Run both sides of a case."""
+        return compare(*self.make(case))
