@@ -19,13 +19,16 @@ import torch
 from PIL import Image
 
 from mtu_export import bundle, exporter, generate, pictures, plan, schedule, upcycle
+from mtu_export.spec import Guidance, Pass, Schedule
 from mtu_export.verify import psnr
+from tests import loras
 
 STEPS = 20
 HEIGHT, WIDTH = 64, 128
 """Pixels; unequal, so that swapped sides show."""
 PROMPT = "a photo of a red circle on a blue table"
 FLOOR_DB = 60.0
+LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -59,15 +62,15 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 class Case:
     """One comparison: a task of the tiny checkpoint, its pipeline, scheduler and prediction type.
 
-    ``task`` is a name in the checkpoint; ``pipeline`` a class of diffusers; ``zeros`` what the
-    index says of ``force_zeros_for_empty_prompt`` (null: nothing; of SDXL alone).
+    ``task`` is a name in the checkpoint; ``pipeline`` a class of diffusers; ``zeros`` is SDXL's
+    ``force_zeros_for_empty_prompt``.
     """
 
     task: str
     pipeline: str
     scheduler: str = "pndm"
     prediction: str = "epsilon"
-    zeros: bool | None = True
+    zeros: bool = True
 
     @property
     def architecture(self) -> str:
@@ -76,7 +79,7 @@ class Case:
 
     def __str__(self) -> str:
         name = f"{self.task}-{self.pipeline}-{self.scheduler}-{self.prediction}"
-        return name if self.zeros else f"{name}-zeros-{self.zeros}".lower()
+        return name if self.zeros else f"{name}-encoded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ CASES = (
         for name in ("ddim", "dpm++2m")
     ),
     *(Case(task="t2i", pipeline=_XL, scheduler=name) for name in SCHEDULERS),
-    *(Case(task="t2i", pipeline=_XL, scheduler="euler", zeros=zeros) for zeros in (False, None)),
+    Case(task="t2i", pipeline=_XL, scheduler="euler", zeros=False),
     *(Case(task="edit", pipeline=_EDIT, scheduler=name) for name in SCHEDULERS),
     *(Case(task="inpaint", pipeline=_EDIT, scheduler=name) for name in ("pndm", "euler")),
     Case(task="sr", pipeline=_EDIT),
@@ -130,13 +133,11 @@ def checkpoint(architecture: str, folder: Path) -> Path:
     return out
 
 
-def with_zeros(whole: Path, out: Path, zeros: bool | None) -> Path:
-    """A copy of a checkpoint whose index says something else of the empty prompt, or nothing."""
+def without_zeros(whole: Path, out: Path) -> Path:
+    """A copy of a checkpoint of SDXL whose index wants the empty prompt encoded."""
     shutil.copytree(whole, out)
     index = json.loads((out / "model_index.json").read_text("utf-8"))
-    del index["force_zeros_for_empty_prompt"]
-    if zeros is not None:
-        index["force_zeros_for_empty_prompt"] = zeros
+    index["force_zeros_for_empty_prompt"] = False
     (out / "model_index.json").write_text(json.dumps(index), "utf-8")
     return out
 
@@ -247,8 +248,9 @@ def _without_variance(vae: Any) -> None:
         vae.quant_conv.bias[rows:] = -30  # the least log variance that diffusers lets pass
 
 
-def by_diffusers(pipe: Any, case: Case, guidance: Mapping[str, float]) -> Made:
-    """The picture of ``PROMPT`` by a pipeline; ``guidance`` are its scales ``text``, ``image``."""
+def by_diffusers(pipe: Any, case: Case, guidance: Guidance) -> Made:
+    """The picture of ``PROMPT`` by a pipeline, guided as our task is."""
+    one = 1.0  # the scale at which diffusers does not guide
     name, settings = SCHEDULERS[case.scheduler]
     config = pipe.stored_scheduler_config  # of the last case's scheduler there are left-overs
     pipe.scheduler = getattr(diffusers, name).from_config(
@@ -257,7 +259,7 @@ def by_diffusers(pipe: Any, case: Case, guidance: Mapping[str, float]) -> Made:
     words: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
     if "Pix2Pix" in case.pipeline:
         image: Any = photo() if case.task != "edit-scaled" else _scaled_latent(pipe)
-        words = {"image": image, "image_guidance_scale": guidance.get("image", 1.0)}
+        words = {"image": image, "image_guidance_scale": guidance.image or one}
     elif "Inpaint" in case.pipeline:
         words |= {"image": photo(), "mask_image": mask(), "strength": 1.0}
     last: list[np.ndarray] = []
@@ -269,7 +271,7 @@ def by_diffusers(pipe: Any, case: Case, guidance: Mapping[str, float]) -> Made:
     found = pipe(
         "" if case.task == "sr" else PROMPT,
         num_inference_steps=STEPS,
-        guidance_scale=guidance.get("text", 1.0),
+        guidance_scale=guidance.text or one,
         latents=torch.from_numpy(noise()),
         callback_on_step_end=keep,
         output_type="pt",
@@ -283,6 +285,54 @@ def _scaled_latent(pipe: Any) -> torch.Tensor:
     with torch.no_grad():
         sample = pipe.image_processor.preprocess(photo())
         return pipe.vae.encode(sample).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+
+# ----------------------------------------------------------------------------------------- LoRA
+
+
+def write_lora(pipe: Any, path: Path) -> Path:
+    """A random LoRA in PEFT's names for the UNet and each text encoder of a pipeline.
+
+    Every Linear and convolution but the feed-forwards of the UNet: there a LoRA of the dense
+    model is another one of the folded model, whose value rows the router has weighted.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for seed, name in enumerate(LORA_PARTS):
+        part = getattr(pipe, name, None)
+        if part is None:
+            continue
+        paths = [p for p in loras.layers(part) if name != "unet" or ".ff." not in p]
+        rows = loras.pairs(part, [p for p in paths if "text_projection" not in p], seed=seed)
+        small = {p: (down * 0.5, up * 0.5) for p, (down, up) in rows.items()}
+        found |= loras.peft(small, component=name)
+    return loras.write(path, found)
+
+
+def set_lora(pipe: Any, path: Path, scale: float) -> None:
+    """Let diffusers run the LoRA beside the weights."""
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="a")
+    pipe.set_adapters(["a"], [scale])
+
+
+def pass_by_diffusers(pipe: Any) -> np.ndarray:
+    """What the UNet says of ``noise()`` and ``PROMPT`` at timestep 500."""
+    with torch.no_grad():
+        found = pipe.encode_prompt(PROMPT, "cpu", 1, do_classifier_free_guidance=False)
+        words: dict[str, Any] = {"encoder_hidden_states": found[0]}
+        if hasattr(pipe, "text_encoder_2"):
+            sizes = torch.tensor([[HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH]], dtype=torch.float32)
+            words["added_cond_kwargs"] = {"text_embeds": found[2], "time_ids": sizes}
+        return pipe.unet(torch.from_numpy(noise()), 500.0, **words).sample.numpy()
+
+
+def pass_by_us(loop: generate.Loop) -> np.ndarray:
+    """The same by a bundle: its first output for a table of one pass."""
+    only = Pass(timestep=500.0, input_scale=1.0, x=(0.0,) * 4, m=(1.0, 0.0, 0.0, 0.0))
+    table = Schedule(init_noise_sigma=1.0, passes=(only,))
+    request = generate.Request(
+        prompt=PROMPT, noise=noise(), steps=1, guidance=Guidance(kind="text", text=1.0)
+    )
+    return generate.picture(replace(loop, schedules={1: table}), request)[0][0]
 
 
 # ----------------------------------------------------------------------------------- comparisons
@@ -311,10 +361,10 @@ class Pairs:
         """The checkpoint."""
         kind = case.architecture
         whole = self._once(kind, lambda: checkpoint(kind, self.home / kind))
-        if case.zeros is True:
+        if case.zeros:
             return whole
-        name = f"{kind}-{case.zeros}"
-        return self._once(name, lambda: with_zeros(whole, self.home / name, case.zeros))
+        name = f"{kind}-encoded"
+        return self._once(name, lambda: without_zeros(whole, self.home / name))
 
     def loop(self, case: Case) -> generate.Loop:
         """Our side of a case."""
@@ -327,17 +377,21 @@ class Pairs:
         """Their side of a case."""
         folder = self.folder(case)
         name = f"{case.pipeline}-{folder.name}-{case.task}"
-        return self._once(
-            name, lambda: stock(folder, case.task, case.pipeline, self.home / name)
-        )
+        return self._once(name, lambda: stock(folder, case.task, case.pipeline, self.home / name))
+
+    def with_lora(self, case: Case, scale: float) -> tuple[Any, generate.Loop]:
+        """Their pipeline with a random LoRA beside its weights, our bundle with it folded."""
+        folder = self.folder(case)
+        name = f"lora-{folder.name}-{case.task}"
+        pipe = stock(folder, case.task, case.pipeline, self.home / f"{name}-pipeline")
+        file = write_lora(pipe, self.home / f"{name}.safetensors")
+        set_lora(pipe, file, scale)
+        return pipe, export(folder, case.task, self.home / name, lora=[f"{file}:{scale}"])
 
     def make(self, case: Case) -> tuple[Made, Made]:
         """Theirs and ours."""
         loop = self.loop(case)
-        row = loop.task.guidance
-        scales = {"text": row.text, "image": row.image} if row.kind != "none" else {}
-        given = {name: scale for name, scale in scales.items() if scale is not None}
-        return by_diffusers(self.pipe(case), case, given), by_us(loop)
+        return by_diffusers(self.pipe(case), case, loop.task.guidance), by_us(loop)
 
     def measure(self, case: Case) -> Likeness:
         """Run both sides of a case."""
