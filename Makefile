@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+OPTIMUM := build/optimum
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers pipelines optimum clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +61,19 @@ mutations: setup
 ## The loop over every scheduler's table against diffusers -> benchmarks/results/schedulers.*
 schedulers: setup
 	$(BIN)/python benchmarks/schedulers.py
+
+## Whole loops against diffusers' pipelines, and a LoRA -> benchmarks/results/pipelines.*
+pipelines: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pipelines.py
+
+## ONNX bundles opened by optimum-onnx in an environment of its own -> benchmarks/results/optimum.*
+optimum: setup $(OPTIMUM)/.installed
+	$(BIN)/python benchmarks/optimum.py --python $(OPTIMUM)/bin/python
+
+$(OPTIMUM)/.installed: benchmarks/optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/optimum.txt
+	@touch $@
 
 clean:
 	rm -rf build $(VENV)

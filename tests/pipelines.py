@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtu_export import bundle, exporter, generate, pictures, plan, schedule, upcycle
-from mtu_export.spec import Guidance, Pass, Schedule
+from mtu_export import exporter, generate, pictures, plan, schedule, upcycle
+from mtu_export.spec import Guidance
 from mtu_export.verify import psnr
-from tests import loras
 
 STEPS = 20
 HEIGHT, WIDTH = 64, 128
 """Pixels; unequal, so that swapped sides show."""
 PROMPT = "a photo of a red circle on a blue table"
 FLOOR_DB = 60.0
-LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -287,54 +285,6 @@ def _scaled_latent(pipe: Any) -> torch.Tensor:
         return pipe.vae.encode(sample).latent_dist.mode() * pipe.vae.config.scaling_factor
 
 
-# ----------------------------------------------------------------------------------------- LoRA
-
-
-def write_lora(pipe: Any, path: Path) -> Path:
-    """A random LoRA in PEFT's names for the UNet and each text encoder of a pipeline.
-
-    Every Linear and convolution but the feed-forwards of the UNet: there a LoRA of the dense
-    model is another one of the folded model, whose value rows the router has weighted.
-    """
-    found: dict[str, torch.Tensor] = {}
-    for seed, name in enumerate(LORA_PARTS):
-        part = getattr(pipe, name, None)
-        if part is None:
-            continue
-        paths = [p for p in loras.layers(part) if name != "unet" or ".ff." not in p]
-        rows = loras.pairs(part, [p for p in paths if "text_projection" not in p], seed=seed)
-        small = {p: (down * 0.5, up * 0.5) for p, (down, up) in rows.items()}
-        found |= loras.peft(small, component=name)
-    return loras.write(path, found)
-
-
-def set_lora(pipe: Any, path: Path, scale: float) -> None:
-    """Let diffusers run the LoRA beside the weights."""
-    pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="a")
-    pipe.set_adapters(["a"], [scale])
-
-
-def pass_by_diffusers(pipe: Any) -> np.ndarray:
-    """What the UNet says of ``noise()`` and ``PROMPT`` at timestep 500."""
-    with torch.no_grad():
-        found = pipe.encode_prompt(PROMPT, "cpu", 1, do_classifier_free_guidance=False)
-        words: dict[str, Any] = {"encoder_hidden_states": found[0]}
-        if hasattr(pipe, "text_encoder_2"):
-            sizes = torch.tensor([[HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH]], dtype=torch.float32)
-            words["added_cond_kwargs"] = {"text_embeds": found[2], "time_ids": sizes}
-        return pipe.unet(torch.from_numpy(noise()), 500.0, **words).sample.numpy()
-
-
-def pass_by_us(loop: generate.Loop) -> np.ndarray:
-    """The same by a bundle: its first output for a table of one pass."""
-    only = Pass(timestep=500.0, input_scale=1.0, x=(0.0,) * 4, m=(1.0, 0.0, 0.0, 0.0))
-    table = Schedule(init_noise_sigma=1.0, passes=(only,))
-    request = generate.Request(
-        prompt=PROMPT, noise=noise(), steps=1, guidance=Guidance(kind="text", text=1.0)
-    )
-    return generate.picture(replace(loop, schedules={1: table}), request)[0][0]
-
-
 # ----------------------------------------------------------------------------------- comparisons
 
 
@@ -378,15 +328,6 @@ class Pairs:
         folder = self.folder(case)
         name = f"{case.pipeline}-{folder.name}-{case.task}"
         return self._once(name, lambda: stock(folder, case.task, case.pipeline, self.home / name))
-
-    def with_lora(self, case: Case, scale: float) -> tuple[Any, generate.Loop]:
-        """Their pipeline with a random LoRA beside its weights, our bundle with it folded."""
-        folder = self.folder(case)
-        name = f"lora-{folder.name}-{case.task}"
-        pipe = stock(folder, case.task, case.pipeline, self.home / f"{name}-pipeline")
-        file = write_lora(pipe, self.home / f"{name}.safetensors")
-        set_lora(pipe, file, scale)
-        return pipe, export(folder, case.task, self.home / name, lora=[f"{file}:{scale}"])
 
     def make(self, case: Case) -> tuple[Made, Made]:
         """Theirs and ours."""

@@ -6,11 +6,9 @@ import importlib.util
 
 import pytest
 
-from mtu_export.verify import psnr
-from tests import pipelines
+from tests import pipelines, pipelines_lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipelines")]
-LORA_FLOOR_DB = 90.0
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
     reason="peft is not installed: diffusers cannot run a LoRA to compare with",
@@ -35,14 +33,8 @@ def test_the_loop_is_that_of_diffusers(pairs: pipelines.Pairs, case: pipelines.C
 @pytest.mark.parametrize("pipeline", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
 def test_a_folded_lora_is_that_of_diffusers(pairs: pipelines.Pairs, pipeline: str) -> None:
     """UNet and text encoders at once, through a whole bundle."""
-    case = pipelines.Case(task="t2i", pipeline=pipeline, scheduler="ddim")
-    plain = pipelines.pass_by_diffusers(pairs.pipe(case))
-    pipe, loop = pairs.with_lora(case, 0.7)
-    wanted = pipelines.pass_by_diffusers(pipe)
-    assert psnr(plain, wanted) < 40  # it does something
-    assert psnr(wanted, pipelines.pass_by_us(loop)) >= LORA_FLOOR_DB
-    theirs = pipelines.by_diffusers(pipe, case, loop.task.guidance)
-    table = pipelines.with_table(loop, case, pairs.folder(case), pairs.home / "lora-scheduler")
-    found = pipelines.compare(theirs, pipelines.by_us(table))
-    assert found.latents_db >= pipelines.FLOOR_DB
-    assert found.image_db >= pipelines.FLOOR_DB
+    found = pipelines_lora.measure(pairs, pipeline)
+    assert found.without_db < 40  # it does something
+    assert found.pass_db >= pipelines_lora.FLOOR_DB
+    assert found.loop.latents_db >= pipelines.FLOOR_DB
+    assert found.loop.image_db >= pipelines.FLOOR_DB
