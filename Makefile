@@ -68,7 +68,7 @@ pipelines: setup
 
 ## ONNX bundles opened by optimum-onnx in an environment of its own -> benchmarks/results/optimum.*
 optimum: setup $(OPTIMUM)/.installed
-	$(BIN)/python benchmarks/optimum.py --python $(OPTIMUM)/bin/python
+	$(BIN)/python benchmarks/onnx_in_optimum.py --python $(OPTIMUM)/bin/python
 
 $(OPTIMUM)/.installed: benchmarks/optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)

@@ -4,7 +4,7 @@
 
 ``REQUEST.json`` holds ``prompt``, ``steps``, ``guidance``, ``height`` and ``width``; ``NOISE.npy``
 normal noise [1, C, h, w]. OUT gets ``latent.npy`` [1, C, h, w], ``image.npy`` [1, 3, H, W] within
-−1..1, ``image.png`` and ``versions.json``. ``benchmarks/optimum.py`` compares them with ours.
+−1..1, ``image.png`` and ``versions.json``; ``onnx_in_optimum.py`` compares them with ours.
 """
 
 from __future__ import annotations

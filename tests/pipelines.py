@@ -224,6 +224,7 @@ def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
     )
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     index |= {"_class_name": kind, "unet": ["diffusers", "UNet2DConditionModel"]}
+    index["_diffusers_version"] = diffusers.__version__
     if "XL" not in kind:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     (out / "model_index.json").write_text(json.dumps(index), "utf-8")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
             config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
     _dump(config, folder / component / "config.json")
     index: dict[str, Any] = {"_class_name": _pipeline_class(plan)}
+    index["_diffusers_version"] = version("diffusers")
     scheduler = _scheduler_config(plan)
     _dump(scheduler, folder / "scheduler" / "scheduler_config.json")
     index["scheduler"] = ["diffusers", scheduler.get("_class_name")]
@@ -74,7 +76,8 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
     if isinstance(flag, bool) and _is_xl(plan):
         index[_ZEROS] = flag
     for name, (key, library, kind) in STOCK_PARTS.items():
-        if (folder / name).is_dir():
+        encoder = name.replace("tokenizer", "text_encoder")  # the tokenizer itself comes at the end
+        if (folder / encoder).is_dir():
             index[key] = [library, kind]
     _dump(index, folder / "model_index.json")
 

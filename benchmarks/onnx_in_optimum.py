@@ -1,6 +1,6 @@
 """ONNX bundles of t2i opened and run by optimum-onnx, against `mtu-export run` of the same bundle.
 
-    python benchmarks/optimum.py --python build/optimum/bin/python [--out benchmarks/results]
+    python benchmarks/onnx_in_optimum.py --python build/optimum/bin/python [--out FOLDER]
 
 optimum-onnx wants an older transformers than ours, so its side (``optimum_onnx.py``) runs in an
 environment of its own; ``optimum.txt`` pins it. Each bundle is exported from a random tiny
