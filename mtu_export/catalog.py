@@ -77,7 +77,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": False}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": True}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 """Names of `--scheduler`: the diffusers class, and what is set over the checkpoint's config."""
@@ -265,13 +265,14 @@ _NOISE = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "steps_offset": 1,
-    "clip_sample": False,  # of no use to PNDM and Euler, but DDIM takes it over
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "clip_sample": False,
 }
+"""As published, with settings of other schedulers than its own: those of ``--scheduler``."""
 _PNDM = {
     **_NOISE,
     "_class_name": "PNDMScheduler",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
 }
 _EULER = {
     **_NOISE,

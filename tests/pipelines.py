@@ -32,7 +32,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 """Names of ``--scheduler`` -> how a user of diffusers makes the same one."""
@@ -200,10 +200,10 @@ def with_table(loop: generate.Loop, case: Case, folder: Path, scratch: Path) -> 
     return replace(loop, schedules=found)
 
 
-def by_us(loop: generate.Loop) -> Made:
-    """The picture of ``PROMPT`` by a bundle."""
+def by_us(loop: generate.Loop, prompt: str = PROMPT) -> Made:
+    """The picture of a prompt by a bundle."""
     request = generate.Request(
-        prompt=PROMPT,
+        prompt=prompt,
         noise=noise(),
         steps=STEPS,
         image=pictures.fit(photo(), WIDTH, HEIGHT),

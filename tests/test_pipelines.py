@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 
+from mtu_export.spec import Guidance
 from tests import pipelines, pipelines_lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipelines")]
@@ -27,6 +29,21 @@ def test_the_loop_is_that_of_diffusers(pairs: pipelines.Pairs, case: pipelines.C
     assert found.latents_db >= pipelines.FLOOR_DB
     assert found.image_db >= pipelines.FLOOR_DB
     assert theirs.image.std() > 0.1  # a picture, not one grey
+
+
+@pytest.mark.parametrize("case", pipelines.CASES[:1], ids=str)
+def test_the_floor_tells_prompts_and_guidance_apart(
+    pairs: pipelines.Pairs, case: pipelines.Case
+) -> None:
+    """One other word, or a scale of 7.4 for 7.5, is below the floor that the cases keep."""
+    loop = pairs.loop(case)
+    wanted = pipelines.by_us(loop)
+    other = pipelines.by_us(loop, pipelines.PROMPT.replace("table", "chair"))
+    assert pipelines.compare(wanted, other).latents_db < 45
+    assert loop.task.guidance == Guidance(kind="text", text=7.5)
+    weaker = replace(loop, task=replace(loop.task, guidance=Guidance(kind="text", text=7.4)))
+    found = pipelines.compare(wanted, pipelines.by_us(weaker))
+    assert found.latents_db < pipelines.FLOOR_DB
 
 
 @needs_peft
