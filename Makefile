@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
+OPTIMUM := build/optimum
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers schema testdata clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
+  pipelines optimum schema testdata clean
 
 setup: $(VENV)/.installed
 
@@ -69,6 +71,19 @@ schema: setup
 ## A bundle below 1 MB, a request and its result -> runtime/testdata
 testdata: setup
 	$(BIN)/python benchmarks/testdata.py
+
+## Whole loops against diffusers' pipelines, and a LoRA -> benchmarks/results/pipelines.*
+pipelines: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pipelines.py
+
+## ONNX bundles opened by optimum-onnx in an environment of its own -> benchmarks/results/optimum.*
+optimum: setup $(OPTIMUM)/.installed
+	$(BIN)/python benchmarks/onnx_in_optimum.py --python $(OPTIMUM)/bin/python
+
+$(OPTIMUM)/.installed: benchmarks/optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/optimum.txt
+	@touch $@
 
 clean:
 	rm -rf build $(VENV)

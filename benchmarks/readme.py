@@ -63,10 +63,30 @@ def sizes(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def loops(ours: dict[str, Any], optimum: dict[str, Any]) -> list[str]:
+    """Whole loops against programs of other people: the worst PSNR of each."""
+    lines = [
+        "| bundle (ONNX, fp32), against | cases | last latent, worst | image, worst |",
+        "|---|---|---|---|",
+    ]
+    rows = [{**row, "against": f"diffusers' {row['pipeline']}"} for row in ours["loops"]]
+    rows += [{**row, "against": "the same, a LoRA beside its weights"} for row in ours["loras"]]
+    rows += [{**row, "against": "optimum-onnx, the same files"} for row in optimum["rows"]]
+    for against in dict.fromkeys(row["against"] for row in rows):
+        found = [row for row in rows if row["against"] == against]
+        worst = [min(row[key] for row in found) for key in ("latents_db", "image_db")]
+        lines.append(f"| {against} | {len(found)} | {worst[0]} dB | {worst[1]} dB |")
+    return lines
+
+
 def main() -> None:
     """Rewrite the block between the markers."""
     rows = json.loads((HERE / "results" / "conformance.json").read_text("utf-8"))
     large = json.loads((HERE / "results" / "sizes.json").read_text("utf-8"))
+    whole, optimum = (
+        json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
+        for name in ("pipelines", "optimum")
+    )
     text = "\n".join(
         [
             BEGIN,
@@ -75,6 +95,13 @@ def main() -> None:
             "[the fold alone](benchmarks/results/fold.md)):",
             "",
             *conformance(rows),
+            "",
+            "From words and noise to a picture in 20 steps, against programs that nobody here "
+            "wrote, with the same weights, noise and scheduler "
+            "([each pipeline and scheduler](benchmarks/results/pipelines.md), "
+            "[optimum-onnx](benchmarks/results/optimum.md)):",
+            "",
+            *loops(whole, optimum),
             "",
             "At published sizes, 512 x 512, random weights, on three inputs that the exporter did "
             "not use ([all rows, and what was refused](benchmarks/results/sizes.md)). Wall time "

@@ -77,10 +77,22 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": False}),
     "dpm++2m-karras": ("DPMSolverMultistepScheduler", {**_DPM, "use_karras_sigmas": True}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 """Names of `--scheduler`: the diffusers class, and what is set over the checkpoint's config."""
+SD_DEFAULT: Mapping[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+"""``scheduler_config.json`` of Stable Diffusion 1.x, for a checkpoint that brings none."""
 BAKED_STEPS = (4, 8, 12, 20, 25, 30, 50)
 """Step counts for which a bundle has a schedule unless `--bake-steps` says otherwise."""
 
@@ -267,12 +279,14 @@ _NOISE = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "clip_sample": False,
 }
+"""As published, with settings of other schedulers than its own: those of ``--scheduler``."""
 _PNDM = {
     **_NOISE,
     "_class_name": "PNDMScheduler",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
 }
 _EULER = {
     **_NOISE,

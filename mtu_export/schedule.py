@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
 from mtu_export import checkpoint
-from mtu_export.catalog import BAKED_STEPS, SCHEDULERS
+from mtu_export.catalog import BAKED_STEPS, SCHEDULERS, SD_DEFAULT
 from mtu_export.spec import (
     HISTORY,
     MOST_PASSES,
@@ -37,18 +37,6 @@ from mtu_export.spec import (
 NAMES = tuple(SCHEDULERS)
 _SHORT = ", ".join(name for name in NAMES if name.islower())
 BAKED = BAKED_STEPS
-SD_DEFAULT: Mapping[str, Any] = {
-    "_class_name": "PNDMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "skip_prk_steps": True,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
-"""``scheduler_config.json`` of Stable Diffusion 1.x, for a checkpoint that brings none."""
 FLOOR_DB = 110.0
 """PSNR that every pass of a table must keep against its scheduler, both in float32."""
 _FILE = Path("scheduler") / "scheduler_config.json"

@@ -83,6 +83,7 @@ def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
     assert list(found["loop"]["schedules"]) == ["4", "8", "12", "20", "25", "30", "50"]
     assert {path.name for path in onnx_bundle.iterdir()} == {
         *("manifest.json", "goldens.safetensors", "README.md", "unet", "model_index.json"),
+        "scheduler",
     }
 
 

@@ -60,7 +60,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "verify": (set(), NUMPY),
     "bundle": (set(), NUMPY),
     "targets": (set(), set()),
-    "targets.onnx": ({"targets.onnx", "checkpoint"}, {"numpy"}),
+    "targets.onnx": ({"targets.onnx", "catalog", "checkpoint"}, {"numpy"}),
     "targets.coreml": ({"targets.coreml"}, {"numpy"}),
     "targets.executorch": ({"targets.executorch"}, {"numpy"}),
     "models": (set(), set()),

@@ -223,7 +223,9 @@ def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -
     kind = "EulerDiscreteScheduler" if xl else "PNDMScheduler"
     assert index["scheduler"] == ["diffusers", kind] == ["diffusers", config["_class_name"]]
     _, unused = getattr(diffusers, kind).from_config(config, return_unused_kwargs=True)
-    assert unused.keys() <= {"_class_name"}
+    others = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
+    assert unused.keys() <= {"_class_name", *others}
+    assert {name: config[name] for name in others} == others  # for the sake of --scheduler
     assert index.get("force_zeros_for_empty_prompt", False) is xl
     parts = [path for path in folder.rglob("*") if path.is_file() and "unet" not in path.parts]
     assert sum(path.stat().st_size for path in parts) < 1e6

@@ -89,7 +89,8 @@ class Reference:
         found: dict[str, np.ndarray] = {}
         given, empty = self.words(0), self.words(1)
         if given and self.task.guidance.kind != "none":
-            zeros = self.index.get("force_zeros_for_empty_prompt") is True
+            # true where the index says nothing: so diffusers' SDXL pipelines have it
+            zeros = self.xl and self.index.get("force_zeros_for_empty_prompt", True) is True
             found |= {f"empty/{n}": v * 0 if zeros else v for n, v in empty.items()}
         if given and self.task.prompt is not None:
             found |= {f"prompt/{self.task.name}/{name}": v for name, v in given.items()}

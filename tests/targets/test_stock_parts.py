@@ -168,3 +168,4 @@ def test_the_onnx_files_of_sdxl_say_what_optimum_reads(pipeline_sdxl: Path, tmp_
     assert index["_class_name"] == "StableDiffusionXLPipeline"
     assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
     assert index["force_zeros_for_empty_prompt"] is True
+    assert index["tokenizer_2"] == ["transformers", "CLIPTokenizer"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.catalog import SCHEDULERS, SD_DEFAULT
 from mtu_export.spec import Plan
 
 STOCK_PARTS: Mapping[str, tuple[str, str, str]] = {  # folder -> model_index key, library, class
@@ -66,17 +68,27 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
             config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
     _dump(config, folder / component / "config.json")
     index: dict[str, Any] = {"_class_name": _pipeline_class(plan)}
-    scheduler = _source_config(plan.checkpoint / "scheduler" / "scheduler_config.json")
-    if scheduler is not None:
-        _dump(scheduler, folder / "scheduler" / "scheduler_config.json")
-        index["scheduler"] = ["diffusers", scheduler.get("_class_name")]
+    index["_diffusers_version"] = version("diffusers")
+    scheduler = _scheduler_config(plan)
+    _dump(scheduler, folder / "scheduler" / "scheduler_config.json")
+    index["scheduler"] = ["diffusers", scheduler.get("_class_name")]
     flag = (_source_config(plan.checkpoint / "model_index.json") or {}).get(_ZEROS)
     if isinstance(flag, bool) and _is_xl(plan):
         index[_ZEROS] = flag
     for name, (key, library, kind) in STOCK_PARTS.items():
-        if (folder / name).is_dir():
+        encoder = name.replace("tokenizer", "text_encoder")  # the tokenizer itself comes at the end
+        if (folder / encoder).is_dir():
             index[key] = [library, kind]
     _dump(index, folder / "model_index.json")
+
+
+def _scheduler_config(plan: Plan) -> dict[str, Any]:
+    """The config of the scheduler that the manifest's tables are of: with ``--scheduler`` that."""
+    found = _source_config(plan.checkpoint / "scheduler" / "scheduler_config.json") or SD_DEFAULT
+    if plan.scheduler is None:
+        return dict(found)
+    kind, settings = SCHEDULERS[plan.scheduler]
+    return {**found, **settings, "_class_name": kind}
 
 
 def _pipeline_class(plan: Plan) -> str:

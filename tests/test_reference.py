@@ -1,0 +1,54 @@
+"""What the reference's loop keeps for a bundle, without running a model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+from mtu_export import plan, schedule
+from mtu_export.exporter.reference import Reference
+
+ZEROS = "force_zeros_for_empty_prompt"
+
+
+def empty_prompt(source: Path, out: Path, said: bool | None) -> dict[str, np.ndarray]:
+    """The constants of the empty prompt, of encoders that give ones for every prompt."""
+    shutil.copytree(source, out)
+    index = json.loads((out / "model_index.json").read_text("utf-8"))
+    index.pop(ZEROS, None)
+    (out / "model_index.json").write_text(
+        json.dumps(index if said is None else {**index, ZEROS: said}), "utf-8"
+    )
+    row = plan.resolve(target="onnx", model=out, task="t2i")
+    scheduler = schedule.load(out, None)
+    reference = Reference(row, scheduler, schedule.tables(scheduler, [4]))
+    ones = {"hidden_states": np.ones((1, 77, 8), np.float32), "pooled": np.ones((1, 8), np.float32)}
+    for encoder in reference.encoders:
+        reference.take_text(encoder, [ones] * len(reference.prompts))
+    found = reference.constants()
+    return {name: value for name, value in found.items() if name.startswith("empty/")}
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_the_empty_prompt_of_sdxl_is_what_diffusers_takes(
+    pipeline_sdxl: Path, tmp_path: Path, said: bool | None
+) -> None:
+    default = inspect.signature(StableDiffusionXLPipeline.__init__).parameters[ZEROS].default
+    found = empty_prompt(pipeline_sdxl, tmp_path / "xl", said)
+    assert set(found) == {"empty/encoder_hidden_states", "empty/text_embeds"}
+    zero = default if said is None else said
+    assert all((value == (0 if zero else 1)).all() for value in found.values())
+
+
+@pytest.mark.parametrize("said", [True, None])
+def test_the_empty_prompt_of_sd_is_encoded(
+    pipeline: Path, tmp_path: Path, said: bool | None
+) -> None:
+    (value,) = empty_prompt(pipeline, tmp_path / "sd", said).values()
+    assert (value == 1).all()
