@@ -10,7 +10,7 @@ import pytest
 from mtu_export.spec import Guidance
 from tests import pipelines, pipelines_lora
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipelines")]
+pytestmark = pytest.mark.slow
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
     reason="peft is not installed: diffusers cannot run a LoRA to compare with",

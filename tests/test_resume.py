@@ -17,7 +17,7 @@ from mtu_export.bundle import Bundle
 from mtu_export.exporter import component
 from mtu_export.spec import MtuExportError, OutputExists, PlanError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
+pytestmark = pytest.mark.slow
 PARTS = ["text_encoder", "vae_encoder"]
 """Two small parts of `edit` are enough to stop between."""
 
