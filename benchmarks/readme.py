@@ -15,25 +15,28 @@ BEGIN, END = "<!-- results: made by `python benchmarks/readme.py` -->", "<!-- /r
 
 
 def spread(rows: list[dict[str, Any]], key: str) -> str:
-    """Smallest and largest PSNR of a rung over rows."""
-    values = sorted(row["proof"][key] for row in rows if row["exit"] == 0)
-    return f"{values[0]:.1f} to {values[-1]:.1f} dB" if values else "none"
+    """Smallest and largest PSNR of a column of the ladder over rows."""
+    values = sorted(row["proof"][key] for row in rows if row["proof"][key] is not None)
+    return f"{values[0]:.1f} to {values[-1]:.1f} dB" if values else "not run"
 
 
 def conformance(rows: list[dict[str, Any]]) -> list[str]:
     """One line a checkpoint, target and scheme: PSNR and bytes over all tasks."""
     lines = [
-        "| checkpoint (random weights) | target | scheme | tasks passed | PSNR | bytes |",
-        "|---|---|---|---|---|---|",
+        "| checkpoint (random weights) | target | scheme | tasks | UNet | loop | bytes |",
+        "|---|---|---|---|---|---|---|",
     ]
     keys = dict.fromkeys((r["checkpoint"], r["target"], r["scheme"]) for r in rows)
     for key in keys:
         found = [r for r in rows if (r["checkpoint"], r["target"], r["scheme"]) == key]
         good = [r for r in found if r["exit"] == 0]
-        rung = "quantised" if key[2] == "int8" else "exported"
-        size = f"{max(r['bytes'] for r in good) / 1e6:.2f} MB" if good else ""
+        head = f"| {' | '.join(key)} "
+        if not good:
+            lines.append(f"{head}| {'refused' if found[0]['exit'] == 2 else 'failed'} | | | |")
+            continue
         lines.append(
-            f"| {' | '.join(key)} | {len(good)} of {len(found)} | {spread(good, rung)} | {size} |"
+            f"{head}| {len(good)} of {len(found)} | {spread(good, 'unet')} "
+            f"| {spread(good, 'pipeline')} | {max(r['bytes'] for r in good) / 1e6:.2f} MB |"
         )
     return lines
 
@@ -79,6 +82,26 @@ def loops(ours: dict[str, Any], optimum: dict[str, Any]) -> list[str]:
     return lines
 
 
+def wholes(found: dict[str, Any]) -> list[str]:
+    """Whole pipelines at published sizes: bytes of the bundle, and the loop's PSNR."""
+    lines = [
+        "| model | target | scheme | task | wall | peak memory | UNet | all | loop |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    names = {"sd15": "SD 1.5", "sdxl": "SDXL"}
+    for row in found["pipelines"]:
+        head = f"| {names[row['model']]} | {row['target']} | {row['scheme']} | {row['task']} "
+        head += f"| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB "
+        if row["exit"]:
+            lines.append(f"{head}| refused | | |")
+            continue
+        loop = {v["component"]: v["psnr_db"] for v in row["proof"]}["pipeline"]
+        shown = "not run" if loop is None else f"{loop:.1f} dB"
+        unet = row["parts"]["unet"]["bytes"]
+        lines.append(f"{head}| {unet / 1e6:.0f} MB | {row['bytes'] / 1e6:.0f} MB | {shown} |")
+    return lines
+
+
 def main() -> None:
     """Rewrite the block between the markers."""
     rows = json.loads((HERE / "results" / "conformance.json").read_text("utf-8"))
@@ -109,6 +132,11 @@ def main() -> None:
             "cores that were shared with other work:",
             "",
             *sizes(large),
+            "",
+            "Whole pipelines, every part and the loop proved ([by part]"
+            "(benchmarks/results/sizes.md)):",
+            "",
+            *wholes(large),
             END,
         ]
     )
