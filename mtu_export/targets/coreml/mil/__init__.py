@@ -1,0 +1,37 @@
+"""The MIL evaluator: runs a saved Core ML package where there is no Core ML, and proves it.
+
+A package is a typed program with its weights, and a program can be evaluated: :mod:`.program`
+reads it, :mod:`.operators` is the table of what operators mean, :mod:`.evaluate` walks it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from mtu_export.spec import Session
+from mtu_export.targets.coreml import package
+
+tolerance_db = 0.5
+"""By how much a figure may fall between two machines; the arithmetic is that of the program."""
+
+
+def runner() -> tuple[str | None, str | None]:
+    """``("mil-evaluator <version>", None)``, or null and the reason."""
+    from mtu_export import __version__
+
+    if find_spec("coremltools") is None:
+        return None, "coremltools is not installed"
+    return f"mil-evaluator {__version__}", None
+
+
+def open(path: Path, entry: str, accumulate: str = "float32") -> Session:
+    """Read a package from disk and make one of its functions ready to run.
+
+    ``accumulate`` ``"float16"`` rounds partial sums as the narrowest hardware would. Raises
+    ``BundleError`` for a malformed package, ``ToolchainError`` for an operator not known here.
+    """
+    package.structure(path, entry)
+    from mtu_export.targets.coreml.mil import evaluate, program
+
+    return evaluate.Evaluator(program.read(path, entry), accumulate)
