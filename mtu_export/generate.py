@@ -20,6 +20,7 @@ from mtu_export.spec import (
     BundleError,
     Guidance,
     PlanError,
+    Runtime,
     Schedule,
     Session,
     Task,
@@ -148,6 +149,7 @@ class Loop:
     task: Task
     schedules: Mapping[int, Schedule]
     constants: Mapping[str, np.ndarray]
+    runtime: Runtime
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,8 +167,13 @@ class Loop:
     @property
     def runner(self) -> str:
         """Name and version of the runtime that runs the parts here."""
-        runner, reason = targets.load(self.found.manifest["target"]).runner()
+        runner, reason = self.runtime.runner()
         return runner or str(reason)
+
+    @property
+    def slow(self) -> str | None:
+        """What to know before waiting for that runtime, if anything."""
+        return self.runtime.slow
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -174,8 +181,8 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def loop(found: Bundle, name: str | None = None) -> Loop:
-    """The loop of a task (the only one where none is named).
+def loop(found: Bundle, name: str | None = None, runtime: Runtime | None = None) -> Loop:
+    """The loop of a task (the only one where none is named) in a runtime, else the default one.
 
     Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing.
     """
@@ -194,7 +201,13 @@ def loop(found: Bundle, name: str | None = None) -> Loop:
     tables = bundle.schedules(found.manifest)
     if not tables or not found.manifest.get("text"):
         raise BundleError(f"{found.folder}: its manifest has no loop")
-    return Loop(found=found, task=task, schedules=tables, constants=bundle.read_constants(found))
+    return Loop(
+        found=found,
+        task=task,
+        schedules=tables,
+        constants=bundle.read_constants(found),
+        runtime=runtime or targets.runtimes(targets.load(found.manifest["target"]))[0],
+    )
 
 
 def picture(
@@ -264,8 +277,7 @@ def _check_shape(name: str, value: np.ndarray | None, wanted: tuple[int, ...]) -
 
 
 def _open(found: Loop, part: Part) -> Session:
-    target = targets.load(found.found.manifest["target"])
-    return target.open(part.path, part.entries[found.task.name])
+    return found.runtime.open(part.path, part.entries[found.task.name])
 
 
 class _Encoder:

@@ -58,6 +58,23 @@ def judge(
     )
 
 
+def broken(
+    *, component: str, task: str, rung: str, floor_db: float, runner: str, reason: str
+) -> Verdict:
+    """The verdict of an artefact whose runtime found it not fit to be compared."""
+    return Verdict(
+        component=component,
+        task=task,
+        rung=rung,
+        psnr_db=None,
+        max_abs=None,
+        floor_db=floor_db,
+        runner=runner,
+        passed=False,
+        reason=reason,
+    )
+
+
 def not_run(*, component: str, task: str, rung: str, floor_db: float, reason: str) -> Verdict:
     """The verdict of an artefact that cannot run here; never a pass."""
     return Verdict(

@@ -21,6 +21,7 @@ from mtu_export.spec import (
     IntWeights,
     ParityError,
     Plan,
+    Runtime,
     Scheme,
     Task,
     Verdict,
@@ -30,21 +31,26 @@ Cases = Sequence[tuple[Arrays, Arrays]]
 PIPELINE = "pipeline"
 """The component of a verdict on the whole loop."""
 LOOP = "loop"
+RUNTIMES = "runtimes"
+"""The rung of a verdict on two runtimes of one artefact."""
 
 
-def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
+def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
     """Run every artefact of a bundle against its goldens; read structure where nothing runs.
 
     Then the loop, where the bundle has a golden of it. The floor of a part is ``floor_db``, else
-    what the export recorded, else the scheme's. Raises ``BundleError`` where the files contradict
-    the manifest.
+    what the export recorded, else the scheme's; and where the same version of a runtime with exact
+    arithmetic proved the export, its figure may not have fallen. ``runner`` names one of the
+    target's runtimes; with ``both`` they are compared with one another too. Raises
+    ``BundleError`` where the files contradict the manifest, ``UnknownName``.
     """
     name = found.manifest["target"]
     schemes = {part.component: part.scheme.get("name") for part in found.parts}
     if name not in targets.names() or any(row not in SCHEMES for row in schemes.values()):
         raise BundleError(f"{bundle.MANIFEST}: unknown target or scheme")
+    runtimes = targets.runtimes(targets.load(name), runner)
     goldens = bundle.read_goldens(found)
-    recorded = {(v.component, v.task, v.rung): v.floor_db for v in found.proof}
+    recorded = {(v.component, v.task, v.rung): v for v in found.proof}
     verdicts = []
     for part in found.parts:
         scheme = SCHEMES[part.scheme["name"]]
@@ -54,13 +60,16 @@ def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
                 raise BundleError(
                     f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
                 )
-            key = (part.component, task, rung(scheme))
-            floor = recorded.get(key, scheme.floor(part.scheme["activations"]))
+            before = recorded.get((part.component, task, rung(scheme)))
+            floor = scheme.floor(part.scheme["activations"]) if before is None else before.floor_db
             floor = _floor(floor if floor_db is None else floor_db)
-            verdicts.append(_entry(name, part, task, cases, rung(scheme), floor))
+            rows = _entry(name, runtimes, part, task, cases, rung(scheme), floor)
+            verdicts += [_steady(v, before, runtimes) for v in rows] if floor_db is None else rows
     for task in found.tasks:
-        floor = recorded.get((PIPELINE, task.name, LOOP))
-        verdicts += loop(found, task, None if floor is None else _floor(floor))
+        before = recorded.get((PIPELINE, task.name, LOOP))
+        floor = None if before is None else _floor(before.floor_db)
+        for runtime in runtimes:
+            verdicts += loop(found, task, floor, runtime)
     return verdicts
 
 
@@ -68,6 +77,18 @@ def _floor(floor: float) -> float:
     if not 0 <= floor <= verify.CEILING_DB:
         raise BundleError(f"{bundle.MANIFEST}: a floor of {floor:g} dB is none")
     return floor
+
+
+def _steady(verdict: Verdict, before: Verdict | None, runtimes: Sequence[Runtime]) -> Verdict:
+    """The verdict, failed where the export's own runtime finds less than it found then."""
+    if before is None or before.runner != verdict.runner or not verdict.passed:
+        return verdict
+    (runtime,) = (row for row in runtimes if row.runner()[0] == verdict.runner)
+    allowed, then, now = runtime.tolerance_db, before.psnr_db, verdict.psnr_db
+    if allowed is None or then is None or now is None or now >= then - allowed:
+        return verdict
+    reason = f"{now:.1f} dB, but {then:.1f} dB at the export by the same runner"
+    return replace(verdict, passed=False, reason=reason)
 
 
 def rung(scheme: Scheme) -> str:
@@ -82,13 +103,20 @@ def part(
     floor = plan.scheme.floor(row["scheme"]["activations"])
     floor = floor if plan.floor_db is None else plan.floor_db
     found = bundle.part(folder, row)
-    return [_entry(plan.target, found, task.name, cases, rung(plan.scheme), floor)]
+    runtimes = targets.runtimes(targets.load(plan.target))
+    return _entry(plan.target, runtimes, found, task.name, cases, rung(plan.scheme), floor)
 
 
 def _entry(
-    target_name: str, part: Part, task: str, cases: Cases, rung: str, floor: float
-) -> Verdict:
-    """Structure first, then the runtime, if there is one here."""
+    target_name: str,
+    runtimes: Sequence[Runtime],
+    part: Part,
+    task: str,
+    cases: Cases,
+    rung: str,
+    floor: float,
+) -> list[Verdict]:
+    """Structure first, then each runtime that is here; two that ran are compared."""
     target, entry = targets.load(target_name), part.entries[task]
     structure = target.structure(part.path, entry)
     for what, said, is_there in (
@@ -102,29 +130,34 @@ def _entry(
             raise BundleError(f"{bundle.GOLDENS}: outputs of {task!r} are not those of the part")
         if {s.name: s.shape for s in part.inputs} != {k: v.shape for k, v in inputs.items()}:
             raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
-    runner, reason = target.runner()
-    if runner is None:
-        count = sum(structure.operators.values())
-        return verify.not_run(
-            component=part.component,
-            task=task,
-            rung=rung,
-            floor_db=floor,
-            reason=f"{reason}; its structure was checked ({count} operators)",
-        )
-    session = target.open(part.path, entry)
-    return verify.judge(
-        [wanted for _, wanted in cases],
-        [session(inputs) for inputs, _ in cases],
-        component=part.component,
-        task=task,
-        rung=rung,
-        floor_db=floor,
-        runner=runner,
-    )
+    row = {"component": part.component, "task": task, "floor_db": floor}
+    verdicts: list[Verdict] = []
+    ran: list[tuple[str, list[Arrays]]] = []
+    for runtime in runtimes:
+        runner, reason = runtime.runner()
+        if runner is None:
+            count = sum(structure.operators.values())
+            reason = f"{reason}; its structure was checked ({count} operators)"
+            verdicts.append(verify.not_run(**row, rung=rung, reason=reason))
+            continue
+        session = runtime.open(part.path, entry)
+        try:
+            found: list[Arrays] = [session(inputs) for inputs, _ in cases]
+        except ParityError as error:
+            verdicts.append(verify.broken(**row, rung=rung, runner=runner, reason=str(error)))
+            continue
+        wanted = [outputs for _, outputs in cases]
+        verdicts.append(verify.judge(wanted, found, **row, rung=rung, runner=runner))
+        ran.append((runner, found))
+    for runner, found in ran[1:]:
+        pair = f"{runner} against {ran[0][0]}"
+        verdicts.append(verify.judge(ran[0][1], found, **row, rung=RUNTIMES, runner=pair))
+    return verdicts
 
 
-def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]:
+def loop(
+    found: Bundle, task: Task, floor: float | None = None, runtime: Runtime | None = None
+) -> list[Verdict]:
     """The verdict of a bundle's loop against the golden request; none where there is no golden.
 
     The worst of the last latent and the picture counts.
@@ -132,7 +165,7 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
     golden = bundle.read_loop(found, task.name)
     if not golden:
         return []
-    target = targets.load(found.manifest["target"])
+    runtime = runtime or targets.runtimes(targets.load(found.manifest["target"]))[0]
     scheme = SCHEMES[found.manifest["scheme"]["name"]]
     row = {
         "component": PIPELINE,
@@ -140,11 +173,15 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
         "rung": LOOP,
         "floor_db": scheme.loop_floor_db if floor is None else floor,
     }
-    runner, reason = target.runner()
+    runner, reason = runtime.runner()
     if runner is None:
         return [verify.not_run(**row, reason=str(reason))]
     last = max(int(name.partition("/")[2]) for name in golden if name.startswith("latents/"))
-    latents, image = generate.picture(generate.loop(found, task.name), _request(found, golden))
+    whole = generate.loop(found, task.name, runtime)
+    try:
+        latents, image = generate.picture(whole, _request(found, golden))
+    except ParityError as error:
+        return [verify.broken(**row, runner=runner, reason=str(error))]
     wanted = {"latent": golden[f"latents/{last}"], "image": golden["image"]}
     got = {"latent": latents[-1], "image": image}
     return [verify.judge([wanted], [got], **row, runner=runner)]

@@ -37,6 +37,7 @@ from mtu_export.spec.plan import (
 )
 from mtu_export.spec.protocols import (
     Family,
+    Runtime,
     Session,
     Target,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "PlanError",
     "Program",
     "ResourceError",
+    "Runtime",
     "Schedule",
     "Scheme",
     "Session",

@@ -1,4 +1,4 @@
-"""Rows of the operator table for layers: look-ups, products, norms, and weights made of codes."""
+"""Rows of the operator table for layers: look-ups, products, norms."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .mil_cases import ALL, RANDOM, Case, flags, normal, whole
+from .mil_cases import ALL, Case, flags, normal, whole
 
 
 def _index(name: str, kind: str, opsets: tuple[int, ...], wanted: Any, **words: Any) -> Case:
-    plain = words.pop("plain", {})
-    return Case(name=name, kind=kind, data=words, plain=plain, wanted=wanted, opsets=opsets)
+    plain, opinion = words.pop("plain", {}), words.pop("opinion", True)
+    row = {"name": name, "kind": kind, "opsets": opsets, "opinion": opinion}
+    return Case(**row, data=words, plain=plain, wanted=wanted)
 
 
 TABLE = normal(5, 4, 3)
@@ -75,6 +76,7 @@ INDEXING = [
             f,
             x=normal(3, 4),
             plain={"axis": 1, "exclusive": exclusive, "reverse": reverse},
+            opinion=not exclusive,  # coremltools 9 raises
         )
         for exclusive, reverse, f in (
             (False, False, lambda x, **_: x @ torch.ones(4, 4).double().triu()),
@@ -88,7 +90,9 @@ INDEXING = [
             "upsample_nearest_neighbor",
             ALL,
             lambda x, scale_factor_height, scale_factor_width: torch.from_numpy(
-                np.kron(x.numpy(), np.ones((1, 1, int(scale_factor_height), int(scale_factor_width))))
+                np.kron(
+                    x.numpy(), np.ones((1, 1, int(scale_factor_height), int(scale_factor_width)))
+                )
             ),
             x=normal(1, 2, 3, 4),
             plain={"scale_factor_height": height, "scale_factor_width": width},
@@ -196,11 +200,17 @@ PRODUCTS = [
                 "value": normal(2, 3, 7, 4),
                 **mask,
             },
-            wanted=lambda query, key, value, attn_mask=None: _attention(query, key, value, attn_mask),
+            wanted=lambda query, key, value, attn_mask=None: _attention(
+                query, key, value, attn_mask
+            ),
             opsets=(8,),
         )
         for i, mask in enumerate(
-            ({}, {"attn_mask": normal(5, 7)}, {"attn_mask": flags(1, 1, 5, 7) | np.eye(5, 7, dtype=bool)})
+            (
+                {},
+                {"attn_mask": normal(5, 7)},
+                {"attn_mask": flags(1, 1, 5, 7) | np.eye(5, 7, dtype=bool)},
+            )
         )
     ],
 ]
@@ -259,7 +269,12 @@ NORMS = [
             name=f"layer_norm-{axes}-{epsilon}",
             kind="layer_norm",
             data={"x": X},
-            plain={"axes": axes, "gamma": normal(*shape), "beta": normal(*shape), "epsilon": epsilon},
+            plain={
+                "axes": axes,
+                "gamma": normal(*shape),
+                "beta": normal(*shape),
+                "epsilon": epsilon,
+            },
             wanted=lambda x, axes, gamma, beta, epsilon: _norm(x, axes, gamma, beta, epsilon),
         )
         for axes, shape in (((-1,), (5,)), ((2, 3), (4, 5)), ((1,), (3,)), ((1, 3), (3, 5)))
@@ -282,6 +297,21 @@ NORMS = [
             ),
         )
         for epsilon in (np.float32(2**-10), np.float32(0.5))
+    ],
+    *[
+        Case(
+            name=f"reduce_argmax-{axis}",
+            kind="reduce_argmax",
+            data={"x": X},
+            plain={"axis": axis, "keep_dims": keep},
+            wanted=lambda x, axis, keep_dims: (
+                torch.sort(x, axis, descending=True)[1].narrow(axis, 0, 1)
+                if keep_dims
+                else torch.sort(x, axis, descending=True)[1].select(axis, 0)
+            ),
+            half=False,
+        )
+        for axis, keep in ((-1, True), (1, False))
     ],
     Case(
         name="instance_norm",
@@ -309,112 +339,3 @@ def _norm(
     middle = x - x.mean(axes, keepdim=True)
     scaled = middle / torch.sqrt((middle**2).mean(axes, keepdim=True) + epsilon)
     return scaled * gamma.reshape(kept) + beta.reshape(kept)
-
-
-CODES = RANDOM.integers(-128, 128, (6, 4, 3)).astype(np.int8)
-PALETTE = normal(16)
-
-
-def _packed(values: np.ndarray, bits: int) -> np.ndarray:
-    stream = np.unpackbits(values.reshape(-1, 1).astype(np.uint8), axis=1, bitorder="little")
-    return np.packbits(stream[:, :bits].flatten(), bitorder="little")
-
-
-def _weights(name: str, kind: str, opsets: tuple[int, ...], wanted: Any, **plain: Any) -> Case:
-    return Case(name=name, kind=kind, data={}, plain=plain, wanted=wanted, opsets=opsets)
-
-
-INDICES = RANDOM.integers(0, 16, (6, 5)).astype(np.uint8)
-WEIGHTS = [
-    *[
-        _weights(
-            f"constexpr_affine_dequantize-{axis}",
-            "constexpr_affine_dequantize",
-            ALL,
-            lambda quantized_data, zero_point, scale, axis: torch.from_numpy(
-                np.moveaxis(
-                    (np.moveaxis(quantized_data.astype(float), axis, -1) - zero_point) * scale,
-                    -1,
-                    axis,
-                )
-            ),
-            quantized_data=CODES,
-            zero_point=RANDOM.integers(-9, 9, CODES.shape[axis]).astype(np.int8),
-            scale=np.abs(normal(CODES.shape[axis])) / 64,
-            axis=np.int32(axis),
-        )
-        for axis in (0, 1, -1)
-    ],
-    _weights(
-        "constexpr_affine_dequantize-scalar",
-        "constexpr_affine_dequantize",
-        ALL,
-        lambda quantized_data, zero_point, scale, axis: torch.from_numpy(
-            (quantized_data.astype(float) - 128) * float(scale)
-        ),
-        quantized_data=(CODES.astype(np.int32) + 128).astype(np.uint8),
-        zero_point=np.uint8(128),
-        scale=np.float32(0.125),
-        axis=np.int32(0),
-    ),
-    _weights(
-        "constexpr_lut_to_dense-16",
-        "constexpr_lut_to_dense",
-        (6, 7),
-        lambda indices, lut, shape: torch.from_numpy(lut[INDICES].astype(float)),
-        indices=_packed(INDICES, 4),
-        lut=PALETTE,
-        shape=np.array([6, 5], np.uint32),
-    ),
-    _weights(
-        "constexpr_lut_to_dense-6-bit",
-        "constexpr_lut_to_dense",
-        (6, 7),
-        lambda indices, lut, shape: torch.from_numpy(lut[INDICES[:5] * 3].astype(float)),
-        indices=_packed(INDICES[:5] * 3, 6),
-        lut=normal(64),
-        shape=np.array([5, 5], np.uint32),
-    ),
-    _weights(
-        "constexpr_sparse_to_dense",
-        "constexpr_sparse_to_dense",
-        (6, 7),
-        lambda nonzero_data, mask, shape: torch.from_numpy(np.diag(nonzero_data.astype(float))),
-        nonzero_data=normal(5),
-        mask=_packed(np.eye(5), 1),
-        shape=np.array([5, 5], np.uint32),
-    ),
-    *[
-        _weights(
-            f"constexpr_blockwise_shift_scale-{shape}-{offset is not None}",
-            "constexpr_blockwise_shift_scale",
-            (8,),
-            lambda data, scale, offset=None: torch.from_numpy(
-                (data.astype(float) - (0 if offset is None else _spread(offset, data.shape)))
-                * _spread(scale, data.shape)
-            ),
-            data=CODES,
-            scale=np.abs(normal(*shape)) / 64,
-            **({} if offset is None else {"offset": offset}),
-        )
-        for shape, offset in (
-            ((6, 1, 1), None),
-            ((3, 2, 1), RANDOM.integers(-9, 9, (3, 2, 1)).astype(np.int8)),
-            ((1, 1, 3), None),
-        )
-    ],
-    _weights(
-        "constexpr_cast",
-        "constexpr_cast",
-        (6, 7),
-        lambda source_val, output_dtype: torch.from_numpy(source_val.astype(np.float64)),
-        source_val=normal(5).astype(np.float16),
-        output_dtype="fp32",
-    ),
-]
-
-
-def _spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    for axis, size in enumerate(shape):
-        values = np.repeat(values, size // values.shape[axis], axis)
-    return values

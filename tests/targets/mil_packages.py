@@ -8,11 +8,11 @@ from typing import Any
 
 import coremltools as ct
 import numpy as np
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.converters.mil.mil import Builder, Function, Program, types
 
 from mtu_export.targets.coreml import package
 
+mb: Any = Builder
 TARGETS = {6: ct.target.iOS16, 7: ct.target.iOS17, 8: ct.target.iOS18}
 DIRECT = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32}
 """What a program may have as inputs and outputs; other types come through a cast."""
@@ -36,11 +36,11 @@ def save(path: Path, inputs: Mapping[str, np.ndarray], build: Build, opset: int)
         ]
         function.set_outputs([_direct(var, f"out_{i}") for i, var in enumerate(build(*given))])
     made.add_function("main", function)
-    model = ct.convert(
+    model: Any = ct.convert(
         made,
         convert_to="mlprogram",
         minimum_deployment_target=TARGETS[opset],
-        pass_pipeline=ct.PassPipeline.EMPTY,
+        pass_pipeline=ct.PassPipeline.EMPTY,  # pyright: ignore
         skip_model_load=True,
     )
     model.save(str(path))

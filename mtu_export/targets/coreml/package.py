@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
 
+ENTRY = "main"
+"""The function of a package of one task."""
 COMPUTE_UNIT = "mtu_export.compute_unit"
 """Metadata key that is ours and not part of the identity."""
 COMPUTE_UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")
@@ -128,6 +130,11 @@ def structure(path: Path, entry: str) -> Structure:
     return Structure(
         inputs=inputs, outputs=outputs, operators=dict(operators), identity=_identity(model)
     )
+
+
+def line(error: Exception) -> str:
+    """The first line that an exception of the toolchain says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def compute_unit(path: Path) -> str:

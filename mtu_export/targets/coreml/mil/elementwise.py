@@ -299,8 +299,8 @@ def softplus(x: Tensor) -> Tensor:
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """``x·Φ(x)``, or one of its two approximations.
 
-    EXACT: ``x/2·(1 + erf(x/√2))``. TANH_APPROXIMATION: ``x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``.
-    SIGMOID_APPROXIMATION: ``x·sigmoid(1.702·x)``.
+    EXACT: ``x/2·(1 + erf(x/√2))``. SIGMOID_APPROXIMATION: ``x·sigmoid(1.702·x)``.
+    TANH_APPROXIMATION: ``x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))``.
     """
     if mode == "EXACT":
         return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))

@@ -241,7 +241,9 @@ def _steps(function: Function) -> list[_Step]:
         raise ToolchainError(
             f"{function.package}: mil-evaluator {__version__} has no operator {said}"
         )
-    bound = [(row, operator, *_bound(function, row, operator)) for row, operator in rows if operator]
+    bound = [
+        (row, operator, *_bound(function, row, operator)) for row, operator in rows if operator
+    ]
     seen, steps = set(function.outputs), []
     lazy = {row.outputs[0].name for row, *_ in bound if row.kind.startswith("constexpr_")}
     for row, operator, data, plain in reversed(bound):

@@ -85,7 +85,7 @@ def range_1d(start: float, end: float, step: float) -> Tensor:
 
 @arithmetic
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    """Running sums along ``axis``, from its end if ``reverse``; without the own value if exclusive."""
+    """Sums along ``axis`` so far, from its end if ``reverse``, without the last if exclusive."""
     x = x.flip(axis) if reverse else x
     found = x.cumsum(axis) - x if exclusive else x.cumsum(axis)
     return found.flip(axis) if reverse else found

@@ -146,8 +146,6 @@ def scaled_dot_product_attention(
     scores = scores / math.sqrt(size)
     if attn_mask is not None:
         hidden = attn_mask.dtype is torch.bool
-        scores = (
-            scores.masked_fill(~attn_mask, -torch.inf) if hidden else scores + attn_mask
-        )
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if hidden else scores + attn_mask
     weights = scores.softmax(-1)
     return _summed(weights.shape[-1], terms, lambda s: weights[..., s] @ value[..., s, :])

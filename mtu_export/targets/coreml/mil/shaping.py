@@ -66,7 +66,7 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
 @moves
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
     """In reverse order along ``axes``, by default along all."""
-    return x.flip(range(x.ndim) if axes is None else axes)
+    return x.flip(tuple(range(x.ndim)) if axes is None else axes)
 
 
 @moves

@@ -52,9 +52,7 @@ def constexpr_blockwise_shift_scale(
 
 def _blocks(data: Tensor, scale: Tensor) -> list[int]:
     """The shape of ``data`` with each dimension as (blocks, values of a block)."""
-    if scale.ndim != data.ndim or any(
-        n % m for n, m in zip(data.shape, scale.shape, strict=True)
-    ):
+    if scale.ndim != data.ndim or any(n % m for n, m in zip(data.shape, scale.shape, strict=True)):
         raise ValueError(f"blocks {list(scale.shape)} of {list(data.shape)}")
     pairs = zip(data.shape, scale.shape, strict=True)
     return [size for n, m in pairs for size in (m, n // m)]
