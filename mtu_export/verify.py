@@ -27,6 +27,16 @@ def psnr(reference: np.ndarray, found: np.ndarray) -> float:
     return min(CEILING_DB, float(20 * np.log10(peak / rmse))) if peak > 0 else -np.inf
 
 
+def likeness(reference: np.ndarray, found: np.ndarray) -> float:
+    """10·log10(Σ reference² / Σ (reference − found)²) in dB, up to ``CEILING_DB``."""
+    signal, noise = float(np.sum(reference**2)), float(np.sum((reference - found) ** 2))
+    if not np.isfinite(noise):
+        return -np.inf
+    if noise == 0:
+        return CEILING_DB
+    return min(CEILING_DB, float(10 * np.log10(signal / noise))) if signal > 0 else -np.inf
+
+
 def judge(
     references: Sequence[Arrays],
     found: Sequence[Arrays],

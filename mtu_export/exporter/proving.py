@@ -31,6 +31,8 @@ Cases = Sequence[tuple[Arrays, Arrays]]
 PIPELINE = "pipeline"
 """The component of a verdict on the whole loop."""
 LOOP = "loop"
+WITNESS_DB = 100.0
+"""Two machines agree on a witness to 130 dB; a flipped byte of a weight is below 100."""
 RUNTIMES = "runtimes"
 """The rung of a verdict on two runtimes of one artefact."""
 
@@ -39,10 +41,10 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
     """Run every artefact of a bundle against its goldens; read structure where nothing runs.
 
     Then the loop, where the bundle has a golden of it. The floor of a part is ``floor_db``, else
-    what the export recorded, else the scheme's; and where the same version of a runtime with exact
-    arithmetic proved the export, its figure may not have fallen. ``runner`` names one of the
-    target's runtimes; with ``both`` they are compared with one another too. Raises
-    ``BundleError`` where the files contradict the manifest, ``UnknownName``.
+    what the export recorded, else the scheme's; and where the export left a witness of a part,
+    the part must still be the same within ``WITNESS_DB``. ``runner`` names one of the target's
+    runtimes; with ``both`` they are compared with one another too. Raises ``BundleError`` where
+    the files contradict the manifest, ``UnknownName``.
     """
     name = found.manifest["target"]
     schemes = {part.component: part.scheme.get("name") for part in found.parts}
@@ -64,7 +66,7 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
             floor = scheme.floor(part.scheme["activations"]) if before is None else before.floor_db
             floor = _floor(floor if floor_db is None else floor_db)
             rows = _entry(name, runtimes, part, task, cases, rung(scheme), floor)
-            verdicts += [_steady(v, before, runtimes) for v in rows] if floor_db is None else rows
+            verdicts += _witnessed(found, part, task, runtimes, cases[0][0], rows)
     for task in found.tasks:
         before = recorded.get((PIPELINE, task.name, LOOP))
         floor = None if before is None else _floor(before.floor_db)
@@ -79,16 +81,56 @@ def _floor(floor: float) -> float:
     return floor
 
 
-def _steady(verdict: Verdict, before: Verdict | None, runtimes: Sequence[Runtime]) -> Verdict:
-    """The verdict, failed where the export's own runtime finds less than it found then."""
-    if before is None or before.runner != verdict.runner or not verdict.passed:
-        return verdict
-    (runtime,) = (row for row in runtimes if row.runner()[0] == verdict.runner)
-    allowed, then, now = runtime.tolerance_db, before.psnr_db, verdict.psnr_db
-    if allowed is None or then is None or now is None or now >= then - allowed:
-        return verdict
-    reason = f"{now:.1f} dB, but {then:.1f} dB at the export by the same runner"
-    return replace(verdict, passed=False, reason=reason)
+def witness(
+    plan: Plan, row: Mapping[str, Any], folder: Path, task: Task, cases: Cases
+) -> dict[str, Any]:
+    """What a part's row of the manifest says of its weights; empty where no runtime can.
+
+    ``{"witness": {task: [numbers]}}``, of the first case.
+    """
+    runtime = _witness(tuple(targets.load(plan.target).runtimes.values()))
+    if runtime is None or runtime.witness is None:
+        return {}
+    found = bundle.part(folder, row)
+    numbers = runtime.witness(found.path, found.entries[task.name], cases[0][0])
+    finite = bool(np.isfinite(numbers).all())
+    return {"witness": {task.name: list(numbers)}} if finite else {}
+
+
+def _witness(runtimes: Sequence[Runtime]) -> Runtime | None:
+    rows = (row for row in runtimes if row.witness is not None and row.runner()[0] is not None)
+    return next(rows, None)
+
+
+def _witnessed(
+    found: Bundle,
+    part: Part,
+    task: str,
+    runtimes: Sequence[Runtime],
+    inputs: Arrays,
+    verdicts: list[Verdict],
+) -> list[Verdict]:
+    """The verdicts of a part, failed where its weights are not those of the export."""
+    row = next(r for r in found.manifest["parts"] if r["component"] == part.component)
+    said = row.get("witness") or {}
+    then = said.get(task) if isinstance(said, dict) else None
+    runtime = _witness(runtimes)
+    failed = any(verdict.passed is False for verdict in verdicts)
+    if failed or then is None or runtime is None or runtime.witness is None:
+        return verdicts
+    numbers = [v for v in then if isinstance(v, (int, float))] if isinstance(then, list) else []
+    now = np.array(runtime.witness(part.path, part.entries[task], inputs))
+    if len(numbers) != len(now):
+        raise BundleError(f"{bundle.MANIFEST}: the witness of {part.component} is malformed")
+    same = verify.likeness(np.array(numbers, np.float64), now)
+    if same >= WITNESS_DB:
+        return verdicts
+    reason = f"its weights are not those of the export: only {same:.0f} dB alike"
+    name = runtime.runner()[0]
+    return [
+        replace(v, passed=False, reason=reason) if v.runner == name and v.passed else v
+        for v in verdicts
+    ]
 
 
 def rung(scheme: Scheme) -> str:

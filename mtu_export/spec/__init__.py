@@ -40,6 +40,7 @@ from mtu_export.spec.protocols import (
     Runtime,
     Session,
     Target,
+    Witness,
 )
 from mtu_export.spec.scheme import (
     FloatWeights,
@@ -108,6 +109,7 @@ __all__ = [
     "UnknownName",
     "Unsupported",
     "Verdict",
+    "Witness",
     "refuse_unknown_keys",
     "shown",
 ]

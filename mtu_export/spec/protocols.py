@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     import numpy as np
 
 Session = Callable[[Arrays], dict[str, "np.ndarray"]]
+Witness = Callable[[Path, str, Arrays], tuple[float, ...]]
 
 
 class Runtime(Protocol):
     """What runs artefacts of a target on this machine.
 
-    ``tolerance_db`` is by how much a figure may be below the one that the same version of it
-    measured at the export, null where its arithmetic depends on the machine. ``slow`` is a line
-    of warning for who waits for a picture.
+    ``slow`` is a line of warning for who waits for a picture. ``witness`` makes numbers of an
+    artefact, an entry and inputs that are the same on every machine and change with its weights;
+    null where the arithmetic depends on the machine.
     """
 
-    tolerance_db: float | None
-    slow: str | None
+    @property
+    def slow(self) -> str | None: ...  # noqa: D102 (of the class)
+
+    @property
+    def witness(self) -> Witness | None: ...  # noqa: D102
 
     def runner(self) -> tuple[str | None, str | None]:
         """Name and version, or null and the reason why it does not run here."""

@@ -6,14 +6,14 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtu_export.spec import Arrays, Session, ToolchainError
+from mtu_export.spec import Arrays, Session, ToolchainError, Witness
 from mtu_export.targets.coreml import package
 
 if TYPE_CHECKING:
     import numpy as np
 
-tolerance_db: float | None = None
 slow: str | None = None
+witness: Witness | None = None
 
 
 def runner() -> tuple[str | None, str | None]:

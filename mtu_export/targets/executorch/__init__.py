@@ -48,7 +48,7 @@ packages = ("executorch", "torch")
 rewrites = ("attention", "geglu")
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
-tolerance_db = slow = None
+slow = witness = None
 memory = {"fp32": 3.0, "int8": 1.1}
 
 BACKENDS = ("xnnpack",)

@@ -58,13 +58,13 @@ __all__ = [
     "slow",
     "structure",
     "suffix",
-    "tolerance_db",
+    "witness",
 ]
 
 rewrites: tuple[str, ...] = ()
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
-tolerance_db = slow = None
+slow = witness = None
 memory = {"fp32": 2.0, "fp16": 1.6, "int8": 1.2}
 
 FILE = "model.onnx"

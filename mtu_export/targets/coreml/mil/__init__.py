@@ -9,10 +9,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from mtu_export.spec import Session
+import numpy as np
+
+from mtu_export.spec import Arrays, Session
 from mtu_export.targets.coreml import package
 
-tolerance_db: float | None = 0.5
 slow: str | None = (
     "no Core ML here: the MIL evaluator runs this bundle operator by operator on the CPU, "
     "many times slower than a phone"
@@ -28,13 +29,26 @@ def runner() -> tuple[str | None, str | None]:
     return f"mil-evaluator {__version__}", None
 
 
-def open(path: Path, entry: str, accumulate: str = "float32") -> Session:
+def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = False) -> Session:
     """Read a package from disk and make one of its functions ready to run.
 
-    ``accumulate`` ``"float16"`` rounds partial sums as the narrowest hardware would. Raises
-    ``BundleError`` for a malformed package, ``ToolchainError`` for an operator not known here.
+    ``accumulate`` ``"float16"`` rounds partial sums as the narrowest hardware would; ``wide``
+    rounds nothing to float16. Raises ``BundleError`` for a malformed package, ``ToolchainError``
+    for an operator not known here.
     """
     package.structure(path, entry)
     from mtu_export.targets.coreml.mil import evaluate, program
 
-    return evaluate.Evaluator(program.read(path, entry), accumulate)
+    return evaluate.Evaluator(program.read(path, entry), accumulate, wide=wide)
+
+
+def witness(path: Path, entry: str, inputs: Arrays) -> tuple[float, ...]:
+    """What the weights of a package mean, in 32 numbers: sums of its outputs with seeded signs.
+
+    Nothing is rounded to float16, so that another machine finds the same to 1e-5, while a changed
+    weight shows, however well float16 would hide it.
+    """
+    found = open(path, entry, wide=True)(inputs)
+    values = np.concatenate([value.ravel() for value in found.values()]).astype(np.float64)
+    random = np.random.default_rng(0)
+    return tuple(float(values @ (2.0 * random.integers(0, 2, values.size) - 1)) for _ in range(32))

@@ -71,20 +71,24 @@ class _Step:
 class Evaluator:
     """A function ready to run.
 
-    ``accumulate`` says in what the products of float16 values are summed. Raises
+    ``accumulate`` says in what the products of float16 values are summed. A ``wide`` one rounds
+    nothing to float16: what the weights mean, the same on every machine to 1e-5. Raises
     ``ToolchainError`` that names every operator without a meaning here, ``BundleError`` for a
     program whose types or shapes do not fit one another; nothing is computed for that.
     """
 
-    def __init__(self, function: Function, accumulate: str = "float32") -> None:
+    def __init__(
+        self, function: Function, accumulate: str = "float32", *, wide: bool = False
+    ) -> None:
         if accumulate not in ACCUMULATE:
             raise Unsupported(f"sums in {accumulate!r}; choose from {', '.join(ACCUMULATE)}")
         self.function = function
+        self.wide = wide
         self.half_sums = accumulate == "float16"
         self.steps = _steps(function)
         self.made = {step.operation.outputs[0].name: step for step in self.steps if _lazy(step)}
         inputs = {
-            spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
+            spec.name: self._kept(torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta"))
             for spec in function.inputs
         }
         self._walk(inputs, "meta")
@@ -98,12 +102,13 @@ class Evaluator:
         given = {spec.name: _given(spec, inputs, self.function) for spec in self.function.inputs}
         if len(inputs) != len(given):
             raise ToolchainError(f"{self.function.package} takes {', '.join(given)} alone")
+        given = {name: self._kept(value) for name, value in given.items()}
         found = self._walk(dict(given), "cpu")
         if not all(torch.isfinite(value).all() for value in found.values()):
             watch = _Watch(self.function)
             self._walk(dict(given), "cpu", watch)
             raise ParityError(watch.found())
-        return {name: np.array(value) for name, value in found.items()}
+        return {name: value.numpy().copy(order="C") for name, value in found.items()}
 
     def _walk(self, values: Values, device: str, watch: _Watch | None = None) -> Values:
         wanted = set(self.function.outputs)
@@ -113,7 +118,8 @@ class Evaluator:
                     continue
                 made = self._run(step, values, device)
                 if watch is not None:
-                    operands = [values[n] for row in step.data.values() for n in _names(row)]
+                    names = [name for row in step.data.values() for name in _names(row)]
+                    operands = [self._operand(name, values, device) for name in names]
                     watch.see(step.operation, operands, made)
                 values.update(
                     {s.name: v for s, v in zip(step.operation.outputs, made, strict=True)}
@@ -126,6 +132,8 @@ class Evaluator:
         """What one step makes, in the types that it declares."""
         operation, operator = step.operation, step.operator
         arguments = dict(step.plain)
+        if self.wide and operation.kind == "cast" and arguments["dtype"] == "fp16":
+            arguments["dtype"] = "fp32"
         try:
             for parameter, row in step.data.items():
                 tensors = [self._operand(operand, values, device) for operand in row]
@@ -134,7 +142,7 @@ class Evaluator:
                 listed = _takes_list(operator, parameter)
                 arguments[parameter] = tensors if listed else tensors[0]
             if "terms" in operator.parameters:
-                half = self.half_sums and operation.outputs[0].dtype == "float16"
+                half = self.half_sums and not self.wide and operation.outputs[0].dtype == "float16"
                 arguments["terms"] = TERMS if half else None
             found = operator.function(**arguments)
         except (BundleError, ResourceError):
@@ -157,11 +165,16 @@ class Evaluator:
                 raise ValueError(f"a string where a tensor is wanted: {operand.name!r}")
             if device == "meta":
                 spec = operand.spec
-                return torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
-            return torch.from_numpy(np.asarray(operand.array()))
+                empty = torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
+                return self._kept(empty)
+            return self._kept(torch.from_numpy(np.asarray(operand.array())))
         if operand in self.made and operand not in values:
             return self._run(self.made[operand], values, device)[0]
         return values[operand]
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """A value as it is kept between operators."""
+        return value.float() if self.wide and value.dtype is torch.float16 else value
 
     def _declared(
         self, operation: Operation, operator: Operator, found: Sequence[Tensor]
@@ -173,6 +186,7 @@ class Evaluator:
         made = []
         for spec, value in zip(operation.outputs, found, strict=True):
             dtype = DTYPES.get(spec.dtype)
+            dtype = torch.float32 if self.wide and dtype is torch.float16 else dtype
             same = value.dtype == dtype if not operator.arithmetic else _fits(value.dtype, dtype)
             if tuple(value.shape) != spec.shape or not same or dtype is None:
                 kind = str(value.dtype).removeprefix("torch.")
@@ -321,9 +335,10 @@ class _Watch:
                 self.first[name] = f"{operation.name!r} ({operation.kind}), {self._weights()}"
 
     def _weights(self) -> str:
-        return f"weights {self.layer!r}" if self.layer else "before any weights"
+        return f"after weights {self.layer!r}" if self.layer else "before any weights"
 
     def found(self) -> str:
         """One line on where it begins."""
-        said = [f"{name} first appears in operator {at}" for name, at in self.first.items()]
+        rows = sorted(self.first.items(), reverse=True)  # NaN, then the Inf that led to it
+        said = [f"{name} first appears in operator {at}" for name, at in rows]
         return f"{self.function.package}: " + ("; ".join(said) or "an output is not finite")
