@@ -21,6 +21,7 @@ from mtu_export.spec import (
     BundleError,
     Guidance,
     PlanError,
+    Runtime,
     Schedule,
     Session,
     Task,
@@ -155,6 +156,7 @@ class Loop:
     task: Task
     schedules: Mapping[int, Schedule]
     constants: Mapping[str, np.ndarray]
+    runtime: Runtime
 
     @property
     def size(self) -> tuple[int, int]:
@@ -177,8 +179,13 @@ class Loop:
     @property
     def runner(self) -> str:
         """Name and version of the runtime that runs the parts here."""
-        runner, reason = targets.load(self.found.manifest["target"]).runner()
+        runner, reason = self.runtime.runner()
         return runner or str(reason)
+
+    @property
+    def slow(self) -> str | None:
+        """What to know before waiting for that runtime, if anything."""
+        return self.runtime.slow
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -186,8 +193,8 @@ def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def loop(found: Bundle, name: str | None = None) -> Loop:
-    """The loop of a task (the only one where none is named).
+def loop(found: Bundle, name: str | None = None, runtime: Runtime | None = None) -> Loop:
+    """The loop of a task (the only one where none is named) in a runtime, else the default one.
 
     Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing
     or do not fit together, or where the manifest asks for what :mod:`pictures` does not do.
@@ -210,7 +217,13 @@ def loop(found: Bundle, name: str | None = None) -> Loop:
     _check_words_of(found.manifest, task)
     constants = bundle.read_constants(found)
     bundle.check_wiring(found, task, constants)
-    return Loop(found=found, task=task, schedules=tables, constants=constants)
+    return Loop(
+        found=found,
+        task=task,
+        schedules=tables,
+        constants=constants,
+        runtime=runtime or targets.runtimes(targets.load(found.manifest["target"]))[0],
+    )
 
 
 def _check_words_of(manifest: Mapping[str, Any], task: Task) -> None:
@@ -296,13 +309,13 @@ def _check_shape(name: str, value: np.ndarray | None, wanted: tuple[int, ...]) -
 def _open(found: Loop, part: Part) -> Session:
     """A part in its runtime; refuses a file whose inputs and outputs are not the manifest's."""
     target, entry = targets.load(found.found.manifest["target"]), part.entries[found.task.name]
-    runner, reason = target.runner()
+    runner, reason = found.runtime.runner()
     if runner is None:
         raise ToolchainError(f"this bundle cannot run here: {reason}")
     structure = target.structure(part.path, entry)
     if (structure.inputs, structure.outputs) != (part.inputs, part.outputs):
         raise BundleError(f"{part.path.name}: inputs and outputs are not those of the manifest")
-    session = target.open(part.path, entry)
+    session = found.runtime.open(part.path, entry)
     wanted = {spec.name: spec.shape for spec in part.outputs}
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:

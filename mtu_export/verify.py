@@ -27,6 +27,16 @@ def psnr(reference: np.ndarray, found: np.ndarray) -> float:
     return min(CEILING_DB, float(20 * np.log10(peak / rmse))) if peak > 0 else -np.inf
 
 
+def likeness(reference: np.ndarray, found: np.ndarray) -> float:
+    """10·log10(Σ reference² / Σ (reference − found)²) in dB, up to ``CEILING_DB``."""
+    signal, noise = float(np.sum(reference**2)), float(np.sum((reference - found) ** 2))
+    if not np.isfinite(noise):
+        return -np.inf
+    if noise == 0:
+        return CEILING_DB
+    return min(CEILING_DB, float(10 * np.log10(signal / noise))) if signal > 0 else -np.inf
+
+
 def judge(
     references: Sequence[Arrays],
     found: Sequence[Arrays],
@@ -55,6 +65,23 @@ def judge(
         runner=runner,
         passed=worst >= floor_db,
         reason=None if finite else "the output holds NaN or Inf or has another shape",
+    )
+
+
+def broken(
+    *, component: str, task: str, rung: str, floor_db: float, runner: str, reason: str
+) -> Verdict:
+    """The verdict of an artefact whose runtime found it not fit to be compared."""
+    return Verdict(
+        component=component,
+        task=task,
+        rung=rung,
+        psnr_db=None,
+        max_abs=None,
+        floor_db=floor_db,
+        runner=runner,
+        passed=False,
+        reason=reason,
     )
 
 

@@ -62,6 +62,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets": (set(), set()),
     "targets.onnx": ({"targets.onnx", "catalog", "checkpoint"}, {"numpy"}),
     "targets.coreml": ({"targets.coreml"}, {"numpy"}),
+    "targets.coreml.mil": ({"targets.coreml"}, {"numpy", "torch"}),
     "targets.executorch": ({"targets.executorch"}, {"numpy"}),
     "models": (set(), set()),
     "exporter": (
@@ -93,6 +94,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 
 def room_of(path: Path) -> str:
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[:3] == ["targets", "coreml", "mil"] and parts[-1] != "__init__":
+        return "targets.coreml.mil"  # opened by the target's own `open` alone
     if parts[0] == "targets" and len(parts) > 2:
         return f"targets.{parts[1]}"
     if parts[0] in PACKAGES:

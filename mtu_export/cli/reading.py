@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 def verify(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders.")],
     min_psnr: MinPsnr = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(
+            "--runner",
+            metavar="NAME",
+            help="Core ML bundles: coreml, mil-evaluator, or both, compared with one another.",
+        ),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -35,7 +43,7 @@ def verify(
     for folder in bundles:
         with console.quiet(), console.stage(f"verify {folder}"):
             read = bundle.read(folder)
-            found.append((read, exporter.check(read, min_psnr)))
+            found.append((read, exporter.check(read, min_psnr, runner)))
     if as_json:
         rows = [
             {

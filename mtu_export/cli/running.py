@@ -72,6 +72,8 @@ def run(
         request = replace(
             request, guidance=_guidance(found.task.guidance, guidance, image_guidance)
         )
+        if found.slow is not None:
+            console.warn(found.slow)
         lost = generate.cut(found, request.prompt)
         if lost:
             console.warn(f"the prompt is longer than the text encoder reads; cut: {lost!r}")

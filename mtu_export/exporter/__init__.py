@@ -215,11 +215,11 @@ def _check_overrides(plan: Plan) -> None:
         quantize.layers(outline, plan.scheme)
 
 
-def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
+def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
     """Run a bundle against its goldens: :func:`proving.check`."""
     from mtu_export.exporter import proving
 
-    return proving.check(found, floor_db)
+    return proving.check(found, floor_db, runner)
 
 
 def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:

@@ -196,6 +196,8 @@ def _lower(job: Job, captured: _Captured) -> Made:
     with job.stage("verify"):
         cases = _renamed(row, captured.cases)
         proof = (*captured.proof, *proving.part(plan, row, job.folder, task, cases))
+        if all(verdict.passed is not False for verdict in proof):
+            row = {**row, **proving.witness(plan, row, job.folder, task, cases)}
     return Made(component=job.component, row=row, proof=proof, cases=cases, cost=captured.cost)
 
 

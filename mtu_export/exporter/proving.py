@@ -22,6 +22,7 @@ from mtu_export.spec import (
     ParityError,
     Plan,
     PlanError,
+    Runtime,
     Scheme,
     Task,
     Verdict,
@@ -31,22 +32,29 @@ Cases = Sequence[tuple[Arrays, Arrays]]
 PIPELINE = "pipeline"
 """The component of a verdict on the whole loop."""
 LOOP = "loop"
+WITNESS_DB = 100.0
+"""Two machines agree on a witness to 130 dB; a flipped byte of a weight is below 100."""
+RUNTIMES = "runtimes"
+"""The rung of a verdict on two runtimes of one artefact."""
 
 
-def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
+def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
     """Run every artefact of a bundle against its goldens; read structure where nothing runs.
 
     Then the loop, where the bundle has a golden of it. The floor of a part is ``floor_db``, else
-    what the export recorded, else the scheme's. Raises ``BundleError`` where the files contradict
-    the manifest.
+    what the export recorded, else the scheme's; and where the export left a witness of a part,
+    the part must still be the same within ``WITNESS_DB``. ``runner`` names one of the target's
+    runtimes; with ``both`` they are compared with one another too. Raises ``BundleError`` where
+    the files contradict the manifest, ``UnknownName``.
     """
     name = found.manifest["target"]
     schemes = {part.component: part.scheme.get("name") for part in found.parts}
     schemes["pipeline"] = found.manifest["scheme"]["name"]
     if name not in targets.names() or any(row not in SCHEMES for row in schemes.values()):
         raise BundleError(f"{bundle.MANIFEST}: unknown target or scheme")
+    runtimes = targets.runtimes(targets.load(name), runner)
     goldens = bundle.read_goldens(found)
-    recorded = {(v.component, v.task, v.rung): v.floor_db for v in found.proof}
+    recorded = {(v.component, v.task, v.rung): v for v in found.proof}
     verdicts = []
     for part in found.parts:
         scheme = SCHEMES[part.scheme["name"]]
@@ -56,13 +64,16 @@ def check(found: Bundle, floor_db: float | None = None) -> list[Verdict]:
                 raise BundleError(
                     f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
                 )
-            key = (part.component, task, rung(scheme))
-            floor = recorded.get(key, scheme.floor(part.scheme["activations"]))
+            before = recorded.get((part.component, task, rung(scheme)))
+            floor = scheme.floor(part.scheme["activations"]) if before is None else before.floor_db
             floor = _floor(floor if floor_db is None else floor_db)
-            verdicts.append(_entry(name, part, task, cases, rung(scheme), floor))
+            rows = _entry(name, runtimes, part, task, cases, rung(scheme), floor)
+            verdicts += _witnessed(found, part, task, runtimes, cases[0][0], rows)
     for task in found.tasks:
-        floor = recorded.get((PIPELINE, task.name, LOOP))
-        verdicts += loop(found, task, None if floor is None else _floor(floor))
+        before = recorded.get((PIPELINE, task.name, LOOP))
+        floor = None if before is None else _floor(before.floor_db)
+        for runtime in runtimes:
+            verdicts += loop(found, task, floor, runtime)
     return verdicts
 
 
@@ -70,6 +81,58 @@ def _floor(floor: float) -> float:
     if not 0 <= floor <= verify.CEILING_DB:
         raise BundleError(f"{bundle.MANIFEST}: a floor of {floor:g} dB is none")
     return floor
+
+
+def witness(
+    plan: Plan, row: Mapping[str, Any], folder: Path, task: Task, cases: Cases
+) -> dict[str, Any]:
+    """What a part's row of the manifest says of its weights; empty where no runtime can.
+
+    ``{"witness": {task: [numbers]}}``, of the first case.
+    """
+    runtime = _witness(tuple(targets.load(plan.target).runtimes.values()))
+    if runtime is None or runtime.witness is None:
+        return {}
+    found = bundle.part(folder, row)
+    numbers = runtime.witness(found.path, found.entries[task.name], cases[0][0])
+    finite = bool(np.isfinite(numbers).all())
+    return {"witness": {task.name: list(numbers)}} if finite else {}
+
+
+def _witness(runtimes: Sequence[Runtime]) -> Runtime | None:
+    rows = (row for row in runtimes if row.witness is not None and row.runner()[0] is not None)
+    return next(rows, None)
+
+
+def _witnessed(
+    found: Bundle,
+    part: Part,
+    task: str,
+    runtimes: Sequence[Runtime],
+    inputs: Arrays,
+    verdicts: list[Verdict],
+) -> list[Verdict]:
+    """The verdicts of a part, failed where its weights are not those of the export."""
+    row = next(r for r in found.manifest["parts"] if r["component"] == part.component)
+    said = row.get("witness") or {}
+    then = said.get(task) if isinstance(said, dict) else None
+    runtime = _witness(runtimes)
+    failed = any(verdict.passed is False for verdict in verdicts)
+    if failed or then is None or runtime is None or runtime.witness is None:
+        return verdicts
+    numbers = [v for v in then if isinstance(v, (int, float))] if isinstance(then, list) else []
+    now = np.array(runtime.witness(part.path, part.entries[task], inputs))
+    if len(numbers) != len(now):
+        raise BundleError(f"{bundle.MANIFEST}: the witness of {part.component} is malformed")
+    same = verify.likeness(np.array(numbers, np.float64), now)
+    if same >= WITNESS_DB:
+        return verdicts
+    reason = f"its weights are not those of the export: only {same:.0f} dB alike"
+    name = runtime.runner()[0]
+    return [
+        replace(v, passed=False, reason=reason) if v.runner == name and v.passed else v
+        for v in verdicts
+    ]
 
 
 def rung(scheme: Scheme) -> str:
@@ -84,13 +147,20 @@ def part(
     floor = plan.scheme.floor(row["scheme"]["activations"])
     floor = floor if plan.floor_db is None else plan.floor_db
     found = bundle.part(folder, row)
-    return [_entry(plan.target, found, task.name, cases, rung(plan.scheme), floor)]
+    runtimes = targets.runtimes(targets.load(plan.target))
+    return _entry(plan.target, runtimes, found, task.name, cases, rung(plan.scheme), floor)
 
 
 def _entry(
-    target_name: str, part: Part, task: str, cases: Cases, rung: str, floor: float
-) -> Verdict:
-    """Structure first, then the runtime, if there is one here."""
+    target_name: str,
+    runtimes: Sequence[Runtime],
+    part: Part,
+    task: str,
+    cases: Cases,
+    rung: str,
+    floor: float,
+) -> list[Verdict]:
+    """Structure first, then each runtime that is here; two that ran are compared."""
     target, entry = targets.load(target_name), part.entries[task]
     structure = target.structure(part.path, entry)
     for what, said, is_there in (
@@ -104,29 +174,34 @@ def _entry(
             raise BundleError(f"{bundle.GOLDENS}: outputs of {task!r} are not those of the part")
         if {s.name: s.shape for s in part.inputs} != {k: v.shape for k, v in inputs.items()}:
             raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
-    runner, reason = target.runner()
-    if runner is None:
-        count = sum(structure.operators.values())
-        return verify.not_run(
-            component=part.component,
-            task=task,
-            rung=rung,
-            floor_db=floor,
-            reason=f"{reason}; its structure was checked ({count} operators)",
-        )
-    session = target.open(part.path, entry)
-    return verify.judge(
-        [wanted for _, wanted in cases],
-        [session(inputs) for inputs, _ in cases],
-        component=part.component,
-        task=task,
-        rung=rung,
-        floor_db=floor,
-        runner=runner,
-    )
+    row = {"component": part.component, "task": task, "floor_db": floor}
+    verdicts: list[Verdict] = []
+    ran: list[tuple[str, list[Arrays]]] = []
+    for runtime in runtimes:
+        runner, reason = runtime.runner()
+        if runner is None:
+            count = sum(structure.operators.values())
+            reason = f"{reason}; its structure was checked ({count} operators)"
+            verdicts.append(verify.not_run(**row, rung=rung, reason=reason))
+            continue
+        session = runtime.open(part.path, entry)
+        try:
+            found: list[Arrays] = [session(inputs) for inputs, _ in cases]
+        except ParityError as error:
+            verdicts.append(verify.broken(**row, rung=rung, runner=runner, reason=str(error)))
+            continue
+        wanted = [outputs for _, outputs in cases]
+        verdicts.append(verify.judge(wanted, found, **row, rung=rung, runner=runner))
+        ran.append((runner, found))
+    for runner, found in ran[1:]:
+        pair = f"{runner} against {ran[0][0]}"
+        verdicts.append(verify.judge(ran[0][1], found, **row, rung=RUNTIMES, runner=pair))
+    return verdicts
 
 
-def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]:
+def loop(
+    found: Bundle, task: Task, floor: float | None = None, runtime: Runtime | None = None
+) -> list[Verdict]:
     """The verdict of a bundle's loop against the golden request; none where there is no golden.
 
     The worst of the last latent and the picture counts.
@@ -134,7 +209,7 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
     golden = bundle.read_loop(found, task.name)
     if not golden:
         return []
-    target = targets.load(found.manifest["target"])
+    runtime = runtime or targets.runtimes(targets.load(found.manifest["target"]))[0]
     scheme = SCHEMES[found.manifest["scheme"]["name"]]
     row = {
         "component": PIPELINE,
@@ -142,11 +217,11 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
         "rung": LOOP,
         "floor_db": scheme.loop_floor_db if floor is None else floor,
     }
-    runner, reason = target.runner()
+    runner, reason = runtime.runner()
     if runner is None:
         return [verify.not_run(**row, reason=str(reason))]
     request = _request(found, golden)
-    known = generate.loop(found, task.name)
+    known = generate.loop(found, task.name, runtime)
     if request.steps not in known.schedules:
         raise BundleError(f"{bundle.MANIFEST}: loop.golden: no table for {request.steps} steps")
     last = f"latents/{len(known.schedules[request.steps].passes) - 1}"
@@ -154,6 +229,8 @@ def loop(found: Bundle, task: Task, floor: float | None = None) -> list[Verdict]
         raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}/{last} is missing")
     try:
         latents, image = generate.picture(known, request)
+    except ParityError as error:
+        return [verify.broken(**row, runner=runner, reason=str(error))]
     except PlanError as error:
         raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}: {error}") from None
     wanted = {"latent": golden[last], "image": golden["image"]}

@@ -38,8 +38,10 @@ from mtu_export.spec.plan import (
 )
 from mtu_export.spec.protocols import (
     Family,
+    Runtime,
     Session,
     Target,
+    Witness,
 )
 from mtu_export.spec.scheme import (
     FloatWeights,
@@ -95,6 +97,7 @@ __all__ = [
     "PlanError",
     "Program",
     "ResourceError",
+    "Runtime",
     "Schedule",
     "Scheme",
     "Session",
@@ -108,6 +111,7 @@ __all__ = [
     "UnknownName",
     "Unsupported",
     "Verdict",
+    "Witness",
     "refuse_unknown_keys",
     "shown",
 ]

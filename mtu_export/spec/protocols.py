@@ -14,10 +14,37 @@ if TYPE_CHECKING:
     import numpy as np
 
 Session = Callable[[Arrays], dict[str, "np.ndarray"]]
+Witness = Callable[[Path, str, Arrays], tuple[float, ...]]
 
 
-class Target(Protocol):
-    """One toolchain: a module or package of ``mtu_export.targets``, found by its file name."""
+class Runtime(Protocol):
+    """What runs artefacts of a target on this machine.
+
+    ``slow`` is a line of warning for who waits for a picture. ``witness`` makes numbers of an
+    artefact, an entry and inputs that are the same on every machine and change with its weights;
+    null where the arithmetic depends on the machine.
+    """
+
+    @property
+    def slow(self) -> str | None: ...  # noqa: D102 (of the class)
+
+    @property
+    def witness(self) -> Witness | None: ...  # noqa: D102
+
+    def runner(self) -> tuple[str | None, str | None]:
+        """Name and version, or null and the reason why it does not run here."""
+        ...
+
+    def open(self, path: Path, entry: str) -> Session:
+        """Load an artefact; the session maps inputs to outputs by name."""
+        ...
+
+
+class Target(Runtime, Protocol):
+    """One toolchain: a module or package of ``mtu_export.targets``, found by its file name.
+
+    As a :class:`Runtime` it is its own default one on this machine.
+    """
 
     suffix: str
     packages: tuple[str, ...]
@@ -28,6 +55,8 @@ class Target(Protocol):
     memory: Mapping[str, float]
     """Peak memory of an export by scheme, in multiples of the float32 weights."""
     Options: type
+    runtimes: Mapping[str, Runtime]
+    """Where an artefact has several runtimes: each by name, the preferred first; else empty."""
 
     def check(self, plan: Plan) -> None:
         """Refuse what cannot work, in under a second: reason and nearest legal choice."""
@@ -41,14 +70,6 @@ class Target(Protocol):
 
     def structure(self, path: Path, entry: str) -> Structure:
         """Read the artefact without running it; raise ``BundleError`` if it is malformed."""
-        ...
-
-    def runner(self) -> tuple[str | None, str | None]:
-        """Name and version of the runtime here, or null and the reason why there is none."""
-        ...
-
-    def open(self, path: Path, entry: str) -> Session:
-        """Load the artefact into its own runtime; the session maps inputs to outputs by name."""
         ...
 
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import cast
 
-from mtu_export.spec import Target, UnknownName
+from mtu_export.spec import Runtime, Target, UnknownName
 
 
 def names() -> tuple[str, ...]:
@@ -22,3 +22,25 @@ def load(name: str) -> Target:
     if name not in names():
         raise UnknownName("target", name, names())
     return cast(Target, importlib.import_module(f"{__name__}.{name}"))
+
+
+BOTH = "both"
+"""Of all runtimes of a target, each compared with the first."""
+
+
+def runtimes(target: Target, word: str | None = None) -> tuple[Runtime, ...]:
+    """The runtimes that a word asks for: one by its name, all for ``both``.
+
+    Without a word it is the first that runs here. Raises ``UnknownName``.
+    """
+    rows = dict(target.runtimes)
+    if word is not None and word != BOTH and word not in rows:
+        raise UnknownName("runner", word, (*rows, BOTH))
+    if not rows:
+        return (target,)
+    if word == BOTH:
+        return tuple(rows.values())
+    if word is not None:
+        return (rows[word],)
+    found = [row for row in rows.values() if row.runner()[0] is not None]
+    return tuple(found or rows.values())[:1]

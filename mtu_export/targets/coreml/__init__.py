@@ -1,27 +1,26 @@
 """Core ML: one ML Program package (``.mlpackage``) a component, converted on Linux or macOS.
 
 Weights are float32, float16 or int8 codes with one float16 scale a channel; codes stay compressed
-in the file as ``constexpr`` operators. Prediction needs macOS.
+in the file as ``constexpr`` operators. On macOS Core ML runs a package, elsewhere an evaluator.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.spec import (
-    Arrays,
     FloatWeights,
     IntWeights,
     Lowered,
     PerChannel,
     Plan,
     Program,
+    Runtime,
     Scheme,
     Session,
     Structure,
@@ -31,10 +30,9 @@ from mtu_export.spec import (
     UnknownName,
     Unsupported,
 )
-from mtu_export.targets.coreml import package
+from mtu_export.targets.coreml import mil, native, package
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 suffix = ".mlpackage"
@@ -43,7 +41,9 @@ rewrites: tuple[str, ...] = ()
 default_scheme = "fp16"
 memory = {"fp32": 2.2, "fp16": 1.6, "int8": 1.1}
 
-ENTRY = "main"
+runtimes: Mapping[str, Runtime] = {"coreml": native, "mil-evaluator": mil}
+slow, witness = mil.slow, mil.witness
+
 NAMES = {
     "unet": "Unet",
     "text_encoder": "TextEncoder",
@@ -150,7 +150,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     _convert(exported, program.inputs[task], program.outputs, plan, path)
     package.seal(path, {**identity, package.COMPUTE_UNIT: plan.options.compute_unit})
 
-    written = package.structure(path, ENTRY)
+    written = package.structure(path, package.ENTRY)
     if written.inputs != program.inputs[task] or written.outputs != program.outputs:
         raise ToolchainError(f"{path.name}: coremltools changed the inputs or outputs")
     compressed = sum(written.operators.get(kind, 0) for kind in CONSTEXPR)
@@ -160,7 +160,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         )
     return Lowered(
         path=path.name,
-        entries={task: ENTRY},
+        entries={task: package.ENTRY},
         activations=_compute_dtype(plan.scheme),
         weight_dtype=_compute_dtype(plan.scheme),
         kept_float=tuple((layer, "angles up to 999 rad: float32") for layer in angles),
@@ -202,7 +202,7 @@ def _convert(
         raise
     except Exception as error:
         raise ToolchainError(
-            f"coremltools could not convert to {path.name}: {_line(error)}"
+            f"coremltools could not convert to {path.name}: {package.line(error)}"
         ) from error
 
 
@@ -279,36 +279,14 @@ def structure(path: Path, entry: str) -> Structure:
 
 
 def runner() -> tuple[str | None, str | None]:
-    """``("coreml <macOS version>", None)`` on macOS, else null and the reason."""
-    if platform.system() != "Darwin":
-        return None, "Core ML runs on macOS only"
-    return f"coreml {platform.mac_ver()[0]}", None
+    """Core ML on macOS, the MIL evaluator elsewhere; null and the reason without coremltools."""
+    return _runtime().runner()
 
 
 def open(path: Path, entry: str) -> Session:
-    """Load a package into Core ML on the compute unit that it was exported for.
-
-    Raises ``ToolchainError`` where there is no Core ML or it refuses the package.
-    """
-    _, reason = runner()
-    if reason is not None:
-        raise ToolchainError(reason)
-    import coremltools as ct
-    import numpy as np
-
-    unit = ct.ComputeUnit[package.compute_unit(path)]
-    function = None if entry == ENTRY else entry
-    try:
-        model = ct.models.MLModel(str(path), compute_units=unit, function_name=function)
-    except Exception as error:
-        raise ToolchainError(f"Core ML could not load {path.name}: {_line(error)}") from error
-
-    def session(inputs: Arrays) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in model.predict(dict(inputs)).items()}
-
-    return session
+    """Load a package into the runtime of :func:`runner`; raises its errors."""
+    return _runtime().open(path, entry)
 
 
-def _line(error: Exception) -> str:
-    """The first line that an exception of the toolchain says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _runtime() -> Runtime:
+    return native if native.runner()[0] is not None else mil

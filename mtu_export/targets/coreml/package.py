@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
 
+ENTRY = "main"
+"""The function of a package of one task."""
 COMPUTE_UNIT = "mtu_export.compute_unit"
 """Metadata key that is ours and not part of the identity."""
 COMPUTE_UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")
@@ -43,7 +45,11 @@ BLOB_TYPES = {  # MIL type: (type in the blob header, bits of a value)
     "INT16": (6, 16),
     "UINT16": (7, 16),
     "INT4": (8, 4),
+    "UINT1": (9, 1),
+    "UINT2": (10, 2),
     "UINT4": (11, 4),
+    "UINT3": (12, 3),
+    "UINT6": (13, 6),
     "INT32": (14, 32),
     "UINT32": (15, 32),
 }
@@ -59,7 +65,7 @@ def seal(path: Path, metadata: Mapping[str, str]) -> None:
 
     Canonical: no conversion date, map entries in sorted order, item identifiers from their paths.
     """
-    model = _parse(path)
+    model = parse(path)
     description = model.description.metadata
     description.userDefined.pop(f"{TOOLCHAIN_KEYS}conversion_date", None)
     for key, value in metadata.items():
@@ -101,21 +107,19 @@ def structure(path: Path, entry: str) -> Structure:
     inside the weight file. Raises ``BundleError``.
     """
     _check_files(path)
-    model = _parse(path)
+    model = parse(path)
     functions = model.mlProgram.functions
     if entry not in functions:
         raise BundleError(
             f"{path.name}: no function {entry!r}; it has: {', '.join(sorted(functions)) or 'none'}"
         )
-    blocks = {name: _block(function, path.name) for name, function in functions.items()}
-    operators = Counter(
-        operator.type for block in blocks.values() for operator in _operators(block)
-    )
+    blocks = {name: block(function, path.name) for name, function in functions.items()}
+    operators = Counter(operator.type for one in blocks.values() for operator in _operators(one))
     with (path / "Data" / WEIGHT_FILE).open("rb") as weights:
         size = os.fstat(weights.fileno()).st_size
         for value in _values(model.mlProgram):
             if value.WhichOneof("value") == "blobFileValue":
-                _check_blob(value, weights, size, path.name)
+                find_blob(value, weights, size, path.name)
     found = {v.name: v for o in blocks[entry].operations for v in o.outputs}
     found |= {v.name: v for v in functions[entry].inputs}
     inputs = tuple(_tensor(value, path.name) for value in functions[entry].inputs)
@@ -128,9 +132,14 @@ def structure(path: Path, entry: str) -> Structure:
     )
 
 
+def line(error: Exception) -> str:
+    """The first line that an exception of the toolchain says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def compute_unit(path: Path) -> str:
     """The compute unit that the package was exported for."""
-    found = _parse(path).description.metadata.userDefined.get(COMPUTE_UNIT, "ALL")
+    found = parse(path).description.metadata.userDefined.get(COMPUTE_UNIT, "ALL")
     if found not in COMPUTE_UNITS:
         raise BundleError(f"{path.name}: unknown compute unit {found!r}")
     return found
@@ -178,8 +187,8 @@ def _check_manifest(path: Path) -> None:
         raise BundleError(f"{path.name}: Manifest.json names other items than program and weights")
 
 
-def _parse(path: Path) -> Any:
-    """The package's ``Model`` message, an ML Program."""
+def parse(path: Path) -> Any:
+    """The package's ``Model`` message, an ML Program; raises ``BundleError`` for another file."""
     try:
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
@@ -199,8 +208,8 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def _block(function: Any, where: str) -> Any:
-    """The one block of a function that its operator set selects."""
+def block(function: Any, where: str) -> Any:
+    """The one block of a function that its operator set selects, or ``BundleError``."""
     if function.opset not in function.block_specializations:
         raise BundleError(f"{where}: no block for operator set {function.opset!r}")
     return function.block_specializations[function.opset]
@@ -230,8 +239,11 @@ def _values(message: Any) -> Iterator[Any]:
             yield from _values(each)
 
 
-def _check_blob(value: Any, weights: BinaryIO, size: int, where: str) -> None:
-    """Refuse a blob whose header or data is not inside the weight file, or of another type."""
+def find_blob(value: Any, weights: BinaryIO, size: int, where: str) -> tuple[int, int]:
+    """First byte and length of a blob's data in the weight file of ``size`` bytes.
+
+    Raises ``BundleError`` where header or data are not inside the file, or of another type.
+    """
     blob = value.blobFileValue
     if blob.fileName != WEIGHT_URL:
         raise BundleError(f"{where}: weights in another file, {blob.fileName!r}")
@@ -241,7 +253,7 @@ def _check_blob(value: Any, weights: BinaryIO, size: int, where: str) -> None:
     sentinel, kind, length, start = HEADER.unpack(weights.read(HEADER.size))
     if sentinel != SENTINEL:
         raise BundleError(f"{where}: weight.bin has no blob at {blob.offset}")
-    shape, dtype = _shape(value.type.tensorType, where)
+    shape, dtype = shape_of(value.type.tensorType, where)
     wanted_kind, bits = BLOB_TYPES.get(dtype, (None, 0))
     if kind != wanted_kind or length != (math.prod(shape) * bits + 7) // 8:
         raise BundleError(
@@ -249,10 +261,11 @@ def _check_blob(value: Any, weights: BinaryIO, size: int, where: str) -> None:
         )
     if start < HEADER_BYTES or start + length > size:
         raise BundleError(f"{where}: weight.bin ends before the data of the blob at {blob.offset}")
+    return start, length
 
 
-def _shape(kind: Any, where: str) -> tuple[tuple[int, ...], str]:
-    """Static shape and MIL type name of a ``MIL.TensorType``."""
+def shape_of(kind: Any, where: str) -> tuple[tuple[int, ...], str]:
+    """Static shape and MIL type name of a ``MIL.TensorType``, or ``BundleError``."""
     from coremltools.proto import MIL_pb2
 
     if any(size.WhichOneof("dimension") != "constant" for size in kind.dimensions):
@@ -270,7 +283,7 @@ def _output(found: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def _tensor(value: Any, where: str) -> TensorSpec:
-    shape, dtype = _shape(value.type.tensorType, where)
+    shape, dtype = shape_of(value.type.tensorType, where)
     return TensorSpec(name=value.name, shape=shape, dtype=dtype.lower())
 
 

@@ -30,6 +30,7 @@ from mtu_export.spec import (
     PerChannel,
     Plan,
     Program,
+    Runtime,
     Session,
     Structure,
     TensorSpec,
@@ -46,6 +47,8 @@ suffix = ".pte"
 packages = ("executorch", "torch")
 rewrites = ("attention", "geglu")
 default_scheme = "fp32"
+runtimes: Mapping[str, Runtime] = {}
+slow = witness = None
 memory = {"fp32": 3.0, "int8": 1.1}
 
 BACKENDS = ("xnnpack",)

@@ -27,6 +27,7 @@ from mtu_export.spec import (
     Plan,
     Program,
     ResourceError,
+    Runtime,
     TensorSpec,
     ToolchainError,
     ToolchainMissing,
@@ -53,12 +54,17 @@ __all__ = [
     "packages",
     "rewrites",
     "runner",
+    "runtimes",
+    "slow",
     "structure",
     "suffix",
+    "witness",
 ]
 
 rewrites: tuple[str, ...] = ()
 default_scheme = "fp32"
+runtimes: Mapping[str, Runtime] = {}
+slow = witness = None
 memory = {"fp32": 2.0, "fp16": 1.6, "int8": 1.2}
 
 FILE = "model.onnx"

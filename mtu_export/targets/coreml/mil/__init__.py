@@ -1,0 +1,54 @@
+"""The MIL evaluator: runs a saved Core ML package where there is no Core ML, and proves it.
+
+A package is a typed program with its weights, and a program can be evaluated: :mod:`.program`
+reads it, :mod:`.operators` is the table of what operators mean, :mod:`.evaluate` walks it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from mtu_export.spec import Arrays, Session
+from mtu_export.targets.coreml import package
+
+slow: str | None = (
+    "no Core ML here: the MIL evaluator runs this bundle operator by operator on the CPU, "
+    "many times slower than a phone"
+)
+
+
+def runner() -> tuple[str | None, str | None]:
+    """``("mil-evaluator <version>", None)``, or null and the reason."""
+    from mtu_export import __version__
+
+    if find_spec("coremltools") is None:
+        return None, "coremltools is not installed"
+    return f"mil-evaluator {__version__}", None
+
+
+def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = False) -> Session:
+    """Read a package from disk and make one of its functions ready to run.
+
+    ``accumulate`` ``"float16"`` rounds partial sums as the narrowest hardware would; ``wide``
+    rounds nothing to float16. Raises ``BundleError`` for a malformed package, ``ToolchainError``
+    for an operator not known here.
+    """
+    package.structure(path, entry)
+    from mtu_export.targets.coreml.mil import evaluate, program
+
+    return evaluate.Evaluator(program.read(path, entry), accumulate, wide=wide)
+
+
+def witness(path: Path, entry: str, inputs: Arrays) -> tuple[float, ...]:
+    """What the weights of a package mean, in 32 numbers: sums of its outputs with seeded signs.
+
+    Nothing is rounded to float16, so that another machine finds the same to 1e-5, while a changed
+    weight shows, however well float16 would hide it.
+    """
+    found = open(path, entry, wide=True)(inputs)
+    values = np.concatenate([value.ravel() for value in found.values()]).astype(np.float64)
+    random = np.random.default_rng(0)
+    return tuple(float(values @ (2.0 * random.integers(0, 2, values.size) - 1)) for _ in range(32))

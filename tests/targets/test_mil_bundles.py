@@ -1,0 +1,198 @@
+"""Core ML bundles proved away from a Mac: verify, its runners, flipped bytes, a picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtu_export import bundle, exporter, plan, verify
+from mtu_export.bundle import Bundle
+from mtu_export.exporter import proving
+from mtu_export.spec import ParityError, ToolchainError, UnknownName
+from mtu_export.targets import coreml
+from mtu_export.targets.coreml import mil, native, package
+
+pytestmark = pytest.mark.slow
+
+
+def _export(tmp_path_factory: pytest.TempPathFactory, **words: Any) -> Path:
+    out = tmp_path_factory.mktemp("coreml") / "bundle"
+    exporter.export(plan.resolve(target="coreml", task="inpaint", out=out, **words))
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint, all parts, int8."""
+    return _export(tmp_path_factory, scheme="int8")
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def _rehash(folder: Path) -> Bundle:
+    """Recompute the manifest's hashes and sizes of parts, as a forger would."""
+    said = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
+    for row in said["parts"]:
+        row["sha256"] = bundle.sha256(folder / row["path"])
+        row["bytes"] = bundle.size(folder / row["path"])
+    (folder / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
+    return bundle.read(folder)
+
+
+def test_an_export_is_proved_by_figures(whole: Path) -> None:
+    proof = bundle.read(whole).proof
+    assert {row.component for row in proof} >= {"text_encoder", "vae_encoder", "unet", "pipeline"}
+    for row in proof:
+        assert row.passed, row
+        assert row.psnr_db is not None
+        if row.rung != "folded":
+            assert str(row.runner).startswith("mil-evaluator ")
+
+
+def test_verify_finds_the_same_figures(whole: Path) -> None:
+    found = bundle.read(whole)
+    before = {(v.component, v.rung): v.psnr_db for v in found.proof}
+    for row in exporter.check(found):
+        assert row.passed
+        assert row.psnr_db == pytest.approx(before[row.component, row.rung], abs=0.5)
+
+
+def _blobs(path: Path) -> list[tuple[int, int, str]]:
+    """First byte, length and type of every weight of a package."""
+    file, found = path / "Data" / package.WEIGHT_FILE, []
+    model: Any = package.parse(path)
+    function = model.mlProgram.functions["main"]
+    with file.open("rb") as weights:
+        for operator in function.block_specializations[function.opset].operations:
+            for value in operator.attributes.values():
+                if value.WhichOneof("value") == "blobFileValue":
+                    kind = package.shape_of(value.type.tensorType, "")[1]
+                    size = file.stat().st_size
+                    found.append((*package.find_blob(value, weights, size, ""), kind))
+    return found
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "vae_decoder"])
+def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
+    component: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any code, and the high byte of any floating point weight, each alone in a copy.
+
+    Rows of the token embedding that no prompt of the goldens reads are left out.
+    """
+    monkeypatch.setattr(proving, "loop", lambda *_: [])
+    part = bundle.read(whole).part(component)
+    blobs = _blobs(part.path)[1 if component == "text_encoder" else 0 :]
+    random = np.random.default_rng(1)
+    chances = np.array([length for _, length, _ in blobs]) / sum(row[1] for row in blobs)
+    for number in range(5):
+        start, length, kind = blobs[random.choice(len(blobs), p=chances)]
+        place = int(random.integers(length))
+        place |= {"FLOAT16": 1, "FLOAT32": 3}.get(kind, 0)
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        file = folder / part.path.name / "Data" / package.WEIGHT_FILE
+        data = bytearray(file.read_bytes())
+        data[start + place] ^= 0xFF
+        file.write_bytes(data)
+        rows = exporter.check(_rehash(folder))
+        row = next(row for row in rows if row.component == component)
+        assert row.passed is False, (kind, place, row)
+        with pytest.raises(ParityError):
+            proving.refuse_failure([row])
+
+
+def test_runners_by_name(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "loop", lambda *_: [])
+    found = bundle.read(whole)
+    with pytest.raises(UnknownName, match="choose from: coreml, mil-evaluator, both"):
+        exporter.check(found, runner="onnxruntime")
+    rows = exporter.check(found, runner="coreml")
+    assert {row.passed for row in rows} == {None}
+    assert "Core ML runs on macOS only" in str(rows[0].reason)
+    rows = exporter.check(found, runner="both")
+    unet = [row for row in rows if row.component == "unet"]
+    assert [row.passed for row in unet] == [None, True]
+
+
+def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac: Core ML stood in for by the evaluator with a little noise."""
+
+    def noisy(path: Path, entry: str) -> Any:
+        session = mil.open(path, entry)
+        return lambda inputs: {
+            name: value * np.float32(1.0001) for name, value in session(inputs).items()
+        }
+
+    monkeypatch.setattr(native, "runner", lambda: ("coreml 15.1", None))
+    monkeypatch.setattr(native, "open", noisy)
+    monkeypatch.setattr(proving, "loop", lambda *_: [])
+    assert coreml.runner() == ("coreml 15.1", None)
+    rows = [r for r in exporter.check(bundle.read(whole), runner="both") if r.component == "unet"]
+    assert [row.rung for row in rows] == ["quantised", "quantised", "runtimes"]
+    assert rows[2].runner == f"{mil.runner()[0]} against coreml 15.1"
+    assert all(row.passed for row in rows)
+    assert rows[2].psnr_db is not None
+    assert 75 < rows[2].psnr_db < 100
+    (only,) = [r for r in exporter.check(bundle.read(whole)) if r.component == "unet"]
+    assert only.runner == "coreml 15.1"
+
+
+def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
+    file = copy / "Unet.mlpackage/Data" / package.MODEL
+    model = package.parse(copy / "Unet.mlpackage")
+    function = model.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    bias = next(o for o in block.operations if o.outputs[0].name.endswith("conv_in_bias_to_fp16"))
+    value = bias.attributes["val"]
+    with (copy / "Unet.mlpackage/Data" / package.WEIGHT_FILE).open("r+b") as weights:
+        start, length = package.find_blob(value, weights, 1 << 40, "here")
+        weights.seek(start)
+        weights.write(b"\x00\x7e" * (length // 2))
+    assert file.is_file()
+    rows = exporter.check(_rehash(copy))
+    unet = next(row for row in rows if row.component == "unet")
+    assert unet.passed is False
+    assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
+    assert "unet_conv_in_bias" in str(unet.reason)
+    line = str(verify.failure(rows))
+    assert "NaN first appears" in line
+
+
+def test_an_unknown_operator_stops_verify(copy: Path) -> None:
+    path = copy / "Unet.mlpackage"
+    model = package.parse(path)
+    function = model.mlProgram.functions["main"]
+    for row in function.block_specializations[function.opset].operations:
+        row.type = "swish" if row.type == "silu" else row.type
+    (path / "Data" / package.MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(ToolchainError, match=r"has no operator swish \(\d+\)"):
+        exporter.check(_rehash(copy))
+
+
+def test_run_makes_a_picture_and_says_that_it_is_slow(whole: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    found = bundle.read(whole)
+    size = (found.manifest["image"]["width"], found.manifest["image"]["height"])
+    Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "image.png")
+    words = ["run", str(whole), "-o", str(tmp_path / "out.png"), "--steps", "4", "--json"]
+    words += ["--image", str(tmp_path / "image.png"), "--prompt", "a red circle"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mtu_export", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: no Core ML here: the MIL evaluator runs this bundle" in done.stderr
+    assert json.loads(done.stdout)["runner"] == mil.runner()[0]
+    assert Image.open(tmp_path / "out.png").size == size
