@@ -3,6 +3,8 @@
 ``attention``  softmax attention as scale, bmm, softmax, bmm on [B·heads, tokens, d]: no mask, no
                guard against empty rows, which delegates do not take.
 ``geglu``      the value and gate halves of a GEGLU as two linear layers, without a split.
+``group_norm`` the mean and variance of large groups axis by axis, and the variance of what is
+               centred: a kernel that sums a group in one float32 loses digits with its size.
 """
 
 from __future__ import annotations
@@ -105,7 +107,47 @@ def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
     return part
 
 
-REWRITES: Mapping[str, Callable[[nn.Module], None]] = {"attention": attention, "geglu": geglu}
+_LARGE_GROUP = 1 << 16
+"""Numbers of a group up to which one float32 sum does: the largest of SD 1.5's UNet at 512 x 512
+has 40,960, of its VAE 1,048,576."""
+
+
+class SteadyGroupNorm(nn.GroupNorm):
+    """Group norm of [B, C, ...] whose sums run over one axis at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; groups that are not large go the stock way."""
+        if x[0].numel() // self.num_groups <= _LARGE_GROUP:
+            return super().forward(x)
+        centred = x - self._mean(x)
+        found = centred * (self._mean(centred * centred) + self.eps).rsqrt()
+        if not self.affine:
+            return found
+        ones = (1, -1, *[1] * (x.ndim - 2))
+        return found * self.weight.reshape(ones) + self.bias.reshape(ones)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Mean of each group, [B, C, 1, ...]."""
+        batch, channels, ones = x.shape[0], x.shape[1], [1] * (x.ndim - 2)
+        while x.ndim > 2:
+            x = x.mean(-1)
+        means = x.reshape(batch, self.num_groups, -1).mean(2, keepdim=True)
+        size = channels // self.num_groups
+        return means.expand(-1, -1, size).reshape(batch, channels, *ones)
+
+
+def group_norm(module: nn.Module) -> None:
+    """Let every ``GroupNorm`` below ``module`` sum large groups axis by axis."""
+    for found in module.modules():
+        if type(found) is nn.GroupNorm:
+            found.__class__ = SteadyGroupNorm
+
+
+REWRITES: Mapping[str, Callable[[nn.Module], None]] = {
+    "attention": attention,
+    "geglu": geglu,
+    "group_norm": group_norm,
+}
 
 
 def apply(module: nn.Module, names: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 suffix = ".pte"
 packages = ("executorch", "torch")
-rewrites = ("attention", "geglu")
+rewrites = ("attention", "geglu", "group_norm")
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
