@@ -197,7 +197,7 @@ def test_an_export_prints_json_alone_and_verifies(tmp_path: Path) -> None:
         check=False,
     )
     assert failed.returncode == 1
-    assert "parity below the floor: unet of task 'inpaint'" in failed.stderr
+    assert "parity below the floor: text_encoder of task 'inpaint'" in failed.stderr
     shown = subprocess.run(
         command("inspect", "inpaint-onnx-int8"), capture_output=True, text=True, check=True
     )

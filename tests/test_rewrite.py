@@ -70,10 +70,10 @@ def test_attention_on_sequences_with_a_norm_and_a_residual_is_rewritten() -> Non
 @pytest.mark.parametrize("shape", [(2, 8, 256, 160), (1, 8, 40000), (2, 8, 3)])
 def test_large_groups_are_normalised_axis_by_axis(shape: tuple[int, ...], affine: bool) -> None:
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.GroupNorm(4, 8, eps=1e-3, affine=affine))
-    if affine:
-        torch.nn.init.normal_(module[0].weight)
-        torch.nn.init.normal_(module[0].bias)
+    norm = torch.nn.GroupNorm(4, 8, eps=1e-3, affine=affine)
+    module = torch.nn.Sequential(norm)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
     values = torch.randn(shape) * torch.rand(1, 8, *[1] * (len(shape) - 2)) + 3
     with torch.no_grad():
         want = module.double()(values.double())
