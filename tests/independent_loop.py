@@ -114,7 +114,7 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def check_form(m: Json) -> None:
-    """Checks 3 and 7 by hand, as far as the loop needs them."""
+    """Checks 3 and 8 by hand, as far as the loop needs them."""
     for task in m["tasks"]:
         need(task["guidance"]["kind"] in BRANCHES, f"{task['name']}: guidance")
         need({c["kind"] for c in task["conditioning"]} <= KINDS, f"{task['name']}: conditioning")
@@ -145,13 +145,11 @@ def check_names(m: Json, folders: dict[str, Path]) -> None:
 
 
 def trusted(root: Path) -> Json:
-    """The manifest of a bundle that passed all eight checks."""
+    """The manifest of a bundle that passed the checks."""
     path = root / "manifest.json"
     try:
-        need(
-            path.is_file() and not path.is_symlink() and path.stat().st_size <= 64_000_000,
-            "manifest.json",
-        )
+        fine = path.is_file() and not path.is_symlink() and path.stat().st_size <= 64_000_000
+        need(fine, "manifest.json")
         m = read_json(path.read_bytes(), "manifest.json")
         need(regex.fullmatch(r"1\.[0-9]+", m["schema_version"]) is not None, "version")
         need(m["target"] == "onnx", f"target {m['target']}: this script runs ONNX only")
@@ -175,7 +173,7 @@ class Tokenizer:
     def __init__(self, folder: Path, row: Json) -> None:
         self.row = row
         self.vocab = read_json((folder / "vocab.json").read_bytes(), "vocab.json")
-        lines = (folder / "merges.txt").read_bytes().decode().split("\n")
+        lines = (folder / "merges.txt").read_bytes().decode().replace("\r\n", "\n").split("\n")
         pairs = filter(None, lines[lines[0].startswith("#version") :])
         self.ranks = {tuple(s.split(" ")): i for i, s in enumerate(pairs)}
         self.special = self._special(folder)
@@ -188,9 +186,10 @@ class Tokenizer:
         special = {}
         for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
             default = "<|startoftext|>" if key == "bos_token" else "<|endoftext|>"
-            token = config.get(key) or stock.get(key) or default
+            token = {**stock, **config}.get(key) or default
             token = token["content"] if isinstance(token, dict) else token
             special[token] = self.vocab[token]
+            need(special[token] == self.row.get(key[:3], special[token]), f"the id of {key}")
         added = config.get("added_tokens_decoder") or {}
         return special | {row["content"]: int(number) for number, row in added.items()}
 

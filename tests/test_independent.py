@@ -141,6 +141,7 @@ def test_an_app_checks_itself_on_first_start(said: dict[str, Any]) -> None:
     [
         lambda m: m.update(schema_version="2.0"),
         lambda m: m["parts"][0].update(path="../edit-onnx-int8/text_encoder"),
+        lambda m: m["parts"][0].update(path="./text_encoder"),
         lambda m: m["parts"][0].update(sha256="0" * 64),
         lambda m: m["files"][0].update(bytes=1),
         lambda m: m["parts"][0].update(entries={}),
