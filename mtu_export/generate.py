@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,12 +282,7 @@ def cut(found: Loop, prompt: str) -> str:
     """What of a prompt no text encoder sees, as it has room for 77 tokens; usually nothing."""
     if found.task.prompt is not None:
         return ""
-    lost = [
-        tokenizer.load(folder, found.found.part(name).inputs[0].shape[-1], BundleError).encode(
-            prompt
-        )[1]
-        for name, folder in _tokenizers(found).items()
-    ]
+    lost = [words.encode(prompt)[1] for words in _tokenizers(found).values()]
     return max(lost, key=len, default="")
 
 
@@ -340,10 +334,18 @@ class _Encoder:
         return self.session({part.inputs[0].name: image})[part.outputs[0].name]
 
 
-def _tokenizers(found: Loop) -> dict[str, Path]:
-    """The tokenizer folder of each text encoder."""
-    rows = found.found.manifest["text"]["tokenizers"]
-    return {name: bundle.inside(found.found.folder, path) for name, path in rows.items()}
+def _tokenizers(found: Loop) -> dict[str, tokenizer.Tokenizer]:
+    """The tokenizer of each text encoder; its ids are those that the manifest says of it."""
+    manifest, made = found.found.manifest, {}
+    for name, path in manifest["text"]["tokenizers"].items():
+        length = found.found.part(name).inputs[0].shape[-1]
+        words = tokenizer.load(bundle.inside(found.found.folder, path), length, BundleError)
+        own = {"bos": words.bos, "eos": words.eos, "pad": words.pad, "length": length}
+        for row in manifest["tokenizers"]:
+            if row["path"] == path and any(row[key] != value for key, value in own.items()):
+                raise BundleError(f"{bundle.MANIFEST}: tokenizers: {path!r} has {own}")
+        made[name] = words
+    return made
 
 
 def _words(found: Loop, prompt: str) -> tuple[Arrays, Arrays]:
@@ -354,10 +356,9 @@ def _words(found: Loop, prompt: str) -> tuple[Arrays, Arrays]:
     if task.prompt is not None:
         return {**named(constants, f"prompt/{task.name}/"), **sizes}, empty
     outputs: dict[tuple[str, str], np.ndarray] = {}
-    for component, folder in _tokenizers(found).items():
+    for component, words in _tokenizers(found).items():
         part = found.found.part(component)
-        length = part.inputs[0].shape[-1]
-        ids, _ = tokenizer.load(folder, length, error=BundleError).encode(prompt)
+        ids, _ = words.encode(prompt)
         for name, value in _open(found, part)({part.inputs[0].name: ids}).items():
             outputs[component, name] = value
     text = found.found.manifest["text"]

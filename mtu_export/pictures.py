@@ -142,10 +142,14 @@ def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def _cover(
     image: Image.Image, width: int, height: int, resampling: Image.Resampling
 ) -> Image.Image:
+    _check_sides(width, height)
+    return ImageOps.fit(image, (width, height), resampling)
+
+
+def _check_sides(width: int, height: int) -> None:
     for name, side in (("width", width), ("height", height)):
         if not 1 <= side <= _LARGEST_SIDE:
             raise PlanError(f"{name} must be 1 to {_LARGEST_SIDE} pixels, got {side}")
-    return ImageOps.fit(image, (width, height), resampling)
 
 
 # ---------------------------------------------------------------------------------------- masks
@@ -155,11 +159,22 @@ def fit_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
     """The mask at the picture's size, float32 [1, 1, H, W]: 1 (repaint) where it is light.
 
     Covered and cropped as :func:`fit` does, with nearest pixels; then grey (Pillow's ``L``) over
-    255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted.
+    255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted. Which
+    pixel is nearest is counted in whole numbers: Pillow's own sum of fractions errs at borders.
     Raises ``PlanError`` as :func:`fit` does.
     """
-    grey = _cover(upright_rgb(image).convert("L"), width, height, FILTERS["nearest"])
-    return (np.asarray(grey) >= 128).astype(np.float32)[None, None]
+    _check_sides(width, height)
+    grey = np.asarray(upright_rgb(image).convert("L"))
+    down, across = grey.shape
+    scale = (down, height) if across * height > width * down else (across, width)
+    rows, columns = _nearest(down, height, *scale), _nearest(across, width, *scale)
+    return (grey[rows][:, columns] >= 128).astype(np.float32)[None, None]
+
+
+def _nearest(given: int, wanted: int, most: int, least: int) -> np.ndarray:
+    """Which of ``given`` pixels lies under each of ``wanted``, most / least apart, centred."""
+    middles = (2 * np.arange(wanted) + 1) * most
+    return (given * least - wanted * most + middles) // (2 * least)
 
 
 def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The denoising loop over a schedule's table, in numpy alone: the reference for an app's own.
 
-The state is float32, as it is on a phone. Each sum is formed in float64 and rounded once, which
-keeps the loop about as near to diffusers as diffusers' own float32 allows.
+The state is float32, as it is on a phone. A product is float32's; a sum is formed in float64 and
+rounded once. That keeps the loop about as near to diffusers as diffusers' own float32 allows.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def latents(schedule: Schedule, noise: np.ndarray, denoise: Denoise) -> Iterator
     ``noise`` is standard normal. Raises ``ParityError`` for an output of another shape than
     ``noise`` or one that is not finite, with the pass.
     """
-    x = (schedule.init_noise_sigma * noise.astype(np.float64)).astype(np.float32)
+    x = np.float32(schedule.init_noise_sigma) * noise.astype(np.float32)
     past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=HISTORY)
     for index, row in enumerate(schedule.passes):
-        m = denoise((row.input_scale * x.astype(np.float64)).astype(np.float32), row.timestep)
+        m = denoise(np.float32(row.input_scale) * x, row.timestep)
         if m.shape != x.shape or not np.isfinite(m).all():
             what = "NaN or Inf" if m.shape == x.shape else f"shape {list(m.shape)}"
             raise ParityError(

@@ -1,9 +1,9 @@
-"""A picture from an ONNX bundle, written from runtime/README.md alone: no line of mtu_export.
+"""Make a picture of an ONNX bundle, from runtime/README.md alone.
 
-    python tests/independent_loop.py BUNDLE OUT.png [--task NAME] [--prompt TEXT] [--image FILE]
-        [--mask FILE] --noise FILE.npy [--steps N] [--ids]
+Written by somebody who had that page and testdata/ and never saw mtu_export.
 
-With ``--ids`` the ids of the prompt are printed as JSON, a line a text encoder; no picture is made.
+    python tests/independent_loop.py BUNDLE [--task NAME] [--prompt TEXT] [--image FILE]
+        [--mask FILE] --noise FILE.npy [--steps N] -o OUT.png
 """
 
 from __future__ import annotations
@@ -11,364 +11,388 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
+import math
 import unicodedata
+from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime as ort
 import regex
 from PIL import Image, ImageOps
 
-WORDS = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
-BRANCHES = {
+Json = dict[str, Any]
+Array = np.ndarray
+Tensors = dict[str, Array]
+Session = ort.InferenceSession
+Maybe = np.ndarray | None
+Given = tuple[Tensors, list[Array]]  # text inputs, conditioning
+COMPONENTS = {"text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"}
+KINDS = {"image_latent", "masked_image_latent", "mask", "image"}
+BRANCHES = {  # guidance kind -> (text, conditioning) of each branch
     "none": [("prompt", "image")],
     "text": [("empty", "image"), ("prompt", "image")],
     "text_image": [("empty", "no image"), ("empty", "image"), ("prompt", "image")],
 }
+WORDS = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\p{White_Space}\p{L}\p{N}]+"
+)
+OWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+REST = [b for b in range(256) if b not in OWN]
+LETTERS = {b: chr(b) for b in OWN} | {b: chr(256 + i) for i, b in enumerate(REST)}
 
 
-# ------------------------------------------------------------------- Before anything is trusted
+def need(good: bool, why: str) -> None:
+    if not good:
+        raise ValueError(why)
 
 
-def need(truth: object, what: str) -> None:
-    if not truth:
-        raise SystemExit(f"refused: {what}")
+def read_json(text: bytes, what: str) -> Json:
+    """A strict JSON object: no NaN, no Infinity, no 1e999, no key twice."""
+
+    def number(text: str) -> float:
+        need(math.isfinite(float(text)), f"{what}: {text} is not finite")
+        return float(text)
+
+    def once(pairs: list[tuple[str, Any]]) -> Json:
+        need(len(dict(pairs)) == len(pairs), f"{what}: a key is there twice")
+        return dict(pairs)
+
+    hooks: Json = {"parse_constant": number, "parse_float": number, "object_pairs_hook": once}
+    data = json.loads(text.decode("utf-8"), **hooks)
+    need(isinstance(data, dict), f"{what}: not an object")
+    return data
 
 
-def within(folder: Path, name: str) -> Path:
-    pure = PurePosixPath(name)
-    need(0 < len(name) <= 255 and not pure.is_absolute() and ".." not in pure.parts, name)
-    need(not set(name) & set("\\:\0"), name)
-    path = folder
-    for part in pure.parts:
+def safe_path(root: Path, name: str) -> Path:
+    path, parts = root, name.split("/")
+    need(len(name) <= 255 and not set(name) & set("\\:\0"), f"path {name!r}: forbidden")
+    need(not {"", ".", ".."} & set(parts), f"path {name!r}: a forbidden step")
+    for part in parts:
         path = path / part
-        need(not path.is_symlink(), f"{name} goes through a link")
-    need(path.exists(), f"{name} is missing")
+        need(path.exists() and not path.is_symlink(), f"path {name!r}: no file, or a link")
     return path
 
 
-def weigh(path: Path) -> tuple[int, str]:
-    """Bytes and sha256 of a file or folder."""
-    if path.is_file():
-        data = path.read_bytes()
-        return len(data), hashlib.sha256(data).hexdigest()
-    total, lines = 0, []
-    for entry in path.rglob("*"):
-        need(not entry.is_symlink() and (entry.is_file() or entry.is_dir()), str(entry))
-        if entry.is_file():
-            size, digest = weigh(entry)
-            total += size
-            lines.append((entry.relative_to(path).as_posix(), digest))
-    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(lines))
-    return total, hashlib.sha256(text.encode()).hexdigest()
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def no_number(text: str) -> None:
-    raise SystemExit(f"refused: {text} in the manifest")
+def measure(path: Path) -> tuple[int, str]:
+    """(bytes, sha256) of a file or folder, by check 5."""
+    if not path.is_dir():
+        return path.stat().st_size, sha256(path)
+    below = [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
+    odd = [p for p in below if p.is_symlink() or not p.is_file()]
+    need(not odd, f"{path}: holds more than plain files and folders")
+    files = sorted((p.relative_to(path).as_posix(), p) for p in below)
+    text = "".join(f"{sha256(p)}  {name}\n" for name, p in files)
+    return sum(p.stat().st_size for _, p in files), hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    need(path.is_file() and not path.is_symlink(), "no manifest")
-    need(path.stat().st_size <= 64_000_000, "the manifest is too large")
-    found = json.loads(path.read_text("utf-8"), parse_constant=no_number)
-    need(isinstance(found, dict), "the manifest is no object")
-    need(re.fullmatch(r"1\.\d+", str(found.get("schema_version"))), "schema version")
-    for row in (*found["parts"], *found.get("files", [])):
-        need(weigh(within(folder, row["path"])) == (row["bytes"], row["sha256"]), row["path"])
-    needed = {task["name"]: task["parts"] for task in found["tasks"]}
-    names = [part["component"] for part in found["parts"]]
-    need(len(set(names)) == len(names) and len(needed) == len(found["tasks"]), "twice there")
-    for part in found["parts"]:
-        wanted = {task for task, parts in needed.items() if part["component"] in parts}
-        need(wanted and set(part["entries"]) == wanted, "entries")
-    outputs = {(p["component"], o["name"]) for p in found["parts"] for o in p["outputs"]}
-    text = found.get("text") or {"inputs": {}, "tokenizers": {}}
-    for row in (row for rows in text["inputs"].values() for row in rows):
-        need((row["component"], row["output"]) in outputs, "text from nowhere")
-        need(row["component"] in text["tokenizers"], "an encoder without tokenizer")
-    for table in ((found.get("loop") or {}).get("schedules") or {}).values():
-        for i, row in enumerate(table["passes"]):
-            late = [*row["x"][i + 1 :], *row["m"][i + 1 :]]
-            need(not any(late), "a pass looks back before the start")
-    return found
-
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header, rest, found = json.loads(data[8 : 8 + length]), data[8 + length :], {}
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file (F32 and I32), offsets and finiteness checked."""
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    need(8 <= 8 + n <= len(raw), f"{path}: header too long")
+    header, data, tensors = read_json(raw[8 : 8 + n], str(path)), raw[8 + n :], {}
+    header.pop("__metadata__", None)
     for name, row in header.items():
-        if name != "__metadata__":
-            kind = {"F32": "<f4", "I32": "<i4"}[row["dtype"]]
-            begin, end = row["data_offsets"]
-            found[name] = np.frombuffer(rest[begin:end], kind).reshape(row["shape"])
-            need(np.isfinite(found[name]).all(), name)
-    return found
+        (begin, end), shape = row["data_offsets"], row["shape"]
+        need(row["dtype"] in ("F32", "I32"), f"{path}: dtype of {name}")
+        need(all(isinstance(d, int) and d >= 0 for d in shape), f"{path}: shape of {name}")
+        fits = 0 <= begin <= end <= len(data) and end - begin == 4 * math.prod(shape)
+        need(fits, f"{path}: offsets of {name}")
+        dtype = "<f4" if row["dtype"] == "F32" else "<i4"
+        tensors[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
+        need(bool(np.isfinite(tensors[name]).all()), f"{path}: {name} is not finite")
+    return tensors
 
 
-# --------------------------------------------------------------------------------------- Text
+def check_form(m: Json) -> None:
+    """Checks 3 and 8 by hand, as far as the loop needs them."""
+    for task in m["tasks"]:
+        need(task["guidance"]["kind"] in BRANCHES, f"{task['name']}: guidance")
+        need({c["kind"] for c in task["conditioning"]} <= KINDS, f"{task['name']}: conditioning")
+    for name, table in ((m["loop"] or {}).get("schedules") or {}).items():
+        for i, p in enumerate(table["passes"]):
+            need(len(p["x"]) == len(p["m"]) == 4, f"schedule {name}: coefficients")
+            need(not any(p["x"][i + 1 :] + p["m"][i + 1 :]), f"schedule {name}: looks back")
+
+
+def check_names(m: Json, folders: dict[str, Path]) -> None:
+    tasks = {t["name"]: t for t in m["tasks"]}
+    parts = {p["component"]: p for p in m["parts"]}
+    need(len(tasks) == len(m["tasks"]), "a task is there twice")
+    need(len(parts) == len(m["parts"]) and set(parts) <= COMPONENTS, "components")
+    for name, part in parts.items():
+        wanted = {t for t, row in tasks.items() if name in row["parts"]}
+        need(bool(wanted) and set(part["entries"]) == wanted, f"{name}: entries")
+        for entry in part["entries"].values():
+            fine = "/" not in entry and safe_path(folders[part["path"]], entry).is_file()
+            need(fine, f"{name}: entry {entry!r}")
+    if m["text"] is not None:
+        known = {t["path"] for t in m["tokenizers"]} & {f["path"] for f in m["files"]}
+        for row in (r for rows in m["text"]["inputs"].values() for r in rows):
+            outputs = parts.get(row["component"], {"outputs": []})["outputs"]
+            need(row["output"] in {o["name"] for o in outputs}, f"text input {row}")
+            folder = m["text"]["tokenizers"].get(row["component"])
+            need(folder in known, f"no checked tokenizer for {row['component']}")
+
+
+def trusted(root: Path) -> Json:
+    """The manifest of a bundle that passed the checks."""
+    path = root / "manifest.json"
+    try:
+        fine = path.is_file() and not path.is_symlink() and path.stat().st_size <= 64_000_000
+        need(fine, "manifest.json")
+        m = read_json(path.read_bytes(), "manifest.json")
+        need(regex.fullmatch(r"1\.[0-9]+", m["schema_version"]) is not None, "version")
+        need(m["target"] == "onnx", f"target {m['target']}: this script runs ONNX only")
+        check_form(m)
+        rows = m["parts"] + m["files"]
+        names = [r["path"] for r in rows + m["tokenizers"]]
+        names += (m["text"] or {"tokenizers": {}})["tokenizers"].values()
+        folders = {name: safe_path(root, name) for name in names}
+        for row in rows:
+            found = measure(folders[row["path"]])
+            need(found == (row["bytes"], row["sha256"]), f"{row['path']}: not what was exported")
+        check_names(m, folders)
+        for name in (n for n in folders if n.endswith(".safetensors")):
+            read_safetensors(folders[name])
+    except (LookupError, TypeError, AttributeError, OSError, ValueError) as e:
+        raise SystemExit(f"refused: {type(e).__name__}: {e}") from e
+    return m
 
 
 class Tokenizer:
-    def __init__(self, folder: Path, row: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, row: Json) -> None:
         self.row = row
-        self.ids: dict[str, int] = json.loads((folder / "vocab.json").read_text("utf-8"))
-        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        if lines[0].startswith("#version"):
-            lines = lines[1:]
-        pairs = [tuple(line.rstrip("\r").split(" ")) for line in lines if line.rstrip("\r")]
-        self.ranks = {pair: rank for rank, pair in enumerate(pairs)}
-        plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-        others = [byte for byte in range(256) if byte not in plain]
-        self.letters = {byte: chr(byte) for byte in plain}
-        self.letters |= {byte: chr(256 + n) for n, byte in enumerate(others)}
-        special = sorted(self._special(folder), key=len, reverse=True)
-        self.special = regex.compile("(" + "|".join(map(regex.escape, special)) + ")")
+        self.vocab = read_json((folder / "vocab.json").read_bytes(), "vocab.json")
+        lines = (folder / "merges.txt").read_bytes().decode().replace("\r\n", "\n").split("\n")
+        pairs = filter(None, lines[lines[0].startswith("#version") :])
+        self.ranks = {tuple(s.split(" ")): i for i, s in enumerate(pairs)}
+        self.special = self._special(folder)
+        longest_first = map(regex.escape, sorted(self.special, key=len, reverse=True))
+        self.raw = regex.compile("(" + "|".join(longest_first) + ")")
 
-    def _special(self, folder: Path) -> set[str]:
-        said: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / name).is_file():
-                said |= json.loads((folder / name).read_text("utf-8"))
-        found = {row["content"] for row in (said.get("added_tokens_decoder") or {}).values()}
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            default = "<|startoftext|>" if name == "bos_token" else "<|endoftext|>"
-            token = said.get(name, default)
-            found.add(token["content"] if isinstance(token, dict) else token)
-        return found
-
-    def encode(self, prompt: str) -> np.ndarray:
-        found: list[int] = []
-        for number, piece in enumerate(self.special.split(prompt)):
-            found += [self.ids[piece]] if number % 2 else self._plain(piece)
-        row, length = self.row, self.row["length"]
-        ids = [row["bos"], *found[: length - 2], row["eos"]]
-        ids += [row["pad"]] * (length - len(ids))
-        return np.array([ids], np.int32)
-
-    def _plain(self, text: str) -> list[int]:
-        text = regex.sub(r"\p{White_Space}+", " ", unicodedata.normalize("NFC", text))
-        text = "".join(letter.lower() for letter in text)
-        found: list[int] = []
-        for word in WORDS.findall(text):
-            special = word in ("<|startoftext|>", "<|endoftext|>")
-            for part in ("<|", word[2:-2], "|>") if special else (word,):
-                found += [self.ids[token] for token in self._merge(part)]
-        return found
+    def _special(self, folder: Path) -> dict[str, int]:
+        files = [folder / n for n in ("tokenizer_config.json", "special_tokens_map.json")]
+        config, stock = (read_json(f.read_bytes(), f.name) if f.exists() else {} for f in files)
+        special = {}
+        for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            default = "<|startoftext|>" if key == "bos_token" else "<|endoftext|>"
+            token = {**stock, **config}.get(key) or default
+            token = token["content"] if isinstance(token, dict) else token
+            special[token] = self.vocab[token]
+            need(special[token] == self.row.get(key[:3], special[token]), f"the id of {key}")
+        added = config.get("added_tokens_decoder") or {}
+        return special | {row["content"]: int(number) for number, row in added.items()}
 
     def _merge(self, word: str) -> list[str]:
-        row = [self.letters[byte] for byte in word.encode("utf-8")]
-        row[-1] += "</w>"
-        while True:
-            ranks = ((self.ranks.get(pair), i) for i, pair in enumerate(pairwise(row)))
-            known = [(rank, i) for rank, i in ranks if rank is not None]
-            if not known:
-                return row
-            _, at = min(known)
-            row[at : at + 2] = [row[at] + row[at + 1]]
+        """Steps 4 and 5 for one word."""
+        tokens = [LETTERS[b] for b in word.encode()]
+        tokens[-1] += "</w>"
+        while pairs := [p for p in pairwise(tokens) if p in self.ranks]:
+            best = min(pairs, key=self.ranks.__getitem__)
+            at = next(i for i in range(len(tokens)) if tuple(tokens[i : i + 2]) == best)
+            tokens[at : at + 2] = ["".join(best)]
+        return tokens
+
+    def _words(self, text: str) -> Iterator[str]:
+        text = regex.sub(r"\p{White_Space}+", " ", unicodedata.normalize("NFC", text))
+        for match in WORDS.finditer("".join(c.lower() for c in text)):
+            word = match.group()
+            special = word in ("<|startoftext|>", "<|endoftext|>")
+            yield from ("<|", word[2:-2], "|>") if special else (word,)
+
+    def __call__(self, prompt: str) -> Array:
+        """The [1, length] ids of a prompt."""
+        ids: list[int] = []
+        for piece in self.raw.split(prompt):
+            plain_ids = (self.vocab[t] for w in self._words(piece) for t in self._merge(w))
+            ids += [self.special[piece]] if piece in self.special else plain_ids
+        length = self.row["length"]
+        ids = [self.row["bos"], *ids[: length - 2], self.row["eos"]]
+        return np.array([ids + [self.row["pad"]] * (length - len(ids))], np.int32)
 
 
-# ------------------------------------------------------------------------------ Image and mask
+def on_white(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = np.rint(np.asarray(image, np.float64) / 257).clip(0, 255)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
-def rgb(path: Path) -> Image.Image:
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def read_image(path: Path, height: int, width: int) -> np.ndarray:
-    fitted = ImageOps.fit(rgb(path), (width, height), Image.Resampling.LANCZOS)
+def read_image(path: Path, h: int, w: int) -> Array:
+    """float32 [1, 3, H, W] in -1..1."""
+    fitted = ImageOps.fit(on_white(Image.open(path)), (w, h), Image.Resampling.LANCZOS)
     return (np.asarray(fitted, np.float32) / np.float32(127.5) - 1).transpose(2, 0, 1)[None]
 
 
-def read_mask(path: Path, height: int, width: int) -> np.ndarray:
-    pixels = np.asarray(rgb(path)).astype(np.int64)
-    grey = (pixels @ [19595, 38470, 7471] + 32768) >> 16
+def read_mask(path: Path, h: int, w: int) -> Array:
+    """float32 [1, 1, H, W] of 0 and 1, 1 = repaint."""
+    rgb = np.asarray(on_white(Image.open(path)), np.int64)
+    grey = (rgb @ np.array([19595, 38470, 7471]) + 32768) >> 16
     ih, iw = grey.shape
-    wide = iw / ih > width / height
-    rw, rh = (ih * width / height, ih) if wide else (iw, iw * height / width)
-    across = np.floor((iw - rw) / 2 + (np.arange(width) + 0.5) * rw / width).astype(int)
-    down = np.floor((ih - rh) / 2 + (np.arange(height) + 0.5) * rh / height).astype(int)
-    return (grey[down][:, across] >= 128).astype(np.float32)[None, None]
+    p, q = (ih, h) if iw * h > w * ih else (iw, w)
+    rows, cols = (
+        (side * q - count * p + (2 * np.arange(count) + 1) * p) // (2 * q)
+        for side, count in ((ih, h), (iw, w))
+    )
+    return (grey[rows][:, cols] >= 128).astype(np.float32)[None, None]
 
 
-def given_image(image: np.ndarray | None) -> np.ndarray:
-    if image is None:
-        raise SystemExit("refused: an image is needed")
-    return image
-
-
-def given_mask(mask: np.ndarray | None) -> np.ndarray:
-    if mask is None:
-        raise SystemExit("refused: a mask is needed")
-    return mask
-
-
-# ----------------------------------------------------------------------------------- The loop
+def guide(guidance: Json, outs: list[Array]) -> Array:
+    """The guided output m, formed in float64."""
+    scales = {"none": [], "text": ["text"], "text_image": ["image", "text"]}[guidance["kind"]]
+    o = [out.astype(np.float64) for out in outs]
+    m = o[0] + sum(guidance[k] * (b - a) for k, a, b in zip(scales, o, o[1:], strict=False))
+    need(bool(np.isfinite(m).all()), "the denoiser's output is not finite")
+    return m.astype(np.float32)
 
 
 class Bundle:
-    def __init__(self, folder: Path, task: str | None) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
-        need(self.manifest["target"] == "onnx", "not for ONNX Runtime")
-        names = [row["name"] for row in self.manifest["tasks"]]
-        self.task = self.manifest["tasks"][names.index(task) if task else 0]
-        listed = [row["path"] for row in self.manifest.get("files", [])]
-        name = "constants.safetensors"
-        self.constants = tensors(within(folder, name)) if name in listed else {}
+    """A trusted bundle and one of its tasks."""
 
-    def part(self, component: str) -> dict[str, Any]:
-        return next(row for row in self.manifest["parts"] if row["component"] == component)
+    def __init__(self, root: Path, task: str | None) -> None:
+        self.root, self.m = root, trusted(root)
+        need(self.m["loop"] is not None and self.m["text"] is not None, "only some components")
+        tasks = {t["name"]: t for t in self.m["tasks"]}
+        self.task = tasks[task or next(iter(tasks))]
+        self.parts = {p["component"]: p for p in self.m["parts"]}
+        need(set(self.task["parts"]) <= set(self.parts), "a part is missing")
+        name, files = "constants.safetensors", {f["path"] for f in self.m["files"]}
+        self.constants = read_safetensors(root / name) if name in files else {}
 
-    def open(self, component: str) -> Any:
-        """A function of the part's inputs by name that gives its outputs by name."""
-        row = self.part(component)
-        entry = row["entries"][self.task["name"]]
-        need(Path(entry).name == entry, "an entry is a file in the part's folder")
-        path = within(self.folder, f"{row['path']}/{entry}")
-        options = onnxruntime.SessionOptions()
+    def session(self, component: str) -> Session:
+        part = self.parts[component]
+        file = self.root / part["path"] / part["entries"][self.task["name"]]
+        options = ort.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-        names = [spec["name"] for spec in row["outputs"]]
-        return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        return Session(str(file), options, providers=["CPUExecutionProvider"])
 
-    def tokenizer(self, folder: str) -> Tokenizer:
-        row = next(row for row in self.manifest["tokenizers"] if row["path"] == folder)
-        return Tokenizer(within(self.folder, folder), row)
+    def run(self, name: str, feeds: Tensors | Array, on: Session | None = None) -> Tensors:
+        """All outputs that the manifest names; an array is the only input."""
+        part = self.parts[name]
+        feeds = feeds if isinstance(feeds, dict) else {part["inputs"][0]["name"]: feeds}
+        names = [o["name"] for o in part["outputs"]]
+        found: Any = (on or self.session(name)).run(names, feeds)
+        return dict(zip(names, found, strict=True))
 
-    def named(self, prefix: str) -> dict[str, np.ndarray]:
-        rows = self.constants.items()
-        return {name[len(prefix) :]: value for name, value in rows if name.startswith(prefix)}
+    def only(self, name: str, feeds: Tensors | Array, on: Session | None = None) -> Array:
+        return next(iter(self.run(name, feeds, on).values()))
 
-    def encode(self, prompt: str) -> dict[str, np.ndarray]:
-        text = self.manifest["text"]
-        made = {}
-        for component, folder in text["tokenizers"].items():
-            ids = self.tokenizer(folder).encode(prompt)
-            made[component] = self.open(component)({"input_ids": ids})
+    def constant(self, prefix: str) -> Tensors:
+        n = len(prefix)
+        return {k[n:]: v for k, v in self.constants.items() if k.startswith(prefix)}
+
+    def words(self, prompt: str | None) -> Tensors:
+        if self.task["prompt"] is not None:
+            return self.constant(f"prompt/{self.task['name']}/")
+        if prompt is None:
+            raise ValueError("this task needs a prompt")
+        rows, outs = {r["path"]: r for r in self.m["tokenizers"]}, {}
+        for name, folder in self.m["text"]["tokenizers"].items():
+            outs[name] = self.run(name, Tokenizer(self.root / folder, rows[folder])(prompt))
         return {
-            name: np.concatenate([made[row["component"]][row["output"]] for row in rows], -1)
-            for name, rows in text["inputs"].items()
+            name: np.concatenate([outs[r["component"]][r["output"]] for r in sources], -1)
+            for name, sources in self.m["text"]["inputs"].items()
         }
 
-    def conditioning(
-        self, image: np.ndarray | None, mask: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        latent, size = self.manifest["latent"], self.manifest["image"]
-        factor, scaling = latent["factor"], np.float32(latent["scaling_factor"])
-        h, w = size["height"] // factor, size["width"] // factor
-        rows: dict[str, list[np.ndarray]] = {"image": [], "no image": []}
-        for entry in self.task["conditioning"]:
-            kind = entry["kind"]
-            if kind == "mask":
-                full = given_mask(mask)[:, :, ::factor, ::factor]
-            elif kind == "image":
-                cells = given_image(image).reshape(1, 3, h, factor, w, factor)
-                full = cells.mean((3, 5), dtype=np.float64).astype(np.float32)
-            else:
-                given = given_image(image)
-                if kind == "masked_image_latent":
-                    given = given * (given_mask(mask) < 0.5)
-                (name,) = (spec["name"] for spec in self.part("vae_encoder")["inputs"])
-                (full,) = self.open("vae_encoder")({name: given.astype(np.float32)}).values()
-                full = full * scaling if entry.get("scaled", True) else full
-            rows["image"].append(full)
-            rows["no image"].append(full if kind == "mask" else np.zeros_like(full))
-        empty = np.zeros((1, 0, h, w), np.float32)
-        return {name: np.concatenate([empty, *found], 1) for name, found in rows.items()}
+    def channels(self, row: Json, image: Maybe, mask: Maybe) -> Array:
+        f, c, kind = self.m["latent"]["factor"], self.m["latent"]["channels"], row["kind"]
+        if kind == "mask" and mask is not None:
+            return mask[:, :, ::f, ::f]
+        h, w = self.m["image"]["height"] // f, self.m["image"]["width"] // f
+        if image is None:
+            return np.zeros((1, 3 if kind == "image" else c, h, w), np.float32)
+        if kind == "image":
+            return image.reshape(1, 3, h, f, w, f).mean((3, 5), dtype=np.float64).astype("f4")
+        if kind == "masked_image_latent" and mask is not None:
+            image = image * (mask < 0.5)
+        scaled = kind == "masked_image_latent" or row.get("scaled", True)
+        factor = self.m["latent"]["scaling_factor"] if scaled else 1.0
+        return np.float32(factor) * self.only("vae_encoder", image)
 
-    def guide(self, outs: list[np.ndarray]) -> np.ndarray:
-        guidance, wide = self.task["guidance"], [out.astype(np.float64) for out in outs]
-        found = wide[0]
-        if guidance["kind"] == "text":
-            found = wide[0] + guidance["text"] * (wide[1] - wide[0])
-        if guidance["kind"] == "text_image":
-            found = wide[0] + guidance["image"] * (wide[1] - wide[0])
-            found = found + guidance["text"] * (wide[2] - wide[1])
-        need(np.isfinite(found).all(), "the denoiser gave what is no number")
-        return found.astype(np.float32)
+    def ask_unet(self, unet: Session, own: Array, t: float, given: list[Given]) -> list[Array]:
+        inputs = self.parts["unet"]["inputs"]
+        size, outs = inputs[0]["shape"][0], []
+        for at in range(0, len(given), size):
+            real = given[at : at + size]
+            full = real + [real[-1]] * (size - len(real))
+            feeds = {i["name"]: np.concatenate([g[0][i["name"]] for g in full]) for i in inputs[2:]}
+            rows = [np.concatenate([own, *g[1]], 1) for g in full]
+            feeds |= {"sample": np.concatenate(rows), "timestep": np.array([t], np.float32)}
+            out = self.only("unet", feeds, unet)
+            outs += [out[i : i + 1] for i in range(len(real))]
+        return outs
+
+    def given(self, prompt: str | None, image: Maybe, mask: Maybe) -> list[Given]:
+        branches = BRANCHES[self.task["guidance"]["kind"]]
+        texts = {"prompt": self.words(prompt), "empty": self.constant("empty/")}
+        rows = self.task["conditioning"]
+        conds = {"image": [self.channels(row, image, mask) for row in rows]}
+        conds["no image"] = [self.channels(row, None, mask) for row in rows]
+        return [(texts[t] | self.constant("sizes/"), conds[c]) for t, c in branches]
+
+    def latents(self, given: list[Given], noise: Array, steps: int) -> Iterator[Array]:
+        table, unet, past = self.m["loop"]["schedules"][str(steps)], self.session("unet"), []
+        x = np.float32(table["init_noise_sigma"]) * noise
+        for p in table["passes"]:
+            outs = self.ask_unet(unet, np.float32(p["input_scale"]) * x, p["timestep"], given)
+            past = [(x, guide(self.task["guidance"], outs)), *past[:3]]
+            terms = zip(p["x"], p["m"], past, strict=False)
+            sums = [a * v.astype("f8") + b * m.astype("f8") for a, b, (v, m) in terms]
+            x = np.sum(sums, 0).astype(np.float32)
+            yield x
 
     def picture(
-        self,
-        prompt: str | None,
-        image: np.ndarray | None,
-        mask: np.ndarray | None,
-        noise: np.ndarray,
-        steps: int | None,
-    ) -> np.ndarray:
-        task, unet = self.task, self.part("unet")
-        table = self.manifest["loop"]["schedules"][str(steps or task["steps"])]
-        fixed = task["prompt"] is not None
-        words = self.named(f"prompt/{task['name']}/") if fixed else self.encode(prompt or "")
-        sizes = self.named("sizes/")
-        texts = {"prompt": words | sizes, "empty": self.named("empty/") | sizes}
-        conds = self.conditioning(image, mask)
-        denoise, batch = self.open("unet"), unet["inputs"][0]["shape"][0]
-        branches = BRANCHES[task["guidance"]["kind"]]
-        x = (table["init_noise_sigma"] * noise.astype(np.float64)).astype(np.float32)
-        past: list[tuple[np.ndarray, np.ndarray]] = []
-        for row in table["passes"]:
-            outs: list[np.ndarray] = []
-            scaled = (row["input_scale"] * x.astype(np.float64)).astype(np.float32)
-            for begin in range(0, len(branches), batch):
-                some = branches[begin : begin + batch]
-                full = some + [some[-1]] * (batch - len(some))
-                given = {
-                    spec["name"]: np.concatenate([texts[t][spec["name"]] for t, _ in full])
-                    for spec in unet["inputs"][2:]
-                }
-                given["sample"] = np.concatenate(
-                    [np.concatenate([scaled, conds[c]], 1) for _, c in full]
-                )
-                given["timestep"] = np.array([row["timestep"]], np.float32)
-                (out,) = denoise(given).values()
-                outs += [out[i : i + 1] for i in range(len(some))]
-            past = [(x, self.guide(outs)), *past[:3]]
-            total = np.zeros(x.shape, np.float64)
-            for k, (x_k, m_k) in enumerate(past):
-                total += row["x"][k] * x_k.astype(np.float64)
-                total += row["m"][k] * m_k.astype(np.float64)
-            x = total.astype(np.float32)
-        (name,) = (spec["name"] for spec in self.part("vae_decoder")["inputs"])
-        scaling = np.float32(self.manifest["latent"]["scaling_factor"])
-        (found,) = self.open("vae_decoder")({name: x / scaling}).values()
-        return found
+        self, prompt: str | None, image: Maybe, mask: Maybe, noise: Array, steps: int
+    ) -> Array:
+        """The picture of a request [1, 3, H, W], not clipped."""
+        kinds, latent = {c["kind"] for c in self.task["conditioning"]}, self.m["latent"]
+        need(image is not None or not kinds - {"mask"}, f"{sorted(kinds)} needs an image")
+        need(mask is not None or not any("mask" in k for k in kinds), f"{kinds} needs a mask")
+        need(str(steps) in self.m["loop"]["schedules"], f"no table for {steps} steps")
+        h, w = (self.m["image"][side] // latent["factor"] for side in ("height", "width"))
+        need(noise.shape == (1, latent["channels"], h, w), f"the noise is {noise.shape}")
+        *_, x = self.latents(self.given(prompt, image, mask), noise.astype(np.float32), steps)
+        made = self.only("vae_decoder", x / np.float32(latent["scaling_factor"]))
+        need(bool(np.isfinite(made).all()), "the picture is not finite")
+        return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("out", type=Path)
-    for word in ("task", "prompt"):
-        parser.add_argument(f"--{word}")
-    for word in ("image", "mask", "noise"):
-        parser.add_argument(f"--{word}", type=Path)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--ids", action="store_true")
-    words = parser.parse_args()
-    found = Bundle(words.bundle, words.task)
-    if words.ids:
-        for folder in found.manifest["text"]["tokenizers"].values():
-            print(json.dumps(found.tokenizer(folder).encode(words.prompt or "")[0].tolist()))
-        return
-    size = found.manifest["image"]["height"], found.manifest["image"]["width"]
-    image = read_image(words.image, *size) if words.image else None
-    mask = read_mask(words.mask, *size) if words.mask else None
-    made = found.picture(words.prompt, image, mask, np.load(words.noise), words.steps)
-    pixels = np.rint((np.clip(made[0].astype(np.float64), -1, 1) + 1) * 127.5)
-    Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0)).save(words.out)
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("bundle", type=Path)
+    for name, kind in (("task", str), ("prompt", str), ("image", Path), ("mask", Path)):
+        p.add_argument(f"--{name}", type=kind)
+    p.add_argument("--noise", type=Path, required=True)
+    p.add_argument("--steps", type=int)
+    p.add_argument("-o", "--out", type=Path, required=True)
+    a = p.parse_args()
+    bundle = Bundle(a.bundle, a.task)
+    h, w = bundle.m["image"]["height"], bundle.m["image"]["width"]
+    image = read_image(a.image, h, w) if a.image else None
+    mask = read_mask(a.mask, h, w) if a.mask else None
+    steps, noise = a.steps or bundle.task["steps"], np.load(a.noise)
+    made = bundle.picture(a.prompt, image, mask, noise, steps)
+    v = np.rint((made[0].astype(np.float64).clip(-1, 1) + 1) * 127.5)  # halves to even
+    Image.fromarray(v.astype(np.uint8).transpose(1, 2, 0).copy()).save(a.out)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as e:
+        raise SystemExit(f"independent_loop.py: {e}") from e

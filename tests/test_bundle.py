@@ -151,7 +151,7 @@ def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../b/unet", "/etc", "unet/../unet", "", "C:unet", "none", "a\\b"]
+    "path", ["../b/unet", "/etc", "unet/../unet", "", "C:unet", "none", "a\\b", "./unet", "unet/"]
 )
 def test_paths_that_leave_the_bundle_are_refused(copied: Path, path: str) -> None:
     edit(copied, lambda m: m["parts"][0].update(path=path))

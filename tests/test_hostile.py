@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter, generate
+from mtu_export import bundle, exporter, generate, tokenizer
 from mtu_export.exporter import proving
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
@@ -138,6 +138,34 @@ def attempt(folder: Path) -> np.ndarray:
 def test_the_valid_one_is_a_picture(copied: Path) -> None:
     """The test of the tests: nothing is refused that was not changed."""
     assert attempt(copied).shape == (1, 3, handmade.HEIGHT, handmade.WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"a": 1, "a": 1, ', "key 'a' is there twice"),
+        ('"name": "b", ', "key 'name' is there twice"),
+        ('"a": {"b": [1e999]}, ', "1e999 is no JSON, or beyond a double"),
+        ('"a": 1' + "0" * 400 + ", ", "beyond a double|too large"),
+        ('"a": -Infinity, ', "-Infinity is no JSON"),
+    ],
+)
+def test_json_that_readers_would_read_differently(copied: Path, text: str, message: str) -> None:
+    file = copied / bundle.MANIFEST
+    file.write_text("{" + text + file.read_text("utf-8").lstrip().removeprefix("{"), "utf-8")
+    with pytest.raises(BundleError, match=message):
+        bundle.read(copied)
+
+
+def test_ids_that_are_not_the_tokenizers(copied: Path) -> None:
+    """A row of another folder says nothing; one of this folder must be true."""
+    words = tokenizer.load(copied / "tokenizer")
+    row = {"path": "tokenizer", "bos": words.bos, "eos": words.eos, "pad": words.pad, "length": 77}
+    handmade.edit(copied, "tokenizers", value=[row, {**row, "path": "other", "bos": 7}])
+    attempt(copied)
+    handmade.edit(copied, "tokenizers", 0, "eos", value=words.eos - 1)
+    with pytest.raises(BundleError, match="tokenizers: 'tokenizer' has"):
+        attempt(copied)
 
 
 CONSTANT = "empty/encoder_hidden_states"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +212,21 @@ def test_a_mask_is_zero_or_one_at_one_half() -> None:
     assert found.shape == (1, 1, 16, 16)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.reshape(-1), (np.arange(256) / 255 >= 0.5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides=st.tuples(*[st.integers(1, 90)] * 4), seed=st.integers(0, 2**31))
+def test_a_mask_takes_the_nearest_pixels(sides: tuple[int, int, int, int], seed: int) -> None:
+    """The pixel under each centre, in fractions; Pillow's floating point errs at borders."""
+    across, down, width, height = sides
+    given = np.random.default_rng(seed).integers(0, 256, (down, across)).astype(np.uint8)
+    scale = min(Fraction(across, width), Fraction(down, height))
+    rows, columns = (
+        [floor((Fraction(side) - scale * count) / 2 + (i + Fraction(1, 2)) * scale) for i in every]
+        for side, count, every in ((down, height, range(height)), (across, width, range(width)))
+    )
+    found = pictures.fit_mask(Image.fromarray(given), width, height)
+    np.testing.assert_array_equal(found[0, 0], given[rows][:, columns] >= 128)
 
 
 def test_mask_and_picture_are_cut_alike() -> None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise BundleError(f"{str(folder)!r} is not a bundle: no {MANIFEST}")
         if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
             raise BundleError(f"{path} is a link or too large")
-        manifest = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        manifest = json.loads(
+            path.read_text("utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_refuse_twins,
+        )
         json.dumps(manifest, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no text
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
@@ -226,8 +233,25 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+def _finite(text: str) -> float:
+    found = float(text)
+    if not isfinite(found):
+        raise ValueError(f"{text[:40]} is no JSON, or beyond a double")
+    return found
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name[:80]!r} is there twice")
+        found[name] = value
+    return found
 
 
 def part(

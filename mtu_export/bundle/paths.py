@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mtu_export.spec import BundleError
 
@@ -10,16 +10,18 @@ MANIFEST = "manifest.json"
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """A path of the manifest, refused where it leaves the bundle or crosses a link."""
-    pure = PurePosixPath(relative)
-    odd = "\\" in relative or ":" in relative or "\0" in relative or pure.is_absolute()
-    if odd or not pure.parts or ".." in pure.parts:
-        raise BundleError(f"{MANIFEST}: path {relative!r} leaves the bundle")
-    path = folder
+    """A path of the manifest: names joined by ``/``, none of them empty, ``.`` or ``..``.
+
+    Refused where it leaves the bundle, crosses a link or is missing.
+    """
     if len(relative) > 255:
         raise BundleError(f"{MANIFEST}: a path has {len(relative)} characters")
+    names = relative.split("/")
+    if set(relative) & set("\\:\0") or {"", ".", ".."} & set(names):
+        raise BundleError(f"{MANIFEST}: path {relative!r} leaves the bundle or is not plain")
+    path = folder
     try:
-        for name in pure.parts:
+        for name in names:
             path = path / name
             if path.is_symlink():
                 raise BundleError(f"{MANIFEST}: path {relative!r} goes through a link")

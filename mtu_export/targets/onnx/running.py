@@ -14,6 +14,9 @@ from mtu_export.targets.onnx.reading import DATA, structure
 if TYPE_CHECKING:
     import numpy as np
 
+ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""Option and value: what is multiplied with integer weights stays float32."""
+
 
 def last_line(error: BaseException | str) -> str:
     """The last line of a toolchain's message, without local paths."""
@@ -33,6 +36,9 @@ def runner() -> tuple[str | None, str | None]:
 def open(path: Path, entry: str) -> Session:
     """Load into ONNX Runtime on the CPU with its default graph optimisation.
 
+    Integer weights meet float32 activations: by default ONNX Runtime makes them int8 on the way
+    into a matrix product, and one ulp of an input then moves whole codes.
+
     A model with external data (above 1 GB) runs as it is written, each weight dequantised or cast
     when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
     """
@@ -46,6 +52,7 @@ def open(path: Path, entry: str) -> Session:
         onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*ACTIVATIONS)
     if (path / DATA).is_file():
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
