@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers clean
+.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
+  mil-mutations coreml-ladder clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +61,14 @@ mutations: setup
 ## The loop over every scheduler's table against diffusers -> benchmarks/results/schedulers.*
 schedulers: setup
 	$(BIN)/python benchmarks/schedulers.py
+
+## Mutants of the MIL evaluator against its tests -> benchmarks/results/mil_mutations.* (15 minutes).
+mil-mutations: setup
+	$(BIN)/python benchmarks/mil_mutations.py
+
+## Core ML packages evaluated from disk -> benchmarks/results/coreml_ladder.* (half an hour, 7 GB).
+coreml-ladder: setup
+	$(BIN)/python benchmarks/coreml_ladder.py --full
 
 clean:
 	rm -rf build $(VENV)

@@ -327,15 +327,16 @@ class _Watch:
         for row in operation.operands.values():
             for operand in row:
                 if isinstance(operand, Constant) and operand.stored and operand.name:
-                    self.layer = operand.name.removesuffix("_to_fp16").removeprefix("p_")
+                    name = operand.name.removesuffix("_to_fp16").removeprefix("p_")
+                    self.layer = name.removesuffix("_weight").removesuffix("_bias")
         for name, test in (("NaN", torch.isnan), ("Inf", torch.isinf)):
             if name in self.first or not any(test(value).any() for value in made):
                 continue
             if name == "NaN" or not any(torch.isinf(value).any() for value in operands):
-                self.first[name] = f"{operation.name!r} ({operation.kind}), {self._weights()}"
+                self.first[name] = f"{operation.name!r} ({operation.kind}), {self._after()}"
 
-    def _weights(self) -> str:
-        return f"after weights {self.layer!r}" if self.layer else "before any weights"
+    def _after(self) -> str:
+        return f"layer {self.layer!r}" if self.layer else "before any layer"
 
     def found(self) -> str:
         """One line on where it begins."""
