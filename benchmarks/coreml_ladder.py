@@ -151,8 +151,8 @@ def page(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
         "# Core ML packages, evaluated from disk",
         "",
         "Made by `make coreml-ladder` from `coreml_ladder.json`. PSNR against the live-router "
-        "model in PyTorch, the worst of three cases a part (`pipeline`: the last latent and the picture "
-        "of the whole loop); embedded checkpoint, MIL evaluator, float16 sums in float32.",
+        "model in PyTorch, the worst of three cases a part (`pipeline`: the last latent and the "
+        "picture of the whole loop); embedded checkpoint, MIL evaluator, sums in float32.",
         "",
         f"| task | system | scheme | {' | '.join(PARTS)} |",
         f"|---|---|---|{'---|' * len(PARTS)}",
