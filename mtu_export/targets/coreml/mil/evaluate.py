@@ -138,7 +138,7 @@ class Evaluator:
             for parameter, row in step.data.items():
                 tensors = [self._operand(operand, values, device) for operand in row]
                 if operator.arithmetic:
-                    tensors = [_widened(tensor) for tensor in tensors]
+                    tensors = [_widened(tensor, codes=_lazy(step)) for tensor in tensors]
                 listed = _takes_list(operator, parameter)
                 arguments[parameter] = tensors if listed else tensors[0]
             if "terms" in operator.parameters:
@@ -206,8 +206,9 @@ def _names(row: Sequence[Operand]) -> list[str]:
     return [operand for operand in row if isinstance(operand, str)]
 
 
-def _widened(x: Tensor) -> Tensor:
-    if x.dtype.is_floating_point:
+def _widened(x: Tensor, *, codes: bool = False) -> Tensor:
+    """An operand of arithmetic; codes of weights are as exact in float32, at half the memory."""
+    if x.dtype.is_floating_point or codes:
         return x.float()
     return x if x.dtype is torch.bool else x.long()
 
