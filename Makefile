@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 OPTIMUM := build/optimum
 
 .PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
-  pipelines optimum schema testdata clean
+  pipelines optimum schema testdata mil-mutations coreml-ladder clean
 
 setup: $(VENV)/.installed
 
@@ -84,6 +84,14 @@ $(OPTIMUM)/.installed: benchmarks/optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/optimum.txt
 	@touch $@
+
+## Mutants of the MIL evaluator against its tests -> benchmarks/results/mil_mutations.* (15 minutes).
+mil-mutations: setup
+	$(BIN)/python benchmarks/mil_mutations.py
+
+## Core ML packages evaluated from disk -> benchmarks/results/coreml_ladder.* (half an hour, 7 GB).
+coreml-ladder: setup
+	$(BIN)/python benchmarks/coreml_ladder.py --full
 
 clean:
 	rm -rf build $(VENV)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
     blobs = _blobs(part.path)[1 if component == "text_encoder" else 0 :]
     random = np.random.default_rng(1)
     chances = np.array([length for _, length, _ in blobs]) / sum(row[1] for row in blobs)
-    for number in range(5):
+    for number in range(4):
         start, length, kind = blobs[random.choice(len(blobs), p=chances)]
         place = int(random.integers(length))
         place |= {"FLOAT16": 1, "FLOAT32": 3}.get(kind, 0)
@@ -106,8 +107,8 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
         data = bytearray(file.read_bytes())
         data[start + place] ^= 0xFF
         file.write_bytes(data)
-        rows = exporter.check(_rehash(folder))
-        row = next(row for row in rows if row.component == component)
+        found = _rehash(folder)
+        (row,) = exporter.check(replace(found, parts=(found.part(component),)))
         assert row.passed is False, (kind, place, row)
         with pytest.raises(ParityError):
             proving.refuse_failure([row])
@@ -165,7 +166,7 @@ def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
     unet = next(row for row in rows if row.component == "unet")
     assert unet.passed is False
     assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
-    assert "unet_conv_in_bias" in str(unet.reason)
+    assert "layer 'unet_conv_in'" in str(unet.reason)
     line = str(verify.failure(rows))
     assert "NaN first appears" in line
 

@@ -14,6 +14,7 @@ from .mil_cases import ALL, ELEMENTWISE, SHAPING, Case
 from .mil_layers import INDEXING, NORMS, PRODUCTS
 from .mil_weights import WEIGHTS
 
+pytestmark = pytest.mark.slow
 CASES = [*ELEMENTWISE, *SHAPING, *INDEXING, *PRODUCTS, *NORMS, *WEIGHTS]
 ROWS = [(case, opset) for case in CASES for opset in case.opsets]
 IDS = [f"{case.name}-iOS{opset + 10}" for case, opset in ROWS]

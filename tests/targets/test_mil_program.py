@@ -250,7 +250,7 @@ def test_nan_is_named_where_it_begins(tmp_path: Path) -> None:
     line = str(caught.value)
     assert "NaN first appears in operator 'difference' (sub)" in line
     assert "Inf first appears in operator 'squares' (square)" in line
-    assert "after weights 'wide_" in line
+    assert "layer 'wide_" in line
 
 
 def test_an_infinite_mask_is_no_defect(tmp_path: Path) -> None:

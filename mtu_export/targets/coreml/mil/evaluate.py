@@ -138,7 +138,7 @@ class Evaluator:
             for parameter, row in step.data.items():
                 tensors = [self._operand(operand, values, device) for operand in row]
                 if operator.arithmetic:
-                    tensors = [_widened(tensor) for tensor in tensors]
+                    tensors = [_widened(tensor, codes=_lazy(step)) for tensor in tensors]
                 listed = _takes_list(operator, parameter)
                 arguments[parameter] = tensors if listed else tensors[0]
             if "terms" in operator.parameters:
@@ -206,8 +206,9 @@ def _names(row: Sequence[Operand]) -> list[str]:
     return [operand for operand in row if isinstance(operand, str)]
 
 
-def _widened(x: Tensor) -> Tensor:
-    if x.dtype.is_floating_point:
+def _widened(x: Tensor, *, codes: bool = False) -> Tensor:
+    """An operand of arithmetic; codes of weights are as exact in float32, at half the memory."""
+    if x.dtype.is_floating_point or codes:
         return x.float()
     return x if x.dtype is torch.bool else x.long()
 
@@ -327,15 +328,16 @@ class _Watch:
         for row in operation.operands.values():
             for operand in row:
                 if isinstance(operand, Constant) and operand.stored and operand.name:
-                    self.layer = operand.name.removesuffix("_to_fp16").removeprefix("p_")
+                    name = operand.name.removesuffix("_to_fp16").removeprefix("p_")
+                    self.layer = name.removesuffix("_weight").removesuffix("_bias")
         for name, test in (("NaN", torch.isnan), ("Inf", torch.isinf)):
             if name in self.first or not any(test(value).any() for value in made):
                 continue
             if name == "NaN" or not any(torch.isinf(value).any() for value in operands):
-                self.first[name] = f"{operation.name!r} ({operation.kind}), {self._weights()}"
+                self.first[name] = f"{operation.name!r} ({operation.kind}), {self._after()}"
 
-    def _weights(self) -> str:
-        return f"after weights {self.layer!r}" if self.layer else "before any weights"
+    def _after(self) -> str:
+        return f"layer {self.layer!r}" if self.layer else "before any layer"
 
     def found(self) -> str:
         """One line on where it begins."""

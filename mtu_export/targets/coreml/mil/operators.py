@@ -22,8 +22,9 @@ EARLIEST = 5
 class Operator:
     """One operator from the operator set ``since`` on.
 
-    ``arithmetic``: float16 operands arrive as float32 and integers as int64, and the result is
-    rounded once to the type that the program declares. Other operators move values unchanged.
+    ``arithmetic``: float16 operands arrive as float32 and integers as int64 (codes of weights as
+    float32), and the result is rounded once to the type that the program declares. Other
+    operators move values unchanged.
     """
 
     name: str

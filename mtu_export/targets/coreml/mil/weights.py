@@ -31,7 +31,7 @@ def constexpr_affine_dequantize(
 ) -> Tensor:
     """``scale · (quantized_data − zero_point)``, each one value or one a channel of ``axis``."""
     zero = _along(zero_point, quantized_data, axis)
-    return _along(scale, quantized_data, axis) * (quantized_data - zero).float()
+    return _along(scale, quantized_data, axis) * (quantized_data - zero)
 
 
 @arithmetic
@@ -47,7 +47,7 @@ def constexpr_blockwise_shift_scale(
     wide = data.reshape(blocks)
     narrow = [size if i % 2 == 0 else 1 for i, size in enumerate(blocks)]
     wide = wide if offset is None else wide - offset.reshape(narrow)
-    return (scale.reshape(narrow) * wide.float()).reshape(shape)
+    return (scale.reshape(narrow) * wide).reshape(shape)
 
 
 def _blocks(data: Tensor, scale: Tensor) -> list[int]:
