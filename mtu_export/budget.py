@@ -9,27 +9,39 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
 from mtu_export.catalog import SCHEMES
+from mtu_export.plan import source_folder
 from mtu_export.spec import IntWeights, Plan, ResourceError, Scheme
 
 _START = 0.4e9
 """Bytes of PyTorch and a toolchain before any weight is read."""
 _COPIES = 3
 """Copies of the largest attention scores that are alive at a time."""
+_HALVES: Mapping[str, str | tuple[str, ...]] = {
+    "vae_encoder": ("encoder.", "quant_conv."),
+    "vae_decoder": ("decoder.", "post_quant_conv."),
+}
+"""Beginnings of the names of a VAE's tensors."""
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
 
 def check(plan: Plan) -> None:
-    """Refuse an export that memory or disk will not hold; raises ``ResourceError`` with figures."""
-    headers = checkpoint.headers(plan.checkpoint / "unet").values()
-    weights = sum(4 * math.prod(header.shape) for header in headers)
-    wide = sum(4 * math.prod(header.shape) for header in headers if header.dtype != "F32")
-    fixed = _START + wide + _COPIES * _scores(plan)
+    """Refuse an export that memory or disk will not hold; raises ``ResourceError`` with figures.
+
+    Parts are made one after the other: memory is that of the largest, disk that of all.
+    """
+    parts = {name: _headers(plan, name) for name in plan.components}
+    sizes = {name: sum(4 * math.prod(row.shape) for row in rows) for name, rows in parts.items()}
+    main = max(sizes, key=sizes.__getitem__)
+    weights = sizes[main]
+    wide = sum(4 * math.prod(row.shape) for row in parts[main] if row.dtype != "F32")
+    fixed = _START + wide + (_COPIES * _scores(plan) if main == "unet" else 0)
 
     def needed(target: str, scheme: str) -> float:
         return fixed + targets.load(target).memory.get(scheme, math.inf) * weights
@@ -50,10 +62,26 @@ def check(plan: Plan) -> None:
             + (f"what fits: {', '.join(fits)}" if fits else "no scheme of any target fits")
             + "; --memory GB overrides what is available"
         )
-    kept = any(row.required for row in plan.scheme.overrides)  # how much is known only later
-    size, free = 1.05 * (1.0 if kept else _share(plan.scheme)) * weights, _free(plan.out)
+    size, free = 1.05 * sum(_stored(plan, name, parts[name]) for name in parts), _free(plan.out)
     if size > free:
         raise ResourceError(f"{plan.out} needs about {_size(size)} of disk, {_size(free)} are free")
+
+
+def _headers(plan: Plan, component: str) -> list[checkpoint.Header]:
+    home = plan.checkpoint / source_folder(component)
+    if component.startswith("text_encoder"):
+        rows = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, checkpoint.POSITION_IDS)
+        return list(rows.values())
+    half = _HALVES.get(component, "")
+    return [row for name, row in checkpoint.headers(home).items() if name.startswith(half)]
+
+
+def _stored(plan: Plan, component: str, rows: Sequence[checkpoint.Header]) -> float:
+    """Bytes of a part's artefact; float32 where more may stay in float than is known here."""
+    scheme = plan.schemes[component]
+    kept = any(row.required for row in scheme.overrides)
+    whole = sum(4 * math.prod(row.shape) for row in rows)
+    return whole if kept else _share(scheme) * whole
 
 
 def _size(count: float) -> str:

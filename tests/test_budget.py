@@ -59,6 +59,34 @@ def test_a_full_disk_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"target": "onnx", "model": pipeline, "scheme": "fp32", "task": "edit"}
+    made = plan.resolve(**words, out=tmp_path / "o")
+    alone = {
+        name: plan.resolve(**words, components=[name], out=tmp_path / "o")
+        for name in made.components
+    }
+
+    def disk(row: plan.Plan) -> float:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(ResourceError) as caught:
+            budget.check(row)
+        return float(str(caught.value).split("needs about ")[1].split(" MB")[0])
+
+    def memory(row: plan.Plan) -> str:
+        with pytest.raises(ResourceError) as caught:
+            budget.check(replace(row, memory=1.0))
+        return str(caught.value)
+
+    assert len(alone) == 4
+    assert disk(made) == pytest.approx(sum(map(disk, alone.values())), abs=0.3)
+    assert disk(alone["text_encoder"]) < disk(alone["unet"]) / 5
+    assert memory(made) == memory(alone["unet"])
+    assert memory(alone["vae_decoder"]) != memory(made)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_control_group_limits_what_is_available(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

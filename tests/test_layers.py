@@ -72,7 +72,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"numpy"},
     ),
     "generate": ({"bundle", "pictures", "sampler", "targets", "tokenizer"}, {"numpy"}),
-    "budget": ({"catalog", "checkpoint", "targets"}, set()),
+    "budget": ({"catalog", "checkpoint", "plan", "targets"}, set()),
     "manifest": ({"bundle", "checkpoint", "plan", "targets"}, set()),
     "sensitivity": ({"capture", "quantize", "verify", "models.blocks"}, {"torch"}),
     "console": (set(), set()),

@@ -20,6 +20,7 @@ from mtu_export.checkpoint.config import (
 )
 from mtu_export.checkpoint.folder import EMBEDDED, licences, locate, read_json, stays_inside
 from mtu_export.checkpoint.weights import (
+    POSITION_IDS,
     SHARD_BYTES,
     TEXT_WEIGHTS,
     WEIGHTS,
@@ -37,6 +38,7 @@ __all__ = [
     "EMBEDDED",
     "FORMAT",
     "MTU_KEYS",
+    "POSITION_IDS",
     "SHARD_BYTES",
     "STOCK_DEFAULTS",
     "TEXT_WEIGHTS",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WEIGHTS = "diffusion_pytorch_model"
 TEXT_WEIGHTS = "model"
 """Stem of the weight files of a transformers part."""
+POSITION_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
+"""A table of 0..76 that old text encoders carry; it is no weight."""
 SHARD_BYTES = 2_000_000_000
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HEADER_LIMIT = 100_000_000

@@ -28,8 +28,6 @@ TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
 _VAE_CLASS = "AutoencoderKL"
-_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
-"""A table of 0..76 that old checkpoints carry; it is no weight."""
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _MASKED = -1e4
 """Added to scores that must not count: exp of it is 0 in float32 and float16, and both hold it."""
@@ -59,7 +57,7 @@ def load_text_encoder(folder: Path, name: str) -> nn.Module:
     home = folder / name
     config = checkpoint.read_json(home / "config.json")
     kind = _class_of(folder, name, config)
-    found = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=_IDS)
+    found = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=checkpoint.POSITION_IDS)
     fields = _text_fields(config, home / "config.json")
     with _describing(home / "config.json", "CLIP text encoder"), torch.device("meta"):
         module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))

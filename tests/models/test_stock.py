@@ -243,7 +243,7 @@ def test_the_last_hidden_state_is_transformers(act: str, tmp_path: Path) -> None
     assert found["hidden_states"].shape == graph.outputs[0].shape
     wanted = module(torch.from_numpy(case["input_ids"])).last_hidden_state.numpy()
     assert wanted.std() > 0.1
-    assert psnr(wanted, found["hidden_states"]) > 120
+    assert psnr(wanted, found["hidden_states"]) > 110
 
 
 @pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
@@ -265,9 +265,9 @@ def test_the_penultimate_state_and_the_pooled_one_are_transformers(
         wanted = module(torch.tensor([row]), output_hidden_states=True)
         want = wanted.hidden_states[-2].numpy()
         pooled = wanted["text_embeds" if hasattr(wanted, "text_embeds") else "pooler_output"]
-        assert psnr(want, found["hidden_states"]) > 120
-        assert psnr(want, short["hidden_states"]) > 120
-        assert psnr(pooled.numpy(), found["pooled"]) > 120
+        assert psnr(want, found["hidden_states"]) > 110
+        assert psnr(want, short["hidden_states"]) > 110
+        assert psnr(pooled.numpy(), found["pooled"]) > 110
         assert found["pooled"].shape == graph.outputs[1].shape
 
     same()
@@ -288,10 +288,10 @@ def test_the_halves_of_the_vae_are_diffusers(convs: bool, tmp_path: Path) -> Non
     image = np.random.default_rng(0).uniform(-1, 1, encoder.inputs[0].shape).astype(np.float32)
     (latent,) = capture.run(encoder, [{"sample": image}])
     mode = vae.encode(torch.from_numpy(image)).latent_dist.mode().numpy()
-    assert psnr(mode, latent["latent"]) > 120
+    assert psnr(mode, latent["latent"]) > 110
     (found,) = capture.run(decoder, [latent])
     sample = vae.decode(torch.from_numpy(mode)).sample.numpy()
-    assert psnr(sample, found["sample"]) > 120
+    assert psnr(sample, found["sample"]) > 110
     both = sum(p.numel() for p in vae.parameters())
     variance = 4 * 8 + 4 if convs else 0
     parts = sum(capture.cost(graph).parameters for graph in (encoder, decoder))
