@@ -4,7 +4,8 @@
 
 One export is one child process of `mtu-export ... --json`. A row that is done is kept under
 `~/.cache/mtu-export/conformance` and not run again, so the run can be stopped at any time;
-`--fresh` starts anew. A failing export is a row, not the end of the run.
+`--fresh` starts anew, `--done` writes the page of what is done and runs nothing. A failing export
+is a row, not the end of the run.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Made by `make conformance` from `conformance.json`. The ladder of a bundle in dB (PSNR "
         "against PyTorch, the worst case): each part in its own runtime, the folded UNet in "
         "PyTorch, the UNet's artefact, then the loop of all parts against the live-router loop in "
-        "PyTorch. An empty cell is a part that the task does not need. Random weights are harder "
-        "to quantise than trained ones.",
+        "PyTorch. An empty cell is a part that the task does not need; a row that is not here was "
+        "not run. Random weights are harder to quantise than trained ones.",
         "",
         "| checkpoint | target | scheme | task | " + " | ".join(names) + " | bytes | runner |",
         "|---" * (len(names) + 6) + "|",
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--done", action="store_true")
     words = parser.parse_args()
     if words.fresh:
         shutil.rmtree(STATE, ignore_errors=True)
@@ -152,6 +154,8 @@ def main() -> None:
             for scheme in words.schemes:
                 for task in TASKS:
                     kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
+                    if not kept.is_file() and words.done:
+                        continue
                     if not kept.is_file():
                         row = measure(architecture, target, scheme, task)
                         kept.parent.mkdir(parents=True, exist_ok=True)
