@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Make a picture with a bundle: its own runtime and no checkpoint.
 
-    No PyTorch, but what ExecuTorch's own Python runtime brings. Image and mask are turned upright
-    and cut to fit the bundle's size, each on its own.
+    PyTorch is needed where that runtime needs it: not for ONNX. Image and mask are turned upright and
+    cut to fit the bundle's size, each on its own.
     """
     import time
 
