@@ -2,7 +2,7 @@
 
 The mathematics are numpy's; a session (``spec.Session``) runs a part. An export drives them with
 PyTorch to make the goldens, :func:`picture` with the parts of a bundle and their own runtime: no
-checkpoint is needed then, nor torch but where that runtime needs it.
+checkpoint is needed then, and torch only where that runtime is made of it.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Make a picture with a bundle: its own runtime and no checkpoint.
 
-    PyTorch is needed where that runtime needs it: not for ONNX. Image and mask are turned upright and
-    cut to fit the bundle's size, each on its own.
+    ONNX Runtime needs no PyTorch. Image and mask are turned upright and cut to fit the bundle's
+    size, each on its own.
     """
     import time
 
