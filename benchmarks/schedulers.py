@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mtu_export import sampler, schedule
+from mtu_export.catalog import BAKED_STEPS
 from mtu_export.spec import MtuExportError
 from mtu_export.verify import psnr
 
@@ -131,7 +132,7 @@ def main() -> None:
     for name in OFFERED:
         for prediction in PREDICTIONS:
             scheduler = predicting(name, prediction)
-            for steps in schedule.BAKED:
+            for steps in BAKED_STEPS:
                 head = {"scheduler": name, "prediction": prediction, "steps": steps}
                 rows.append({**head, **measure(scheduler, steps)})
                 print(rows[-1], flush=True)

@@ -1,4 +1,4 @@
-"""Inputs of a component: seeded for goldens and, until the loop exists, for calibration."""
+"""Inputs of a component, seeded: for its goldens, and for the ranges of activations."""
 
 from __future__ import annotations
 

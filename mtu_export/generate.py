@@ -1,8 +1,8 @@
 """A task's loop: text, conditioning, guided passes, picture. Shapes and order are bundle.md's.
 
 The mathematics are numpy's; a session (``spec.Session``) runs a part. An export drives them with
-PyTorch to make the goldens, :func:`picture` with the parts of a bundle and their own runtime:
-neither torch nor a checkpoint is needed then.
+PyTorch to make the goldens, :func:`picture` with the parts of a bundle and their own runtime: no
+checkpoint is needed then, and torch only where that runtime is made of it.
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ def resolve(
     path = folder / "vae" / "config.json"
     vae = checkpoint.read_json(path) if path.is_file() else {}
     chosen_parts = _components(components, rows, config, folder)
+    if keep_float and "unet" not in chosen_parts:
+        raise PlanError("--keep-float names layers of the UNet, which is not among --components")
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
     found = Plan(
         checkpoint=folder,

@@ -91,17 +91,3 @@ def latents(schedule: Schedule, noise: np.ndarray, denoise: Denoise) -> Iterator
             total += a * x_k.astype(np.float64) + b * m_k.astype(np.float64)
         x = total.astype(np.float32)
         yield x
-
-
-def condition(latent: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The denoiser's ``sample``, float32: the latent, then the task's conditioning in its order.
-
-    All are [B, channels, h, w]. Raises ``PlanError`` where B, h or w differ.
-    """
-    for part in parts:
-        if part.ndim != 4 or part.shape[:1] + part.shape[2:] != latent.shape[:1] + latent.shape[2:]:
-            raise PlanError(
-                f"conditioning of shape {list(part.shape)} does not fit a latent of shape "
-                f"{list(latent.shape)}"
-            )
-    return np.concatenate([latent, *parts], axis=1).astype(np.float32)

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
 from mtu_export import checkpoint
-from mtu_export.catalog import BAKED_STEPS, SCHEDULERS, SD_DEFAULT
+from mtu_export.catalog import SCHEDULERS, SD_DEFAULT
 from mtu_export.spec import (
     HISTORY,
     MOST_PASSES,
@@ -36,7 +36,6 @@ from mtu_export.spec import (
 
 NAMES = tuple(SCHEDULERS)
 _SHORT = ", ".join(name for name in NAMES if name.islower())
-BAKED = BAKED_STEPS
 FLOOR_DB = 110.0
 """PSNR that every pass of a table must keep against its scheduler, both in float32."""
 _FILE = Path("scheduler") / "scheduler_config.json"

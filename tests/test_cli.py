@@ -204,6 +204,19 @@ def test_an_export_prints_json_alone_and_verifies(tmp_path: Path) -> None:
     assert "onnxruntime" in shown.stdout
 
 
+def test_a_proof_of_no_part_is_shown_without_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(__file__).parents[1] / "runtime" / "testdata" / "edit-onnx-int8"
+    folder = Path(shutil.copytree(source, tmp_path / "b"))
+    found = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for row in found["proof"]:
+        row["component"] = "nobody"
+    (folder / "manifest.json").write_text(json.dumps(found), "utf-8")
+    code, out, err = run(["verify", str(folder)], monkeypatch, capfd)
+    assert (code, "nobody" in out, "error" in err) == (0, True, False)
+
+
 @pytest.mark.slow
 def test_parity_below_the_floor_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run(

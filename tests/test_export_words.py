@@ -219,3 +219,27 @@ def test_a_scheduler_that_no_table_holds(copied: Path) -> None:
     )
     with pytest.raises(PlanError, match="clip_sample is on; set it to false"):
         export(copied)
+
+
+@pytest.mark.parametrize(("name", "said"), [(None, "no scheduler/ in the"), ("ddim", "ddim with")])
+def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
+    copied: Path, name: str | None, said: str
+) -> None:
+    shutil.rmtree(copied / "scheduler")
+    words = {"target": "onnx", "task": "edit", "bake_steps": [2], "scheduler": name}
+    stages: list[str] = []
+
+    def watch(stage: str) -> Any:
+        stages.append(stage)
+        return exporter.unwatched(stage)
+
+    with pytest.raises(Began):
+        exporter.export(plan.resolve(model=copied, out=copied.parent / "out", **words), watch)
+    assert any(said in stage for stage in stages)
+
+
+@pytest.mark.parametrize("parts", [["text_encoder"], ["vae_encoder", "vae_decoder"]])
+def test_keep_float_names_layers_of_the_unet_alone(pipeline: Path, parts: list[str]) -> None:
+    words = {"task": "edit", "scheme": "int8", "out": "none", "keep_float": ["mlp.fc1"]}
+    with pytest.raises(PlanError, match="--keep-float names layers of the UNet, which is not"):
+        plan.resolve(target="onnx", model=pipeline, components=parts, **words)

@@ -112,7 +112,7 @@ def test_a_killed_export_goes_on_where_it_was(
 
     # complete: it returns at once, and only to the plan that made it
     made.clear()
-    again = exporter.export(resolved(pipeline, out, memory=50.0))
+    again = exporter.export(resolved(pipeline, out, memory=0.001))
     assert (made, again.manifest) == ([], found.manifest)
     for words in ({"seed": 1}, {"batch": 2}, {"bake_steps": [4]}, {"scheme": "int8"}):
         with pytest.raises(PlanError, match="bundle of another plan or version; choose another -o"):
@@ -144,6 +144,53 @@ def test_a_complete_bundle_of_another_version_is_refused(
     assert mark != resume.fingerprint(one, identity, {**versions, "torch": "0"})
     assert mark != resume.fingerprint(one, {**identity, "source_sha256": "0"}, versions)
     assert made == []
+
+
+def mark(one: Any) -> str:
+    from mtu_export import manifest
+    from mtu_export.exporter import resume
+
+    return resume.fingerprint(one, manifest.identity(one), manifest.versions(one))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "text_encoder/model.safetensors",
+        "vae/config.json",
+        "LICENSE",
+    ],
+)
+def test_a_source_that_was_changed_is_another(pipeline: Path, tmp_path: Path, name: str) -> None:
+    """The text encoder of `sr` is not exported, but its prompt's embeddings come from it."""
+    source = Path(shutil.copytree(pipeline, tmp_path / "source"))
+    (source / "LICENSE").write_text("mine")
+    (source / "tokenizer" / "tokenizer_config.json").write_text("{}\n")
+    one = resolved(source, tmp_path / "out", task="sr", components=())
+    before = mark(one)
+    assert before == mark(one)
+    flip(source / name)
+    assert before != mark(one)
+
+
+def test_the_config_beside_a_lora_counts(pipeline: Path, tmp_path: Path) -> None:
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    file.write_bytes(b"x")
+    config.write_text("{}")
+    one = resolved(pipeline, tmp_path / "out", lora=[str(file)])
+    before = mark(one)
+    config.write_text('{"lora_alpha": 9}')
+    assert before != mark(one)
 
 
 @pytest.fixture(scope="module")

@@ -239,6 +239,9 @@ def test_a_long_prompt_is_cut_and_says_where(run: Run) -> None:
     assert "warning: the prompt is longer than the text encoder reads; cut: 'of a [red]Cat" in err
     assert "\x1b" not in err
     assert run("edit", *words, "photo " * 75, out="b.png")[2].count("warning") == 0
+    _, _, err = run("edit", *words, "photo " * 9_000, out="c.png")
+    (line,) = [row for row in err.splitlines() if "warning" in row]
+    assert len(line) < 200
     assert (pixels("a.png") == pixels("b.png")).all()
 
 

@@ -188,22 +188,6 @@ def test_guidance_of_wrong_outputs_is_refused(outputs: list[np.ndarray]) -> None
         sampler.guide(TEXT, outputs)
 
 
-def test_conditioning_follows_the_latent_in_order() -> None:
-    mask = np.ones((1, 1, 16, 16), np.float32)
-    masked = np.full(SHAPE, 2.0)
-    found = sampler.condition(NOISE, [mask, masked])
-    assert found.shape == (1, 9, 16, 16)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.concatenate([NOISE, mask, masked], 1))
-    np.testing.assert_array_equal(sampler.condition(NOISE, []), NOISE)
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 8, 16), (2, 4, 16, 16), (4, 16, 16)])
-def test_conditioning_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(PlanError, match="does not fit"):
-        sampler.condition(NOISE, [np.zeros(shape, np.float32)])
-
-
 def test_the_sampler_needs_no_torch() -> None:
     import subprocess
     import sys

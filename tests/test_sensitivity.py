@@ -116,7 +116,7 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
     )
     with pytest.raises(UnknownName, match="unknown layer to keep in float 'mid_block"):
         exporter.export(asked, watch)
-    assert stages == ["import PyTorch", "probe the scheduler"]
+    assert [stage.partition(" ")[0] for stage in stages] == ["import", "probe"]
 
 
 @pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])

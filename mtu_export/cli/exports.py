@@ -22,6 +22,7 @@ from mtu_export.cli.words import (
     SchemeName,
     TaskName,
     Verbose,
+    part_sizes,
     print_json,
 )
 from mtu_export.console import Console, table, verdict_cells
@@ -117,8 +118,8 @@ def _export(
     if as_json:
         print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest})
         return
-    sizes = {part.component: part.bytes for part in found.parts} | {"pipeline": found.bytes}
-    rows = [[*verdict_cells(v), f"{sizes[v.component] / 1e6:.2f} MB"] for v in found.proof]
+    sizes = part_sizes(found)
+    rows = [[*verdict_cells(v), sizes[v.component]] for v in found.proof]
     table([*PROOF_HEAD, "size"], rows, title=str(found.folder))
     for row in found.manifest["source"].get("loras", ()):
         for name, count in row["unused"].items():

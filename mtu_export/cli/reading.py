@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtu_export.cli.words import PROOF_HEAD, Force, Json, MinPsnr, Verbose, print_json
+from mtu_export.cli.words import PROOF_HEAD, Force, Json, MinPsnr, Verbose, part_sizes, print_json
 from mtu_export.console import Console, table, verdict_cells
 from mtu_export.spec import PlanError, Verdict
 
@@ -57,9 +57,9 @@ def verify(
         print_json(rows)
     else:
         cells = [
-            [b.manifest["name"], *verdict_cells(v), f"{sizes[v.component] / 1e6:.2f} MB"]
+            [b.manifest["name"], *verdict_cells(v), sizes.get(v.component, "")]
             for b, verdicts in found
-            for sizes in ({p.component: p.bytes for p in b.parts} | {"pipeline": b.bytes},)
+            for sizes in (part_sizes(b),)
             for v in (*_recorded(b), *verdicts)
         ]
         table(["bundle", *PROOF_HEAD, "size"], cells)

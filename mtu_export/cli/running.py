@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from mtu_export.generate import Loop, Request
 
+_SHOWN = 80
+"""Letters of a prompt that a warning repeats."""
+
 
 def run(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
@@ -52,8 +55,8 @@ def run(
 ) -> None:
     """Make a picture with a bundle: its own runtime and no checkpoint.
 
-    No PyTorch, but what ExecuTorch's own Python runtime brings. Image and mask are turned upright
-    and cut to fit the bundle's size, each on its own.
+    ONNX Runtime needs no PyTorch. Image and mask are turned upright and cut to fit the bundle's
+    size, each on its own.
     """
     import time
 
@@ -76,7 +79,8 @@ def run(
             console.warn(found.slow)
         lost = generate.cut(found, request.prompt)
         if lost:
-            console.warn(f"the prompt is longer than the text encoder reads; cut: {lost!r}")
+            said = repr(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
+            console.warn(f"the prompt is longer than the text encoder reads; cut: {said}")
         paths = _previews(found, request.steps, output, save_every)
         for path in paths.values():
             _check_place(path, force)

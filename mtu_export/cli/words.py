@@ -1,15 +1,18 @@
-"""Words that several commands take, and how JSON is printed."""
+"""Words that several commands take, and what several print."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtu_export.catalog import SCHEMES
+
+if TYPE_CHECKING:
+    from mtu_export.bundle import Bundle
 
 Model = Annotated[
     str | None,
@@ -32,3 +35,9 @@ PROOF_HEAD = ["part", "task", "rung", "PSNR", "floor", "verdict", "runner"]
 def print_json(found: Any) -> None:
     """Print JSON on standard output."""
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
+def part_sizes(found: Bundle) -> dict[str, str]:
+    """Sizes by component, and that of all parts, as tables show them."""
+    sizes = {part.component: part.bytes for part in found.parts} | {"pipeline": found.bytes}
+    return {name: f"{size / 1e6:.2f} MB" for name, size in sizes.items()}

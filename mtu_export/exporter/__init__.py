@@ -50,9 +50,9 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     loop. Raises ``ParityError`` below a floor, ``ResourceError`` before any work where memory or
     disk will not do, and any other error of ``spec``.
     """
-    budget.check(plan)
     if plan.resume and (found := _finished(plan)) is not None:
         return found
+    budget.check(plan)
     joints.check(plan, _order(plan))
     words = {"force": plan.force, "mark": BUNDLE, "source": plan.checkpoint, "keep": plan.resume}
     with draft(plan.out, **words) as folder:
@@ -60,7 +60,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             from mtu_export import lora, schedule
             from mtu_export.exporter import component, proving
             from mtu_export.exporter.reference import Reference
-        with watch("probe the scheduler"):
+        with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
             scheduler = schedule.load(plan.checkpoint, plan.scheduler)
             reference = Reference(plan, scheduler, schedule.tables(scheduler, plan.steps))
             _check_overrides(plan)

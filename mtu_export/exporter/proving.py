@@ -49,7 +49,7 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
     """
     name = found.manifest["target"]
     schemes = {part.component: part.scheme.get("name") for part in found.parts}
-    schemes["pipeline"] = found.manifest["scheme"]["name"]
+    schemes[PIPELINE] = found.manifest["scheme"]["name"]
     if name not in targets.names() or any(row not in SCHEMES for row in schemes.values()):
         raise BundleError(f"{bundle.MANIFEST}: unknown target or scheme")
     runtimes = targets.runtimes(targets.load(name), runner)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtu_export import bundle
-from mtu_export.spec import BundleError, Cost, Plan, Verdict
+from mtu_export import bundle, checkpoint
+from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
@@ -27,16 +27,34 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
     """By which two exports are known to make the same: plan, source, LoRAs and versions."""
     rows = {row.name: repr(getattr(plan, row.name)) for row in fields(plan)}
     kept = {name: value for name, value in rows.items() if name not in _PLAN_ONLY}
-    files = {word: bundle.sha256(path) for word in plan.loras for path in _lora_files(word)}
+    files = {str(path): bundle.sha256(path) for word in plan.loras for path in _lora_files(word)}
     said = {**identity, "name": "", **versions}
-    text = json.dumps([kept, said, files], sort_keys=True)
+    text = json.dumps([kept, said, files, bundle.sha256_of(_read_too(plan))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_too(plan: Plan) -> dict[str, Path]:
+    """What an export reads of its source beside the parts that ``identity`` has a hash of.
+
+    Index, scheduler, tokenizers, licences, configs, and the weights of text encoders that are not
+    exported: the embeddings of fixed prompts come from them.
+    """
+    home = plan.checkpoint
+    names = ("model_index.json", "scheduler/*.json", "tokenizer*/*", "*/config.json")
+    files = [path for name in names for path in home.glob(name) if path.is_file()]
+    for name in COMPONENTS if "unet" in plan.components else ():
+        encoder = name.startswith("text_encoder") and name not in plan.components
+        if encoder and (home / name).is_dir():
+            files += checkpoint.weight_files(home / name, checkpoint.TEXT_WEIGHTS)
+    return {str(path.relative_to(home)): path for path in (*files, *checkpoint.licences(home))}
 
 
 def _lora_files(word: str) -> list[Path]:
     from mtu_export import lora
 
-    return [lora.parse(word)[0]]
+    path, _ = lora.parse(word)
+    config = lora.config_beside(path)
+    return [path] if config is None else [path, config]
 
 
 class State:

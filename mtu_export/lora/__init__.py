@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtu_export.lora.file import COMPONENTS, Layer, Lora, read
 from mtu_export.lora.model import Names, Part
+from mtu_export.lora.peft import config_beside
 from mtu_export.spec import CheckpointError, PlanError, shown
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Folded", "Lora", "Report", "apply", "identity", "parse", "read"]
+__all__ = ["Folded", "Lora", "Report", "apply", "config_beside", "identity", "parse", "read"]
 
 LARGEST_SCALE = 100.0
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

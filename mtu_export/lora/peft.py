@@ -81,12 +81,16 @@ def from_header(
     return rows
 
 
-def from_folder(path: Path) -> dict[str, Config]:
-    """The config that PEFT's ``save_pretrained`` writes beside its file; of the UNet."""
+def config_beside(path: Path) -> Path | None:
+    """The file of the config that PEFT's ``save_pretrained`` writes beside its weights, if any."""
     config = path.with_name(_CONFIG)
-    if path.name != _FILE or not config.is_file():
-        return {}
-    return {"unet": _config(checkpoint.read_json(config), str(config))}
+    return config if path.name == _FILE and config.is_file() else None
+
+
+def from_folder(path: Path) -> dict[str, Config]:
+    """The config of :func:`config_beside`; of the UNet."""
+    config = config_beside(path)
+    return {} if config is None else {"unet": _config(checkpoint.read_json(config), str(config))}
 
 
 def _config(found: Mapping[str, Any], where: str) -> Config:

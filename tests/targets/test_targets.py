@@ -153,3 +153,11 @@ def test_a_norm_of_a_million_numbers_keeps_its_digits(
         {"sample": values}
     ).values()
     assert psnr(wanted, found) > 110
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_a_folder_or_a_file_that_is_none_of_the_target(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(BundleError):
+            targets.load(name).structure(path, "main")

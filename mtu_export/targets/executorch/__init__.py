@@ -208,6 +208,8 @@ def structure(path: Path, entry: str) -> Structure:
 
 def _head(path: Path) -> bytes:
     """The flatbuffer in front of the segments; refuses a foreign or truncated file."""
+    if not path.is_file():
+        raise BundleError(f"{path.name}: not an ExecuTorch program")
     length = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(40)
