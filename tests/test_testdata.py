@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,23 @@ def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
     (prompt,) = (row["ids"] for row in rows if row["text"] == request_["prompt"])
     assert ids.tolist() == [prompt]
     assert any(row["cut"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "value"),
+    [("guidance", "text", 0.0), ("guidance", "image", 0.0), ("latent", "scaling_factor", 1e-3)],
+)
+def test_a_changed_recipe_fails_its_golden(
+    key: str, name: str, value: float, found: bundle.Bundle, tmp_path: Path
+) -> None:
+    """An int8 loop's own floor would let these pass."""
+    folder = tmp_path / "b"
+    shutil.copytree(found.folder, folder)
+    said = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
+    row = said["tasks"][0]["guidance"] if key == "guidance" else said[key]
+    row[name] = value
+    (folder / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
+    loop = next(v for v in exporter.check(bundle.read(folder)) if v.rung == "loop")
+    assert loop.psnr_db is not None
+    assert loop.psnr_db > 10
+    assert loop.passed is False

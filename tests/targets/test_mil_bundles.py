@@ -119,9 +119,8 @@ def test_runners_by_name(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = bundle.read(whole)
     with pytest.raises(UnknownName, match="choose from: coreml, mil-evaluator, both"):
         exporter.check(found, runner="onnxruntime")
-    rows = exporter.check(found, runner="coreml")
-    assert {row.passed for row in rows} == {None}
-    assert "Core ML runs on macOS only" in str(rows[0].reason)
+    with pytest.raises(ToolchainError, match="coreml cannot run here: Core ML runs on macOS only"):
+        exporter.check(found, runner="coreml")
     rows = exporter.check(found, runner="both")
     unet = [row for row in rows if row.component == "unet"]
     assert [row.passed for row in unet] == [None, True]
@@ -146,8 +145,13 @@ def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(row.passed for row in rows)
     assert rows[2].psnr_db is not None
     assert 75 < rows[2].psnr_db < 100
-    (only,) = [r for r in exporter.check(bundle.read(whole)) if r.component == "unet"]
-    assert only.runner == "coreml 15.1"
+    found = bundle.read(whole)
+    (only,) = [r for r in exporter.check(found) if r.component == "unet"]
+    assert (only.runner, only.passed) == ("coreml 15.1", True)
+    (row,) = [r for r in found.manifest["parts"] if r["component"] == "unet"]
+    row["witness"]["inpaint"][0] *= 1.01  # of other weights than these
+    (only,) = [r for r in exporter.check(found) if r.component == "unet"]
+    assert (only.runner, only.passed) == ("coreml 15.1", False)
 
 
 def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
