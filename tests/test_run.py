@@ -190,7 +190,8 @@ def test_an_export_with_a_mask_runs(
     )
     wanted = np.asarray(pictures.to_image(generate.picture(found, request)[1]))
     np.testing.assert_array_equal(pixels("out.png"), wanted)
-    code, _, err = run(made.folder, *FILL, out="more.png")
+    assert made.tasks[0].steps == 2
+    code, _, err = run(made.folder, *FILL, "--steps", "20", out="more.png")
     assert (code, "no table for 20 steps; it has: 2" in err) == (2, True)
 
 
