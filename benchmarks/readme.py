@@ -113,7 +113,7 @@ def main() -> None:
     text = "\n".join(
         [
             BEGIN,
-            "Each task of a tiny SD and a tiny SDXL checkpoint against the live-router model "
+            "Tasks of tiny pipelines, the UNet and the whole loop against the live-router model "
             "([all rows](benchmarks/results/conformance.md), "
             "[the fold alone](benchmarks/results/fold.md)):",
             "",
@@ -129,7 +129,7 @@ def main() -> None:
             "At published sizes, 512 x 512, random weights, on three inputs that the exporter did "
             "not use ([all rows, and what was refused](benchmarks/results/sizes.md)). Wall time "
             "includes loading, folding, the goldens of the live router and the verification, on 2 "
-            "cores that were shared with other work:",
+            "cores that were shared with other work. These Core ML packages were not evaluated:",
             "",
             *sizes(large),
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,23 +69,6 @@ def judge(
     )
 
 
-def broken(
-    *, component: str, task: str, rung: str, floor_db: float, runner: str, reason: str
-) -> Verdict:
-    """The verdict of an artefact whose runtime found it not fit to be compared."""
-    return Verdict(
-        component=component,
-        task=task,
-        rung=rung,
-        psnr_db=None,
-        max_abs=None,
-        floor_db=floor_db,
-        runner=runner,
-        passed=False,
-        reason=reason,
-    )
-
-
 def not_run(*, component: str, task: str, rung: str, floor_db: float, reason: str) -> Verdict:
     """The verdict of an artefact that cannot run here; never a pass."""
     return Verdict(
@@ -98,6 +82,14 @@ def not_run(*, component: str, task: str, rung: str, floor_db: float, reason: st
         passed=None,
         reason=reason,
     )
+
+
+def broken(
+    *, component: str, task: str, rung: str, floor_db: float, runner: str, reason: str
+) -> Verdict:
+    """The verdict of an artefact whose runtime found it not fit to be compared."""
+    row = not_run(component=component, task=task, rung=rung, floor_db=floor_db, reason=reason)
+    return replace(row, runner=runner, passed=False)
 
 
 def failure(verdicts: Sequence[Verdict]) -> str | None:

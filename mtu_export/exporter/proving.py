@@ -36,7 +36,7 @@ LOOP = "loop"
 LOOP_DB, LOOP_LOSS_DB = 60.0, 10.0
 """Other kernels move an int8 loop by a few dB; a loop above 60 dB is right."""
 WITNESS_DB = 100.0
-"""Two machines agree on a witness to 130 dB; a flipped byte of a weight is below 100."""
+"""Other kernels on one machine agree on a witness to 133 dB; flipped int8 codes are below 100."""
 RUNTIMES = "runtimes"
 """The rung of a verdict on two runtimes of one artefact."""
 

@@ -45,7 +45,7 @@ def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = Fa
 def witness(path: Path, entry: str, inputs: Arrays) -> tuple[float, ...]:
     """What the weights of a package mean, in 32 numbers: sums of its outputs with seeded signs.
 
-    Nothing is rounded to float16, so that another machine finds the same to 1e-5, while a changed
+    Nothing is rounded to float16, so that other kernels find the same to 1e-5, while a changed
     weight shows, however well float16 would hide it.
     """
     found = open(path, entry, wide=True)(inputs)

@@ -72,7 +72,7 @@ class Evaluator:
     """A function ready to run.
 
     ``accumulate`` says in what the products of float16 values are summed. A ``wide`` one rounds
-    nothing to float16: what the weights mean, the same on every machine to 1e-5. Raises
+    nothing to float16: what the weights mean, the same with other kernels to 1e-5. Raises
     ``ToolchainError`` that names every operator without a meaning here, ``BundleError`` for a
     program whose types or shapes do not fit one another; nothing is computed for that.
     """
