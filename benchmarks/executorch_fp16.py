@@ -69,9 +69,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     words = plan.resolve(target="executorch", model=asked.model, task=asked.task, out="none")
     family, task = models.load(words.family), words.tasks[0]
-    folded = family.specialise(family.load(words.checkpoint), task).module
+    folded = family.specialise(family.load(words.checkpoint), [task])[task.name].module
     rewrite.apply(folded, targets.load("executorch").rewrites)
-    quantize.quantize(folded, words.scheme)
+    quantize.quantize([folded], words.scheme)
     graph = family.graph(folded, words, task)
     cases = calibrate.goldens(graph.inputs, task, words)
     wanted = capture.run(graph, cases)

@@ -48,7 +48,7 @@ def measure(folder: Path, task: str, kind: torch.dtype) -> tuple[float, float]:
     rows = given(unet, task, kind)
     with torch.no_grad():
         want = unet(**rows, task=task).sample
-        found = mtu.specialise(pipeline, unet.task(task))
+        found = mtu.specialise(pipeline, [unet.task(task)])[task]
         got = found.module(**rows).sample
     return max(found.errors.values()), psnr(want.numpy(), got.numpy())
 

@@ -35,34 +35,43 @@ class ExpertWeights:
     out_bias: Tensor
 
 
-def fold_experts(experts: Sequence[ExpertWeights], weights: Tensor) -> nn.Module:
-    """One diffusers GEGLU ``FeedForward`` equal to Σ_i w_i · E_i.
+def fold_experts(experts: Sequence[ExpertWeights], weights: Sequence[Tensor]) -> list[nn.Module]:
+    """One diffusers GEGLU ``FeedForward`` a task, equal to Σ_i w_i · E_i; all on the same matrices.
 
-    ``weights`` is w [N] in float64. Expert matrices enter unscaled; w is the gain of the value
-    rows of a :class:`GatedLinear`. Raises ``NotFoldable`` where w is no distribution.
+    ``weights`` holds w [N] in float64, one a task. Expert matrices enter unscaled and once; w is
+    the gain of the value rows of a :class:`GatedLinear`. Raises ``NotFoldable`` where w does not
+    fit.
     """
-    from diffusers.models.attention import FeedForward
-
-    if weights.shape != (len(experts),) or not bool(torch.isfinite(weights).all()):
-        raise NotFoldable(f"expert weights {weights.tolist()} do not fit {len(experts)} experts")
+    for row in weights:
+        if row.shape != (len(experts),) or not bool(torch.isfinite(row).all()):
+            raise NotFoldable(f"expert weights {row.tolist()} do not fit {len(experts)} experts")
     widths = [expert.out.shape[1] for expert in experts]
     pairs = list(zip(experts, widths, strict=True))
-    dtype = experts[0].proj.dtype
-    weights = weights.to(torch.float64)
     proj = torch.cat([e.proj[:n] for e, n in pairs] + [e.proj[n:] for e, n in pairs])
     bias = torch.cat([e.proj_bias[:n] for e, n in pairs] + [e.proj_bias[n:] for e, n in pairs])
+    down = torch.cat([e.out for e in experts], dim=1)
     ones = torch.ones(sum(widths), dtype=torch.float64)
-    gain = torch.cat([weights.repeat_interleave(torch.tensor(widths)), ones]).to(dtype)
-    down_bias = sum(w * e.out_bias.double() for w, e in zip(weights, experts, strict=True))
-    assert isinstance(down_bias, Tensor)
+    found = []
+    for row in (each.to(torch.float64) for each in weights):
+        gain = torch.cat([row.repeat_interleave(torch.tensor(widths)), ones])
+        shift = sum(w * e.out_bias.double() for w, e in zip(row, experts, strict=True))
+        assert isinstance(shift, Tensor)
+        gated = GatedLinear(proj, bias, gain.to(proj.dtype))
+        found.append(_feed_forward(gated, down, shift.to(proj.dtype)))
+    return found
+
+
+def _feed_forward(proj: GatedLinear, down: Tensor, shift: Tensor) -> nn.Module:
+    """The stock module of these tensors: ``down`` [d, H], its bias ``shift`` [d]."""
+    from diffusers.models.attention import FeedForward
 
     with torch.device("meta"):
-        dense = FeedForward(experts[0].out.shape[0], inner_dim=sum(widths), activation_fn="geglu")
-    dense.net[0].proj = GatedLinear(proj, bias, gain)
-    down = dense.net[2]
-    assert isinstance(down, nn.Linear)
-    down.weight = nn.Parameter(torch.cat([e.out for e in experts], dim=1), requires_grad=False)
-    down.bias = nn.Parameter(down_bias.to(dtype), requires_grad=False)
+        dense = FeedForward(down.shape[0], inner_dim=down.shape[1], activation_fn="geglu")
+    dense.net[0].proj = proj
+    last = dense.net[2]
+    assert isinstance(last, nn.Linear)
+    last.weight = nn.Parameter(down, requires_grad=False)
+    last.bias = nn.Parameter(shift, requires_grad=False)
     return dense.eval()
 
 

@@ -262,7 +262,8 @@ def picture(
     channels = conditioning(task, request, _Encoder(found), scaling, found.latent[1:])
     unet, decoder = found.found.part("unet"), found.found.part("vae_decoder")
     guidance = request.guidance or task.guidance
-    denoise = denoiser(_open(found, unet), unet.inputs, guidance, words, channels)
+    inputs = unet.inputs_of(task.name)
+    denoise = denoiser(_open(found, unet), inputs, guidance, words, channels)
     latents: list[np.ndarray] = []
     for x in sampler.latents(schedule, request.noise, denoise):
         latents.append(x)
@@ -307,7 +308,7 @@ def _open(found: Loop, part: Part) -> Session:
     if runner is None:
         raise ToolchainError(f"this bundle cannot run here: {reason}")
     structure = target.structure(part.path, entry)
-    if (structure.inputs, structure.outputs) != (part.inputs, part.outputs):
+    if (structure.inputs, structure.outputs) != (part.inputs_of(found.task.name), part.outputs):
         raise BundleError(f"{part.path.name}: inputs and outputs are not those of the manifest")
     session = found.runtime.open(part.path, entry)
     wanted = {spec.name: spec.shape for spec in part.outputs}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,24 +157,25 @@ def part(
     """The manifest's row of one component, its files hashed; ``plan`` has the part's scheme.
 
     Inputs and outputs are those of the program, in its order, under the names that the artefact
-    itself has for them.
+    itself has for them. A program of one method is that of every task which needs the component.
     """
-    path = folder / lowered.path
-    task = plan.tasks[0].name
+    path, first = folder / lowered.path, next(iter(program.methods))
+    users = [task.name for task in plan.tasks if program.name in needed(task, plan.config)]
+    inputs = {
+        task: [_spec(spec, lowered) for spec in program.inputs[task]] for task in lowered.entries
+    }
+    others = {task: row for task, row in inputs.items() if row != inputs[first]}
     return {
         "component": program.name,
         "path": lowered.path,
         "bytes": bundle.size(path),
         "sha256": bundle.sha256(path),
-        "entries": dict(lowered.entries),
-        "inputs": [_spec(spec, lowered) for spec in program.inputs[task]],
+        "entries": {name: lowered.entries.get(name, lowered.entries[first]) for name in users},
+        "inputs": inputs[first],
+        **({"task_inputs": others} if others else {}),
         "outputs": [_spec(spec, lowered) for spec in program.outputs],
         "scheme": _scheme(plan, lowered, kept),
-        "cost": {
-            **asdict(cost),
-            "weight_bytes": _weight_bytes(program, task, lowered),
-            "shared_weight_bytes": 0,
-        },
+        "cost": {**asdict(cost), **_weights(program, lowered)},
         "notes": dict(lowered.notes),
     }
 
@@ -197,11 +198,28 @@ def _spec(spec: TensorSpec, lowered: Lowered) -> dict[str, Any]:
     return {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
-def _weight_bytes(program: Program, task: str, lowered: Lowered) -> int:
-    """Bytes of codes, scales and float weights as the artefact holds them."""
+def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
+    """Bytes of codes, scales and float weights as the artefact holds them, each tensor once.
+
+    Where tasks share weights, ``shared_weight_bytes`` are those of all and ``task_weight_bytes``
+    those of one task alone.
+    """
+    own = {task: _bytes(program, task, lowered, program.own) for task in program.methods}
+    first = next(iter(program.methods))
+    names = frozenset(program.methods[first].state_dict)
+    several = len(own) > 1
+    shared = _bytes(program, first, lowered, names - program.own) if several else 0
+    found: dict[str, Any] = {"shared_weight_bytes": shared}
+    if several:
+        found["task_weight_bytes"] = own
+    total = sum(own.values()) + shared if several else _bytes(program, first, lowered, names)
+    return {"weight_bytes": total, **found}
+
+
+def _bytes(program: Program, task: str, lowered: Lowered, names: Collection[str]) -> int:
     import torch
 
     width = 2 if lowered.weight_dtype == "float16" else 4
-    state = program.methods[task].state_dict.values()
+    state = [t for name, t in program.methods[task].state_dict.items() if name in names]
     floats = sum(t.numel() * width for t in state if t.is_floating_point())
     return floats + sum(t.numel() for t in state if t.dtype == torch.int8)

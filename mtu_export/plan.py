@@ -56,6 +56,7 @@ def resolve(
     bake_steps: Sequence[int] = (),
     lora: Sequence[str] = (),
     skip_existing: bool = False,
+    all_tasks: bool = False,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -67,13 +68,17 @@ def resolve(
     expressions of layers that an integer scheme leaves in float; ``memory`` is in GB and replaces
     what the machine has available. ``components`` are all that the task needs where none is named;
     ``scheduler`` replaces the checkpoint's; ``bake_steps`` are step counts of the loop's tables;
-    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export. Raises
+    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export; ``all_tasks`` stands
+    for the names of all tasks. Raises
     ``UnknownName``, ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
     """
     chosen = None if target == FOLD_ONLY else targets.load(target)
     folder = checkpoint.locate(model)
     config = checkpoint.read_config(folder)
-    rows = _tasks(task, checkpoint.tasks(config))
+    if all_tasks and task:
+        raise PlanError("--all-tasks are all tasks of the checkpoint; give no --task with it")
+    legal = checkpoint.tasks(config)
+    rows = legal if all_tasks else _tasks(task, legal)
     row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"), keep_float)
     factor = latent_factor(folder)
     size = image_size(config, factor, height, width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,19 +39,17 @@ class _Quantized(nn.Module):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, bits: int) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
         super().__init__()
-        codes, scales = codes_and_scales(layer.weight, bits)
+        codes, scales, zeros = found
         bias = layer.bias
         if isinstance(layer, GatedLinear):
-            scales = scales * layer.gain.to(torch.float32)
+            least = torch.finfo(torch.float32).tiny
+            scales = (scales * layer.gain.to(torch.float32)).clamp_min(least)
             bias = nn.Parameter(layer.gain * layer.bias, requires_grad=False)
-        dead = scales < torch.finfo(torch.float32).tiny
-        codes[dead] = 0
-        scales = torch.where(dead, torch.ones_like(scales), scales)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64))
+        self.register_buffer("zeros", zeros)
         self.bias = bias
         self.top = 2 ** (bits - 1) - 1
 
@@ -71,8 +70,8 @@ class QuantizedLinear(_Quantized):
 class QuantizedConv2d(_Quantized):
     """A 2-d convolution with integer weight codes."""
 
-    def __init__(self, layer: nn.Conv2d, bits: int) -> None:
-        super().__init__(layer, bits)
+    def __init__(self, layer: nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
+        super().__init__(layer, found, bits)
         self.stride, self.padding = layer.stride, layer.padding
         self.dilation, self.groups = layer.dilation, layer.groups
 
@@ -104,32 +103,46 @@ def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str
     return taken, kept
 
 
-def quantize_layer(module: nn.Module, path: str, bits: int) -> nn.Module:
-    """Replace the layer at ``path`` by its quantised twin; returns the float layer."""
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the dequantize operator
+def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[nn.Module]:
+    """Replace the layer at ``path`` in each module by its quantised twin; returns the float layers.
 
-    layer = module.get_submodule(path)
-    assert isinstance(layer, (nn.Linear, nn.Conv2d))
-    convolution = isinstance(layer, nn.Conv2d)
-    twin = QuantizedConv2d(layer, bits) if convolution else QuantizedLinear(layer, bits)
-    module.set_submodule(path, twin)
-    return layer
-
-
-def quantize(module: nn.Module, scheme: Scheme) -> tuple[tuple[str, str], ...]:
-    """Quantise ``module`` in place as ``scheme`` says; float schemes multiply the gains in.
-
-    Returns the layers that keep float by an override, with the reason. Layers go one by one, so
-    that a float weight is freed before the next is read.
+    Layers on the same weight share codes; where no gain differs, scales too.
     """
-    weights = scheme.weights
-    if not isinstance(weights, IntWeights):
-        bake(module)
-        return ()
-    if weights.granularity != PerChannel(axis=0):
-        raise Unsupported(f"scheme {scheme.name!r}: weights are quantised per output channel only")
-    taken, kept = layers(module, scheme)
-    for path in taken:
-        quantize_layer(module, path, weights.bits)
-    bake(module)
+    import torch.ao.quantization.fx._decomposed
+
+    layers: list[nn.Module] = []
+    known: dict[tuple[int, torch.Size], tuple[Tensor, ...]] = {}
+    for module in modules:
+        layer = module.get_submodule(path)
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        weight = layer.weight
+        key = (weight.data_ptr(), weight.shape)
+        if key not in known:
+            codes, scales = codes_and_scales(weight, bits)
+            known[key] = (codes, scales, torch.zeros(len(scales), dtype=torch.int64))
+        convolution = isinstance(layer, nn.Conv2d)
+        make = QuantizedConv2d if convolution else QuantizedLinear
+        module.set_submodule(path, make(layer, known[key], bits))  # type: ignore[arg-type]
+        layers.append(layer)
+    return layers
+
+
+def quantize(modules: Sequence[nn.Module], scheme: Scheme) -> tuple[tuple[str, str], ...]:
+    """Quantise ``modules`` in place as ``scheme`` says, the same model for one task each.
+
+    Float schemes multiply the gains of a single module in; those of several stay apart, as the
+    weights are the same. Returns the layers that keep float by an override, with the reason. Layers
+    go one by one, so that a float weight is freed before the next is read.
+    """
+    weights, kept = scheme.weights, []
+    if isinstance(weights, IntWeights):
+        if weights.granularity != PerChannel(axis=0):
+            raise Unsupported(
+                f"scheme {scheme.name!r}: weights are quantised per output channel only"
+            )
+        taken, kept = layers(modules[0], scheme)
+        for path in taken:
+            quantize_layer(modules, path, weights.bits)
+    if len(modules) == 1:
+        bake(modules[0])
     return tuple(kept)

@@ -3,6 +3,8 @@
 ``attention``  softmax attention as scale, bmm, softmax, bmm on [B·heads, tokens, d]: no mask, no
                guard against empty rows, which delegates do not take.
 ``geglu``      the value and gate halves of a GEGLU as two linear layers, without a split.
+``gate_weight`` the gains of tasks that share weights on the smaller side of a linear layer, which
+               a runtime that folds constants multiplies in when it loads.
 ``group_norm`` the mean and variance of large groups axis by axis, and the variance of what is
                centred: a kernel that sums a group in one float32 loses digits with its size.
 """
@@ -15,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtu_export.models.blocks import GatedLinear
+from mtu_export.models.blocks import GatedLinear, WeightGatedLinear
 from mtu_export.spec import UnknownName
 
 
@@ -107,6 +109,13 @@ def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
     return part
 
 
+def gate_weight(module: nn.Module) -> None:
+    """Let every ``GatedLinear`` below ``module`` put its gain where it costs least."""
+    for found in module.modules():
+        if type(found) is GatedLinear:
+            found.__class__ = WeightGatedLinear
+
+
 _LARGE_GROUP = 1 << 16
 """Numbers of a group up to which one float32 sum does: the largest of SD 1.5's UNet at 512 x 512
 has 40,960, of its VAE 1,048,576."""
@@ -146,6 +155,7 @@ def group_norm(module: nn.Module) -> None:
 REWRITES: Mapping[str, Callable[[nn.Module], None]] = {
     "attention": attention,
     "geglu": geglu,
+    "gate_weight": gate_weight,
     "group_norm": group_norm,
 }
 

@@ -38,10 +38,10 @@ def measure(
 
     losses = []
     for path in quantize.layers(module, scheme)[0]:
-        layer = quantize.quantize_layer(module, path, scheme.weights.bits)
+        (layer,) = quantize.quantize_layer([module], path, scheme.weights.bits)
         losses.append(Loss(layer=path, psnr_db=psnr()))
         module.set_submodule(path, layer)
-    quantize.quantize(module, scheme)
+    quantize.quantize([module], scheme)
     return psnr(), tuple(sorted(losses, key=lambda row: row.psnr_db))
 
 

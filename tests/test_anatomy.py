@@ -67,7 +67,7 @@ def folded_cost(folder: Path, task: str) -> object:
     """The cost that an export records."""
     made = plan.resolve(target="onnx", model=folder, task=task, out=folder / "none")
     family = models.load("mtu")
-    module = family.specialise(family.load(folder), made.tasks[0]).module
+    module = family.specialise(family.load(folder), made.tasks[:1])[made.tasks[0].name].module
     return capture.cost(family.graph(module, made, made.tasks[0]))
 
 

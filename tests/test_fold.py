@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import fold, plan, quantize
+from mtu_export import fold, plan, quantize, rewrite
 from mtu_export.catalog import SCHEMES
 from mtu_export.models import mtu
 from mtu_export.models.blocks import GatedLinear, bake
@@ -63,7 +63,7 @@ def test_fold_is_exact(widths: list[int], dim: int, dtype: str, seed: int) -> No
     experts = make_experts(widths, dim, kind, seed)
     random = torch.Generator().manual_seed(seed)
     weights = torch.randn(len(widths), generator=random, dtype=torch.float64).softmax(0)
-    folded = fold.fold_experts(experts, weights)
+    folded = fold.fold_experts(experts, [weights])[0]
     error = fold.prove("block", lambda x: by_the_format(experts, weights, x), folded, dim, kind)
     assert error <= fold.TOLERANCE * torch.finfo(kind).eps
     assert folded.get_submodule("net.2").in_features == sum(widths)
@@ -77,8 +77,8 @@ def test_integer_codes_do_not_depend_on_the_task(seed: int, experts: int) -> Non
     found = []
     for _ in range(2):
         weights = torch.randn(experts, generator=random, dtype=torch.float64).softmax(0)
-        module = fold.fold_experts(rows, weights)
-        quantize.quantize(module, SCHEMES["int8"])
+        module = fold.fold_experts(rows, [weights])[0]
+        quantize.quantize([module], SCHEMES["int8"])
         found.append((module, weights))
     (one, w_one), (two, w_two) = found
     assert torch.equal(one.net[0].proj.codes, two.net[0].proj.codes)
@@ -88,21 +88,38 @@ def test_integer_codes_do_not_depend_on_the_task(seed: int, experts: int) -> Non
     torch.testing.assert_close(ratio, torch.cat([want, torch.ones_like(want)]))
 
 
-def test_gates_multiply_in_as_a_dense_layer_does() -> None:
+@pytest.mark.parametrize("tokens", [3, 5])
+def test_gates_multiply_in_as_a_dense_layer_does(tokens: int) -> None:
+    """On the outputs, on the weights where these are fewer, and in the layer that is left."""
     layer = GatedLinear(torch.randn(6, 4), torch.randn(6), torch.rand(6))
-    x = torch.randn(3, 4)
+    x = torch.randn(tokens, 4)
     module = torch.nn.Sequential(layer)
-    want = module(x)
+    want = layer.gain * F.linear(x, layer.weight, layer.bias)
+    assert torch.equal(module(x), want)
+    rewrite.gate_weight(module)
+    torch.testing.assert_close(module(x), want)
     bake(module)
     assert type(module[0]) is torch.nn.Linear
-    assert torch.equal(module(x), want)
-    torch.testing.assert_close(want, layer.gain * F.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(module(x), want)
+
+
+def test_tasks_fold_onto_the_same_matrices() -> None:
+    experts = make_experts([4, 3], 6, torch.float32, 0)
+    weights = [torch.tensor(row, dtype=torch.float64) for row in ([0.3, 0.7], [0.9, 0.1])]
+    one, two = fold.fold_experts(experts, weights)
+    for name in ("net.0.proj", "net.2"):
+        layers = one.get_submodule(name), two.get_submodule(name)
+        assert len({layer.weight.data_ptr() for layer in layers}) == 1  # type: ignore[union-attr]
+    assert not torch.equal(one.get_submodule("net.2").bias, two.get_submodule("net.2").bias)  # type: ignore[arg-type]
+    for module, row in ((one, weights[0]), (two, weights[1])):
+        live = lambda x, w=row: by_the_format(experts, w, x)  # noqa: E731
+        assert fold.prove("b", live, module, 6, torch.float32) < 2e-6
 
 
 def test_a_wrong_fold_is_refused_by_name() -> None:
     experts = make_experts([4, 4], 6, torch.float32, 0)
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    other = fold.fold_experts(experts, weights + torch.tensor([1e-5, -1e-5]))
+    other = fold.fold_experts(experts, [weights + torch.tensor([1e-5, -1e-5])])[0]
     with pytest.raises(NotFoldable, match=r"mid\.block: .*differs"):
         fold.prove(
             "mid.block", lambda x: by_the_format(experts, weights, x), other, 6, torch.float32
@@ -118,17 +135,17 @@ def test_a_router_that_sees_the_data_is_refused() -> None:
         return by_the_format(experts, data, x)
 
     with pytest.raises(NotFoldable, match="block"):
-        fold.prove("block", live, fold.fold_experts(experts, weights), 6, torch.float32)
+        fold.prove("block", live, fold.fold_experts(experts, [weights])[0], 6, torch.float32)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     experts = make_experts([4, 4], 6, torch.float32, 0)
     with pytest.raises(NotFoldable):
-        fold.fold_experts(experts, torch.tensor([bad, 1.0]))
+        fold.fold_experts(experts, [torch.tensor([bad, 1.0])])
     experts[0].proj[0, 0] = bad
     weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    folded = fold.fold_experts(experts, weights)
+    folded = fold.fold_experts(experts, [weights])[0]
     with pytest.raises(NotFoldable, match="nan"):
         fold.prove("b", lambda x: by_the_format(experts, weights, x), folded, 6, torch.float32)
 
@@ -139,7 +156,7 @@ def test_a_block_of_zeros_folds() -> None:
         expert.out.zero_()
         expert.out_bias.zero_()
     weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    folded = fold.fold_experts(experts, weights)
+    folded = fold.fold_experts(experts, [weights])[0]
     live = lambda x: by_the_format(experts, weights, x)  # noqa: E731
     assert fold.prove("b", live, folded, 6, torch.float32) == 0
 
@@ -157,6 +174,6 @@ def test_experts_in_float64_go_block_by_block(tiny: Path, monkeypatch: pytest.Mo
         return prove(block, live, *rest)
 
     monkeypatch.setattr(fold, "prove", watch)
-    mtu.specialise(pipeline, plan.task_rows(["sr"], pipeline.config)[0])
+    mtu.specialise(pipeline, plan.task_rows(["sr"], pipeline.config))
     assert alive == [0] * len(alive)
     assert len(alive) > 2

@@ -107,7 +107,7 @@ def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) 
     assert report.changed == {"unet": 4 * len(paths)}
     want = predict(unet, "edit")
     assert psnr(want.numpy(), plain.numpy()) < 60
-    folded = mtu.specialise(pipeline, unet.task("edit")).module
+    folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"].module
     random = torch.Generator().manual_seed(1)
     x = torch.randn(1, 8, 16, 16, generator=random)
     text = torch.randn(1, 77, 32, generator=random)

@@ -27,7 +27,7 @@ def empty_prompt(source: Path, out: Path, said: bool | None) -> dict[str, np.nda
     )
     row = plan.resolve(target="onnx", model=out, task="t2i")
     scheduler = schedule.load(out, None)
-    reference = Reference(row, scheduler, schedule.tables(scheduler, [4]))
+    reference = Reference(row, row.tasks[0], scheduler, schedule.tables(scheduler, [4]))
     ones = {"hidden_states": np.ones((1, 77, 8), np.float32), "pooled": np.ones((1, 8), np.float32)}
     for encoder in reference.encoders:
         reference.take_text(encoder, [ones] * len(reference.prompts))

@@ -18,7 +18,7 @@ from mtu_export.verify import psnr
 def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
     pipeline = mtu.load(folder)
-    unet = mtu.specialise(pipeline, pipeline.components["unet"].task("sr")).module
+    unet = mtu.specialise(pipeline, [pipeline.components["unet"].task("sr")])["sr"].module
     random = torch.Generator().manual_seed(0)
     given = [torch.randn(2, 8, 16, 16, generator=random), torch.tensor([7.0])]
     given.append(torch.randn(2, 77, 32, generator=random))

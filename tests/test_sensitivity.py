@@ -59,7 +59,7 @@ def test_each_layer_alone_is_what_rounding_its_weights_by_hand_gives() -> None:
 def test_the_model_is_quantised_in_the_end() -> None:
     graph, net = _graph()
     wanted = copy.deepcopy(net)
-    quantize.quantize(wanted, INT8)
+    quantize.quantize([wanted], INT8)
     sensitivity.measure(graph, net, INT8, [{"x": np.ones((5, 16), np.float32)}])
     assert net.state_dict().keys() == wanted.state_dict().keys()
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in wanted.state_dict().items())
@@ -91,10 +91,10 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
 def test_a_scheme_that_quantises_nothing_is_refused() -> None:
     everything = (KeepFloat(pattern=".*", why="asked for", required=True),)
     with pytest.raises(PlanError, match="leaves no layer to quantise"):
-        quantize.quantize(_graph()[1], replace(INT8, overrides=everything))
+        quantize.quantize([_graph()[1]], replace(INT8, overrides=everything))
     nothing = (KeepFloat(pattern="7", why="asked for", required=True),)
     with pytest.raises(UnknownName, match="unknown layer to keep in float '7'; choose from: "):
-        quantize.quantize(_graph()[1], replace(INT8, overrides=nothing))
+        quantize.quantize([_graph()[1]], replace(INT8, overrides=nothing))
 
 
 def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(

@@ -49,7 +49,7 @@ def test_rescale_starts_equal_to_the_dense_model(tmp_path: Path, experts: int) -
     # channels that the dense model lacks start at zero: the condition does not count yet
     x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     x[:, :4] = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    folded = mtu.specialise(equal, equal.components["unet"].task("t2i")).module
+    folded = mtu.specialise(equal, [equal.components["unet"].task("t2i")])["t2i"].module
     assert psnr(want.numpy(), predict(folded).numpy()) > 110
     plain = predict(mtu.load(tmp_path / "plain").components["unet"], task="t2i")
     assert (psnr(want.numpy(), plain.numpy()) > 110) == (experts == 1)
@@ -236,8 +236,8 @@ def test_the_index_opens_as_a_stock_pipeline(pipeline: Path, tmp_path: Path) -> 
     index = json.loads((pipeline / "model_index.json").read_text())
     shutil.copytree(pipeline, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
     live = mtu.load(pipeline)
-    folded = mtu.specialise(live, live.components["unet"].task("t2i")).module
-    quantize.quantize(folded, catalog.SCHEMES["fp32"])
+    folded = mtu.specialise(live, [live.components["unet"].task("t2i")])["t2i"].module
+    quantize.quantize([folded], catalog.SCHEMES["fp32"])
     folded.save_pretrained(tmp_path / "pipe" / "unet")
     stock_index = {
         **index,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,10 @@ _MOST_SIDES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One component of a bundle, its files checked against the manifest."""
+    """One component of a bundle, its files checked against the manifest.
+
+    ``task_inputs`` has the tasks whose inputs are not ``inputs``: they differ in width.
+    """
 
     component: str
     path: Path
@@ -86,6 +89,17 @@ class Part:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     scheme: Mapping[str, Any]
+    task_inputs: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+
+    def inputs_of(self, task: str) -> tuple[TensorSpec, ...]:
+        """Inputs of a task's entry."""
+        return self.task_inputs.get(task, self.inputs)
+
+    @property
+    def proved(self) -> tuple[str, ...]:
+        """One task an entry, the first that has it: goldens and verdicts are under its name."""
+        firsts = {entry: task for task, entry in reversed(list(self.entries.items()))}
+        return tuple(task for task, entry in self.entries.items() if firsts[entry] == task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +291,23 @@ def part(
         inputs=_specs(row["inputs"], f"{where}.inputs"),
         outputs=_specs(row["outputs"], f"{where}.outputs"),
         scheme=scheme,
+        task_inputs=_task_inputs(row, where),
     )
+
+
+def _task_inputs(row: Mapping[str, Any], where: str) -> dict[str, tuple[TensorSpec, ...]]:
+    """Inputs of the tasks that have other ones, under the names of the part's own inputs."""
+    found = {}
+    names = [spec["name"] for spec in row["inputs"]]
+    typed(row, {"task_inputs": dict} if "task_inputs" in row else {}, where)
+    for task, specs in row.get("task_inputs", {}).items():
+        place = f"{where}.task_inputs: {task[:80]!r}"
+        if task not in row["entries"] or not isinstance(specs, list):
+            raise BundleError(f"{place} must be a list, and the task one of entries")
+        found[task] = _specs(specs, place)
+        if [spec.name for spec in found[task]] != names:
+            raise BundleError(f"{place}: names are not those of inputs")
+    return found
 
 
 def _check_file(folder: Path, row: Mapping[str, Any]) -> tuple[Path, int]:

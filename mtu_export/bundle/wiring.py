@@ -91,9 +91,10 @@ def _check_unet(found: Bundle, task: Task, latent: tuple[int, ...]) -> Sequence[
     """The text inputs of the UNet, after its other inputs and its output are checked."""
     part = found.part("unet")
     where = f"{MANIFEST}: unet"
-    if len(part.inputs) < 3 or len({spec.name for spec in part.inputs}) < len(part.inputs):
+    inputs = part.inputs_of(task.name)
+    if len(inputs) < 3 or len({spec.name for spec in inputs}) < len(inputs):
         raise BundleError(f"{where} must have sample, timestep and text inputs")
-    sample, timestep, *words = part.inputs
+    sample, timestep, *words = inputs
     batch, wide = sum(sample.shape[:1]), (latent[0] + task.channels, *latent[1:])
     if sample.shape != (batch, *wide) or not 1 <= batch <= _LARGEST_BATCH:
         raise BundleError(f"{where}: the first input must be [batch, {_list(wide)}]")
@@ -103,7 +104,7 @@ def _check_unet(found: Bundle, task: Task, latent: tuple[int, ...]) -> Sequence[
         raise BundleError(f"{where}: the output must be [{batch}, {_list(latent)}]")
     if any(spec.shape[:1] != (batch,) or len(spec.shape) < 2 for spec in words):
         raise BundleError(f"{where}: a text input has another batch than {batch}")
-    if any(spec.dtype != "float32" for spec in (*part.inputs, *part.outputs)):
+    if any(spec.dtype != "float32" for spec in (*inputs, *part.outputs)):
         raise BundleError(f"{where}: inputs and output must be float32")
     return words
 

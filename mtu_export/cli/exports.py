@@ -36,6 +36,9 @@ def _export(
     target: str,
     model: Model = None,
     task: TaskName = None,
+    all_tasks: Annotated[
+        bool, typer.Option("--all-tasks", help="Every task, on one set of weights.")
+    ] = False,
     scheme: SchemeName = None,
     int8: Annotated[bool, typer.Option("--int8", help="Short for --scheme int8.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --scheme fp16.")] = False,
@@ -88,6 +91,7 @@ def _export(
         target=target,
         model=model,
         task=task,
+        all_tasks=all_tasks,
         scheme=next(iter(words), None),
         out=output,
         height=height,

@@ -19,7 +19,7 @@ Model = Annotated[
     typer.Option("-m", "--model", help="Checkpoint folder or hub id; default: the embedded one."),
 ]
 TaskName = Annotated[
-    list[str] | None, typer.Option("--task", help="Task of the checkpoint (see: inspect).")
+    list[str] | None, typer.Option("--task", help="Task of the checkpoint (see: inspect); repeat.")
 ]
 Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to make.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]

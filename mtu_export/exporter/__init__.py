@@ -57,12 +57,13 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     words = {"force": plan.force, "mark": BUNDLE, "source": plan.checkpoint, "keep": plan.resume}
     with draft(plan.out, **words) as folder:
         with watch("import PyTorch"):
-            from mtu_export import lora, schedule
+            from mtu_export import generate, lora, schedule
             from mtu_export.exporter import component, proving
             from mtu_export.exporter.reference import Reference
         with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
             scheduler = schedule.load(plan.checkpoint, plan.scheduler)
-            reference = Reference(plan, scheduler, schedule.tables(scheduler, plan.steps))
+            tables = schedule.tables(scheduler, plan.steps)
+            references = [Reference(plan, task, scheduler, tables) for task in plan.tasks]
             _check_overrides(plan)
             loras, order = _loras(plan), _order(plan)
         identity = manifest.identity(plan)
@@ -70,7 +71,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         state, parts = resume.State(folder, mark), []
         for name in order:
             done = state.get(name) if plan.resume else None
-            before = set(reference.arrays)
+            before = _arrays(references)
             if done is None:
                 job = component.Job(
                     plan=plan,
@@ -80,28 +81,35 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
                     watch=watch,
                     loras=loras,
                 )
-                one = component.make(job, reference)
+                one = component.make(job, references)
                 if one is not None and any(verdict.passed is False for verdict in one.proof):
                     _refuse(plan, one, loras, watch)
-                given = {n: v for n, v in reference.arrays.items() if n not in before}
+                given = {n: v for n, v in _arrays(references).items() if n not in before}
                 state.put(name, one, given)
             else:
                 with watch(f"{name}: taken from the export before"):
                     one, given = done
-                    reference.arrays |= given
+                    for reference in references:
+                        reference.arrays |= generate.named(given, f"{reference.task.name}/")
             parts += [] if one is None else [one]
         said = manifest.describe(plan, identity, [one.row for one in parts])
         said["source"] |= {"loras": lora.identity(loras, order), "fingerprint": mark}
-        _write_rest(plan, folder, said, reference, parts)
+        _write_rest(plan, folder, said, references, parts)
         ladder = [verdict for one in parts for verdict in one.proof]
-        if reference.golden():
-            with watch("verify the loop"):
-                ladder += proving.loop(bundle.read(folder), plan.tasks[0])
+        for reference in (row for row in references if row.golden()):
+            of_task = f" of {reference.task.name}" if len(references) > 1 else ""
+            with watch(f"verify the loop{of_task}"):
+                ladder += proving.loop(bundle.read(folder), reference.task)
             proving.refuse_failure(ladder)
         said["proof"] = [asdict(row) for row in ladder]
         bundle.write_manifest(folder, said)
         state.clear()
     return bundle.read(plan.out)
+
+
+def _arrays(references: Sequence[Reference]) -> dict[str, Any]:
+    """What the references have been given, under ``<task>/``."""
+    return {f"{row.task.name}/{name}": v for row in references for name, v in row.arrays.items()}
 
 
 def _finished(plan: Plan) -> Bundle | None:
@@ -147,15 +155,20 @@ def _loras(plan: Plan) -> list[tuple[Lora, float]]:
 
 
 def _write_rest(
-    plan: Plan, folder: Path, said: dict[str, Any], reference: Reference, parts: Sequence[Made]
+    plan: Plan,
+    folder: Path,
+    said: dict[str, Any],
+    references: Sequence[Reference],
+    parts: Sequence[Made],
 ) -> None:
     """Write what belongs to a bundle beside its parts, and say so in its manifest."""
     from mtu_export import tokenizer
 
-    task, files, words = plan.tasks[0], [bundle.GOLDENS], {}
-    cases = {f"{one.component}/{task.name}": one.cases for one in parts}
-    bundle.write_goldens(folder, cases, {task.name: reference.golden()})
-    constants = reference.constants()
+    files, words, constants = [bundle.GOLDENS], {}, {}
+    cases = {f"{one.component}/{task}": rows for one in parts for task, rows in one.cases.items()}
+    bundle.write_goldens(folder, cases, {row.task.name: row.golden() for row in references})
+    for row in references:
+        constants |= row.constants()
     if constants:
         bundle.write_constants(folder, constants)
         files.append(bundle.CONSTANTS)
@@ -169,8 +182,9 @@ def _write_rest(
         said["tokenizers"].append({"path": home, **ids})
         words[name] = home
         files.append(home)
-    said["text"] = {"inputs": _text(reference, parts), "tokenizers": words}
-    said["loop"] = reference.loop()
+    said["text"] = {"inputs": _text(references[0], parts), "tokenizers": words}
+    loops = [row.loop() for row in references]
+    said["loop"] = next((row for row in loops if "golden" in row), loops[0])
     said["files"] = [
         {"path": n, "bytes": bundle.size(folder / n), "sha256": bundle.sha256(folder / n)}
         for n in files
@@ -211,7 +225,8 @@ def _check_overrides(plan: Plan) -> None:
         found = checkpoint.headers(plan.checkpoint / "unet")
         channels = plan.config["in_channels"] + plan.tasks[0].channels
         outline = models.load(plan.family).outline(plan.config, found, channels)
-        rewrite.apply(outline, targets.load(plan.target).rewrites)
+        target, several = targets.load(plan.target), len(plan.tasks) > 1
+        rewrite.apply(outline, target.shared_rewrites if several else target.rewrites)
         quantize.layers(outline, plan.scheme)
 
 
@@ -234,11 +249,11 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
             family = models.load(plan.family)
             pipeline = family.load(plan.checkpoint)
         with watch("fold"):
-            folded = family.specialise(pipeline, plan.tasks[0])
+            (folded,) = family.specialise(pipeline, plan.tasks).values()
         if folded.deviations:
             raise Unsupported(f"no stock UNet2DConditionModel fits: {folded.deviations[0]}")
         with watch("save"):
-            quantize.quantize(folded.module, plan.scheme)
+            quantize.quantize([folded.module], plan.scheme)
             folded.module.save_pretrained(folder)
             config = checkpoint.read_json(folder / FOLDED.file)
             config |= {FOLDED.key: FOLDED.value, "_task": plan.tasks[0].name}

@@ -24,20 +24,25 @@ from mtu_export.exporter import proving
 from mtu_export.exporter.reference import Reference
 from mtu_export.models import stock
 from mtu_export.models.blocks import Graph
+from mtu_export.plan import needed
 from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
+
+Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
+"""Inputs and reference outputs by task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """What the export of one component adds to a bundle.
 
-    ``row`` is its part in the manifest, ``cases`` are its goldens.
+    ``row`` is its part in the manifest, ``cases`` are its goldens: those of a graph that several
+    tasks run are of the first.
     """
 
     component: str
     row: Mapping[str, Any]
     proof: tuple[Verdict, ...]
-    cases: Sequence[tuple[Arrays, Arrays]]
+    cases: Cases
     cost: Cost
 
 
@@ -64,50 +69,63 @@ class _Captured:
 
     program: Program | None
     kept: Sequence[tuple[str, str]]
-    cases: Sequence[tuple[Arrays, Arrays]]
+    cases: Cases
     proof: list[Verdict]
     cost: Cost
 
 
-def make(job: Job, reference: Reference) -> Made | None:
-    """Export one component of the plan, prove it, and give the loop what it needs of it.
+def make(job: Job, references: Sequence[Reference]) -> Made | None:
+    """Export one component of the plan, prove it, and give the loops what they need of it.
 
-    Null for a component that only the loop's reference needs.
+    ``references`` are those of the plan's tasks. Null for a component that only they need.
     """
-    captured = (_unet if job.component == "unet" else _stock)(job, reference)
+    captured = (_unet if job.component == "unet" else _stock)(job, references)
     return None if captured is None else _lower(job, captured)
 
 
-def _unet(job: Job, reference: Reference) -> _Captured:
-    plan, task = job.plan, job.plan.tasks[0]
+def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
+    plan, several = job.plan, len(job.plan.tasks) > 1
     family = models.load(plan.family)
     with job.stage("load checkpoint"):
         pipeline = family.load(plan.checkpoint)
-        _apply(job, pipeline.components["unet"])
-    with job.stage("run live-router model"):
-        graph = family.graph(pipeline.components["unet"], plan, task)
-        given = _given(reference)
-        cases = calibrate.goldens(graph.inputs, task, plan, given)
-        wanted = capture.run(graph, cases)
-    if reference.whole:
-        with job.stage(f"run the live-router loop, {len(reference.schedule.passes)} passes"):
-            reference.take_unet(graph)
-    del graph
+        live = pipeline.components["unet"]
+        _apply(job, live)
+    cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
+    for reference in references:
+        task = reference.task
+        of_task = f" of {task.name}" if several else ""
+        with job.stage(f"run live-router model{of_task}"):
+            graph = family.graph(live, plan, task)
+            given = calibrate.goldens(graph.inputs, task, plan, _given(reference))
+            cases[task.name] = list(zip(given, capture.run(graph, given), strict=True))
+        if reference.whole:
+            count = len(reference.schedule.passes)
+            with job.stage(f"run the live-router loop{of_task}, {count} passes"):
+                reference.take_unet(graph)
+        del graph
     with job.stage("fold"):
-        folded = family.specialise(pipeline, task)
+        del live
+        folded = family.specialise(pipeline, plan.tasks)
         del pipeline
-        graph = family.graph(folded.module, plan, task)
-        cost = capture.cost(graph)
+        modules = [folded[task.name].module for task in plan.tasks]
+        graphs = {t.name: family.graph(folded[t.name].module, plan, t) for t in plan.tasks}
+        cost = capture.cost(graphs[plan.tasks[0].name])
     with job.stage("prove the fold"):
-        proof = [proving.folded(wanted, capture.run(graph, cases), task)]
-        proving.refuse_failure(proof)
-    ranges = calibrate.calibration(graph.inputs, task, plan, given)
-    rows = list(zip(cases, wanted, strict=True))
-    return _capture(job, graph, folded.module, ranges, rows, proof, cost)
+        proof, ranges = [], {}
+        for reference in references:
+            task = reference.task
+            given, wanted = zip(*cases[task.name], strict=True)
+            found = capture.run(graphs[task.name], given)
+            proof.append(proving.folded(wanted, found, task))
+            proving.refuse_failure(proof)
+            specs = graphs[task.name].inputs
+            ranges[task.name] = calibrate.calibration(specs, task, plan, _given(reference))
+    return _capture(job, graphs, modules, ranges, cases, proof, cost)
 
 
-def _stock(job: Job, reference: Reference) -> _Captured | None:
+def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
     plan, component = job.plan, job.component
+    users = [row for row in references if component in needed(row.task, plan.config)]
     with job.stage("load and run"):
         if component.startswith("text_encoder"):
             module = stock.load_text_encoder(plan.checkpoint, component)
@@ -115,10 +133,14 @@ def _stock(job: Job, reference: Reference) -> _Captured | None:
             graph = stock.text_encoder_graph(
                 module,
                 module.config,
-                penultimate=reference.xl,
+                penultimate=references[0].xl,
                 pooled=component == "text_encoder_2",
             )
-            cases = reference.ids(component)
+            # a fixed prompt asks the encoder too, at export alone
+            found = [(ids := row.ids(component), capture.run(graph, ids)) for row in references]
+            for row, (_, outputs) in zip(references, found, strict=True):
+                row.take_text(component, list(outputs))
+            cases, wanted = found[references.index(users[0]) if users else 0]
         else:
             vae = stock.load_vae(plan.checkpoint)
             encodes = component == "vae_encoder"
@@ -129,18 +151,14 @@ def _stock(job: Job, reference: Reference) -> _Captured | None:
             if not encodes:
                 values = [generate.noise(shape, plan.seed + i) for i in range(len(values))]
             cases = [{name: value} for value in values]
-        wanted = capture.run(graph, cases)
-        if component.startswith("text_encoder"):
-            reference.take_text(component, list(wanted))
-        elif component == "vae_encoder":
-            reference.take_encoder(graph)
-        else:
-            reference.take_decoder(graph)
+            wanted = capture.run(graph, cases)
+            for row in users:
+                (row.take_encoder if encodes else row.take_decoder)(graph)
     if component not in plan.components:
         return None
-    cost = capture.cost(graph)
+    cost, task = capture.cost(graph), users[0].task.name
     rows = list(zip(cases, wanted, strict=True))
-    return _capture(job, graph, graph.module, cases, rows, [], cost)
+    return _capture(job, {task: graph}, [graph.module], {task: cases}, {task: rows}, [], cost)
 
 
 def _apply(job: Job, module: Any) -> None:
@@ -162,29 +180,31 @@ def _given(reference: Reference) -> list[Arrays]:
 
 def _capture(
     job: Job,
-    graph: Graph,
-    module: Any,
-    ranges: Sequence[Arrays],
-    cases: Sequence[tuple[Arrays, Arrays]],
+    graphs: Mapping[str, Graph],
+    modules: Sequence[Any],
+    ranges: Mapping[str, Sequence[Arrays]],
+    cases: Cases,
     proof: list[Verdict],
     cost: Cost,
 ) -> _Captured:
-    """Rewrite, quantise and capture a graph whose mathematics are settled.
+    """Rewrite, quantise and capture graphs whose mathematics are settled, one a task.
 
-    ``module`` is what the schemes' layers are named in.
+    ``modules`` are what the schemes' layers are named in.
     """
-    plan, task = job.plan.part(job.component), job.plan.tasks[0].name
+    plan, target = job.plan.part(job.component), targets.load(job.plan.target)
+    several = len(modules) > 1
     with job.stage("rewrite and quantise"):
-        rewrite.apply(module, targets.load(plan.target).rewrites)
-        kept = quantize.quantize(module, plan.scheme)
+        for module in modules:
+            rewrite.apply(module, target.shared_rewrites if several else target.rewrites)
+        kept = quantize.quantize(modules, plan.scheme)
     with job.stage("capture"):
-        program = capture.capture(job.component, {task: graph}, {task: ranges}, calibrate.ORIGIN)
+        program = capture.capture(job.component, graphs, ranges, calibrate.ORIGIN)
     return _Captured(program=program, kept=kept, cases=cases, proof=proof, cost=cost)
 
 
 def _lower(job: Job, captured: _Captured) -> Made:
     """Write the artefact and run it; the program's weights are free before a runtime loads it."""
-    plan, task = job.plan.part(job.component), job.plan.tasks[0]
+    plan = job.plan.part(job.component)
     program, captured.program = captured.program, None
     assert program is not None
     gc.collect()
@@ -193,12 +213,17 @@ def _lower(job: Job, captured: _Captured) -> Made:
     row = manifest.part(program, lowered, captured.cost, plan, job.folder, captured.kept)
     del program
     gc.collect()  # graphs are cyclic
+    cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
+    proof = captured.proof
     with job.stage("verify"):
-        cases = _renamed(row, captured.cases)
-        proof = (*captured.proof, *proving.part(plan, row, job.folder, task, cases))
+        for task, pairs in captured.cases.items():
+            cases[task] = _renamed(row, pairs)
+            proof = [*proof, *proving.part(plan, row, job.folder, task, cases[task])]
         if all(verdict.passed is not False for verdict in proof):
-            row = {**row, **proving.witness(plan, row, job.folder, task, cases)}
-    return Made(component=job.component, row=row, proof=proof, cases=cases, cost=captured.cost)
+            row = {**row, **proving.witness(plan, row, job.folder, cases)}
+    return Made(
+        component=job.component, row=row, proof=tuple(proof), cases=cases, cost=captured.cost
+    )
 
 
 def _renamed(

@@ -64,7 +64,7 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
     verdicts = []
     for part in found.parts:
         scheme = SCHEMES[part.scheme["name"]]
-        for task in part.entries:
+        for task in part.proved:
             cases = goldens.get(f"{part.component}/{task}")
             if not cases or len(cases) < bundle.CASES:
                 raise BundleError(
@@ -100,19 +100,22 @@ def _floor(floor: float) -> float:
 
 
 def witness(
-    plan: Plan, row: Mapping[str, Any], folder: Path, task: Task, cases: Cases
+    plan: Plan, row: Mapping[str, Any], folder: Path, cases: Mapping[str, Cases]
 ) -> dict[str, Any]:
     """What a part's row of the manifest says of its weights; empty where no runtime can.
 
-    ``{"witness": {task: [numbers]}}``, of the first case.
+    ``{"witness": {task: [numbers]}}``, each of the task's first case.
     """
     runtime = _witness(tuple(targets.load(plan.target).runtimes.values()))
     if runtime is None or runtime.witness is None:
         return {}
     found = bundle.part(folder, row)
-    numbers = runtime.witness(found.path, found.entries[task.name], cases[0][0])
-    finite = bool(np.isfinite(numbers).all())
-    return {"witness": {task.name: list(numbers)}} if finite else {}
+    said = {}
+    for task, rows in cases.items():
+        numbers = runtime.witness(found.path, found.entries[task], rows[0][0])
+        if bool(np.isfinite(numbers).all()):
+            said[task] = list(numbers)
+    return {"witness": said} if said else {}
 
 
 def _witness(runtimes: Sequence[Runtime]) -> Runtime | None:
@@ -155,14 +158,14 @@ def rung(scheme: Scheme) -> str:
 
 
 def part(
-    plan: Plan, row: Mapping[str, Any], folder: Path, task: Task, cases: Cases
+    plan: Plan, row: Mapping[str, Any], folder: Path, task: str, cases: Cases
 ) -> list[Verdict]:
     """Verdicts of a part that was just written, from its row of the manifest."""
     floor = plan.scheme.floor(row["scheme"]["activations"])
     floor = floor if plan.floor_db is None else plan.floor_db
     found = bundle.part(folder, row)
     runtimes = targets.runtimes(targets.load(plan.target))
-    return _entry(plan.target, runtimes, found, task.name, cases, rung(plan.scheme), floor)
+    return _entry(plan.target, runtimes, found, task, cases, rung(plan.scheme), floor)
 
 
 def _entry(
@@ -178,7 +181,7 @@ def _entry(
     target, entry = targets.load(target_name), part.entries[task]
     structure = target.structure(part.path, entry)
     for what, said, is_there in (
-        ("inputs", part.inputs, structure.inputs),
+        ("inputs", part.inputs_of(task), structure.inputs),
         ("outputs", part.outputs, structure.outputs),
     ):
         if said != is_there:
@@ -186,7 +189,9 @@ def _entry(
     for inputs, outputs in cases:
         if set(outputs) != {s.name for s in part.outputs}:
             raise BundleError(f"{bundle.GOLDENS}: outputs of {task!r} are not those of the part")
-        if {s.name: s.shape for s in part.inputs} != {k: v.shape for k, v in inputs.items()}:
+        if {s.name: s.shape for s in part.inputs_of(task)} != {
+            k: v.shape for k, v in inputs.items()
+        }:
             raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
     row = {"component": part.component, "task": task, "floor_db": floor}
     verdicts: list[Verdict] = []
@@ -307,8 +312,9 @@ def losses(plan: Plan, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> s
     rows = [row for row in loras if any(layer.component == "unet" for layer in row[0].layers)]
     if rows:
         lora.apply({"unet": pipeline.components["unet"]}, rows)
-    folded = family.specialise(pipeline, task).module
-    rewrite.apply(folded, targets.load(plan.target).rewrites)
+    folded = family.specialise(pipeline, [task])[task.name].module
+    target, several = targets.load(plan.target), len(plan.tasks) > 1
+    rewrite.apply(folded, target.shared_rewrites if several else target.rewrites)
     work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
     step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
     while work > _WORK and max(small.height, small.width) > step:

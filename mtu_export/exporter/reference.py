@@ -15,7 +15,7 @@ from mtu_export import calibrate, capture, checkpoint, generate, sampler, tokeni
 from mtu_export.manifest import scaling_factor
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, Plan, Schedule
+from mtu_export.spec import Arrays, Plan, Schedule, Task
 
 PROMPT = "a photo of a red circle on a blue table"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
@@ -25,8 +25,10 @@ PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shado
 class Reference:
     """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ..."""
 
-    def __init__(self, plan: Plan, scheduler: Any, tables: Mapping[int, Schedule]) -> None:
-        self.plan, self.task, self.steps = plan, plan.tasks[0], min(tables)
+    def __init__(
+        self, plan: Plan, task: Task, scheduler: Any, tables: Mapping[int, Schedule]
+    ) -> None:
+        self.plan, self.task, self.steps = plan, task, min(tables)
         self.scheduler, self.tables = scheduler, tables
         self.schedule = tables[self.steps]
         self.whole = set(needed(self.task, plan.config)) <= set(plan.components)

@@ -98,14 +98,15 @@ class State:
         if said is None:
             return None, given
         bundle.part(self.folder, said["row"])
-        cases: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
-        for number in range(said["cases"]):
-            sides = (f"{number}/in/", f"{number}/out/")
-            pair = [
-                {n.removeprefix(s): arrays[n] for n in said["names"] if n.startswith(s)}
-                for s in sides
-            ]
-            cases.append((pair[0], pair[1]))
+        cases: dict[str, list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]] = {}
+        for task, count in said["cases"].items():
+            cases[task] = []
+            for number in range(count):
+                pair = [
+                    {n.removeprefix(s): arrays[n] for n in said["names"] if n.startswith(s)}
+                    for s in (f"{task}/{number}/in/", f"{task}/{number}/out/")
+                ]
+                cases[task].append((pair[0], pair[1]))
         made = Made(
             component=component,
             row=said["row"],
@@ -123,15 +124,17 @@ class State:
         said: dict[str, Any] | None = None
         if made is not None:
             names = []
-            for number, case in enumerate(made.cases):
-                for side, rows in zip(("in", "out"), case, strict=True):
-                    names += [f"{number}/{side}/{name}" for name in rows]
-                    arrays |= {f"{number}/{side}/{name}": value for name, value in rows.items()}
+            for task, cases in made.cases.items():
+                for number, case in enumerate(cases):
+                    for side, rows in zip(("in", "out"), case, strict=True):
+                        found = {f"{task}/{number}/{side}/{name}": v for name, v in rows.items()}
+                        names += found
+                        arrays |= found
             said = {
                 "row": made.row,
                 "proof": [asdict(row) for row in made.proof],
                 "cost": asdict(made.cost),
-                "cases": len(made.cases),
+                "cases": {task: len(cases) for task, cases in made.cases.items()},
                 "names": names,
             }
         found = {name: np.ascontiguousarray(value) for name, value in arrays.items()}

@@ -33,8 +33,7 @@ class GatedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
-        weight, bias = self._dense()
-        return F.linear(input, weight, bias)
+        return self.gain * F.linear(input, self.weight, self.bias)
 
     def _dense(self) -> tuple[Tensor, Tensor]:
         return self.gain[:, None] * self.weight, self.gain * self.bias
@@ -47,10 +46,28 @@ class GatedLinear(nn.Linear):
         plain.bias = nn.Parameter(bias, requires_grad=False)
         return plain
 
-    def rows(self, begin: int, end: int) -> GatedLinear:
-        """The layer of output rows ``begin`` to ``end`` (a view)."""
+    def rows(self, begin: int, end: int) -> nn.Linear:
+        """The layer of output rows ``begin`` to ``end`` (a view); a stock one where no gain is."""
         part = slice(begin, end)
-        return GatedLinear(self.weight.data[part], self.bias.data[part], self.gain[part])
+        weight, bias, gain = self.weight.data[part], self.bias.data[part], self.gain[part]
+        if not bool((gain == 1).all()):
+            return GatedLinear(weight, bias, gain)
+        plain = nn.Linear(self.in_features, end - begin, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = nn.Parameter(bias, requires_grad=False)
+        return plain
+
+
+class WeightGatedLinear(GatedLinear):
+    """The same, with the gain on the smaller side: the rows of W, or the outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map x [..., in] to y [..., out]."""
+        tokens = input.numel() // self.in_features
+        if tokens < self.in_features:
+            return super().forward(input)
+        weight, bias = self._dense()
+        return F.linear(input, weight, bias)
 
 
 def bake(module: nn.Module) -> None:

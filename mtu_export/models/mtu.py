@@ -6,9 +6,11 @@ Eq. 1. Tensor names and shapes are those of checkpoint format 1.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -289,41 +291,64 @@ def graph(unet: nn.Module, plan: Plan, task: Task) -> Graph:
     )
 
 
-def specialise(pipeline: Pipeline, task: Task) -> Specialised:
-    """Fold the UNet to one task: a stock UNet, up to what ``Specialised.deviations`` names.
+def specialise(pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
+    """Fold the UNet to each task: a stock UNet, up to what ``Specialised.deviations`` names.
 
+    All are on the same tensors, but for gains, folded biases, task norms and input convolutions.
     Consumes the pipeline's UNet block by block. Every block is proved in float64 on the way;
     ``NotFoldable`` names the one that is not exact.
     """
     live: MTUUNet2DConditionModel = pipeline.components["unet"]
-    errors: dict[str, float] = {}
-    deviations: list[str] = []
-    embedding = live.task_embedding.weight[task.index].double()
+    folds: dict[str, list[_Folded]] = {}
     for path, block in transformer_blocks(live):
-        errors[path] = _fold_block(path, block, task, embedding)
-        if isinstance(block.norm3, nn.Sequential):
-            deviations.append(f"{path}.norm3 is two stacked norms")
-    channels = live.config["in_channels"] + task.channels
+        folds[path] = _fold_block(path, block, tasks, live.task_embedding.weight)
+    convs = [live.conv_in.of(task.name) for task in tasks]  # type: ignore[operator]
+    del live.task_embedding, live.conv_in
+    found = {}
+    for index, (task, conv) in enumerate(zip(tasks, convs, strict=True)):
+        rows = {path: row[index] for path, row in folds.items()}
+        for path, row in rows.items():
+            block: Any = live.get_submodule(path)
+            block.norm3, block.ff = row.norm, row.ff
+        found[task.name] = _stock(live, conv, live.config["in_channels"] + task.channels, rows)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folded:
+    """Norm and feed-forward of one block for one task, and the largest error of the fold."""
+
+    norm: nn.Module
+    ff: nn.Module
+    error: float
+
+
+def _stock(
+    live: MTUUNet2DConditionModel, conv: nn.Module, channels: int, rows: Mapping[str, _Folded]
+) -> Specialised:
+    """A stock UNet with copies of the folded modules on the same tensors."""
     with torch.device("meta"):
         stock = UNet2DConditionModel.from_config(checkpoint.stock_config(live.config, channels))
     assert isinstance(stock, UNet2DConditionModel)
+    deviations: list[str] = []
     for path, block in transformer_blocks(stock):
-        inner, width = block.ff.net[2].in_features, _width(live.get_submodule(path))
+        inner, row = block.ff.net[2].in_features, rows[path]
+        width = row.ff.get_submodule("net.2").in_features
+        if isinstance(row.norm, nn.Sequential):
+            deviations.append(f"{path}.norm3 is two stacked norms")
         if inner != width:
             deviations.append(f"{path}.ff has width {width}, a stock one {inner}")
-    live.conv_in = live.conv_in.of(task.name)  # type: ignore[operator]
-    del live.task_embedding
-    for name, child in list(live.named_children()):
-        setattr(stock, name, child)
+    tensors = (*live.parameters(), *live.buffers())
+    kept = {id(tensor): tensor for tensor in tensors}
+    for name, child in live.named_children():
+        setattr(stock, name, copy.deepcopy(child, kept.copy()))
+    stock.conv_in = conv  # type: ignore[assignment]
+    errors = {path: row.error for path, row in rows.items()}
     return Specialised(module=stock.eval(), errors=errors, deviations=tuple(deviations))
 
 
-def _width(block: Any) -> int:
-    return block.ff.net[2].in_features
-
-
-def _fold_block(path: str, block: Any, task: Task, embedding: Tensor) -> float:
-    """Replace norm and experts of one block by their static equivalents; its largest error."""
+def _fold_block(path: str, block: Any, tasks: Sequence[Task], embeddings: Tensor) -> list[_Folded]:
+    """Norm and experts of one block as their static equivalents, one a task; frees the experts."""
     live: MTUFeedForward = block.ff
     if not isinstance(live, MTUFeedForward) or not isinstance(block.norm3, PerTask):
         raise NotFoldable(f"{path}: not an MTU feed-forward")
@@ -334,22 +359,25 @@ def _fold_block(path: str, block: Any, task: Task, embedding: Tensor) -> float:
         for e in live.experts
         if isinstance(e, Expert)
     ]
-    dtype = experts[0].proj.dtype
-    before = live.active.embedding
-    live.active.embedding = embedding
+    shared, stacked = block.norm3, isinstance(block.norm3, StackedNorm)
+    width, dtype = experts[0].out.shape[0], experts[0].proj.dtype
+    rows = [embeddings[task.index].double() for task in tasks]
+    before, found = live.active.embedding, []
     try:
         with torch.no_grad():
-            weights = live.router.double()(embedding)
-            folded = fold.fold_experts(experts, weights)
-            width = experts[0].out.shape[0]
-            error = fold.prove(path, live.double(), folded, width, dtype)
+            live.router.double()
+            weights = [live.router(row) for row in rows]
+            modules = fold.fold_experts(experts, weights)
+            for task, row, ff in zip(tasks, rows, modules, strict=True):
+                live.active.embedding = row
+                error = fold.prove(path, live.double(), ff, width, dtype)
+                norm = shared.of(task.name)
+                norm = nn.Sequential(shared.stock(), norm) if stacked else norm
+                found.append(_Folded(norm=norm, ff=ff, error=error))
     finally:
         live.active.embedding = before
-    norm, shared = block.norm3.of(task.name), block.norm3
-    stacked = isinstance(shared, StackedNorm)
-    block.norm3 = nn.Sequential(shared.stock(), norm) if stacked else norm
-    block.ff = folded
-    return error
+    block.ff = block.norm3 = None
+    return found
 
 
 LAYOUT = (

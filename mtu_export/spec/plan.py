@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,16 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     calibration: Mapping[str, tuple[Arrays, ...]]
     origin: str
+
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """Parameters and buffers that are not the same memory in every method; of one, none."""
+        states = [method.state_dict for method in self.methods.values()]
+        return frozenset(
+            name
+            for name, tensor in states[0].items()
+            if len({state[name].data_ptr() for state in states}) > 1
+        )
 
     def layer(self, tensor: str) -> str:
         """Path of the layer that holds a parameter or buffer of the exported program."""

@@ -51,6 +51,8 @@ class Target(Runtime, Protocol):
     """Distributions that the toolchain needs; ``doctor`` compares them with what was tried."""
     rewrites: tuple[str, ...]
     """Names from ``rewrite.py`` that make its graphs run well."""
+    shared_rewrites: tuple[str, ...]
+    """The same for tasks that share weights: where their gates go."""
     default_scheme: str
     memory: Mapping[str, float]
     """Peak memory of an export by scheme, in multiples of the float32 weights."""
@@ -103,8 +105,11 @@ class Family(Protocol):
         """One task of a live or specialised UNet as a ``models.blocks.Graph``."""
         ...
 
-    def specialise(self, pipeline: Pipeline, task: Task) -> Specialised:
-        """The model of one task as it exists on a phone. May consume the pipeline's memory."""
+    def specialise(self, pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
+        """The model of each task as it exists on a phone, on the same tensors where they are equal.
+
+        May consume the pipeline's memory.
+        """
         ...
 
     def expert_weights(self, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

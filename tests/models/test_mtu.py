@@ -215,7 +215,7 @@ def test_a_folded_unet_equals_the_live_one(
     given = inputs(unet, "inpaint")
     with torch.no_grad():
         want = unet(**given, task="inpaint").sample
-        found = mtu.specialise(pipeline, unet.task("inpaint"))
+        found = mtu.specialise(pipeline, [unet.task("inpaint")])["inpaint"]
         got = found.module(**given).sample
     assert psnr(want.numpy(), got.numpy()) > 110
     assert max(found.errors.values()) < 1e-6
@@ -260,7 +260,7 @@ def test_unequal_widths_fold_and_are_no_stock_unet(
     }
     with torch.no_grad():
         want = unet(**given, task="edit").sample
-        found = mtu.specialise(pipeline, unet.task("edit"))
+        found = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
         got = found.module(**given).sample
     assert psnr(want.numpy(), got.numpy()) > (250 if double else 110)
     assert max(found.errors.values()) < (1e-14 if double else 1e-6)
@@ -277,7 +277,7 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
     given = inputs(unet, "edit")
     with torch.no_grad():
         want = unet(**given, task="edit").sample
-        found = mtu.specialise(pipeline, unet.task("edit"))
+        found = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
         got = found.module(**given).sample
     assert psnr(want.numpy(), got.numpy()) > 110
     assert "two stacked norms" in found.deviations[0]
@@ -293,7 +293,7 @@ def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> No
     given = inputs(unet, "edit")
     with torch.no_grad():
         want = unet(**given).sample
-        got = mtu.specialise(pipeline, unet.task(None)).module(**given).sample
+        got = mtu.specialise(pipeline, [unet.task(None)])["edit"].module(**given).sample
     assert psnr(want.numpy(), got.numpy()) > 110
 
 
@@ -310,7 +310,7 @@ def test_a_block_that_is_not_exact_is_refused_by_name(
     pipeline = mtu.load(tiny)
     task = pipeline.components["unet"].task("edit")
     with pytest.raises(NotFoldable, match=r"^down_blocks\.0\.attentions\.0\.transformer_blocks\.0"):
-        mtu.specialise(pipeline, task)
+        mtu.specialise(pipeline, [task])
 
 
 PLAIN_DIFFUSERS = """

@@ -50,7 +50,7 @@ def mini(tiny: Path) -> MakeMini:
         cases = tuple({"sample": random.standard_normal(SPEC.shape, np.float32)} for _ in range(4))
         graph = Graph(module=Mini(dead).eval(), inputs=(SPEC,), outputs=(OUT,))
         wanted = capture.run(graph, cases)
-        quantize.quantize(graph.module, resolved.scheme)
+        quantize.quantize([graph.module], resolved.scheme)
         program = capture.capture("unet", {"t2i": graph}, {"t2i": cases[2:]}, "seeded")
         return program, resolved, cases[:2], wanted[:2], graph.module
 

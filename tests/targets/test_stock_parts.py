@@ -110,7 +110,7 @@ def test_a_part_lowers_reads_and_runs(
     graph, cases = graph_of(folder, part, (whole.height, whole.width))
     wanted = capture.run(graph, cases)
     rewrite.apply(graph.module, target.rewrites)
-    quantize.quantize(graph.module, row)
+    quantize.quantize([graph.module], row)
     quantised = [p for p, m in graph.module.named_modules() if hasattr(m, "codes")]
     assert bool(quantised) == isinstance(row.weights, IntWeights)
     program = capture.capture(part, {"t2i": graph}, {"t2i": cases[2:]}, "seeded")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 suffix = ".pte"
 packages = ("executorch", "torch")
 rewrites = ("attention", "geglu", "group_norm")
+shared_rewrites = rewrites
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None

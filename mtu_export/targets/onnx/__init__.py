@@ -6,14 +6,13 @@ skeleton is simplified in a process of its own, and they are put back when the f
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,19 +25,18 @@ from mtu_export.spec import (
     PerChannel,
     Plan,
     Program,
-    ResourceError,
     Runtime,
     TensorSpec,
     ToolchainError,
     ToolchainMissing,
     Unsupported,
 )
-from mtu_export.targets.onnx.reading import DATA, structure
+from mtu_export.targets.onnx.reading import structure
 from mtu_export.targets.onnx.running import last_line, open, runner
 from mtu_export.targets.onnx.stock import border_names, repeated_outputs, write_configs
+from mtu_export.targets.onnx.writing import Writer
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
     import torch
 
@@ -55,6 +53,7 @@ __all__ = [
     "rewrites",
     "runner",
     "runtimes",
+    "shared_rewrites",
     "slow",
     "structure",
     "suffix",
@@ -62,6 +61,7 @@ __all__ = [
 ]
 
 rewrites: tuple[str, ...] = ()
+shared_rewrites = ("geglu", "gate_weight")
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
@@ -70,10 +70,8 @@ memory = {"fp32": 2.0, "fp16": 1.6, "int8": 1.2}
 FILE = "model.onnx"
 OPSETS = (18, 19, 20, 21)
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
-SINGLE_FILE_BYTES = 10**9
 LIFTED_BYTES = 1024
 HALF_MAX = 65504.0
-DEQUANTIZE = "quantized_decomposed.dequantize_per_channel.default"
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Transpose")
 
 
@@ -91,9 +89,7 @@ class Options:
 
 
 def check(plan: Plan) -> None:
-    """Refuse several tasks, and weights other than float32, float16 and int8 per channel."""
-    if len(plan.tasks) != 1:
-        raise Unsupported(f"onnx: one task a bundle for now, got {len(plan.tasks)}; choose one")
+    """Refuse weights other than float32, float16 and int8 per channel."""
     weights = plan.scheme.weights
     if isinstance(weights, FloatWeights):
         if weights.dtype not in ("float32", "float16"):
@@ -108,32 +104,42 @@ def check(plan: Plan) -> None:
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
-    """Write ``<component>/model.onnx`` (``.onnx_data`` above 1 GB) and the stock configs."""
-    if len(program.methods) != 1:
-        raise Unsupported("onnx: one task a bundle for now; export the tasks one by one")
-    ((task, exported),) = program.methods.items()
-    names, opset = border_names(program.name, plan), plan.options.opset
-    inputs, outputs = (
-        tuple(replace(spec, name=names.get(spec.name, spec.name)) for spec in side)
-        for side in (program.inputs[task], program.outputs)
-    )
-    codes = _quantised(exported)
-    model = _export(exported, [s.name for s in inputs], [s.name for s in outputs], opset)
-    weights = _lift(model)
-    model, simplifier = _simplify(model)
+    """Write ``<component>/model.onnx`` (``.onnx_data`` above 1 GB) and the stock configs.
+
+    Several methods become ``<component>/<task>.onnx``, small graphs on one ``.onnx_data`` that
+    holds equal tensors once. The graph is made once: the tasks differ in values alone, and in the
+    width of ``sample``.
+    """
+    first, names = next(iter(program.methods)), border_names(program.name, plan)
+    opset = plan.options.opset
+    _check_alike(program)
+    exported, own, several = program.methods[first], program.own, len(program.methods) > 1
+    sides = {
+        task: (_renamed(specs, names), _renamed(program.outputs, names))
+        for task, specs in program.inputs.items()
+    }
+    skeleton, weights = _skeleton(exported, sides[first], opset, own)
+    skeleton, simplifier = _simplify(skeleton)
     half = plan.scheme.weights == FloatWeights(dtype="float16")
-    kept = _restore(model, weights, half=half)
-    _repeat(model, repeated_outputs(program.name, plan))
-    _describe(model, program.name, identity)
     home = folder / program.name
-    _write(model, home)
-    _prove(home, inputs, outputs, codes)
+    writer = Writer(home, own if several else None)
+    kept, entries, ir_version = [], {}, IR_VERSION
+    for task, method in program.methods.items():
+        model = skeleton.clone() if several else skeleton
+        kept = _restore(model, {**weights, **_own(method, own)}, half=half)
+        _widen(model, sides[task][0])
+        _repeat(model, repeated_outputs(program.name, plan))
+        _describe(model, program.name, identity)
+        entries[task] = f"{task}{suffix}" if several else FILE
+        writer.write(model, entries[task])
+        writer.prove(entries[task], sides[task], method)
+        ir_version = model.ir_version
     write_configs(program.name, plan, folder)
-    specs, parameters = (*program.inputs[task], *program.outputs), exported.state_dict
-    notes = {"opset": opset, "ir_version": model.ir_version, "simplifier": simplifier}
+    specs, parameters = (*program.inputs[first], *program.outputs), exported.state_dict
+    notes = {"opset": opset, "ir_version": ir_version, "simplifier": simplifier}
     return Lowered(
         path=program.name,
-        entries={task: FILE},
+        entries=entries,
         borders={s.name: names[s.name] for s in specs if s.name in names},
         activations="float32",
         kept_float=tuple((program.layer(name), why) for name, why in kept if name in parameters),
@@ -142,33 +148,41 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     )
 
 
-def _fingerprint(codes: np.ndarray, scales: np.ndarray, axis: int) -> str:
-    digest = hashlib.sha256(f"{codes.dtype}{codes.shape}{scales.dtype}{axis}".encode())
-    digest.update(codes.tobytes())
-    digest.update(scales.tobytes())
-    return digest.hexdigest()
+def _check_alike(program: Program) -> None:
+    """Refuse methods that differ in more than values and the width of an input."""
+    rows = [
+        [(node.op, str(node.target)) for node in method.graph.nodes]
+        for method in program.methods.values()
+    ]
+    if any(row != rows[0] for row in rows):
+        raise ToolchainError(f"the graphs of {', '.join(program.methods)} are not alike")
 
 
-def _quantised(exported: torch.export.ExportedProgram) -> Counter[str]:
-    """Fingerprints (codes, scales, axis) of the dequantised weights."""
-    signature = exported.graph_signature
-    names = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
-    names |= signature.inputs_to_lifted_tensor_constants
-    tensors = {**exported.constants, **exported.state_dict}
-    found: Counter[str] = Counter()
-    for node in exported.graph.nodes:
-        if node.op == "call_function" and str(node.target) == DEQUANTIZE:
-            codes, scales = (tensors[names[arg.name]].detach().numpy() for arg in node.args[:2])
-            found[_fingerprint(codes, scales, node.args[3])] += 1
-    return found
+def _renamed(specs: Sequence[TensorSpec], names: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, name=names.get(spec.name, spec.name)) for spec in specs)
 
 
-def _export(
-    exported: torch.export.ExportedProgram, inputs: list[str], outputs: list[str], opset: int
-) -> ir.Model:
-    """The exporter's graph; its weights still share memory with ``exported``."""
+def _own(method: torch.export.ExportedProgram, names: Collection[str]) -> dict[str, ir.Tensor]:
+    """What a task has for itself, by name."""
+    import onnx_ir as ir
+
+    state = method.state_dict
+    return {name: ir.Tensor(state[name].detach().numpy(), name=name) for name in names}
+
+
+def _skeleton(
+    exported: torch.export.ExportedProgram,
+    borders: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+    opset: int,
+    own: Collection[str],
+) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """The exporter's graph without its weights, and these by name, on the memory of ``exported``.
+
+    Nothing is computed ahead of what is ``own`` to a task.
+    """
     import torch
 
+    inputs, outputs = ([spec.name for spec in side] for side in borders)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -179,21 +193,29 @@ def _export(
                 input_names=inputs,
                 output_names=outputs,
                 verbose=False,
+                optimize=False,
             )
+            assert program is not None
+            weights = _lift(program.model, own)
+            program.optimize()
     except Exception as error:
         raise ToolchainError(f"torch.onnx.export failed: {last_line(error)}") from error
-    if program is None or program.model.functions:
+    if program.model.functions:
         raise ToolchainError("torch.onnx.export left functions that are not ONNX operators")
-    return program.model
+    missing = sorted({*own} - {*weights})
+    if missing:
+        raise ToolchainError(f"torch.onnx.export has no tensor {missing[0]!r}")
+    return program.model, weights
 
 
-def _lift(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Turn large weights and all that is dequantised into graph inputs; return them by name."""
+def _lift(model: ir.Model, own: Collection[str]) -> dict[str, ir.TensorProtocol]:
+    """Turn large weights, all that is dequantised, and ``own`` into inputs; return them by name."""
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         quantised = any(node.op_type == "DequantizeLinear" for node, _ in value.uses())
-        if tensor is not None and (quantised or tensor.nbytes > LIFTED_BYTES):
+        large = tensor is not None and tensor.nbytes > LIFTED_BYTES
+        if tensor is not None and (quantised or large or name in own):
             lifted[name] = tensor
             del model.graph.initializers[name]
             value.const_value = None
@@ -258,11 +280,14 @@ def _restore(
 
     Vectors (biases, norms) are float32 in every scheme.
     """
+    import onnx_ir as ir
+
     kept: list[tuple[str, str]] = []
     casts: list[ir.Node] = []
     for value in [v for v in model.graph.inputs if v.name in weights]:
         model.graph.inputs.remove(value)
         tensor = weights[str(value.name)]
+        value.shape = ir.Shape(tensor.shape.numpy())
         operators = {node.op_type for node, _ in value.uses()}
         if not operators:
             continue
@@ -278,6 +303,16 @@ def _restore(
     if casts:
         model.graph.insert_before(model.graph.node(0), casts)
     return kept
+
+
+def _widen(model: ir.Model, inputs: tuple[TensorSpec, ...]) -> None:
+    """Give the graph's inputs the shapes of one task."""
+    import onnx_ir as ir
+
+    shapes = {spec.name: spec.shape for spec in inputs}
+    for value in model.graph.inputs:
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
 
 
 def _halve(value: ir.Value, tensor: ir.TensorProtocol, casts: list[ir.Node]) -> ir.TensorProtocol:
@@ -320,47 +355,3 @@ def _describe(model: ir.Model, name: str, identity: Mapping[str, str]) -> None:
     model.producer_name, model.producer_version, model.domain = "mtu-export", None, None
     model.ir_version = min(model.ir_version, IR_VERSION)
     graph.name = name
-
-
-def _write(model: ir.Model, home: Path) -> None:
-    import onnx_ir as ir
-
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    data = DATA if total > SINGLE_FILE_BYTES else None
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        ir.save(model, home / FILE, external_data=data, alignment=4096)
-    except OSError as error:
-        raise ResourceError(f"cannot write {home.name}/{FILE}: {error.strerror}") from error
-
-
-def _prove(
-    home: Path,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    codes: Counter[str],
-) -> None:
-    """Check the written file: valid ONNX, the borders asked for, the codes bit by bit."""
-    import onnx
-    import onnx_ir as ir
-
-    try:
-        onnx.checker.check_model(str(home / FILE))
-    except Exception as error:
-        raise ToolchainError(f"onnx.checker refuses {home.name}: {last_line(error)}") from error
-    found = structure(home, FILE)
-    if (found.inputs, found.outputs) != (inputs, outputs):
-        raise ToolchainError(f"{home.name}: the exporter changed inputs or outputs")
-    if not codes:
-        return
-    written: Counter[str] = Counter()
-    for node in ir.load(home / FILE).graph:
-        if node.op_type == "DequantizeLinear":
-            stored, scales = (v.const_value if v else None for v in node.inputs[:2])
-            axis = node.attributes.get_int("axis", 1)
-            if stored is not None and scales is not None:
-                written[_fingerprint(stored.numpy(), scales.numpy(), axis)] += 1
-    # Equal weights may share one DequantizeLinear; none may be missing, changed or doubled.
-    if written.keys() != codes.keys() or written - codes:
-        raise ToolchainError(f"{home.name}: quantised weights were changed on the way to ONNX")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import onnx
 
 DATA = "model.onnx_data"
-"""Weights beside a model that is too large for one file."""
+"""Weights beside a model that is too large for one file, or beside several that share them."""
+SINGLE_FILE_BYTES = 10**9
 
 
 def structure(path: Path, entry: str) -> Structure:

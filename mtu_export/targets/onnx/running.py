@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.spec import Arrays, Session, ToolchainError, ToolchainMissing
-from mtu_export.targets.onnx.reading import DATA, structure
+from mtu_export.targets.onnx.reading import DATA, SINGLE_FILE_BYTES, structure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,8 @@ def open(path: Path, entry: str) -> Session:
     Integer weights meet float32 activations: by default ONNX Runtime makes them int8 on the way
     into a matrix product, and one ulp of an input then moves whole codes.
 
-    A model with external data (above 1 GB) runs as it is written, each weight dequantised or cast
-    when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
+    A model with more than 1 GB of external data runs as it is written, each weight dequantised or
+    cast when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
     """
     names = [spec.name for spec in structure(path, entry).outputs]
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -53,7 +53,8 @@ def open(path: Path, entry: str) -> Session:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry(*ACTIVATIONS)
-    if (path / DATA).is_file():
+    data = path / DATA
+    if data.is_file() and data.stat().st_size > SINGLE_FILE_BYTES:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:

@@ -57,7 +57,12 @@ def _is_xl(plan: Plan) -> bool:
 
 
 def write_configs(component: str, plan: Plan, folder: Path) -> None:
-    """Write ``config.json`` beside the model, ``model_index.json`` and the scheduler's config."""
+    """Write ``config.json`` beside the model, ``model_index.json`` and the scheduler's config.
+
+    For one task: optimum has no name for several.
+    """
+    if len(plan.tasks) != 1:
+        return
     if component == "unet":
         channels = plan.config["in_channels"] + plan.tasks[0].channels
         config = checkpoint.stock_config(plan.config, channels)
