@@ -359,20 +359,20 @@ def _fold_block(path: str, block: Any, tasks: Sequence[Task], embeddings: Tensor
         for e in live.experts
         if isinstance(e, Expert)
     ]
-    shared, stacked = block.norm3, isinstance(block.norm3, StackedNorm)
+    shared: PerTask = block.norm3
     width, dtype = experts[0].out.shape[0], experts[0].proj.dtype
     rows = [embeddings[task.index].double() for task in tasks]
     before, found = live.active.embedding, []
     try:
         with torch.no_grad():
-            live.router.double()
-            weights = [live.router(row) for row in rows]
+            weights = [live.router.double()(row) for row in rows]
             modules = fold.fold_experts(experts, weights)
             for task, row, ff in zip(tasks, rows, modules, strict=True):
                 live.active.embedding = row
                 error = fold.prove(path, live.double(), ff, width, dtype)
                 norm = shared.of(task.name)
-                norm = nn.Sequential(shared.stock(), norm) if stacked else norm
+                if isinstance(shared, StackedNorm):
+                    norm = nn.Sequential(shared.stock(), norm)
                 found.append(_Folded(norm=norm, ff=ff, error=error))
     finally:
         live.active.embedding = before
