@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from mtu_export import anatomy, checkpoint, models, targets
+from mtu_export import anatomy, bundle, checkpoint, models, targets
 from mtu_export.bundle import Bundle
 from mtu_export.catalog import SCHEMES, TASKS
 from mtu_export.console import plain, table, verdict_cells
@@ -98,6 +98,7 @@ def _measured(row: anatomy.Row) -> dict[str, Any]:
 def of_bundle(found: Bundle) -> dict[str, Any]:
     """What a bundle holds, its proof and its cost, from the manifest."""
     manifest = found.manifest
+    shared = bundle.sharing(manifest)
     return {
         "bundle": str(found.folder),
         "source": f"{manifest['source']['name']} ({manifest['source']['family']})",
@@ -118,6 +119,7 @@ def of_bundle(found: Bundle) -> dict[str, Any]:
             }
             for part in manifest["parts"]
         ],
+        **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
         "proof": [
             dict(
                 zip(
@@ -129,6 +131,20 @@ def of_bundle(found: Bundle) -> dict[str, Any]:
             for row in found.proof
         ],
     }
+
+
+def _weights_by_task(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Bytes of weights of each task alone, and of all, in the parts that tasks share."""
+    return [
+        {
+            "part": part["component"],
+            "task": task,
+            "own bytes": own,
+            "shared bytes": part["cost"]["shared_weight_bytes"],
+        }
+        for part in manifest["parts"]
+        for task, own in part["cost"].get("task_weight_bytes", {}).items()
+    ]
 
 
 def names() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mtu_export.bundle.card import card
+from mtu_export.bundle.card import card, sharing
 from mtu_export.bundle.goldens import (
     CASES,
     CONSTANTS,
@@ -64,6 +64,7 @@ __all__ = [
     "schedules",
     "sha256",
     "sha256_of",
+    "sharing",
     "size",
     "write_constants",
     "write_goldens",
@@ -281,6 +282,7 @@ def part(
     typed(scheme, NESTED["scheme"], f"{where}.scheme")
     assert scheme is not None
     typed(row["cost"], COST, f"{where}.cost")
+    _check_weights(row, f"{where}.cost")
     if not all(isinstance(entry, str) and 0 < len(entry) < 256 for entry in entries.values()):
         raise BundleError(f"{where}: entries must map tasks to names")
     return Part(
@@ -293,6 +295,16 @@ def part(
         scheme=scheme,
         task_inputs=_task_inputs(row, where),
     )
+
+
+def _check_weights(row: Mapping[str, Any], where: str) -> None:
+    """Refuse weights by task that are no counts of the part's own tasks."""
+    if "task_weight_bytes" in row["cost"]:
+        typed(row["cost"], {"shared_weight_bytes": int, "task_weight_bytes": dict}, where)
+        own = row["cost"]["task_weight_bytes"]
+        typed(own, dict.fromkeys(own, int), f"{where}.task_weight_bytes")
+        if set(own) - set(row["entries"]) or min(own.values(), default=0) < 0:
+            raise BundleError(f"{where}: task_weight_bytes must be counts of the tasks of entries")
 
 
 def _task_inputs(row: Mapping[str, Any], where: str) -> dict[str, tuple[TensorSpec, ...]]:

@@ -16,6 +16,8 @@ def card(manifest: Mapping[str, Any]) -> str:
     )
     proof = "\n".join(f"| {_proof_row(row)} |" for row in manifest["proof"])
     image, source = manifest["image"], manifest["source"]
+    said = sharing(manifest)
+    shared = f"{said}.\n\n" if said else ""
     return (
         f"# {manifest['name']}\n\n"
         f"Task {names} of `{source['name']}` for {manifest['target']}, "
@@ -24,11 +26,26 @@ def card(manifest: Mapping[str, Any]) -> str:
         "contract.\n\n"
         "| component | file | size | parameters |\n|---|---|---|---|\n"
         f"{rows}\n\n"
+        f"{shared}"
         "## Proof against PyTorch\n\n"
         "| component | task | rung | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
         f"{proof}\n\n"
         f"Source sha256: `{source['sha256']}`\n"
     )
+
+
+def sharing(manifest: Mapping[str, Any]) -> str | None:
+    """One line on the weights of the first task, and what the others add; null for one task."""
+    for part in manifest["parts"]:
+        own = part["cost"].get("task_weight_bytes")
+        if own:
+            first, *others = own.values()
+            base, more = max(1, part["cost"]["shared_weight_bytes"] + first), sum(others)
+            return (
+                f"{len(own)} tasks = {base / 1e6:.2f} MB of weights + {more / base:.2%} "
+                f"({more / 1e6:.2f} MB)"
+            )
+    return None
 
 
 def _proof_row(row: Mapping[str, Any]) -> str:

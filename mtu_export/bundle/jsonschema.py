@@ -107,6 +107,11 @@ def _refine_parts(parts: dict[str, Any]) -> None:
     part["entries"]["additionalProperties"] = {"type": "string", "minLength": 1, "maxLength": 255}
     part["inputs"] = part["outputs"] = {"type": "array", "items": tensor}
     part["scheme"] = _object(NESTED["scheme"])
+    part["task_inputs"] = {"type": "object", "additionalProperties": part["inputs"]}
+    part["cost"]["properties"]["task_weight_bytes"] = {
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0},
+    }
     parts["minItems"] = 1
 
 

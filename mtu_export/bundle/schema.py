@@ -1,6 +1,8 @@
 """Keys and types of ``manifest.json``, as bundle.md has them, and their JSON Schema.
 
 Schema 1.1 adds to 1.0: ``text``, ``files``, ``parts[].scheme`` and ``.notes``, ``loop.golden``.
+Schema 1.2 adds ``parts[].task_inputs`` and ``parts[].cost.task_weight_bytes``, and goldens of an
+entry that several tasks run are under the first of them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Any
 
 from mtu_export.spec import BundleError, CheckpointError, Task
 
-SCHEMA = (1, 1)
+SCHEMA = (1, 2)
 Types = type | tuple[type, ...]
 _NULL = type(None)
 _NUMBER = (int, float)

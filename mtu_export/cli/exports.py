@@ -82,7 +82,7 @@ def _export(
     verbose: Verbose = False,
     **options: Any,
 ) -> None:
-    from mtu_export import exporter, plan
+    from mtu_export import bundle, exporter, plan
 
     words = {scheme, *(n for n, flag in (("int8", int8), ("fp16", fp16)) if flag)} - {None}
     if len(words) > 1:
@@ -125,6 +125,9 @@ def _export(
     sizes = part_sizes(found)
     rows = [[*verdict_cells(v), sizes[v.component]] for v in found.proof]
     table([*PROOF_HEAD, "size"], rows, title=str(found.folder))
+    shared = bundle.sharing(found.manifest)
+    if shared is not None:
+        print(shared)
     for row in found.manifest["source"].get("loras", ()):
         for name, count in row["unused"].items():
             sys.stderr.write(

@@ -1,0 +1,298 @@
+"""Several tasks on one set of weights: what is shared, what is proved, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from mtu_export import bundle, exporter, generate, plan
+from mtu_export.bundle import Bundle
+from mtu_export.cli import app
+from mtu_export.exporter import component
+from mtu_export.spec import BundleError, PlanError, ToolchainError
+
+NEAR_DB = 0.1
+"""How far the dB of a task may be from those of its own bundle."""
+THREE = ("t2i", "sr", "fill")
+"""4, 8 and 9 input channels; a prompt of its own; a mask."""
+
+
+def export(folder: Path, out: Path, tasks: tuple[str, ...], scheme: str, **words: Any) -> Bundle:
+    words = {"target": "onnx", "model": folder, "scheme": scheme, "out": out, **words}
+    return exporter.export(plan.resolve(task=list(tasks), **words))
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Three tasks in int8; tests copy it before they change it."""
+    return export(tiny, tmp_path_factory.mktemp("shared") / "b", THREE, "int8")
+
+
+def psnr(found: Bundle) -> dict[tuple[str, str], float]:
+    return {(row.task, row.rung): row.psnr_db or 0 for row in found.proof}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8"])
+def test_each_task_is_as_near_as_alone(
+    scheme: str, tiny: Path, tmp_path: Path, shared: Bundle
+) -> None:
+    found = shared if scheme == "int8" else export(tiny, tmp_path / "s", THREE, scheme)
+    rung, sizes = ("quantised" if scheme == "int8" else "exported"), []
+    for task in THREE:
+        alone = export(tiny, tmp_path / task, (task,), scheme)
+        sizes.append(alone.manifest["parts"][0]["cost"]["weight_bytes"])
+        one, together = psnr(alone)[task, rung], psnr(found)[task, rung]
+        # where float32 rounds, other orders round otherwise
+        assert abs(one - together) < (NEAR_DB if scheme != "fp32" else 3)
+        assert bundle.read_goldens(alone)[f"unet/{task}"][0][1]["out_sample"].tobytes() == (
+            bundle.read_goldens(found)[f"unet/{task}"][0][1]["out_sample"].tobytes()
+        )
+    cost = found.manifest["parts"][0]["cost"]
+    assert cost["weight_bytes"] == cost["shared_weight_bytes"] + sum(
+        cost["task_weight_bytes"].values()
+    )
+    assert cost["weight_bytes"] < 1.08 * max(sizes)
+    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+
+
+def dequantised(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Where the codes and scales of each dequantised weight lie in the file of weights."""
+    model = onnx.load(path, load_external_data=False)
+    places = {
+        tensor.name: tuple(item.value for item in tensor.external_data)
+        for tensor in model.graph.initializer
+    }
+    return {
+        node.input[0]: (places[node.input[0]], places[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+
+
+def test_codes_are_the_same_bytes_and_scales_the_tasks_own(shared: Bundle) -> None:
+    home = shared.part("unet").path
+    rows = [dequantised(home / shared.part("unet").entries[task]) for task in THREE]
+    assert sorted(path.name for path in home.iterdir()) == [
+        *sorted(f"{task}.onnx" for task in THREE if task < "model"),
+        "model.onnx_data",
+        *sorted(f"{task}.onnx" for task in THREE if task > "model"),
+    ]
+    assert rows[0].keys() == rows[1].keys() == rows[2].keys()
+    gated = 0
+    for name, (codes, scales) in rows[0].items():
+        assert all(row[name][0] == codes for row in rows)
+        differ = len({row[name][1] for row in rows}) == len(rows)
+        assert differ == (".net.0.value" in name)
+        assert differ or all(row[name][1] == scales for row in rows)
+        gated += differ
+    assert gated >= 3
+
+
+def test_no_weight_is_there_twice(shared: Bundle) -> None:
+    part = shared.part("unet")
+    places: dict[tuple[int, int], set[str]] = {}
+    data = (part.path / "model.onnx_data").read_bytes()
+    for entry in part.entries.values():
+        for tensor in onnx.load(part.path / entry, load_external_data=False).graph.initializer:
+            found = {item.key: item.value for item in tensor.external_data}
+            if found:
+                key = (int(found["offset"]), int(found["length"]))
+                places.setdefault(key, set()).add(tensor.name)
+    contents = [data[begin : begin + length] for begin, length in places]
+    assert len(set(contents)) == len(contents)
+    ends = sorted((begin, begin + length) for begin, length in places)
+    assert all(one[1] <= two[0] for one, two in pairwise(ends))
+
+
+def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
+    part = shared.part("unet")
+    widths = {task: part.inputs_of(task)[0].shape[1] for task in THREE}
+    assert widths == {"t2i": 4, "sr": 8, "fill": 9}
+    assert len({part.inputs_of(task)[1:] for task in THREE}) == 1
+    assert part.proved == THREE
+
+
+def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_tiny("tiny", experts=1)
+    found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32")
+    cost = found.manifest["parts"][0]["cost"]
+    model = onnx.load(found.part("unet").path / "edit.onnx", load_external_data=False)
+    assert not any("gain" in tensor.name for tensor in model.graph.initializer)
+    assert cost["task_weight_bytes"]["edit"] < 0.01 * cost["shared_weight_bytes"]
+
+
+def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    found = export(make_tiny("tiny", task_norm="stacked"), tmp_path / "b", ("t2i", "edit"), "fp32")
+    assert all(row.passed for row in found.proof)
+
+
+@pytest.mark.slow
+def test_a_whole_pipeline_of_three_tasks(pipeline: Path, tmp_path: Path) -> None:
+    found = export(pipeline, tmp_path / "b", THREE, "fp32", bake_steps=[4])
+    entries = {part.component: part.entries for part in found.parts}
+    assert set(entries["text_encoder"]) == {"t2i", "fill"}
+    assert set(entries["vae_encoder"]) == {"sr", "fill"}
+    assert set(entries["vae_decoder"].values()) == {"model.onnx"}
+    assert entries["unet"] == {task: f"{task}.onnx" for task in THREE}
+    rows = {(row.component, row.task) for row in found.proof}
+    assert rows == {
+        ("text_encoder", "t2i"),
+        ("vae_encoder", "sr"),
+        ("vae_decoder", "t2i"),
+        *(("unet", task) for task in THREE),
+        *(("pipeline", task) for task in THREE),
+    }
+    assert all(row.passed and row.psnr_db and row.psnr_db > 90 for row in found.proof)
+    assert not (found.folder / "model_index.json").exists()
+    with pytest.raises(PlanError, match="name a --task; this bundle has: t2i, sr, fill"):
+        generate.loop(found)
+    alone = export(pipeline, tmp_path / "alone", ("sr",), "fp32", bake_steps=[4])
+    golden, own = (bundle.read_loop(row, "sr") for row in (found, alone))
+    assert {name: value.tobytes() for name, value in golden.items()} == {
+        name: value.tobytes() for name, value in own.items()
+    }
+
+
+@pytest.mark.slow
+def test_a_stopped_export_goes_on_with_all_tasks(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"bake_steps": [4], "skip_existing": True}
+    make, made = component.make, []
+
+    def stop(job: component.Job, references: Any) -> Any:
+        if job.component == "vae_decoder" and not made:
+            raise KeyboardInterrupt
+        made.append(job.component)
+        return make(job, references)
+
+    monkeypatch.setattr(component, "make", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
+    assert made == ["text_encoder", "vae_encoder", "unet"]
+    found = export(pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
+    assert made[3:] == ["vae_decoder"]
+    assert {row.task for row in found.proof if row.component == "pipeline"} == {"t2i", "edit"}
+    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+
+
+def test_graphs_that_are_not_alike_are_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtu_export.models import mtu
+
+    specialise = mtu.specialise
+
+    class Once(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 1.0
+
+    def odd(pipeline: Any, tasks: Any) -> Any:
+        found = specialise(pipeline, tasks)
+        unet = next(iter(found.values())).module
+        unet.conv_out = nn.Sequential(unet.conv_out, Once())
+        return found
+
+    monkeypatch.setattr(mtu, "specialise", odd)
+    with pytest.raises(ToolchainError, match="graphs of t2i, edit are not alike"):
+        export(tiny, tmp_path / "b", ("t2i", "edit"), "fp32")
+    assert not (tmp_path / "b").exists()
+
+
+def spoil(found: Bundle, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    shutil.copytree(found.folder, out)
+    said = json.loads((out / "manifest.json").read_text("utf-8"))
+    change(said["parts"][0])
+    (out / "manifest.json").write_text(json.dumps(said), "utf-8")
+    return out
+
+
+def _renamed(part: dict[str, Any]) -> None:
+    part["task_inputs"]["sr"][0]["name"] = "other"
+
+
+def _foreign(part: dict[str, Any]) -> None:
+    part["task_inputs"]["unknown"] = part["inputs"]
+
+
+def _endless(part: dict[str, Any]) -> None:
+    part["task_inputs"]["sr"][0]["shape"] = [-1]
+
+
+def _no_list(part: dict[str, Any]) -> None:
+    part["task_inputs"]["sr"] = {}
+
+
+def _no_counts(part: dict[str, Any]) -> None:
+    part["cost"]["task_weight_bytes"]["sr"] = "all"
+
+
+def _negative(part: dict[str, Any]) -> None:
+    part["cost"]["task_weight_bytes"]["sr"] = -1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_renamed, "names are not those of inputs"),
+        (_foreign, "the task one of entries"),
+        (_endless, "is not static"),
+        (_no_list, "must be a list"),
+        (_no_counts, "sr must be int"),
+        (_negative, "must be counts"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(
+    change: Callable[[dict[str, Any]], None], said: str, shared: Bundle, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match=said):
+        bundle.read(spoil(shared, tmp_path / "b", change))
+
+
+def test_a_task_with_another_ones_graph_fails(shared: Bundle, tmp_path: Path) -> None:
+    """sr and a task of its width: nothing but the numbers tells them apart."""
+
+    def swap(part: dict[str, Any]) -> None:
+        part["entries"]["sr"], part["entries"]["fill"] = "fill.onnx", "sr.onnx"
+
+    with pytest.raises(BundleError, match="inputs are not those of the manifest"):
+        exporter.check(bundle.read(spoil(shared, tmp_path / "b", swap)))
+
+
+def test_tasks_of_one_width_are_told_apart_by_their_numbers(tiny: Path, tmp_path: Path) -> None:
+    found = export(tiny, tmp_path / "b", ("edit", "inpaint"), "fp32")
+
+    def swap(part: dict[str, Any]) -> None:
+        part["entries"] = {"edit": "inpaint.onnx", "inpaint": "edit.onnx"}
+
+    rows = exporter.check(bundle.read(spoil(found, tmp_path / "c", swap)))
+    assert [row.passed for row in rows] == [False, False]
+
+
+def test_inspect_says_what_is_shared(shared: Bundle) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(shared.folder), "--json"])
+    said = json.loads(done.output)
+    assert said["weights"].startswith("3 tasks = ")
+    rows = said["weights by task"]
+    assert [row["task"] for row in rows] == list(THREE)
+    assert len({row["shared bytes"] for row in rows}) == 1
+    data = np.fromfile(shared.part("unet").path / "model.onnx_data", np.uint8)
+    held = rows[0]["shared bytes"] + sum(row["own bytes"] for row in rows)
+    assert 0.9 * held < len(data) < held  # equal vectors are there once, small ones in the graphs
+
+
+def test_all_tasks_and_a_task_contradict_one_another() -> None:
+    with pytest.raises(PlanError, match="give no --task with it"):
+        plan.resolve(target="onnx", task="edit", all_tasks=True)
+    assert len(plan.resolve(target="onnx", all_tasks=True).tasks) == 4
