@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 OPTIMUM := build/optimum
 
 .PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
-  pipelines optimum schema testdata mil-mutations coreml-ladder clean
+  pipelines optimum schema testdata mil-mutations coreml-ladder shared clean
 
 setup: $(VENV)/.installed
 
@@ -92,6 +92,10 @@ mil-mutations: setup
 ## Core ML packages evaluated from disk -> benchmarks/results/coreml_ladder.* (half an hour, 7 GB).
 coreml-ladder: setup
 	$(BIN)/python benchmarks/coreml_ladder.py --full
+
+## Four tasks on one set of weights against one -> benchmarks/results/shared.* (two hours, 16 GB).
+shared: setup
+	$(BIN)/python benchmarks/shared.py
 
 clean:
 	rm -rf build $(VENV)

@@ -1,0 +1,270 @@
+"""Four tasks on one set of weights against bundles of one task: bytes, dB, latency, memory, time.
+
+    python benchmarks/shared.py [--only tiny/onnx/int8] [--home ~/.cache/mtu-export/shared]
+
+A row is a size, target and scheme. Every export is a process of its own; `tiny` exports whole
+pipelines, each task alone too, `sd15` the UNet, for one task (`inpaint`) and for all four.
+Latency: both bundles in one process, five rounds that take turns, medians. Memory: the peak of a
+process that opens one task and runs a pass, against one that goes through all four so. Rows that
+are done are kept under `--home`, so the run can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = Path.home() / ".cache" / "mtu-export"
+TASKS = ("t2i", "edit", "sr", "inpaint")
+ALONE = "inpaint"
+ROUNDS = 5
+ROWS = [
+    (size, target, scheme)
+    for size in ("tiny", "sd15")
+    for target, schemes in (
+        ("onnx", ("int8", "fp32")),
+        ("coreml", ("int8", "fp16")),
+        ("executorch", ("int8", "fp32")),
+    )
+    for scheme in schemes
+] + [("sd15-whole", "onnx", "int8")]
+LIMITS = {"weights": 1.01, "bundle": 1.01, "latency": 1.01, "memory": 1.05, "wall": 1.5, "rss": 1.2}
+"""What four tasks may take of one; the bundle at SD 1.5 size."""
+
+
+def export(model: Path | None, row: tuple[str, str, str], tasks: list[str], out: Path) -> Any:
+    """One export: seconds by stage, peak memory, the manifest's figures and bytes of the files."""
+    size, target, scheme = row
+    words = [target, "--scheme", scheme, "-o", str(out), "--force", *tasks]
+    words += ["-m", str(model), "--height", "512", "--width", "512"] if model else []
+    words += ["--components", "unet"] if size == "sd15" else []
+    words += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
+    log, start = out.with_suffix(".log"), time.monotonic()
+    with log.open("w") as stream:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "mtu_export", *words], stdout=subprocess.DEVNULL, stderr=stream
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+    found: dict[str, Any] = {
+        "exit": os.waitstatus_to_exitcode(status),
+        "wall_s": round(time.monotonic() - start, 1),
+        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    }
+    lines = log.read_text("utf-8").splitlines()
+    if found["exit"]:
+        return found | {"error": next((x for x in lines if x.startswith("error: ")), "killed")}
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    unet = next(part for part in manifest["parts"] if part["component"] == "unet")
+    timed = [re.fullmatch(r"✓ (.+?)(?: (\d+) s)?", line) for line in lines]
+    files = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    graphs = {str(p.relative_to(out)): n for p, n in files.items() if p.suffix in _GRAPHS}
+    return found | {
+        "stages_s": {t[1]: int(t[2]) for t in timed if t and t[2]},
+        "weight_bytes": unet["cost"]["weight_bytes"],
+        "task_weight_bytes": unet["cost"].get("task_weight_bytes"),
+        "shared_weight_bytes": unet["cost"]["shared_weight_bytes"],
+        "unet_bytes": unet["bytes"],
+        "graph_bytes": {name: n for name, n in graphs.items() if "unet" in name.lower()},
+        "golden_bytes": (out / "goldens.safetensors").stat().st_size,
+        "bundle_bytes": sum(files.values()),
+        "db": {
+            f"{v['component']}/{v['task']}": v["psnr_db"]
+            for v in manifest["proof"]
+            if v["rung"] != "folded"
+        },
+        "versions": manifest["versions"],
+    }
+
+
+_GRAPHS = (".onnx", ".mlmodel")
+
+
+def opened(folder: Path, task: str) -> tuple[Any, Any]:
+    """A session of a bundle's UNet and the inputs of its first golden."""
+    from mtu_export import bundle, targets
+
+    found = bundle.read(folder)
+    part = found.part("unet")
+    inputs, _ = bundle.read_goldens(found)[f"unet/{task}"][0]
+    return targets.load(found.manifest["target"]).open(part.path, part.entries[task]), inputs
+
+
+def latency(shared: str, alone: str) -> None:
+    """Print the medians of a pass of both, and of their ratio by round, as JSON."""
+    sessions = {n: opened(Path(p), ALONE) for n, p in (("shared", shared), ("alone", alone))}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(ROUNDS + 1):
+        for name in sorted(sessions, reverse=bool(turn % 2)):
+            session, inputs = sessions[name]
+            count, start = 0, time.perf_counter()
+            while count == 0 or time.perf_counter() - start < 0.5:
+                session(inputs)
+                count += 1
+            if turn:
+                times[name].append((time.perf_counter() - start) / count)
+    ratios = [a / b for a, b in zip(times["shared"], times["alone"], strict=True)]
+    medians = {name: round(statistics.median(row), 4) for name, row in times.items()}
+    print(json.dumps({**medians, "ratio": round(statistics.median(ratios), 4), "ratios": ratios}))
+
+
+def memory(folder: str, *tasks: str) -> None:
+    """Print the peak memory of this process after a pass of each task in turn, GB, as JSON."""
+    peaks = {}
+    for task in tasks:
+        session, inputs = opened(Path(folder), task)
+        session(inputs)
+        del session
+        gc.collect()
+        peaks[task] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    print(json.dumps(peaks))
+
+
+def call(function: str, *words: str) -> Any:
+    """Run one function of this file in a process of its own; what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), "--call", function, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stderr.strip().splitlines()
+    return {"error": lines[-1]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(home: Path, row: tuple[str, str, str]) -> dict[str, Any]:
+    """One row."""
+    size, target, scheme = row
+    model = None if size == "tiny" else CACHE / "sizes" / "sd15" / "checkpoint"
+    if model is not None and not model.is_dir():
+        made = f"mtu-export upcycle --arch sd15 --random {model}"
+        raise SystemExit(f"{model} is not there; make it with: {made}")
+    found: dict[str, Any] = {"size": size, "target": target, "scheme": scheme, "alone": {}}
+    for task in TASKS if size == "tiny" else (ALONE,):
+        words = ["--task", task]
+        found["alone"][task] = export(model, row, words, home / f"one-{task}")
+    found["shared"] = export(model, row, ["--all-tasks"], home / "four")
+    one, four = str(home / f"one-{ALONE}"), str(home / "four")
+    if found["shared"]["exit"] == found["alone"][ALONE]["exit"] == 0 and size != "sd15-whole":
+        if target != "coreml":
+            found["latency"] = call("latency", four, one)
+        found["memory"] = {"one": call("memory", one, ALONE), "four": call("memory", four, *TASKS)}
+    for path in home.glob("one-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(home / "four", ignore_errors=True)
+    return found
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float | None]:
+    """Four tasks over one, by what :data:`LIMITS` is of."""
+    one, four = row["alone"][ALONE], row["shared"]
+    found: dict[str, float | None] = {
+        name: four[key] / one[key]
+        for name, key in (
+            ("weights", "weight_bytes"),
+            ("bundle", "bundle_bytes"),
+            ("wall", "wall_s"),
+            ("rss", "peak_rss_gb"),
+        )
+    }
+    found["latency"] = row.get("latency", {}).get("ratio")
+    peaks = row.get("memory", {})
+    known = "error" not in peaks.get("one", {"error": 1}) and "error" not in peaks["four"]
+    found["memory"] = max(peaks["four"].values()) / peaks["one"][ALONE] if known else None
+    return found
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    names = ("weights", "bundle", "latency", "memory", "wall", "rss")
+    lines = [
+        "# Four tasks on one set of weights",
+        "",
+        "Made by `make shared` from `shared.json`. Each figure is four tasks (t2i, edit, sr, "
+        f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
+        "with graphs and goldens (tiny: all parts, sd15: the UNet alone, sd15-whole: all parts); a "
+        "pass (medians of "
+        f"{ROUNDS} rounds that take turns, 2 cores shared with other work); peak memory of a "
+        "process that goes through the four tasks; wall and peak memory of the export, proof "
+        "included. `own` is what a task has for itself in bytes of weights, `dB` the largest "
+        "difference of a part's PSNR from that of the task's own bundle.",
+        "",
+        "| size | target | scheme | " + " | ".join(names) + " | own | graphs | dB |",
+        "|---|---|---|" + "---|" * (len(names) + 3),
+        "| | | wanted: at most | "
+        + " | ".join(f"{LIMITS[name]:g}" for name in names)
+        + " | | | 0.1 |",
+    ]
+    for row in rows:
+        key = f"| {row['size']} | {row['target']} | {row['scheme']} | "
+        failed = [one for one in (*row["alone"].values(), row["shared"]) if one["exit"]]
+        if failed:
+            said = f"exit {failed[0]['exit']}: {failed[0]['error']}"
+            lines.append(key + said + " |" + " |" * (len(names) + 2))
+            continue
+        found = ratios(row)
+        cells = [f"{found[n]:.3f}" if found[n] is not None else "not run" for n in names]
+        own = max((row["shared"]["task_weight_bytes"] or {"": 0}).values())
+        graphs = row["shared"]["graph_bytes"].values()
+        lines.append(
+            key
+            + " | ".join(cells)
+            + f" | {own:,} | {' + '.join(f'{n:,}' for n in graphs) or 'inside'} "
+            + f"| {difference(row):.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def difference(row: dict[str, Any]) -> float:
+    """Largest difference of a PSNR, dB, over the parts that both bundles have goldens of."""
+    together = row["shared"]["db"]
+    return max(
+        abs(db - together[key])
+        for one in row["alone"].values()
+        for key, db in one["db"].items()
+        if key in together and not key.startswith("pipeline")
+    )
+
+
+def main() -> None:
+    """Run what is not done yet, then write the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, default=CACHE / "shared")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--only", default="", help="size/target/scheme begins with this")
+    parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.call:
+        {"latency": latency, "memory": memory}[words.call[0]](*words.call[1:])
+        return
+    (words.home / "rows").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for key in ROWS:
+        kept = words.home / "rows" / f"{'-'.join(key)}.json"
+        if not kept.is_file() and "/".join(key).startswith(words.only):
+            work = words.home / f"work-{os.getpid()}"
+            work.mkdir(exist_ok=True)
+            row = measure(work, key)
+            shutil.rmtree(work)
+            kept.write_text(json.dumps(row), "utf-8")
+            print(json.dumps(row), flush=True)
+        if kept.is_file():
+            rows.append(json.loads(kept.read_text("utf-8")))
+    words.out.mkdir(parents=True, exist_ok=True)
+    (words.out / "shared.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    (words.out / "shared.md").write_text(page(rows), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
