@@ -357,7 +357,8 @@ class _Store:
         found = self._places.get(mark.digest())
         if found is not None:
             return found
-        place = self._align()
+        self.file.write(bytes(-self.file.tell() % package.HEADER_BYTES))
+        place = self.file.tell()
         self.file.write(package.HEADER.pack(sentinel, kind, length, place + package.HEADER_BYTES))
         self.file.write(rest)
         for chunk in chunks():
@@ -365,13 +366,8 @@ class _Store:
         self._places[mark.digest()] = place
         return place
 
-    def _align(self) -> int:
-        self.file.write(bytes(-self.file.tell() % package.HEADER_BYTES))
-        return self.file.tell()
-
     def close(self) -> None:
         """Write the file's own header: how many blobs, and of which version."""
-        self._align()
         self.file.seek(0)
         self.file.write(struct.pack("<II", len(self._places), package.STORAGE_VERSION))
 
