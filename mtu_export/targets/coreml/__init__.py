@@ -110,10 +110,11 @@ def _check_several(plan: Plan) -> None:
             f"know; choose --min-deployment-target {' or '.join(legal)}, or one bundle a task"
         )
     for task in plan.tasks:
-        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", task.name):
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", task.name) or task.name == package.ENTRY:
             raise Unsupported(
                 f"task {task.name!r} cannot name a function of a Core ML package: letters, digits "
-                "and '_', no digit first; rename it, or export one bundle a task"
+                f"and '_', no digit first, not {package.ENTRY!r}; rename it, or export one bundle "
+                "a task"
             )
 
 

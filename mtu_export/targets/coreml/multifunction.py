@@ -133,7 +133,8 @@ def half(values: np.ndarray) -> np.ndarray:
     found = values.astype(np.float16)
     if values.size < _CHECKED:
         least = np.nextafter(np.float16(0), np.float16(1))
-        lost = (values != 0) & (np.abs(found) <= least)
+        zero = np.nextafter(np.float32(0), np.float32(1))
+        lost = (np.abs(values) > zero) & (np.abs(found) <= least)
         found[lost] = np.copysign(least, values[lost]).astype(np.float16)
     return found
 
@@ -173,8 +174,7 @@ def write(path: Path, program: Program, markers: Sequence[Marker]) -> None:
             store.close()
         shutil.copymode(file, fresh)
         os.replace(fresh, file)
-        if package.ENTRY not in program.methods:
-            del functions[package.ENTRY]
+        del functions[package.ENTRY]
         _describe(model.description, program)
         (path / "Data" / package.MODEL).write_bytes(model.SerializeToString(deterministic=True))
     except OSError as error:
