@@ -112,7 +112,7 @@ def resolve(
         batch=batch,
         seed=seed,
         out=Path(out) if out is not None else Path(name),
-        options=_options(chosen, target, options or {}) if chosen else None,
+        options=_options(chosen, target, options or {}, len(rows)) if chosen else None,
         floor_db=min_psnr,
         memory=None if memory is None else memory * 1e9,
         force=force,
@@ -276,8 +276,11 @@ def image_size(
     return found[0], found[1]
 
 
-def _options(target: Target, name: str, words: Mapping[str, Any]) -> Any:
-    """The target's own options, with their choices checked."""
+def _options(target: Target, name: str, words: Mapping[str, Any], tasks: int) -> Any:
+    """The target's own options, with their choices checked.
+
+    A field's metadata may have a default for several tasks, ``"several"``.
+    """
     rows = {row.name: row for row in fields(target.Options)}
     for word, value in words.items():
         if word not in rows:
@@ -286,4 +289,7 @@ def _options(target: Target, name: str, words: Mapping[str, Any]) -> Any:
         if choices is not None and value not in choices:
             legal = ", ".join(str(choice) for choice in choices)
             raise Unsupported(f"{name} has no {word} {value!r}; choose from: {legal}")
-    return target.Options(**words)
+    defaults = {
+        key: row.metadata["several"] for key, row in rows.items() if "several" in row.metadata
+    }
+    return target.Options(**{**(defaults if tasks > 1 else {}), **words})

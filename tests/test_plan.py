@@ -49,7 +49,6 @@ def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
         ({"options": {"colour": 7}}, UnknownName, "unknown option of onnx 'colour'"),
         ({"model": "/nowhere/at/all"}, CheckpointError, "no checkpoint folder"),
         ({"target": "executorch", "scheme": "fp16"}, Unsupported, r"0\.88 x .* use int8 or fp32"),
-        ({"task": ["t2i", "sr"]}, Unsupported, "one task a bundle for now"),
         ({"target": "diffusers", "task": ["t2i", "sr"]}, Unsupported, "holds one task"),
         ({"target": "coreml", "options": {"deployment_target": "iOS9"}}, PlanError, "iOS16"),
     ],

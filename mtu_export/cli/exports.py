@@ -179,7 +179,9 @@ def _option_help(row: Any) -> str:
     choices = row.metadata.get("choices")
     text = row.metadata.get("help", "")
     legal = f" One of: {', '.join(map(str, choices))}." if choices else ""
-    return f"{text}{legal} Default: {row.default}."
+    several = row.metadata.get("several")
+    more = f", {several} for several tasks" if several is not None else ""
+    return f"{text}{legal} Default: {row.default}{more}."
 
 
 def diffusers(

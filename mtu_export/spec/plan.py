@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtu_export.spec.errors import ToolchainError
 from mtu_export.spec.scheme import Scheme
 from mtu_export.spec.task import Task
 
@@ -124,6 +125,15 @@ class Program:
             for name, tensor in states[0].items()
             if len({state[name].data_ptr() for state in states}) > 1
         )
+
+    def check_alike(self) -> None:
+        """Raise ``ToolchainError`` for methods that differ in more than values and input widths."""
+        rows = [
+            [(node.op, str(node.target), str(node.args)) for node in method.graph.nodes]
+            for method in self.methods.values()
+        ]
+        if any(row != rows[0] for row in rows):
+            raise ToolchainError(f"the graphs of {', '.join(self.methods)} are not alike")
 
     def layer(self, tensor: str) -> str:
         """Path of the layer that holds a parameter or buffer of the exported program."""

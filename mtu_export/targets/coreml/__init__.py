@@ -2,12 +2,14 @@
 
 Weights are float32, float16 or int8 codes with one float16 scale a channel; codes stay compressed
 in the file as ``constexpr`` operators. On macOS Core ML runs a package, elsewhere an evaluator.
+Several tasks are one package with a function each, see :mod:`.multifunction`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,7 +32,7 @@ from mtu_export.spec import (
     UnknownName,
     Unsupported,
 )
-from mtu_export.targets.coreml import mil, native, package
+from mtu_export.targets.coreml import mil, multifunction, native, package
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,7 @@ class Options:
             "help": "oldest system that opens the model",
             "choices": ("iOS16", "iOS17", "iOS18", "macOS13", "macOS14", "macOS15"),
             "flag": "--min-deployment-target",
+            "several": multifunction.SYSTEMS[0],
         },
     )
 
@@ -93,13 +96,26 @@ def check(plan: Plan) -> None:
     Raises ``Unsupported`` with the nearest legal choice, ``ToolchainMissing``, or
     ``ToolchainError`` where coremltools is installed without its native parts.
     """
-    if len(plan.tasks) != 1:
-        raise Unsupported(
-            f"coreml takes one task a bundle for now, got {len(plan.tasks)}; "
-            "export each task to its own bundle"
-        )
+    if len(plan.tasks) > 1 and "unet" in plan.components:
+        _check_several(plan)
     _check_scheme(plan.scheme, plan.options)
     _check_toolchain()
+
+
+def _check_several(plan: Plan) -> None:
+    system, legal = plan.options.deployment_target, multifunction.SYSTEMS
+    if system not in legal:
+        raise Unsupported(
+            f"{len(plan.tasks)} tasks in one package are functions of it, which {system} does not "
+            f"know; choose --min-deployment-target {' or '.join(legal)}, or one bundle a task"
+        )
+    for task in plan.tasks:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", task.name) or task.name == package.ENTRY:
+            raise Unsupported(
+                f"task {task.name!r} cannot name a function of a Core ML package: letters, digits "
+                f"and '_', no digit first, not {package.ENTRY!r}; rename it, or export one bundle "
+                "a task"
+            )
 
 
 def _check_scheme(scheme: Scheme, options: Options) -> None:
@@ -138,30 +154,38 @@ def _check_toolchain() -> None:
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
     """Convert one component to ``folder/<Name>.mlpackage``; no prediction takes place.
 
+    Several methods are functions of it, each named as its task; one is ``main``.
     Borders are as ``program`` names them. fp16 and int8 compute in float16, except for what leads
     to ``sin`` and ``cos``. The same program gives the same bytes. Raises ``ToolchainError`` where
     coremltools fails, or where the package it wrote is not the one asked for.
     """
-    ((task, exported),) = program.methods.items()
+    first, several = next(iter(program.methods)), len(program.methods) > 1
     path = folder / f"{NAMES[program.name]}{suffix}"
-    exported = exported.run_decompositions({})
+    program.check_alike()
+    exported = program.methods[first].run_decompositions({})
     half = _compute_dtype(plan.scheme) == "float16"
     angles = _angle_layers(exported, program) if half else ()
     least, most = _narrow_zero_points(exported)
-    _convert(exported, program.inputs[task], program.outputs, plan, path)
+    markers = multifunction.mark(program, exported) if several else ()
+    _convert(exported, program.inputs[first], program.outputs, plan, path)
+    if several:
+        multifunction.write(path, program, markers)
     package.seal(path, {**identity, package.COMPUTE_UNIT: plan.options.compute_unit})
 
-    written = package.structure(path, package.ENTRY)
-    if written.inputs != program.inputs[task] or written.outputs != program.outputs:
-        raise ToolchainError(f"{path.name}: coremltools changed the inputs or outputs")
-    compressed = sum(written.operators.get(kind, 0) for kind in CONSTEXPR)
+    entries = {task: task if several else package.ENTRY for task in program.methods}
+    compressed = 0
+    for task, entry in entries.items():
+        written = package.structure(path, entry)
+        if written.inputs != program.inputs[task] or written.outputs != program.outputs:
+            raise ToolchainError(f"{path.name}: coremltools changed the inputs or outputs")
+        compressed = sum(written.operators.get(kind, 0) for kind in CONSTEXPR) // len(entries)
     if not least <= compressed <= most:
         raise ToolchainError(
             f"{path.name}: coremltools kept {compressed} of {most} integer weights compressed"
         )
     return Lowered(
         path=path.name,
-        entries={task: package.ENTRY},
+        entries=entries,
         activations=_compute_dtype(plan.scheme),
         weight_dtype=_compute_dtype(plan.scheme),
         kept_float=tuple((layer, "angles up to 999 rad: float32") for layer in angles),

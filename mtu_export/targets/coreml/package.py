@@ -37,6 +37,7 @@ WEIGHT_URL = "@model_path/weights/weight.bin"
 SENTINEL = 0xDEADBEEF
 HEADER = struct.Struct("<IIQQ")  # sentinel, type, bytes, offset of the data
 HEADER_BYTES = 64
+STORAGE_VERSION = 2
 BLOB_TYPES = {  # MIL type: (type in the blob header, bits of a value)
     "FLOAT16": (1, 16),
     "FLOAT32": (2, 32),
@@ -117,7 +118,7 @@ def structure(path: Path, entry: str) -> Structure:
     operators = Counter(operator.type for one in blocks.values() for operator in _operators(one))
     with (path / "Data" / WEIGHT_FILE).open("rb") as weights:
         size = os.fstat(weights.fileno()).st_size
-        for value in _values(model.mlProgram):
+        for value in values(model.mlProgram):
             if value.WhichOneof("value") == "blobFileValue":
                 find_blob(value, weights, size, path.name)
     found = {v.name: v for o in blocks[entry].operations for v in o.outputs}
@@ -222,7 +223,7 @@ def _operators(block: Any) -> Iterator[Any]:
             yield from _operators(inner)
 
 
-def _values(message: Any) -> Iterator[Any]:
+def values(message: Any) -> Iterator[Any]:
     """Every ``MIL.Value`` under a message, depth first."""
     if message.DESCRIPTOR.name == "Value":
         yield message
@@ -236,7 +237,7 @@ def _values(message: Any) -> Iterator[Any]:
         else:
             inner = (found,) if hasattr(found, "ListFields") else found
         for each in inner:
-            yield from _values(each)
+            yield from values(each)
 
 
 def find_blob(value: Any, weights: BinaryIO, size: int, where: str) -> tuple[int, int]:

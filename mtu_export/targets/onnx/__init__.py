@@ -112,7 +112,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     """
     first, names = next(iter(program.methods)), border_names(program.name, plan)
     opset = plan.options.opset
-    _check_alike(program)
+    program.check_alike()
     exported, own, several = program.methods[first], program.own, len(program.methods) > 1
     sides = {
         task: (_renamed(specs, names), _renamed(program.outputs, names))
@@ -146,16 +146,6 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         weight_dtype="float16" if half else "float32",
         notes=notes,
     )
-
-
-def _check_alike(program: Program) -> None:
-    """Refuse methods that differ in more than values and the width of an input."""
-    rows = [
-        [(node.op, str(node.target)) for node in method.graph.nodes]
-        for method in program.methods.values()
-    ]
-    if any(row != rows[0] for row in rows):
-        raise ToolchainError(f"the graphs of {', '.join(program.methods)} are not alike")
 
 
 def _renamed(specs: Sequence[TensorSpec], names: Mapping[str, str]) -> tuple[TensorSpec, ...]:
