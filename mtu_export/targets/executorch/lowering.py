@@ -64,10 +64,10 @@ class _Shelf:
         from executorch.exir.lowered_backend_module import LoweredBackendModule
 
         for module in program.graph_module.children():
-            if not isinstance(module, LoweredBackendModule):
+            data = getattr(module, "named_data_store_output", None)
+            if not isinstance(module, LoweredBackendModule) or data is None:
                 continue
-            data = module.named_data_store_output
-            for place, content in enumerate(data.buffers if data is not None else ()):
+            for place, content in enumerate(data.buffers):
                 digest = hashlib.sha256(content).digest()
                 if digest not in self._known:
                     file = self.folder / digest.hex()
