@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mtu_export import calibrate, capture, models, plan, quantize, rewrite, targets, verify
 from mtu_export.models.blocks import Graph
 from mtu_export.targets import executorch
+from mtu_export.targets.executorch import lowering
 
 NEEDED = 0.55
 
@@ -48,7 +49,7 @@ def measure(found: Graph, cases: Any, wanted: Any, words: plan.Plan, path: Path)
         "_identity": "{}",
         "_interface": json.dumps({executorch.ENTRY: names}),
     }
-    notes = executorch._write(program.methods[task], constants, path)
+    notes = lowering.write({"forward": program.methods[task]}, constants, path)["forward"]
     session = executorch.open(path, executorch.ENTRY)
     worst = min(
         verify.psnr(want[name], array)

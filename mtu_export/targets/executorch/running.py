@@ -1,0 +1,50 @@
+"""Runs one method of a ``.pte`` in the runtime of the ``executorch`` wheel."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mtu_export.spec import Arrays, BundleError, Session, ToolchainError, ToolchainMissing
+from mtu_export.targets.executorch.reading import first_line, structure
+
+
+def runner() -> tuple[str | None, str | None]:
+    """Name and version of the runtime, or null and the reason."""
+    try:
+        return f"executorch {metadata.version('executorch')}", None
+    except metadata.PackageNotFoundError:
+        return None, "executorch is not installed"
+
+
+def open(path: Path, entry: str) -> Session:
+    """Load method ``entry``; the session maps arrays to new arrays by name."""
+    found = structure(path, entry)
+    try:
+        import executorch.kernels.quantized  # noqa: F401  kernels of codes outside the delegate
+        import torch
+        from executorch.runtime import Runtime
+    except ImportError as error:
+        raise ToolchainMissing("executorch", "executorch") from error
+    try:
+        program = Runtime.get().load_program(path)
+        method = program.load_method(entry)
+    except RuntimeError as error:
+        raise BundleError(f"{path.name}: the runtime refuses it: {first_line(error)}") from error
+    if method is None:
+        raise BundleError(f"{path.name}: no method {entry!r}")
+
+    def session(inputs: Arrays, owner: object = program) -> dict[str, Any]:
+        for spec in found.inputs:
+            given = inputs.get(spec.name)
+            if given is None or (given.shape, given.dtype.name) != (spec.shape, spec.dtype):
+                raise ToolchainError(f"executorch: input {spec.name!r} is not {spec.shape}")
+        values = [torch.from_numpy(inputs[spec.name].copy()) for spec in found.inputs]
+        try:
+            results = method.execute(values)
+        except RuntimeError as error:
+            raise ToolchainError(f"executorch: {path.name}: {first_line(error)}") from error
+        return {spec.name: r.numpy() for spec, r in zip(found.outputs, results, strict=True)}
+
+    return session

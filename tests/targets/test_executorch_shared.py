@@ -1,0 +1,165 @@
+"""Tasks on one set of weights in one ``.pte``: as right as alone, each constant stored once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtu_export import capture, plan, quantize, targets
+from mtu_export.models.blocks import GatedLinear, Graph, bake
+from mtu_export.spec import Arrays, BundleError, Plan, Program, TensorSpec
+from mtu_export.verify import psnr
+
+executorch = targets.load("executorch")
+CHANNELS = {"t2i": 4, "edit": 8, "inpaint": 9}
+ALONE = "edit"
+OUT = TensorSpec(name="out_sample", shape=(1, 4, 8, 16))
+WIDE = 96
+
+
+class Mini(nn.Module):
+    """A convolution of the task's own, then layers that all tasks share, one with a task's gain."""
+
+    def __init__(self, channels: int, shared: dict[str, nn.Module], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Conv2d(channels, 4, 3, padding=1)
+        self.up, self.middle, self.last = shared["up"], shared["middle"], shared["last"]
+        assert isinstance(self.middle, nn.Linear)
+        gain = 0.2 + torch.rand(WIDE)
+        self.gated = GatedLinear(self.middle.weight.data, self.middle.bias.data, gain)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.silu(self.up(self.first(sample)))
+        return self.last(self.gated(hidden))
+
+
+def specs(task: str) -> tuple[TensorSpec, ...]:
+    return (TensorSpec(name="sample", shape=(1, CHANNELS[task], 8, 8)),)
+
+
+def case(task: str, seed: int) -> Arrays:
+    random = np.random.default_rng(seed)
+    return {"sample": random.standard_normal(specs(task)[0].shape, np.float32)}
+
+
+def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays]]:
+    """The tasks captured as an export captures them, and float outputs of a case each."""
+    torch.manual_seed(0)
+    shared: dict[str, nn.Module] = {
+        "up": nn.Conv2d(4, 4, 3, padding=1),
+        "middle": nn.Linear(8, WIDE),
+        "last": nn.Linear(WIDE, 16),
+    }
+    modules = {task: Mini(CHANNELS[task], shared, 1 + i).eval() for i, task in enumerate(CHANNELS)}
+    modules = {task: modules[task] for task in tasks}
+    graphs = {
+        task: Graph(module=module, inputs=specs(task), outputs=(OUT,))
+        for task, module in modules.items()
+    }
+    wanted = {task: capture.run(graph, [case(task, 0)])[0] for task, graph in graphs.items()}
+    quantize.quantize(list(modules.values()), resolved.scheme)
+    if len(modules) == 1:
+        bake(next(iter(modules.values())))
+    ranges = {task: [case(task, seed) for seed in (5, 6, 7)] for task in tasks}
+    return capture.capture("unet", graphs, ranges, "seeded"), wanted
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def lowered(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Three tasks in one file and one alone: path, entries, outputs wanted, the program."""
+    found: dict[str, Any] = {"scheme": request.param}
+    for key in ("all", ALONE):
+        tasks = list(CHANNELS) if key == "all" else [key]
+        resolved = plan.resolve(target="executorch", model=tiny, task=tasks, scheme=request.param)
+        made, wanted = program(tasks, resolved)
+        folder = tmp_path_factory.mktemp(key)
+        result = executorch.lower(made, resolved, folder, {"name": key})
+        found[key] = (folder / result.path, result, wanted, made)
+    return found
+
+
+@pytest.mark.slow
+def test_each_task_is_as_right_as_alone(lowered: dict[str, Any]) -> None:
+    path, shared, wanted, _ = lowered["all"]
+    assert shared.entries == {task: task for task in CHANNELS}
+    sessions = {task: executorch.open(path, task) for task in CHANNELS}  # all in one process
+    found = {
+        task: psnr(wanted[task]["out_sample"], session(case(task, 0))["out_sample"])
+        for task, session in sessions.items()
+    }
+    assert min(found.values()) > (33 if lowered["scheme"] == "int8" else 110)
+    alone, result, *_ = lowered[ALONE]
+    assert result.entries == {ALONE: "forward"}
+    one = executorch.open(alone, "forward")(case(ALONE, 0))["out_sample"]
+    # above 110 dB what is compared is the order of two roundings
+    assert min(found[ALONE], 110) > min(psnr(wanted[ALONE]["out_sample"], one), 110) - 0.1
+
+
+@pytest.mark.slow
+def test_structure_reads_each_method(lowered: dict[str, Any]) -> None:
+    path, *_ = lowered["all"]
+    for task in CHANNELS:
+        found = executorch.structure(path, task)
+        assert found.inputs == specs(task)
+        assert found.outputs == (OUT,)
+        assert found.identity == {"name": "all"}
+        assert found.operators == executorch.structure(lowered[ALONE][0], "forward").operators
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ["forward", "nowhere", "_identity", "_interface", ""])
+def test_a_method_that_is_not_there(lowered: dict[str, Any], entry: str) -> None:
+    path, *_ = lowered["all"]
+    for refuses in (executorch.structure, executorch.open):
+        with pytest.raises(BundleError, match=r"no method|not a program of this product"):
+            refuses(path, entry)
+
+
+def named_data(path: Path) -> dict[str, bytes]:
+    """Key -> bytes of what the file says that its delegates read."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    found = deserialize_pte_binary(path.read_bytes()).named_data
+    assert found is not None
+    return {key: found.buffers[row.buffer_index] for key, row in found.pte_data.items()}
+
+
+def keys_of(path: Path, entry: str) -> set[str]:
+    """Keys of named data that the delegates of one method ask for."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    program = deserialize_pte_binary(path.read_bytes()).program
+    (method,) = (plan for plan in program.execution_plan if plan.name == entry)
+    blobs = [program.backend_delegate_data[row.processed.index].data for row in method.delegates]
+    return {key for key in named_data(path) if any(key.encode() in bytes(b) for b in blobs)}
+
+
+@pytest.mark.slow
+def test_every_constant_is_in_the_file_once(lowered: dict[str, Any]) -> None:
+    path, _, _, made = lowered["all"]
+    stored = named_data(path)
+    assert len(set(stored.values())) == len(stored)
+    for key, content in stored.items():
+        assert key.removeprefix("scale_") == hashlib.sha256(content).hexdigest()
+    asked = {task: keys_of(path, task) for task in CHANNELS}
+    for layer in ("up", "gated", "last"):
+        name = "codes" if lowered["scheme"] == "int8" else "weight"
+        (tensor,) = {
+            method.state_dict[f"{layer}.{name}"].data_ptr(): method.state_dict[f"{layer}.{name}"]
+            for method in made.methods.values()
+        }.values()
+        array = tensor.detach().numpy()
+        forms = [array, np.moveaxis(array, 1, -1)] if array.ndim == 4 else [array]
+        digests = {hashlib.sha256(np.ascontiguousarray(f).tobytes()).hexdigest() for f in forms}
+        (key,) = digests & set(stored)  # no other layout of the same codes
+        assert all(key in keys for keys in asked.values())
+        assert path.read_bytes().count(stored[key]) == 1
