@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,17 @@ def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
         made = plan.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
         (task,) = manifest.describe(made, manifest.identity(made), [row])["tasks"]
         assert task["steps"] == steps
+
+
+def options_of(tiny: Path, task: object, **options: object) -> Any:
+    words: Any = {"target": "coreml", "model": tiny, "task": task, "options": options}
+    return plan.resolve(**words).options
+
+
+def test_several_tasks_get_a_system_that_knows_functions(tiny: Path) -> None:
+    assert options_of(tiny, "edit").deployment_target == "iOS17"
+    assert options_of(tiny, ["edit", "t2i"]).deployment_target == "iOS18"
+    asked = options_of(tiny, ["edit", "t2i"], deployment_target="macOS15")
+    assert asked.deployment_target == "macOS15"
+    with pytest.raises(Unsupported, match=r"iOS17 does not know; choose .*iOS18 or macOS15, or"):
+        options_of(tiny, ["edit", "t2i"], deployment_target="iOS17")

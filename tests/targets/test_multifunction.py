@@ -332,20 +332,6 @@ def test_halves_are_those_of_coremltools(values: np.ndarray) -> None:
 # --------------------------------------------------------------------------------------- options
 
 
-def options_of(tiny: Path, task: object, **options: object) -> Any:
-    words: Any = {"target": "coreml", "model": tiny, "task": task, "options": options}
-    return plan.resolve(**words).options
-
-
-def test_several_tasks_get_a_system_that_knows_functions(tiny: Path) -> None:
-    assert options_of(tiny, "edit").deployment_target == "iOS17"
-    assert options_of(tiny, ["edit", "t2i"]).deployment_target == "iOS18"
-    asked = options_of(tiny, ["edit", "t2i"], deployment_target="macOS15")
-    assert asked.deployment_target == "macOS15"
-    with pytest.raises(Unsupported, match=r"iOS17 does not know; choose .*iOS18 or macOS15, or"):
-        options_of(tiny, ["edit", "t2i"], deployment_target="iOS17")
-
-
 @pytest.mark.parametrize("name", ["my-task", "3d", "main"])
 def test_a_task_that_names_no_function_is_refused(name: str, tiny: Path) -> None:
     whole = plan.resolve(target="coreml", model=tiny, task=["edit", "t2i"])
