@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtu_export import catalog
-from mtu_export.models.mtu import transformer_blocks
+from mtu_export.models.experts import transformer_blocks
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 FF = f"unet.{BLOCK}.ff"

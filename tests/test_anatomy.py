@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mtu_export import anatomy, capture, catalog, checkpoint, models, plan, report, upcycle
 from mtu_export.models import mtu
+from mtu_export.models.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -165,7 +166,7 @@ def test_expert_weights_are_those_of_the_live_routers(
     folder = make_tiny(architecture, **words)
     found = anatomy.expert_weights(anatomy.read(folder))
     live = mtu.load(folder).components["unet"].double()
-    blocks = dict(mtu.transformer_blocks(live))
+    blocks = dict(transformer_blocks(live))
     assert set(found) == set(blocks)
     for path, rows in found.items():
         want = torch.stack([blocks[path].ff.router(e) for e in live.task_embedding.weight])  # type: ignore[operator]

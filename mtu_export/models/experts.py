@@ -1,11 +1,17 @@
-"""Modules of the live model that differ between tasks: norms, convolutions, routed experts."""
+"""Modules of the live model that differ between tasks: norms, convolutions, routed experts.
+
+And the stock blocks that they go into.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
+
+from mtu_export.spec import CheckpointError
 
 
 class ActiveTask:
@@ -111,3 +117,26 @@ class MTUFeedForward(nn.Module):
         for weight, expert in zip(weights[1:], self.experts[1:], strict=True):
             mixed = mixed + weight * expert(x)
         return mixed
+
+
+def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
+    """Every BasicTransformerBlock with its path; holds none of the modules inside them."""
+    modules = unet.named_modules()
+    return [(path, found) for path, found in modules if isinstance(found, BasicTransformerBlock)]
+
+
+def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
+    """Channels d and inner width H of a stock block; refuses other than norm3 + GEGLU."""
+    proj = getattr(block.ff.net[0], "proj", None)
+    if type(block.ff.net[0]).__name__ != "GEGLU" or not isinstance(block.norm3, nn.LayerNorm):
+        raise CheckpointError(f"{path}: only GEGLU feed-forwards behind a layer norm have experts")
+    assert isinstance(proj, nn.Linear)
+    return proj.in_features, proj.out_features // 2
+
+
+def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
+    """``inner`` split into ``experts`` widths as equal as can be, the wider ones first."""
+    if experts > inner:
+        raise CheckpointError(f"{path}: width {inner} has no {experts} shares")
+    whole, rest = divmod(inner, experts)
+    return (whole + 1,) * rest + (whole,) * (experts - rest)

@@ -16,12 +16,21 @@ from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from mtu_export import checkpoint, fold
 from mtu_export.models.blocks import Graph, describing_a_unet, dry_run, unet_graph
-from mtu_export.models.experts import ActiveTask, Expert, MTUFeedForward, PerTask, StackedNorm
+from mtu_export.models.experts import (
+    ActiveTask,
+    Expert,
+    MTUFeedForward,
+    PerTask,
+    StackedNorm,
+    dense_widths,
+    shares,
+    transformer_blocks,
+)
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
@@ -201,29 +210,6 @@ def _signature() -> inspect.Signature:
 
 
 MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
-
-
-def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
-    """Every BasicTransformerBlock with its path; holds none of the modules inside them."""
-    modules = unet.named_modules()
-    return [(path, found) for path, found in modules if isinstance(found, BasicTransformerBlock)]
-
-
-def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
-    """Channels d and inner width H of a stock block; refuses other than norm3 + GEGLU."""
-    proj = getattr(block.ff.net[0], "proj", None)
-    if type(block.ff.net[0]).__name__ != "GEGLU" or not isinstance(block.norm3, nn.LayerNorm):
-        raise CheckpointError(f"{path}: only GEGLU feed-forwards behind a layer norm have experts")
-    assert isinstance(proj, nn.Linear)
-    return proj.in_features, proj.out_features // 2
-
-
-def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
-    """``inner`` split into ``experts`` widths as equal as can be, the wider ones first."""
-    if experts > inner:
-        raise CheckpointError(f"{path}: width {inner} has no {experts} shares")
-    whole, rest = divmod(inner, experts)
-    return (whole + 1,) * rest + (whole,) * (experts - rest)
 
 
 # --------------------------------------------------------------------------------- Family protocol

@@ -25,6 +25,7 @@ from mtu_export import (
     upcycle,
 )
 from mtu_export.models import mtu
+from mtu_export.models.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, NotFoldable, UnknownName
 from mtu_export.verify import psnr
 
@@ -87,7 +88,7 @@ def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
     """From the file's tensors and the published formula alone, without our modules."""
     rows = {k: v.double() for k, v in load_file(tiny / WEIGHTS).items()}
     unet = load(tiny)
-    path, block = mtu.transformer_blocks(unet)[0]
+    path, block = transformer_blocks(unet)[0]
     names = [task.name for task in unet.tasks]
     x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for task in ("t2i", "relight"):
