@@ -27,7 +27,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "parts": ({"checkpoint"}, set()),
     "plan": ({"catalog", "checkpoint", "targets"}, set()),
     "models.blocks": (set(), {"torch"}),
-    "models.experts": (set(), {"torch"}),
+    "models.experts": (set(), {"torch", "diffusers"}),
     "models.stock": ({"models.blocks", "checkpoint"}, {"torch", "diffusers", "transformers"}),
     "models.mtu": (
         {"models.blocks", "models.experts", "fold", "checkpoint"},
