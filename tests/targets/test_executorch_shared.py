@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ class Mini(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.first = nn.Conv2d(channels, 4, 3, padding=1)
-        self.up, self.middle, self.last = shared["up"], shared["middle"], shared["last"]
-        assert isinstance(self.middle, nn.Linear)
+        self.up, self.last, middle = shared["up"], shared["last"], shared["middle"]
+        assert isinstance(middle, nn.Linear)
         gain = 0.2 + torch.rand(WIDE)
-        self.gated = GatedLinear(self.middle.weight.data, self.middle.bias.data, gain)
+        self.gated = GatedLinear(middle.weight.data, middle.bias.data, gain)
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         hidden = torch.nn.functional.silu(self.up(self.first(sample)))
@@ -55,8 +57,9 @@ def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays
     shared: dict[str, nn.Module] = {
         "up": nn.Conv2d(4, 4, 3, padding=1),
         "middle": nn.Linear(8, WIDE),
-        "last": nn.Linear(WIDE, 16),
+        "last": nn.Linear(WIDE, 16, bias=False),
     }
+    nn.init.zeros_(shared["middle"].bias)  # type: ignore[arg-type]
     modules = {task: Mini(CHANNELS[task], shared, 1 + i).eval() for i, task in enumerate(CHANNELS)}
     modules = {task: modules[task] for task in tasks}
     graphs = {
@@ -124,7 +127,7 @@ def test_a_method_that_is_not_there(lowered: dict[str, Any], entry: str) -> None
             refuses(path, entry)
 
 
-def named_data(path: Path) -> dict[str, bytes]:
+def named_data(path: Path) -> dict[str, Any]:
     """Key -> bytes of what the file says that its delegates read."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
@@ -163,3 +166,65 @@ def test_every_constant_is_in_the_file_once(lowered: dict[str, Any]) -> None:
         (key,) = digests & set(stored)  # no other layout of the same codes
         assert all(key in keys for keys in asked.values())
         assert path.read_bytes().count(stored[key]) == 1
+
+
+CACHED = """
+import ctypes, sys
+from pathlib import Path
+
+import executorch
+import numpy as np
+
+from mtu_export import targets
+
+
+class Option(ctypes.Structure):
+    _fields_ = [
+        ("key", ctypes.c_char * 64),
+        ("value", ctypes.c_uint8 * 256),
+        ("kind", ctypes.c_uint8),
+    ]
+
+
+class Span(ctypes.Structure):
+    _fields_ = [("data", ctypes.POINTER(Option)), ("size", ctypes.c_size_t)]
+
+
+target, path, out = targets.load("executorch"), Path(sys.argv[1]), Path(sys.argv[2])
+tasks, kept = sys.argv[3:], []
+
+
+def run(name):
+    for task in tasks:
+        kept.append(target.open(path, task))  # all stay loaded
+        (spec,) = target.structure(path, task).inputs
+        values = np.random.default_rng(0).standard_normal(spec.shape, np.float32)
+        np.save(out / f"{name}-{task}", kept[-1]({"sample": values})["out_sample"])
+
+
+run("plain")
+library = ctypes.CDLL(str(Path(next(iter(executorch.__path__)), "lib/libexecutorch.so")))
+name = "_ZN10executorch7runtime10set_optionEPKcNS0_4SpanINS0_13BackendOptionEEE"
+setting = getattr(library, name)
+setting.argtypes = [ctypes.c_char_p, Span]
+option = Option(key=b"weight_cache_enabled")
+option.value[0] = 1
+assert setting(b"XnnpackBackend", Span(ctypes.pointer(option), 1)) == 0
+run("cached")
+"""
+"""Sets an option of the runtime that has no Python binding; phones' builds may have it on."""
+
+
+@pytest.mark.slow
+def test_a_runtime_that_caches_packed_weights_is_as_right(
+    lowered: dict[str, Any], tmp_path: Path
+) -> None:
+    path, *_ = lowered["all"]
+    words = [sys.executable, "-c", CACHED, str(path), str(tmp_path), *CHANNELS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "undefined symbol" in done.stderr:
+        pytest.skip("this wheel has another runtime")
+    assert done.returncode == 0, done.stderr
+    for task in CHANNELS:
+        plain, cached = (np.load(tmp_path / f"{name}-{task}.npy") for name in ("plain", "cached"))
+        assert np.array_equal(plain, cached), task

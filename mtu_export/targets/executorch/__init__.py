@@ -178,4 +178,5 @@ def _quantised(
     if activations == "dynamic_int8":
         return make_dynamic(exported), ()
     names = [tensor.name for tensor in program.inputs[task]]
-    return make_static(exported, names, program.calibration[task])
+    mark = list(program.methods).index(task)
+    return make_static(exported, names, program.calibration[task], mark)

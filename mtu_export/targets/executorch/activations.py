@@ -17,13 +17,20 @@ REQUANTISATION_LIMIT = 256.0
 
 
 def make_static(
-    exported: torch.export.ExportedProgram, names: Sequence[str], feeds: Sequence[Arrays]
+    exported: torch.export.ExportedProgram,
+    names: Sequence[str],
+    feeds: Sequence[Arrays],
+    mark: int = 0,
 ) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """Quantise the input and output of every layer whose weight arrives as int8 codes.
 
     Returns a new program that shares the tensors of ``exported``, and the names of the biases
     that do not fit int32 codes and are added in float. XNNPACK's own quantiser is not
     used: it chooses weight scales anew and clamps them at 2^-12.
+
+    ``mark`` is one number for each method of a file that shares codes; it is added to every
+    layer's first bias code. XNNPACK's cache of packed weights, which a runtime may have on, takes
+    equal codes and biases for equal layers, whatever their scales: the biases must differ.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
@@ -42,6 +49,9 @@ def make_static(
     ranges = _ranges(program, watched, names, feeds)
     made: dict[Any, Any] = {}
     apart = [bias for layer in layers for bias in _quantise_layer(program, layer, ranges, made)]
+    if mark:
+        for layer in layers:
+            _mark_bias(program, layer, mark)
     program.graph_module.recompile()
     return program, tuple(apart)
 
@@ -165,6 +175,25 @@ def _quantise_layer(
     if bias is None or not apart:
         return []
     return [program.graph_signature.inputs_to_parameters.get(bias.name, bias.name)]
+
+
+def _mark_bias(program: torch.export.ExportedProgram, layer: Any, mark: int) -> None:
+    """Add ``mark`` units of the int32 accumulator to row 0; a layer without bias gets one."""
+    import torch
+    from executorch.backends.transforms.utils import create_constant_placeholder
+    from torch.export.graph_signature import InputKind
+
+    tensors = _tensors(program)
+    codes, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
+    scales = tensors[weight.args[1].name]
+    marked = torch.zeros_like(scales) if bias is None else tensors[bias.name].detach().clone()
+    marked[0] += mark * scales[0] * codes.args[1]
+    first = next(iter(program.graph.nodes))
+    with program.graph.inserting_before(first):
+        node = create_constant_placeholder(
+            program, program.graph, f"{layer.name}_marked_bias", InputKind.BUFFER, marked, False
+        )
+    layer.args = (codes, weight, node, *rest)
 
 
 def _steps(low: float, high: float, least: float = 1e-12) -> tuple[float, int]:
