@@ -133,7 +133,7 @@ def named_data(path: Path) -> dict[str, Any]:
 
     found = deserialize_pte_binary(path.read_bytes()).named_data
     assert found is not None
-    return {key: found.buffers[row.buffer_index] for key, row in found.pte_data.items()}
+    return {key: bytes(found.buffers[row.buffer_index]) for key, row in found.pte_data.items()}  # type: ignore[arg-type]
 
 
 def keys_of(path: Path, entry: str) -> set[str]:
