@@ -172,7 +172,7 @@ def test_it_refuses_what_the_contract_refuses(
 # ------------------------------------------------------------------------------- fresh bundles
 
 
-def export(folder: Path, task: str, out: Path, batch: int) -> Bundle:
+def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle:
     words: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
     words |= {"height": 48, "width": 32, "batch": batch}
     return exporter.export(plan.resolve(model=folder, task=task, out=out, **words))
@@ -205,3 +205,17 @@ def test_fresh_bundles_with_a_mask(
     words += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
     wanted = ours(found.folder, tmp_path / "ours.png", *words)
     assert psnr(wanted, alone(found.folder, tmp_path / "alone.png", *words)) >= FLOOR_DB
+
+
+@pytest.mark.slow
+def test_a_bundle_of_several_tasks(pipeline: Path, tmp_path: Path) -> None:
+    found = export(pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
+    shape = (1, *generate.loop(found, "t2i").latent)
+    np.save(tmp_path / "noise.npy", generate.noise(shape, 3))
+    for task in ("t2i", "edit", "sr"):
+        words = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
+        words += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []
+        words += ["--prompt", "a green star"] if task != "sr" else []
+        wanted = ours(found.folder, tmp_path / f"{task}.png", *words)
+        made = alone(found.folder, tmp_path / f"{task}-alone.png", *words)
+        assert psnr(wanted, made) >= FLOOR_DB
