@@ -21,8 +21,9 @@ from mtu_export.cli import app
 from mtu_export.exporter import component
 from mtu_export.spec import BundleError, PlanError, ToolchainError
 
-NEAR_DB = 0.1
-"""How far the dB of a task may be from those of its own bundle."""
+NEAR_DB = {"int8": 0.1, "fp16": 0.3, "fp32": 3}
+"""How far the dB of a task may be from those of its own bundle: what float16 rounds is there the
+gated weight and here the weight, and float32 sums in another order."""
 THREE = ("t2i", "sr", "fill")
 """4, 8 and 9 input channels; a prompt of its own; a mask."""
 
@@ -53,8 +54,7 @@ def test_each_task_is_as_near_as_alone(
         alone = export(tiny, tmp_path / task, (task,), scheme)
         sizes.append(alone.manifest["parts"][0]["cost"]["weight_bytes"])
         one, together = psnr(alone)[task, rung], psnr(found)[task, rung]
-        # where float32 rounds, other orders round otherwise
-        assert abs(one - together) < (NEAR_DB if scheme != "fp32" else 3)
+        assert abs(one - together) < NEAR_DB[scheme]
         assert bundle.read_goldens(alone)[f"unet/{task}"][0][1]["out_sample"].tobytes() == (
             bundle.read_goldens(found)[f"unet/{task}"][0][1]["out_sample"].tobytes()
         )
@@ -93,7 +93,7 @@ def test_codes_are_the_same_bytes_and_scales_the_tasks_own(shared: Bundle) -> No
     for name, (codes, scales) in rows[0].items():
         assert all(row[name][0] == codes for row in rows)
         differ = len({row[name][1] for row in rows}) == len(rows)
-        assert differ == (".net.0.value" in name)
+        assert differ == (".net.0.proj" in name)
         assert differ or all(row[name][1] == scales for row in rows)
         gated += differ
     assert gated >= 3
@@ -169,10 +169,11 @@ def test_a_stopped_export_goes_on_with_all_tasks(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = {"bake_steps": [4], "skip_existing": True}
-    make, made = component.make, []
+    make, made, stops = component.make, [], ["once"]
 
     def stop(job: component.Job, references: Any) -> Any:
-        if job.component == "vae_decoder" and not made:
+        if job.component == "vae_decoder" and stops:
+            stops.clear()
             raise KeyboardInterrupt
         made.append(job.component)
         return make(job, references)

@@ -225,8 +225,7 @@ def _check_overrides(plan: Plan) -> None:
         found = checkpoint.headers(plan.checkpoint / "unet")
         channels = plan.config["in_channels"] + plan.tasks[0].channels
         outline = models.load(plan.family).outline(plan.config, found, channels)
-        target, several = targets.load(plan.target), len(plan.tasks) > 1
-        rewrite.apply(outline, target.shared_rewrites if several else target.rewrites)
+        rewrite.apply(outline, targets.rewrites(plan))
         quantize.layers(outline, plan.scheme)
 
 

@@ -191,11 +191,10 @@ def _capture(
 
     ``modules`` are what the schemes' layers are named in.
     """
-    plan, target = job.plan.part(job.component), targets.load(job.plan.target)
-    several = len(modules) > 1
+    plan = job.plan.part(job.component)
     with job.stage("rewrite and quantise"):
         for module in modules:
-            rewrite.apply(module, target.shared_rewrites if several else target.rewrites)
+            rewrite.apply(module, targets.rewrites(plan))
         kept = quantize.quantize(modules, plan.scheme)
     with job.stage("capture"):
         program = capture.capture(job.component, graphs, ranges, calibrate.ORIGIN)

@@ -313,8 +313,7 @@ def losses(plan: Plan, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> s
     if rows:
         lora.apply({"unet": pipeline.components["unet"]}, rows)
     folded = family.specialise(pipeline, [task])[task.name].module
-    target, several = targets.load(plan.target), len(plan.tasks) > 1
-    rewrite.apply(folded, target.shared_rewrites if several else target.rewrites)
+    rewrite.apply(folded, targets.rewrites(plan))
     work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
     step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
     while work > _WORK and max(small.height, small.width) > step:

@@ -51,8 +51,8 @@ class Target(Runtime, Protocol):
     """Distributions that the toolchain needs; ``doctor`` compares them with what was tried."""
     rewrites: tuple[str, ...]
     """Names from ``rewrite.py`` that make its graphs run well."""
-    shared_rewrites: tuple[str, ...]
-    """The same for tasks that share weights: where their gates go."""
+    gates: tuple[str, ...]
+    """More of them where tasks share float weights: where their gates go."""
     default_scheme: str
     memory: Mapping[str, float]
     """Peak memory of an export by scheme, in multiples of the float32 weights."""

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import cast
 
-from mtu_export.spec import Runtime, Target, UnknownName
+from mtu_export.spec import FloatWeights, Plan, Runtime, Target, UnknownName
 
 
 def names() -> tuple[str, ...]:
@@ -22,6 +22,17 @@ def load(name: str) -> Target:
     if name not in names():
         raise UnknownName("target", name, names())
     return cast(Target, importlib.import_module(f"{__name__}.{name}"))
+
+
+def rewrites(plan: Plan) -> tuple[str, ...]:
+    """What of ``rewrite.py`` a plan's graphs are given.
+
+    The gates of integer weights are in their scales; those of float weights that tasks share are
+    operators.
+    """
+    target = load(plan.target)
+    gated = len(plan.tasks) > 1 and isinstance(plan.scheme.weights, FloatWeights)
+    return (*target.rewrites, *(target.gates if gated else ()))
 
 
 BOTH = "both"

@@ -355,7 +355,7 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
     folded = family.specialise(family.load(folder), resolved.tasks)
     modules = [folded[task.name].module for task in resolved.tasks]
     for module in modules:
-        rewrite.apply(module, targets.load("coreml").shared_rewrites)
+        rewrite.apply(module, targets.rewrites(resolved))
     quantize.quantize(modules, resolved.scheme)
     graphs = {
         task.name: family.graph(folded[task.name].module, resolved, task) for task in resolved.tasks

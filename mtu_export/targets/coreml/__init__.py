@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 suffix = ".mlpackage"
 packages = ("coremltools",)
 rewrites: tuple[str, ...] = ()
-shared_rewrites = ("geglu",)
+gates = ("geglu",)
 default_scheme = "fp16"
 memory = {"fp32": 2.2, "fp16": 1.6, "int8": 1.1}
 

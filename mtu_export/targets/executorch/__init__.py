@@ -48,6 +48,7 @@ __all__ = [
     "Options",
     "check",
     "default_scheme",
+    "gates",
     "lower",
     "memory",
     "open",
@@ -55,7 +56,6 @@ __all__ = [
     "rewrites",
     "runner",
     "runtimes",
-    "shared_rewrites",
     "slow",
     "structure",
     "suffix",
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 rewrites = ("attention", "geglu", "group_norm")
-shared_rewrites = rewrites
+gates: tuple[str, ...] = ()
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None

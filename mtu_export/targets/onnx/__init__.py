@@ -46,6 +46,7 @@ __all__ = [
     "Options",
     "check",
     "default_scheme",
+    "gates",
     "lower",
     "memory",
     "open",
@@ -53,7 +54,6 @@ __all__ = [
     "rewrites",
     "runner",
     "runtimes",
-    "shared_rewrites",
     "slow",
     "structure",
     "suffix",
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 rewrites: tuple[str, ...] = ()
-shared_rewrites = ("geglu", "gate_weight")
+gates = ("geglu", "gate_weight")
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
