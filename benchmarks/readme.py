@@ -129,7 +129,8 @@ def main() -> None:
             "At published sizes, 512 x 512, random weights, on three inputs that the exporter did "
             "not use ([all rows, and what was refused](benchmarks/results/sizes.md)). Wall time "
             "includes loading, folding, the goldens of the live router and the verification, on 2 "
-            "cores that were shared with other work. These Core ML packages were not evaluated:",
+            "cores that were shared with other work. Core ML packages were not evaluated here "
+            "([SD 1.5's UNet in fp16 and int8 is](benchmarks/results/coreml_ladder.md)):",
             "",
             *sizes(large),
             "",

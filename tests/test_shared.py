@@ -280,6 +280,12 @@ def test_tasks_of_one_width_are_told_apart_by_their_numbers(tiny: Path, tmp_path
     rows = exporter.check(bundle.read(spoil(found, tmp_path / "c", swap)))
     assert [row.passed for row in rows] == [False, False]
 
+    def same(part: dict[str, Any]) -> None:
+        part["entries"]["inpaint"] = "edit.onnx"
+
+    rows = exporter.check(bundle.read(spoil(found, tmp_path / "d", same)))
+    assert {row.task: row.passed for row in rows} == {"edit": True, "inpaint": False}
+
 
 def test_inspect_says_what_is_shared(shared: Bundle) -> None:
     done = CliRunner().invoke(app, ["inspect", str(shared.folder), "--json"])

@@ -49,7 +49,8 @@ class GatedLinear(nn.Linear):
     def rows(self, begin: int, end: int) -> nn.Linear:
         """The layer of output rows ``begin`` to ``end`` (a view); a stock one where no gain is."""
         part = slice(begin, end)
-        weight, bias, gain = self.weight.data[part], self.bias.data[part], self.gain[part]
+        weight, bias = self.weight.data[part], self.bias.data[part]
+        gain = self.gain[part].clone()  # XNNPACK writes a buffer's whole storage
         if not bool((gain == 1).all()):
             return GatedLinear(weight, bias, gain)
         plain = nn.Linear(self.in_features, end - begin, device="meta")
