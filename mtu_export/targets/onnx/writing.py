@@ -35,7 +35,7 @@ class Writer:
     def __init__(self, home: Path, own: Collection[str] | None) -> None:
         self.home, self.own = home, own
         self._places: dict[str, ir.ExternalTensor] = {}
-        self._known: dict[bytes, ir.ExternalTensor] = {}
+        self._known: dict[bytes, int] = {}
         self._prints: dict[object, bytes] = {}
 
     def write(self, model: ir.Model, name: str) -> None:
@@ -70,32 +70,22 @@ class Writer:
         content = tensor.tobytes()
         mark = hashlib.sha256(f"{tensor.dtype}{tensor.shape}".encode())
         mark.update(content)
-        found = self._known.get(mark.digest())
-        if found is None:
+        place = self._known.get(mark.digest())
+        if place is None:
             align = _PAGE if len(content) >= _SMALL else _LINE
             file.write(bytes(-file.tell() % align))
-            found = ir.ExternalTensor(
-                DATA,
-                file.tell(),
-                len(content),
-                tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=name,
-                base_dir=self.home,
-            )
+            place = self._known[mark.digest()] = file.tell()
             file.write(content)
-            self._known[mark.digest()] = found
-        place = ir.ExternalTensor(
+        self._places[name] = ir.ExternalTensor(
             DATA,
-            found.offset,
-            found.length,
+            place,
+            len(content),
             tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=name,
             base_dir=self.home,
         )
-        self._places[name] = place
-        return place
+        return self._places[name]
 
     def prove(
         self,
