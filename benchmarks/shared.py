@@ -4,9 +4,9 @@
 
 A row is a size, target and scheme. Every export is a process of its own; `tiny` exports whole
 pipelines, each task alone too, `sd15` the UNet, for one task (`inpaint`) and for all four.
-Latency: both bundles in one process, five rounds that take turns, medians. Memory: the peak of a
-process that opens one task and runs a pass, against one that goes through all four so. Rows that
-are done are kept under `--home`, so the run can be stopped at any time.
+Latency: both bundles in one process, passes that take turns, the median of each of five rounds.
+Memory: the peak of a process that opens one task and runs a pass, against one that goes through all
+four so. Rows that are done are kept under `--home`, so the run can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "mtu-export"
 TASKS = ("t2i", "edit", "sr", "inpaint")
 ALONE = "inpaint"
-ROUNDS = 5
+ROUNDS, ROUND_S, PASSES = 5, 6.0, 5
 ROWS = [
     (size, target, scheme)
     for size in ("tiny", "sd15")
@@ -104,19 +104,22 @@ def opened(folder: Path, task: str) -> tuple[Any, Any]:
 def latency(shared: str, alone: str) -> None:
     """Print the medians of a pass of both, and of their ratio by round, as JSON."""
     sessions = {n: opened(Path(p), ALONE) for n, p in (("shared", shared), ("alone", alone))}
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(ROUNDS + 1):
-        for name in sorted(sessions, reverse=bool(turn % 2)):
-            session, inputs = sessions[name]
-            count, start = 0, time.perf_counter()
-            while count == 0 or time.perf_counter() - start < 0.5:
+    for session, inputs in sessions.values():
+        session(inputs)
+    medians: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        start = time.perf_counter()
+        while len(times["alone"]) < PASSES or time.perf_counter() - start < ROUND_S:
+            for name in sorted(sessions, reverse=bool(len(times["alone"]) % 2)):
+                session, inputs = sessions[name]
+                before = time.perf_counter()
                 session(inputs)
-                count += 1
-            if turn:
-                times[name].append((time.perf_counter() - start) / count)
-    ratios = [a / b for a, b in zip(times["shared"], times["alone"], strict=True)]
-    medians = {name: round(statistics.median(row), 4) for name, row in times.items()}
-    print(json.dumps({**medians, "ratio": round(statistics.median(ratios), 4), "ratios": ratios}))
+                times[name].append(time.perf_counter() - before)
+        medians.append({name: statistics.median(row) for name, row in times.items()})
+    found = {name: round(statistics.median(row[name] for row in medians), 5) for name in sessions}
+    ratios = [round(row["shared"] / row["alone"], 4) for row in medians]
+    print(json.dumps({**found, "ratio": statistics.median(ratios), "ratios": ratios}))
 
 
 def memory(folder: str, *tasks: str) -> None:
@@ -194,8 +197,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Made by `make shared` from `shared.json`. Each figure is four tasks (t2i, edit, sr, "
         f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
         "with graphs and goldens (tiny: all parts, sd15: the UNet alone, sd15-whole: all parts); a "
-        "pass (medians of "
-        f"{ROUNDS} rounds that take turns, 2 cores shared with other work); peak memory of a "
+        "pass (passes that take turns, medians of "
+        f"{ROUNDS} rounds, 2 cores shared with other work); peak memory of a "
         "process that goes through the four tasks; wall and peak memory of the export, proof "
         "included. `own` is what a task has for itself in bytes of weights, `dB` the largest "
         "difference of a part's PSNR from that of the task's own bundle.",
