@@ -81,8 +81,8 @@ class Console:
         rich.print(Text.assemble(("✓ ", "green"), name, (f" {took}" if took else "", "dim")))
 
     @contextmanager
-    def progress(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar that is told how many of how many are done."""
+    def progress(self, name: str) -> Iterator[Callable[..., None]]:
+        """A bar that is told how many of how many are done, and a note to show behind its name."""
         from rich.console import Console as Rich
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
@@ -100,10 +100,17 @@ class Console:
         ) as bar:
             job = bar.add_task(plain(name), total=None)
 
-            def advance(number: int, count: int) -> None:
-                bar.update(job, completed=number, total=count)
+            def advance(number: int, count: int, note: str = "") -> None:
+                said = plain(f"{name} {note}".strip())
+                bar.update(job, completed=number, total=count, description=said)
 
             yield advance
+
+    def say(self, line: str) -> None:
+        """One line where no bar is seen: in a log file or a pipe."""
+        if not self.silent and not self.stream.isatty():
+            self.stream.write(f"{plain(line)}\n")
+            self.stream.flush()
 
     def warn(self, line: str) -> None:
         """One line on the terminal's standard error."""

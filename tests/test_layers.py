@@ -14,7 +14,7 @@ import mtu_export
 ROOT = Path(mtu_export.__file__).parent
 OURS = "mtu_export"
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools", "executorch"}
-PACKAGES = ("spec", "cli", "checkpoint", "bundle", "exporter", "lora")  # one room each
+PACKAGES = ("spec", "cli", "checkpoint", "bundle", "exporter", "lora", "training")  # one room each
 FREE = {"spec", "draft", ""}  # "": the package's own name and version
 NUMPY = {"numpy", "safetensors"}
 
@@ -54,6 +54,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "adopt.layout": ({"adopt.mapping", "checkpoint"}, set()),
     "adopt.mapping": (set(), set()),
     "lora": ({"checkpoint", "models"}, set()),
+    "training": (
+        {"catalog", "checkpoint", "models", "models.blocks", "models.mtu", "models.stock", "parts"}
+        | {"pictures", "plan", "tokenizer", "upcycle"},
+        {"torch", "diffusers"},
+    ),
     "schedule": ({"catalog", "checkpoint"}, {"torch", "diffusers"}),
     "sampler": (set(), NUMPY),
     "pictures": (set(), {"numpy", "PIL"}),
@@ -84,7 +89,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {"adopt", "bundle", "catalog", "checkpoint", "console", "exporter", "generate", "pictures"}
-        | {"plan", "plot", "report", "targets", "upcycle", "verify"},
+        | {"plan", "plot", "report", "targets", "training", "upcycle", "verify"},
         {"typer"},
     ),
     "__main__": ({"cli"}, set()),
@@ -159,7 +164,14 @@ def test_files_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["mtu_export", "mtu_export.cli", "mtu_export.exporter", "mtu_export.plan", "mtu_export.lora"],
+    [
+        "mtu_export",
+        "mtu_export.cli",
+        "mtu_export.exporter",
+        "mtu_export.lora",
+        "mtu_export.plan",
+        "mtu_export.training",
+    ],
 )
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
-from mtu_export.cli import checkpoints, exports, reading, running
+from mtu_export.cli import checkpoints, exports, reading, running, training
 from mtu_export.console import plain
 from mtu_export.spec import Interrupted, MtuExportError, PlanError, ResourceError, UnknownName
 
@@ -45,6 +45,7 @@ for _name in targets.names():
 app.command()(exports.diffusers)
 app.command()(checkpoints.upcycle)
 app.command()(checkpoints.adopt)
+app.command()(training.train)
 app.command()(reading.verify)
 app.command()(running.run)
 app.command(name="inspect")(reading.inspect_)

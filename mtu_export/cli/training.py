@@ -1,0 +1,61 @@
+"""`train`: a recipe and samples make a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtu_export.cli.words import Force, Verbose
+from mtu_export.console import Console, table
+from mtu_export.spec import PlanError
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML: docs/training.md.")],
+    state: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="Where the run's state lies; over the config."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Optimiser steps; over the config.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check, run a few steps, estimate; write only caches."),
+    ] = False,
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train experts, routers, task embeddings, task norms and input convolutions: train CONFIG
+
+    A stopped run goes on with the same command.
+    """
+    from mtu_export import training
+
+    if steps is not None and steps < 1:
+        raise PlanError(f"--steps must be at least 1, got {steps}")
+    recipe = training.read(config)
+    if state is not None:
+        recipe = replace(recipe, state=state.absolute())
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    console = Console(verbose=verbose)
+    if not dry_run:
+        with console.quiet():
+            out = training.train(recipe, console=console, force=force)
+        print(out)
+        return
+    with console.quiet():
+        found = training.rehearse(recipe, console=console, force=force)
+    rows = [
+        ["device", found.device],
+        ["trained parameters", f"{found.trained / 1e6:.2f} M"],
+        ["samples/s, all tasks", f"{found.samples_per_second:.1f}"],
+        ["seconds a step", f"{found.seconds_a_step:.3f}"],
+        [f"hours of {found.steps} steps", f"{found.hours:.2f}"],
+        ["memory at most", f"{found.memory / 1e9:.2f} GB"],
+    ]
+    table(["", "estimate"], rows, title=f"dry run of {config}")

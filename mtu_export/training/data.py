@@ -1,0 +1,173 @@
+"""What a training set is: samples of tasks; a local folder as an example; how one is named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mtu_export import pictures
+from mtu_export.spec import PlanError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA = "metadata.jsonl"
+_KEYS = ("file_name", "task", "text", "condition", "mask")
+_NEEDED = ("file_name", "task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture of one task.
+
+    ``image`` [3, H, W] in −1..1 is to be made; ``condition`` [3, h, w] in −1..1 is the input image
+    (of another size: brought to that of ``image``, bicubic); ``mask`` [1, H, W] of 0 and 1,
+    1 = repaint.
+    """
+
+    task: str
+    prompt: str
+    image: Tensor
+    condition: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A training set; the same index gives the same sample at any time.
+
+    A set that also has ``batch(indices) -> list[Sample]`` is asked for whole batches.
+    """
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def task(self, index: int) -> str:
+        """The task of a sample, without its picture."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample."""
+        ...
+
+
+def fetch(samples: Samples, indices: Sequence[int]) -> list[Sample]:
+    """The samples of these indices, in one call where the set has ``batch``."""
+    batch = getattr(samples, "batch", None)
+    return [samples[index] for index in indices] if batch is None else list(batch(indices))
+
+
+def load(word: str) -> Samples:
+    """The training set named ``package.module:name``: an object, or what a callable returns.
+
+    The working directory is importable. Raises ``PlanError``.
+    """
+    module, _, name = word.partition(":")
+    if not module or not name:
+        raise PlanError(f"data must be package.module:name, got {shown(word)}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        if isinstance(found, type) or not isinstance(found, Samples):
+            found = found()
+    except PlanError:
+        raise
+    except Exception as error:  # whatever the user's module sets off
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise PlanError(f"data {word!r}: {type(error).__name__}: {line[:300]}") from error
+    if not isinstance(found, Samples):
+        raise PlanError(
+            f"data {word!r} gives {type(found).__name__}; samples need __len__, task, __getitem__"
+        )
+    return found
+
+
+class Folder:
+    """A local folder of pictures with ``metadata.jsonl``, as Hugging Face's imagefolder has it.
+
+    A line is ``{"file_name": ..., "task": ..., "text": ..., "condition": ..., "mask": ...}``, of
+    which the last three may be left out. Pictures are cut to ``height`` x ``width`` as ``run``
+    cuts a user's; input images and masks must have the shape of theirs. Raises ``PlanError``.
+    """
+
+    def __init__(self, folder: Path, height: int, width: int) -> None:
+        self.folder, self.height, self.width = folder, height, width
+        self.rows = _rows(folder)
+
+    def __len__(self) -> int:
+        """How many lines the metadata has."""
+        return len(self.rows)
+
+    def task(self, index: int) -> str:
+        """The task of a line."""
+        return self.rows[index]["task"]
+
+    def __getitem__(self, index: int) -> Sample:
+        """The pictures of a line."""
+        import torch
+
+        row = self.rows[index]
+        image = pictures.read(self.folder / row["file_name"])
+        size = pictures.upright_size(image)
+        found: dict[str, Tensor] = {}
+        for key in ("condition", "mask"):
+            if key not in row:
+                continue
+            other = pictures.read(self.folder / row[key])
+            if not pictures.same_shape(size, pictures.upright_size(other)):
+                raise PlanError(
+                    f"{self.folder / METADATA}: line {index + 1}: {key} {row[key]!r} has another "
+                    f"shape than {row['file_name']!r}"
+                )
+            cut = pictures.fit if key == "condition" else pictures.fit_mask
+            found[key] = torch.from_numpy(cut(other, self.width, self.height)[0])
+        pixels = pictures.fit(image, self.width, self.height)[0]
+        return Sample(
+            task=row["task"], prompt=row.get("text", ""), image=torch.from_numpy(pixels), **found
+        )
+
+
+def _rows(folder: Path) -> list[Mapping[str, str]]:
+    path = folder / METADATA
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path} cannot be read: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise PlanError(f"{path}: line {number} is empty")
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{path}: line {number} is no JSON: {error}") from None
+        _check_row(row, f"{path}: line {number}", folder)
+        rows.append({key: value for key, value in row.items() if value is not None})
+    return rows
+
+
+def _check_row(row: Any, where: str, folder: Path) -> None:
+    if not isinstance(row, dict):
+        raise PlanError(f"{where} is no object")
+    for key, value in row.items():
+        if key not in _KEYS:
+            raise PlanError(f"{where}: unknown key {shown(key)}; legal: {', '.join(_KEYS)}")
+        if not isinstance(value, str) and (value is not None or key in _NEEDED):
+            raise PlanError(f"{where}: {key} must be a string, got {shown(value)}")
+    for key in _NEEDED:
+        if key not in row:
+            raise PlanError(f"{where}: key {key!r} is missing")
+    for key in ("file_name", "condition", "mask"):
+        name = row.get(key)
+        if name is not None and folder.resolve() not in (folder / name).resolve().parents:
+            raise PlanError(f"{where}: {key} {shown(name)} lies outside the folder")

@@ -1,0 +1,241 @@
+"""Eq. 2: the noise-prediction loss summed over tasks, one optimiser step for all of them.
+
+Noise, timesteps, dropout and the order of samples are functions of (seed, step, task); what a
+step needs besides is in the state. So a run that is taken up again equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from mtu_export.spec import CheckpointError, ParityError, Task
+from mtu_export.training.batches import Batch, Source, without_image
+from mtu_export.training.draws import Draws, Order, draws, dropped, seed_of
+from mtu_export.training.recipe import Recipe
+from mtu_export.training.state import Progress
+from mtu_export.training.text import Texts
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate of a step (from 0): linear warm-up, then constant or half a cosine to 0."""
+    warm = recipe.lr_warmup_steps
+    if step < warm:
+        return recipe.learning_rate * step / max(1, warm)
+    if recipe.lr_scheduler == "constant":
+        return recipe.learning_rate
+    done = (step - warm) / max(1, recipe.steps - warm)
+    return recipe.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights [n] of the loss (Hang et al. 2023) for the schedule's prediction type."""
+    kept = schedule.alphas_cumprod.to(timesteps.device)[timesteps].double()
+    snr = kept / (1 - kept)
+    least = snr.clamp(max=gamma)
+    epsilon = schedule.config["prediction_type"] == "epsilon"
+    # the last step of zero-SNR betas has no signal: epsilon says nothing there
+    return torch.where(snr > 0, least / (snr if epsilon else snr + 1), 1.0 * (not epsilon)).float()
+
+
+def slices(recipe: Recipe, process: int, processes: int) -> list[slice]:
+    """This process's part of each forward's samples, in the step's draws."""
+    size = recipe.batch_size
+    begin, end = process * size // processes, (process + 1) * size // processes
+    starts = range(0, recipe.samples_a_step, size)
+    return [slice(start + begin, start + end) for start in starts]
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """UNet, optimiser and averages of a run; :meth:`step` does one step of them."""
+
+    recipe: Recipe
+    accelerator: Any
+    unet: nn.Module
+    names: Sequence[str]
+    tasks: Sequence[Task]
+    multi: bool
+    source: Source
+    counts: Mapping[str, int]
+    texts: Texts
+    schedule: DDPMScheduler
+    latent: tuple[int, int, int]
+    size: tuple[int, int]
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        recipe, rows = self.recipe, dict(self.unet.named_parameters())
+        self.device: torch.device = self.accelerator.device
+        self.parameters = [rows[name] for name in self.names]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            weight_decay=recipe.adam_weight_decay,
+            eps=recipe.adam_epsilon,
+            fused=self.device.type == "cuda" or None,
+        )
+        self.ema: Any = None
+        if recipe.ema_decay > 0:
+            from diffusers.training_utils import EMAModel
+
+            self.ema = EMAModel(self.parameters, decay=recipe.ema_decay, foreach=True)
+        self.orders = {
+            task.name: Order(recipe.seed, task.name, self.counts[task.name]) for task in self.tasks
+        }
+        self.slices = slices(recipe, self.accelerator.process_index, self.accelerator.num_processes)
+
+    # ------------------------------------------------------------------------------- a step
+
+    def step(self, stop: bool = False) -> tuple[dict[str, float], bool]:
+        """One optimiser step; mean loss by task, and whether any process was asked to stop.
+
+        Raises ``ParityError`` for a loss that is not finite, before the weights change.
+        """
+        number = self.progress.step
+        losses = [self._task(number, task) for task in self.tasks]
+        told = torch.tensor([float(stop)], dtype=torch.float64, device=self.device)
+        shared = torch.cat([torch.stack(losses), told])
+        if self.accelerator.num_processes > 1:
+            shared = self.accelerator.reduce(shared, "sum")
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        *values, flag = shared.tolist()
+        found = {task.name: value for task, value in zip(self.tasks, values, strict=True)}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise ParityError(
+                    f"step {number + 1}: the loss of task {name!r} is {value}; lower learning_rate "
+                    "or check the data"
+                )
+        if self.recipe.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, number)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self.progress.step = number + 1
+        return found, flag > 0
+
+    def _task(self, step: int, task: Task) -> Tensor:
+        """Forward and backward of one task; its part of the mean loss, float64."""
+        total, order = self.recipe.samples_a_step, self.orders[task.name]
+        rows = order.rows(step, total)
+        times = len(self.schedule.alphas_cumprod)
+        drawn = draws(self.recipe.seed, step, task.name, total, self.latent, times)
+        torch.manual_seed(seed_of(self.recipe.seed, "dropout", step, task.name))
+        whole = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in self.slices:
+            batch = self.source.batch(task, rows[part])
+            loss = self._losses(task, batch, _cut(drawn, part)).sum() / total
+            loss.backward()
+            whole += loss.detach().double()
+        return whole
+
+    def _losses(self, task: Task, batch: Batch, drawn: Draws) -> Tensor:
+        """The loss of each sample [n]."""
+        device = self.device
+        noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
+        clean = batch.mean.to(device) + batch.std.to(device) * drawn.posterior.to(device)
+        schedule: Any = self.schedule
+        noisy = schedule.add_noise(clean, noise, timesteps)
+        epsilon = schedule.config["prediction_type"] == "epsilon"
+        target = noise if epsilon else schedule.get_velocity(clean, noise, timesteps)
+        no_prompt, no_image = dropped(task, drawn.dropout, self.recipe.conditioning_dropout_prob)
+        channels = without_image(task, batch.channels.to(device), no_image)
+        words = self.texts.of(batch.prompts, no_prompt.tolist())
+        with self._precision():
+            found = self.unet(
+                torch.cat([noisy, channels], 1),
+                timesteps,
+                words["encoder_hidden_states"],
+                added_cond_kwargs=self._added(words, len(noise)),
+                return_dict=False,
+                **({"task": task.name} if self.multi else {}),
+            )[0]
+        losses = F.mse_loss(found.float(), target, reduction="none").mean((1, 2, 3))
+        if self.recipe.snr_gamma is not None:
+            losses = losses * snr_weights(schedule, timesteps, self.recipe.snr_gamma)
+        return losses
+
+    def _precision(self) -> Any:
+        enabled = self.recipe.mixed_precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _added(self, words: Mapping[str, Tensor], number: int) -> dict[str, Tensor] | None:
+        if not self.texts.xl:
+            return None
+        sizes = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=torch.float32)
+        return {
+            "text_embeds": words["text_embeds"],
+            "time_ids": sizes.expand(number, 6).to(self.device),
+        }
+
+    # ----------------------------------------------------------------------- what is written
+
+    def values(self) -> dict[str, Tensor]:
+        """The trained weights by name: their averages where there are any."""
+        rows: Iterable[Tensor] = self.parameters if self.ema is None else self.ema.shadow_params
+        return {name: row.detach() for name, row in zip(self.names, rows, strict=True)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the state holds: ``weight/``, ``ema/``, ``exp_avg/``, ``exp_avg_sq/`` by name."""
+        found = {}
+        for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
+            found[f"weight/{name}"] = parameter.detach()
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in self.optimizer.state[parameter]:
+                    found[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
+            if self.ema is not None:
+                found[f"ema/{name}"] = self.ema.shadow_params[number]
+        return found
+
+    @torch.no_grad()
+    def restore(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Take up a state; raises ``CheckpointError`` where it is not of these parameters."""
+        self.progress = progress
+        moments: dict[int, dict[str, Any]] = {}
+        try:
+            for number, (name, own) in enumerate(zip(self.names, self.parameters, strict=True)):
+                own.copy_(tensors[f"weight/{name}"])
+                if f"exp_avg/{name}" in tensors:
+                    moments[number] = {
+                        "step": torch.tensor(float(progress.step)),
+                        "exp_avg": tensors[f"exp_avg/{name}"].clone(),
+                        "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone(),
+                    }
+                if self.ema is not None:
+                    self.ema.shadow_params[number].copy_(tensors[f"ema/{name}"])
+        except (KeyError, RuntimeError) as error:
+            line = str(error).splitlines()[0][:200]
+            raise CheckpointError(f"the state is not of this model: {line}") from None
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self.ema is not None:
+            self.ema.optimization_step = progress.step
+
+
+def _cut(drawn: Draws, part: slice) -> Draws:
+    return Draws(
+        posterior=drawn.posterior[part],
+        noise=drawn.noise[part],
+        timesteps=drawn.timesteps[part],
+        dropout=drawn.dropout[part],
+    )
+
+
+def seconds() -> float:
+    """A clock that only goes forward."""
+    return time.monotonic()

@@ -1,0 +1,233 @@
+"""The UNet that is trained: where it comes from, which parameters are, how it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from mtu_export import checkpoint, models, parts, plan, upcycle
+from mtu_export.catalog import SD_DEFAULT
+from mtu_export.draft import CHECKPOINT, Mark, draft
+from mtu_export.models import mtu
+from mtu_export.models.blocks import describing_a_unet
+from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
+from mtu_export.training.recipe import Recipe
+
+DENSE = Mark(file="unet/config.json", key="_trained_by", value="mtu-export")
+"""By which a dense pipeline that was trained here is known."""
+MTU_NAMES = re.compile(
+    r"task_embedding\.weight|conv_in\..+|.+\.ff\.(router|experts)\..+|.+\.norm3\.[^.]+\.(weight|bias)"
+)
+"""What the paper trains: experts, routers, task embeddings, task norms, input convolutions."""
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_NOISE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+_PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is trained: a folder of parts, the UNet's config as it will be written, the tasks.
+
+    ``multi``: whether the UNet is an MTU checkpoint's, else a dense one.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tasks: tuple[Task, ...]
+    multi: bool
+
+    @property
+    def xl(self) -> bool:
+        """Whether the UNet takes SDXL's pooled text and sizes."""
+        return self.config.get("addition_embed_type") == "text_time"
+
+    @property
+    def mark(self) -> Mark:
+        """By which ``--force`` knows an output of this kind."""
+        return CHECKPOINT if self.multi else DENSE
+
+
+def find(recipe: Recipe) -> Model:
+    """The model of a recipe from its configs alone; a dense one that is upcycled as it will be.
+
+    Raises ``PlanError``, ``CheckpointError`` and ``UnknownName``.
+    """
+    folder = checkpoint.locate(recipe.model)
+    config = checkpoint.read_json(folder / "unet" / "config.json")
+    kind = config.get("_class_name")
+    if kind != checkpoint.CLASS_SUFFIX:
+        config = checkpoint.read_config(folder)
+        for key, given in (("tasks", recipe.tasks), ("upcycle", recipe.upcycle)):
+            if given:
+                raise PlanError(f"{folder} is an MTU checkpoint with tasks of its own; drop {key}")
+        return Model(folder=folder, config=config, tasks=checkpoint.tasks(config), multi=True)
+    checkpoint.check_sizes(config)
+    config = {**checkpoint.STOCK_DEFAULTS, **config}
+    if not recipe.tasks:
+        raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
+    tasks = tuple(plan.task_rows(recipe.tasks, config))
+    if recipe.upcycle is not None:
+        return Model(folder=folder, config=config, tasks=tasks, multi=True)
+    if len(tasks) > 1 or recipe.train != "all":
+        raise PlanError(
+            "a dense UNet without [upcycle] is trained as it is: one task and train = 'all', got "
+            f"{len(tasks)} tasks and train = {recipe.train!r}"
+        )
+    task = tasks[-1]
+    latent = config["out_channels"]
+    wide = latent + task.channels
+    if config["in_channels"] not in (latent, wide):
+        raise CheckpointError(
+            f"{folder}: the UNet takes {config['in_channels']} channels, task {task.name!r} "
+            f"needs {wide}"
+        )
+    return Model(folder=folder, config={**config, "in_channels": wide}, tasks=tasks, multi=False)
+
+
+def make(found: Model, recipe: Recipe, state: Path) -> Model:
+    """The model with its upcycled checkpoint in the state folder, where it needs one."""
+    if recipe.upcycle is None:
+        return found
+    out = state / "upcycled"
+    words = recipe.upcycle
+    if not CHECKPOINT.is_on(out):
+        upcycle.upcycle(
+            found.folder,
+            out,
+            tasks=recipe.tasks,
+            experts=words.experts,
+            rescale=words.rescale,
+            sizes=(words.task_embedding_dim, words.router_hidden_dim),
+            seed=recipe.seed,
+            task_norm=words.task_norm,
+        )
+    config = checkpoint.read_config(out)
+    return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
+
+
+def load(found: Model, train: str) -> tuple[nn.Module, list[str]]:
+    """The UNet in float32, and the names of the parameters that are trained.
+
+    Frozen ones stay mapped from disk. Raises ``CheckpointError`` and ``MissingWeights``.
+    """
+    if found.multi:
+        family = models.load(checkpoint.family(found.config))
+        unet = cast(nn.Module, family.load(found.folder).components["unet"])
+    else:
+        unet = _dense(found)
+    names = trained(unet, train)
+    chosen = set(names)
+    for name, parameter in unet.named_parameters():
+        if name in chosen:
+            parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
+    return unet.train(), names
+
+
+def trained(unet: nn.Module, train: str) -> list[str]:
+    """Names of the parameters that ``train`` ("mtu" or "all") stands for."""
+    names = [name for name, _ in unet.named_parameters()]
+    return [name for name in names if train == "all" or MTU_NAMES.fullmatch(name)]
+
+
+def _dense(found: Model) -> nn.Module:
+    rows = checkpoint.headers(found.folder / "unet")
+    config = {key: value for key, value in found.config.items() if not key.startswith("_")}
+    for key in config:
+        if key not in mtu.STOCK_KEYS:
+            raise CheckpointError(f"{found.folder / 'unet' / 'config.json'}: unknown key {key!r}")
+    with describing_a_unet(), torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(config)
+    shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    conv = "conv_in.weight"
+    given = rows[conv].shape if conv in rows else None
+    first, _, *kernel = shapes[conv]
+    narrow = (first, config["out_channels"], *kernel)
+    checkpoint.compare(rows, {**shapes, conv: narrow} if given == narrow else shapes)
+    state = {}
+    for name in shapes:
+        value = checkpoint.tensor(rows, name).to(torch.float32)
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
+            raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
+        if name == conv and given == narrow:
+            wide = torch.zeros(shapes[name])
+            wide[:, : value.shape[1]] = value
+            value = wide
+        state[name] = value
+    unet.load_state_dict(state, strict=True, assign=True)
+    return unet.requires_grad_(False)
+
+
+def noise_schedule(folder: Path) -> DDPMScheduler:
+    """Betas and prediction type of the checkpoint's scheduler, as a DDPM for training.
+
+    Raises ``Unsupported`` for predictions other than epsilon and v.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = checkpoint.read_json(path) if path.is_file() else SD_DEFAULT
+    prediction = config.get("prediction_type", "epsilon")
+    flow = "FlowMatch" in str(config.get("_class_name")) or config.get("use_flow_sigmas")
+    if flow or prediction not in _PREDICTIONS:
+        said = "flow matching" if flow else f"prediction_type {shown(prediction)}"
+        raise Unsupported(f"{path}: {said} cannot be trained; legal: {' or '.join(_PREDICTIONS)}")
+    kept = {key: config[key] for key in _NOISE if config.get(key) is not None}
+    try:
+        return DDPMScheduler(**kept)
+    except Exception as error:  # whatever diffusers makes of a damaged config
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(f"{path} describes no noise schedule: {line}") from None
+
+
+def write(
+    found: Model,
+    unet: nn.Module,
+    values: Mapping[str, Tensor],
+    out: Path,
+    *,
+    dtype: str,
+    force: bool,
+) -> None:
+    """Write the checkpoint (or dense pipeline): ``values`` over the UNet's weights, parts copied.
+
+    Raises ``OutputExists``, ``PlanError``, ``ResourceError``.
+    """
+    state = unet.state_dict()
+
+    def rows() -> Iterator[tuple[str, Tensor]]:
+        for name, value in state.items():
+            yield name, values.get(name, value).detach().to("cpu", _DTYPES[dtype])
+
+    home = found.folder
+    whole = (home / "model_index.json").is_file()
+    index = parts.read(home) if whole else {}
+    with draft(out, force=force, mark=found.mark, source=home) as folder:
+        config = dict(found.config)
+        if not found.multi:
+            stock = checkpoint.stock_config(config, config["in_channels"])
+            config = {**stock, DENSE.key: DENSE.value}
+        checkpoint.write(folder / "unet", config, rows())
+        if whole:
+            parts.copy(home, folder, index)
+        if found.multi:
+            parts.write_index(folder, index)
+        elif whole:
+            said = checkpoint.read_json(home / "model_index.json")
+            row = {**said, "unet": ["diffusers", checkpoint.CLASS_SUFFIX]}
+            kept = {k: v for k, v in row.items() if k.startswith("_") or k in index or k == "unet"}
+            (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", "utf-8")

@@ -1,0 +1,260 @@
+"""A run from its recipe to the checkpoint: what is checked, made, taken up, saved and written."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtu_export import plan
+from mtu_export.draft import refuse_existing
+from mtu_export.spec import Interrupted, PlanError
+from mtu_export.training import data, log, model, state
+from mtu_export.training.batches import Encoder, Live, Source, lists
+from mtu_export.training.data import Folder, Samples
+from mtu_export.training.latents import Cached
+from mtu_export.training.loop import Trainer, seconds
+from mtu_export.training.recipe import Recipe
+from mtu_export.training.text import Texts
+from mtu_export.training.watch import Console, Silent, ctrl_c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a few steps on the real sizes tell: memory in bytes, of the GPU where there is one."""
+
+    steps: int
+    seconds_a_step: float
+    samples_per_second: float
+    hours: float
+    memory: int
+    trained: int
+    device: str
+
+
+def train(recipe: Recipe, samples: Samples | None, *, console: Console | None, force: bool) -> Path:
+    """See :func:`mtu_export.training.train`."""
+    with torch.random.fork_rng(), _prepared(recipe, samples, console, force) as prepared:
+        found, trainer, shown = prepared
+        _go(trainer, recipe, shown)
+        if trainer.accelerator.is_main_process:
+            with shown.stage("write"):
+                model.write(
+                    found,
+                    trainer.unet,
+                    trainer.values(),
+                    recipe.output,
+                    dtype=recipe.output_dtype,
+                    force=force,
+                )
+        trainer.accelerator.wait_for_everyone()
+    return recipe.output
+
+
+def rehearse(
+    recipe: Recipe,
+    samples: Samples | None,
+    *,
+    console: Console | None,
+    force: bool,
+    seconds: float,
+) -> Rehearsal:
+    """See :func:`mtu_export.training.rehearse`."""
+    with torch.random.fork_rng(), _prepared(recipe, samples, console, force) as prepared:
+        _, trainer, shown = prepared
+        with shown.stage("rehearse"):
+            trainer.step()  # makes the optimiser's memory, fills caches
+            begin, done = _now(trainer), 0
+            while done < 100 and (done == 0 or _now(trainer) - begin < seconds):
+                trainer.step()
+                done += 1
+            took = (_now(trainer) - begin) / done
+        number = recipe.samples_a_step * len(trainer.tasks)
+        return Rehearsal(
+            steps=recipe.steps,
+            seconds_a_step=took,
+            samples_per_second=number / took,
+            hours=took * recipe.steps / 3600,
+            memory=_memory(trainer.device),
+            trained=sum(row.numel() for row in trainer.parameters),
+            device=str(trainer.device),
+        )
+
+
+def _now(trainer: Trainer) -> float:
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+    return seconds()
+
+
+def _memory(device: torch.device) -> int:
+    """The most bytes that were in use."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+# ------------------------------------------------------------------------------- before a step
+
+
+def image_size(recipe: Recipe, config: Any, folder: Path) -> tuple[int, int]:
+    """Height and width in pixels; the UNet's own where the recipe has none.
+
+    Raises ``PlanError`` for sides whose latents do not halve at every level.
+    """
+    factor = plan.latent_factor(folder)
+    step = plan.size_step(config, factor)
+    for name in ("height", "width"):
+        side = getattr(recipe, name)
+        if side is not None and side % step:
+            raise PlanError(f"{name} must be a multiple of {step}, got {side}")
+    return plan.image_size(config, factor, recipe.height, recipe.width)
+
+
+def _samples(recipe: Recipe, given: Samples | None, size: tuple[int, int]) -> Samples:
+    if given is not None:
+        return given
+    if recipe.data_folder is not None:
+        return Folder(recipe.data_folder, *size)
+    if recipe.data is None:
+        raise PlanError("name the training set: data = 'package.module:name' or data_folder")
+    return data.load(recipe.data)
+
+
+@contextmanager
+def _prepared(
+    recipe: Recipe, given: Samples | None, console: Console | None, force: bool
+) -> Iterator[tuple[model.Model, Trainer, Console]]:
+    """Model, trainer at the step where its state is, and the console of this process."""
+    log.check(recipe.log_with)
+    found = model.find(recipe)
+    refuse_existing(recipe.output, force, found.mark, found.folder)
+    size = image_size(recipe, found.config, found.folder)
+    schedule = model.noise_schedule(found.folder)
+    samples = _samples(recipe, given, size)
+    counts = {name: len(rows) for name, rows in lists(samples, found.tasks).items()}
+    home = recipe.state_folder()
+    accelerator = _accelerator(recipe)
+    shown = console if console is not None and accelerator.is_main_process else Silent()
+    try:
+        with accelerator.main_process_first():
+            home.mkdir(parents=True, exist_ok=True)
+            if recipe.upcycle is not None:
+                with shown.stage("upcycle"):
+                    found = model.make(found, recipe, home)
+        with shown.stage("load"):
+            device = accelerator.device
+            encoder = Encoder(found.folder, device)
+            texts = Texts(found.folder, found.config, device)
+            unet, names = model.load(found, recipe.train)
+            unet.to(device)
+            if recipe.gradient_checkpointing:
+                unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        if encoder.channels != found.config["out_channels"]:
+            raise PlanError(
+                f"the VAE has {encoder.channels} latent channels, the UNet "
+                f"{found.config['out_channels']}"
+            )
+        live = Live(samples, found.tasks, encoder, size)
+        source: Source = live
+        if recipe.cache_latents:
+            source = Cached(live, found, recipe, accelerator, shown)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted before the first step; what is made stays in {home}; the same command "
+            "goes on"
+        ) from None
+    trainer = Trainer(
+        recipe=recipe,
+        accelerator=accelerator,
+        unet=unet,
+        names=names,
+        tasks=found.tasks,
+        multi=found.multi,
+        source=source,
+        counts=counts,
+        texts=texts,
+        schedule=schedule,
+        latent=(encoder.channels, *live.latent),
+        size=size,
+    )
+    last = state.newest(home)
+    if last is not None:
+        trainer.restore(*state.read(last, _identity(trainer)))
+    yield found, trainer, shown
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    from accelerate import Accelerator
+
+    found = Accelerator()
+    if recipe.batch_size < found.num_processes:
+        raise PlanError(
+            f"batch_size must be at least the number of processes, {found.num_processes}, got "
+            f"{recipe.batch_size}"
+        )
+    return found
+
+
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """What a state must be of: the recipe's numbers, and how many samples each task has."""
+    counts = {f"samples of {name}": count for name, count in trainer.counts.items()}
+    return {**trainer.recipe.identity(), **counts}
+
+
+# --------------------------------------------------------------------------------- the steps
+
+
+def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
+    """The steps that are left; the state is saved on the way, at the end and on Ctrl-C."""
+    progress, home = trainer.progress, recipe.state_folder()
+    main = trainer.accelerator.is_main_process
+    if progress.step > recipe.steps:
+        raise PlanError(f"{home} is at step {progress.step} already; steps is {recipe.steps}")
+    rows = log.Log(home, recipe.log_with if main else (), progress.step)
+    begin, stopped = seconds() - progress.seconds, False
+    saved = progress.step
+    try:
+        with ctrl_c() as stop, shown.progress("train") as advance:
+            while progress.step < recipe.steps and not stopped:
+                losses, stopped = trainer.step(stop.asked)
+                progress.seconds = seconds() - begin
+                note = _note(trainer, rows, losses, shown)
+                advance(progress.step, recipe.steps, note)
+                ends = stopped or progress.step in (recipe.steps,)
+                if main and (ends or progress.step % recipe.checkpointing_steps == 0):
+                    state.save(home, progress, _identity(trainer), trainer.tensors())
+                    saved = progress.step
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        rows.close()
+    if stopped and progress.step < recipe.steps:
+        kept = f"the state of step {saved} is in {home}" if saved else f"no state is in {home} yet"
+        raise Interrupted(f"interrupted; {kept}; the same command goes on")
+
+
+def _note(trainer: Trainer, rows: log.Log, losses: dict[str, float], shown: Console) -> str:
+    """Add the losses of a step; write a row of the log when it is time. What the bar says."""
+    progress, recipe = trainer.progress, trainer.recipe
+    for name, value in losses.items():
+        progress.sums[name] = progress.sums.get(name, 0.0) + value
+    progress.count += 1
+    said = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    if progress.step % recipe.log_every == 0 or progress.step == recipe.steps:
+        means = {name: value / progress.count for name, value in progress.sums.items()}
+        samples = progress.count * recipe.samples_a_step * len(means)
+        rate = samples / max(1e-9, progress.seconds - progress.mark)
+        lr = trainer.optimizer.param_groups[0]["lr"]
+        rows.write(progress.step, means, lr, rate, progress.seconds)
+        mean = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        shown.say(f"step {progress.step} of {recipe.steps}: {mean}, {rate:.1f} samples/s")
+        progress.sums, progress.count, progress.mark = {}, 0, progress.seconds
+    return said

@@ -1,0 +1,122 @@
+"""The state of a run on disk: safetensors and JSON, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtu_export import checkpoint
+from mtu_export.spec import CheckpointError, PlanError, ResourceError, shown
+
+FORMAT = 1
+_STEP = re.compile(r"step-(\d{8})")
+_TENSORS, _JSON = "state.safetensors", "state.json"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a run has done: steps, seconds, and the losses summed since the last row of the log."""
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    mark: float = 0.0
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole state in a folder."""
+    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def save(
+    folder: Path, progress: Progress, identity: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write a state to a new folder, rename it into place, remove the older ones.
+
+    Raises ``ResourceError`` before anything is written where the disk will not hold it.
+    """
+    from safetensors.torch import save_file
+
+    need = sum(value.numel() * value.element_size() for value in tensors.values())
+    check_disk(folder, need, "the state")
+    out = folder / f"step-{progress.step:08d}"
+    private = folder / f".{out.name}.partial"
+    try:
+        shutil.rmtree(private, ignore_errors=True)
+        private.mkdir(parents=True)
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(whole, private / _TENSORS, metadata={"format": "pt"})
+        row = {"format": FORMAT, "progress": asdict(progress), "recipe": dict(identity)}
+        (private / _JSON).write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+        for path in private.iterdir():
+            _flush(path)
+        shutil.rmtree(out, ignore_errors=True)
+        private.rename(out)
+        _flush(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write the state {out}: {os.strerror(error.errno or 0)}"
+        ) from None
+    for path in folder.glob("step-*"):
+        if path != out and _STEP.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    return out
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names of a folder, to the disk itself."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def check_disk(folder: Path, need: float, what: str) -> None:
+    """Raise ``ResourceError`` where ``need`` bytes are more than what is free."""
+    home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(home).free
+    if need > free:
+        raise ResourceError(
+            f"{what} needs {need / 1e9:.2f} GB in {folder}, {free / 1e9:.2f} GB are free"
+        )
+
+
+def read(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, Tensor]]:
+    """Progress and tensors of a state; refuses one of another recipe with the key that differs.
+
+    Raises ``PlanError`` and ``CheckpointError``.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found = checkpoint.read_json(path / _JSON)
+    if found.get("format") != FORMAT or not isinstance(found.get("recipe"), dict):
+        raise CheckpointError(f"{path / _JSON} is no state of format {FORMAT}")
+    refuse_other(found["recipe"], identity, path.parent)
+    try:
+        progress = Progress(**found["progress"])
+        tensors = load_file(path / _TENSORS)
+    except (KeyError, TypeError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return progress, tensors
+
+
+def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raise ``PlanError`` for the first key in which two identities differ."""
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise PlanError(
+                f"{folder} is of another run: {key} is {shown(found.get(key))} there and "
+                f"{shown(wanted.get(key))} here; name another folder or remove it"
+            )
