@@ -100,32 +100,38 @@ def without_image(task: Task, channels: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(stays[:, :, None, None], channels, torch.zeros_like(channels))
 
 
-def lists(samples: Samples, tasks: Sequence[Task]) -> dict[str, list[int]]:
-    """The indices of each task's samples; refuses tasks without any and samples of none."""
+def lists(samples: Samples, tasks: Sequence[Task]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """The indices of each task's samples, and how many there are of tasks that are not trained.
+
+    Raises ``PlanError`` for a task without samples.
+    """
     found: dict[str, list[int]] = {task.name: [] for task in tasks}
+    others: dict[str, int] = {}
     for index in range(len(samples)):
         name = samples.task(index)
-        if name not in found:
-            raise PlanError(
-                f"sample {index} is of task {str(name)[:80]!r}; the tasks trained are: "
-                f"{', '.join(found)}"
-            )
-        found[name].append(index)
+        if name in found:
+            found[name].append(index)
+        else:
+            others[str(name)] = others.get(str(name), 0) + 1
     for name, rows in found.items():
         if not rows:
-            raise PlanError(f"the data has no sample of task {name!r}")
-    return found
+            there = ", ".join([*(n for n, r in found.items() if r), *others]) or "none"
+            raise PlanError(f"the data has no sample of task {name!r}; it has: {there[:300]}")
+    return found, others
 
 
 class Live:
     """Batches of samples that are read and encoded when they are asked for."""
 
     def __init__(
-        self, samples: Samples, tasks: Sequence[Task], encoder: Encoder, size: tuple[int, int]
+        self,
+        samples: Samples,
+        indices: Mapping[str, list[int]],
+        encoder: Encoder,
+        size: tuple[int, int],
     ) -> None:
-        self.samples, self.encoder, self.size = samples, encoder, size
+        self.samples, self.indices, self.encoder, self.size = samples, indices, encoder, size
         self.factor = 2 ** (len(encoder.vae.config["block_out_channels"]) - 1)
-        self.indices: Mapping[str, list[int]] = lists(samples, tasks)
 
     @property
     def latent(self) -> tuple[int, int]:
@@ -136,15 +142,19 @@ class Live:
         """The samples at these places of the task's list; raises ``PlanError`` for a bad one."""
         indices = [self.indices[task.name][row] for row in rows]
         found = fetch(self.samples, indices)
+        if len(found) != len(indices):
+            raise PlanError(f"the data gives {len(found)} samples where {len(indices)} are asked")
         for index, sample in zip(indices, found, strict=True):
             _check(index, sample, task, self.size)
         device, kinds = self.encoder.device, {entry.kind for entry in task.conditioning}
-        targets = torch.stack([sample.image for sample in found]).float().to(device)
+        where = [f"sample {index} (task {task.name!r})" for index in indices]
+        targets = _stacked("image", [sample.image for sample in found], -1, where).to(device)
         images = masks = None
         if kinds - {"mask"}:
-            images = torch.stack([_condition(s, self.size) for s in found]).to(device)
+            images = _conditions(found, self.size, where, device)
         if any("mask" in kind for kind in kinds):
-            masks = torch.stack([s.mask for s in found if s.mask is not None]).float().to(device)
+            given = [sample.mask for sample in found if sample.mask is not None]
+            masks = _stacked("mask", given, 0, where).to(device)
         mean, std = self.encoder.posterior(targets)
         channels = torch.zeros(len(found), 0, *self.latent, device=device)
         if kinds:
@@ -157,40 +167,60 @@ class Live:
         )
 
 
-def _condition(sample: Sample, size: tuple[int, int]) -> Tensor:
-    """The input image [3, H, W]; that of a masked task without one is the picture itself."""
-    given = sample.image if sample.condition is None else sample.condition
-    given = given.float()
-    if tuple(given.shape[1:]) == size:
-        return given
-    wide = F.interpolate(given[None], size, mode="bicubic", antialias=True, align_corners=False)
-    return wide[0].clamp(-1, 1)
+def _conditions(
+    samples: Sequence[Sample], size: tuple[int, int], where: Sequence[str], device: torch.device
+) -> Tensor:
+    """Input images [n, 3, H, W]; that of a masked task without one is the picture itself."""
+    given = [s.image if s.condition is None else s.condition for s in samples]
+    if len({value.shape for value in given}) > 1:
+        given = [_sized(value.float()[None], size)[0] for value in given]
+    return _sized(_stacked("condition", given, -1, where).to(device), size)
+
+
+def _sized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [n, 3, h, w] at ``size``, as a user's small picture is made larger."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    wide = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    return wide.clamp(-1, 1)
+
+
+def _stacked(name: str, rows: Sequence[Tensor], low: int, where: Sequence[str]) -> Tensor:
+    """The rows as one float32 tensor; refuses values beyond ``low`` to 1, and NaN."""
+    whole = torch.stack(list(rows)).float()
+    least, most = (float(bound) for bound in torch.aminmax(whole))
+    if low * _RANGE <= least <= most <= _RANGE:  # false for NaN
+        return whole
+    for row, place in zip(whole, where, strict=True):
+        least, most = (float(bound) for bound in torch.aminmax(row))
+        if not low * _RANGE <= least <= most <= _RANGE:
+            raise PlanError(
+                f"{place}: {name} must be from {low} to 1, got {least:.3g} to {most:.3g}"
+            )
+    raise AssertionError(name)
 
 
 def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> None:
+    """Refuse a sample of another task, without what the task needs, or of a wrong shape."""
     where = f"sample {index} (task {task.name!r})"
     if not isinstance(sample, Sample) or sample.task != task.name:
         said = sample.task if isinstance(sample, Sample) else type(sample).__name__
         raise PlanError(f"{where}: the data gives {str(said)[:80]!r} for it")
+    if not isinstance(sample.prompt, str):
+        raise PlanError(f"{where}: the prompt is no string")
     kinds = {entry.kind for entry in task.conditioning}
-    rows: list[tuple[str, Tensor, tuple[int | None, ...], float]]
-    rows = [("image", sample.image, (3, *size), -1.0)]
+    rows: list[tuple[str, Tensor, tuple[int | None, ...]]] = [("image", sample.image, (3, *size))]
     if sample.condition is not None:
-        rows.append(("condition", sample.condition, (3, None, None), -1.0))
+        rows.append(("condition", sample.condition, (3, None, None)))
     elif kinds & {"image_latent", "image"}:
         raise PlanError(f"{where}: the task needs a condition image")
     if any("mask" in kind for kind in kinds):
         if sample.mask is None:
             raise PlanError(f"{where}: the task needs a mask")
-        rows.append(("mask", sample.mask, (1, *size), 0.0))
-    for name, value, shape, low in rows:
+        rows.append(("mask", sample.mask, (1, *size)))
+    for name, value, shape in rows:
         fits = isinstance(value, Tensor) and value.ndim == 3
         if not fits or any(w not in (None, s) for s, w in zip(value.shape, shape, strict=True)):
             said = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             wanted = ["any" if side is None else side for side in shape]
             raise PlanError(f"{where}: {name} must be a tensor {wanted}, got {said}")
-        least, most = (float(bound) for bound in torch.aminmax(value))
-        if not low * _RANGE <= least <= most <= _RANGE:  # false for NaN
-            raise PlanError(
-                f"{where}: {name} must be from {low:g} to 1, got {least:.3g} to {most:.3g}"
-            )

@@ -99,7 +99,7 @@ class Cached:
             with path.open("rb") as stream:
                 vae.update(hashlib.file_digest(stream, "sha256").digest())
         wanted = {
-            "data": recipe.data or str(recipe.data_folder),
+            "data": recipe.data or str(recipe.data_folder or type(self.live.samples).__qualname__),
             "samples": len(self.live.indices[task.name]),
             "conditioning": task.to_json()["conditioning"],
             "size": list(self.live.size),
@@ -107,6 +107,8 @@ class Cached:
             "vae": vae.hexdigest(),
         }
         path = self.folder / task.name / _JSON
+        for left in path.parent.glob(".*.partial"):
+            left.unlink()
         if path.is_file():
             refuse_other(checkpoint.read_json(path), wanted, path.parent)
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from mtu_export.training.draws import Draws, Order, draws, dropped, seed_of
 from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import Progress
 from mtu_export.training.text import Texts
+
+Given = list[tuple[Task, list[tuple[Batch, Draws]]]]
+"""Batches and draws of a step, by task and forward."""
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -71,6 +75,8 @@ class Trainer:
     latent: tuple[int, int, int]
     size: tuple[int, int]
     progress: Progress = field(default_factory=Progress)
+    ahead: bool | None = None
+    """Whether the next step is prepared in a thread; None: where there is a GPU."""
 
     def __post_init__(self) -> None:
         recipe, rows = self.recipe, dict(self.unet.named_parameters())
@@ -89,6 +95,9 @@ class Trainer:
             from diffusers.training_utils import EMAModel
 
             self.ema = EMAModel(self.parameters, decay=recipe.ema_decay, foreach=True)
+        self.ahead = self.device.type == "cuda" if self.ahead is None else self.ahead
+        self._pool: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[Given]] | None = None
         self.orders = {
             task.name: Order(recipe.seed, task.name, self.counts[task.name]) for task in self.tasks
         }
@@ -99,10 +108,10 @@ class Trainer:
     def step(self, stop: bool = False) -> tuple[dict[str, float], bool]:
         """One optimiser step; mean loss by task, and whether any process was asked to stop.
 
-        Raises ``ParityError`` for a loss that is not finite, before the weights change.
+        Raises ``ParityError`` for a loss or gradient that is not finite, before weights change.
         """
         number = self.progress.step
-        losses = [self._task(number, task) for task in self.tasks]
+        losses = [self._task(number, task, parts) for task, parts in self._given(number)]
         told = torch.tensor([float(stop)], dtype=torch.float64, device=self.device)
         shared = torch.cat([torch.stack(losses), told])
         if self.accelerator.num_processes > 1:
@@ -113,13 +122,10 @@ class Trainer:
         *values, flag = shared.tolist()
         found = {task.name: value for task, value in zip(self.tasks, values, strict=True)}
         for name, value in found.items():
-            if not math.isfinite(value):
-                raise ParityError(
-                    f"step {number + 1}: the loss of task {name!r} is {value}; lower learning_rate "
-                    "or check the data"
-                )
-        if self.recipe.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+            _refuse_infinite(value, f"step {number + 1}: the loss of task {name!r}")
+        most = self.recipe.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, most))
+        _refuse_infinite(norm, f"step {number + 1}: the gradient's norm")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, number)
         self.optimizer.step()
@@ -129,17 +135,39 @@ class Trainer:
         self.progress.step = number + 1
         return found, flag > 0
 
-    def _task(self, step: int, task: Task) -> Tensor:
+    def _given(self, step: int) -> Given:
+        """What a step is made of; beside a GPU the next one is made ready in the meantime."""
+        if not self.ahead:
+            return self._prepare(step)
+        made = self._next[1].result() if self._next and self._next[0] == step else None
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+        given = self._prepare(step) if made is None else made
+        self._next = step + 1, self._pool.submit(self._prepare, step + 1)
+        return given
+
+    def _prepare(self, step: int) -> Given:
+        total, times = self.recipe.samples_a_step, len(self.schedule.alphas_cumprod)
+        given = []
+        for task in self.tasks:
+            rows = self.orders[task.name].rows(step, total)
+            drawn = draws(self.recipe.seed, step, task.name, total, self.latent, times)
+            parts = [(self.source.batch(task, rows[p]), _cut(drawn, p)) for p in self.slices]
+            given.append((task, parts))
+        return given
+
+    def close(self) -> None:
+        """Stop the thread that prepares the next step."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = self._next = None
+
+    def _task(self, step: int, task: Task, parts: Sequence[tuple[Batch, Draws]]) -> Tensor:
         """Forward and backward of one task; its part of the mean loss, float64."""
-        total, order = self.recipe.samples_a_step, self.orders[task.name]
-        rows = order.rows(step, total)
-        times = len(self.schedule.alphas_cumprod)
-        drawn = draws(self.recipe.seed, step, task.name, total, self.latent, times)
         torch.manual_seed(seed_of(self.recipe.seed, "dropout", step, task.name))
         whole = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in self.slices:
-            batch = self.source.batch(task, rows[part])
-            loss = self._losses(task, batch, _cut(drawn, part)).sum() / total
+        for batch, drawn in parts:
+            loss = self._losses(task, batch, drawn).sum() / self.recipe.samples_a_step
             loss.backward()
             whole += loss.detach().double()
         return whole
@@ -190,6 +218,12 @@ class Trainer:
         rows: Iterable[Tensor] = self.parameters if self.ema is None else self.ema.shadow_params
         return {name: row.detach() for name, row in zip(self.names, rows, strict=True)}
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a state: weights, two moments, averages."""
+        copies = 3 if self.ema is None else 4
+        return sum(copies * row.numel() * row.element_size() for row in self.parameters)
+
     def tensors(self) -> dict[str, Tensor]:
         """What the state holds: ``weight/``, ``ema/``, ``exp_avg/``, ``exp_avg_sq/`` by name."""
         found = {}
@@ -234,6 +268,11 @@ def _cut(drawn: Draws, part: slice) -> Draws:
         timesteps=drawn.timesteps[part],
         dropout=drawn.dropout[part],
     )
+
+
+def _refuse_infinite(value: float, what: str) -> None:
+    if not math.isfinite(value):
+        raise ParityError(f"{what} is {value}; lower learning_rate or check the data")
 
 
 def seconds() -> float:

@@ -81,15 +81,15 @@ def find(recipe: Recipe) -> Model:
     config = {**checkpoint.STOCK_DEFAULTS, **config}
     if not recipe.tasks:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
-    tasks = tuple(plan.task_rows(recipe.tasks, config))
+    rows = plan.task_rows(recipe.tasks, config)
     if recipe.upcycle is not None:
-        return Model(folder=folder, config=config, tasks=tasks, multi=True)
-    if len(tasks) > 1 or recipe.train != "all":
+        return Model(folder=folder, config=config, tasks=tuple(rows), multi=True)
+    if len(rows) > 1 or recipe.train != "all":
         raise PlanError(
             "a dense UNet without [upcycle] is trained as it is: one task and train = 'all', got "
-            f"{len(tasks)} tasks and train = {recipe.train!r}"
+            f"{len(rows)} tasks and train = {recipe.train!r}"
         )
-    task = tasks[-1]
+    task = rows[0]
     latent = config["out_channels"]
     wide = latent + task.channels
     if config["in_channels"] not in (latent, wide):
@@ -97,7 +97,7 @@ def find(recipe: Recipe) -> Model:
             f"{folder}: the UNet takes {config['in_channels']} channels, task {task.name!r} "
             f"needs {wide}"
         )
-    return Model(folder=folder, config={**config, "in_channels": wide}, tasks=tasks, multi=False)
+    return Model(folder=folder, config={**config, "in_channels": wide}, tasks=(task,), multi=False)
 
 
 def make(found: Model, recipe: Recipe, state: Path) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 
 from mtu_export import plan
 from mtu_export.draft import refuse_existing
-from mtu_export.spec import Interrupted, PlanError
+from mtu_export.spec import Interrupted, ParityError, PlanError
 from mtu_export.training import data, log, model, state
 from mtu_export.training.batches import Encoder, Live, Source, lists
 from mtu_export.training.data import Folder, Samples
@@ -97,6 +96,8 @@ def _memory(device: torch.device) -> int:
     """The most bytes that were in use."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved()
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
@@ -136,13 +137,18 @@ def _prepared(
     log.check(recipe.log_with)
     found = model.find(recipe)
     refuse_existing(recipe.output, force, found.mark, found.folder)
+    if found.folder.resolve() in recipe.output.resolve().parents:
+        raise PlanError(f"output {str(recipe.output)!r} lies inside the model {found.folder}")
     size = image_size(recipe, found.config, found.folder)
     schedule = model.noise_schedule(found.folder)
     samples = _samples(recipe, given, size)
-    counts = {name: len(rows) for name, rows in lists(samples, found.tasks).items()}
+    indices, others = lists(samples, found.tasks)
     home = recipe.state_folder()
     accelerator = _accelerator(recipe)
     shown = console if console is not None and accelerator.is_main_process else Silent()
+    if others:
+        said = ", ".join(f"{count} of {name}" for name, count in others.items())
+        shown.warn(f"samples of tasks that are not trained are left out: {said[:300]}")
     try:
         with accelerator.main_process_first():
             home.mkdir(parents=True, exist_ok=True)
@@ -162,7 +168,7 @@ def _prepared(
                 f"the VAE has {encoder.channels} latent channels, the UNet "
                 f"{found.config['out_channels']}"
             )
-        live = Live(samples, found.tasks, encoder, size)
+        live = Live(samples, indices, encoder, size)
         source: Source = live
         if recipe.cache_latents:
             source = Cached(live, found, recipe, accelerator, shown)
@@ -179,7 +185,7 @@ def _prepared(
         tasks=found.tasks,
         multi=found.multi,
         source=source,
-        counts=counts,
+        counts={name: len(rows) for name, rows in indices.items()},
         texts=texts,
         schedule=schedule,
         latent=(encoder.channels, *live.latent),
@@ -188,7 +194,10 @@ def _prepared(
     last = state.newest(home)
     if last is not None:
         trainer.restore(*state.read(last, _identity(trainer)))
-    yield found, trainer, shown
+    try:
+        yield found, trainer, shown
+    finally:
+        trainer.close()
 
 
 def _accelerator(recipe: Recipe) -> Any:
@@ -218,6 +227,8 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     main = trainer.accelerator.is_main_process
     if progress.step > recipe.steps:
         raise PlanError(f"{home} is at step {progress.step} already; steps is {recipe.steps}")
+    if main:
+        state.check_disk(home, 2 * trainer.state_bytes, "the state")  # the next beside the last
     rows = log.Log(home, recipe.log_with if main else (), progress.step)
     begin, stopped = seconds() - progress.seconds, False
     saved = progress.step
@@ -228,17 +239,23 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
                 progress.seconds = seconds() - begin
                 note = _note(trainer, rows, losses, shown)
                 advance(progress.step, recipe.steps, note)
-                ends = stopped or progress.step in (recipe.steps,)
+                ends = stopped or progress.step == recipe.steps
                 if main and (ends or progress.step % recipe.checkpointing_steps == 0):
                     state.save(home, progress, _identity(trainer), trainer.tensors())
                     saved = progress.step
     except KeyboardInterrupt:
         stopped = True
+    except ParityError as error:
+        raise ParityError(f"{error}; {_kept(saved, home)}") from None
     finally:
         rows.close()
     if stopped and progress.step < recipe.steps:
-        kept = f"the state of step {saved} is in {home}" if saved else f"no state is in {home} yet"
+        kept = _kept(saved, home)
         raise Interrupted(f"interrupted; {kept}; the same command goes on")
+
+
+def _kept(saved: int, home: Path) -> str:
+    return f"the state of step {saved} is in {home}" if saved else f"no state is in {home} yet"
 
 
 def _note(trainer: Trainer, rows: log.Log, losses: dict[str, float], shown: Console) -> str:

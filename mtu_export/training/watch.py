@@ -24,6 +24,10 @@ class Console(Protocol):
         """A line for a log file, where no bar is seen."""
         ...
 
+    def warn(self, line: str) -> None:
+        """A line that the user must see."""
+        ...
+
 
 class Silent:
     """A console that shows nothing."""
@@ -37,6 +41,9 @@ class Silent:
         return nullcontext(lambda *_: None)
 
     def say(self, line: str) -> None:
+        """Nothing."""
+
+    def warn(self, line: str) -> None:
         """Nothing."""
 
 

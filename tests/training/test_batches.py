@@ -1,0 +1,154 @@
+"""Inputs of a step against what the exported loop feeds its UNet; draws and dropout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtu_export import capture, checkpoint, generate
+from mtu_export.models import stock
+from mtu_export.spec import Guidance, Task
+from mtu_export.training.batches import Encoder, Live, without_image
+from mtu_export.training.draws import Order, draws, dropped
+from mtu_export.training.text import Texts
+from tests.training.world import SIDE, TASKS, World
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> None:
+    task = {t.name: t for t in checkpoint.tasks(checkpoint.read_config(pipeline))}[name]
+    encoder, world = Encoder(pipeline, CPU), World((name,), 3)
+    live = Live(world, {name: [0, 1, 2]}, encoder, (SIDE, SIDE))
+    found = live.batch(task, [2, 0])
+    graph = stock.vae_encoder_graph(stock.load_vae(pipeline), SIDE, SIDE)
+
+    def encode(image: np.ndarray) -> np.ndarray:
+        return capture.run(graph, [{"sample": image}])[0]["latent"]
+
+    for place, row in enumerate((2, 0)):
+        sample = world[row]
+        image = sample.image if sample.condition is None else sample.condition
+        if image.shape[-1] != SIDE:
+            image = torch.nn.functional.interpolate(
+                image[None], (SIDE, SIDE), mode="bicubic", antialias=True
+            )[0].clamp(-1, 1)
+        request = generate.Request(
+            prompt="",
+            noise=np.zeros((1, 4, *live.latent), np.float32),
+            steps=1,
+            image=image[None].numpy(),
+            mask=None if sample.mask is None else sample.mask[None].numpy(),
+        )
+        full, without = generate.conditioning(task, request, encode, encoder.scaling, live.latent)
+        own = found.channels[place : place + 1]
+        np.testing.assert_allclose(own.numpy(), full, rtol=0, atol=2e-6)
+        bare = without_image(task, own, torch.tensor([True]))
+        np.testing.assert_allclose(bare.numpy(), without, rtol=0, atol=2e-6)
+        assert torch.equal(without_image(task, own, torch.tensor([False])), own)
+        assert full.shape[1] == task.channels
+    assert found.prompts == (["", ""] if name == "sr" else [world[2].prompt, world[0].prompt])
+
+
+def test_targets_are_the_scaled_posterior(pipeline: Path) -> None:
+    task = checkpoint.tasks(checkpoint.read_config(pipeline))[0]
+    live = Live(World(("t2i",), 3), {"t2i": [0, 1, 2]}, Encoder(pipeline, CPU), (SIDE, SIDE))
+    found = live.batch(task, [1])
+    vae = AutoencoderKL.from_pretrained(pipeline / "vae")
+    with torch.no_grad():
+        wanted = vae.encode(World(("t2i",), 3)[1].image[None]).latent_dist  # type: ignore[union-attr]
+    scale = vae.config["scaling_factor"]
+    assert torch.allclose(found.mean, wanted.mean * scale, atol=1e-6)
+    assert torch.allclose(found.std, wanted.std * scale, atol=1e-6)
+
+
+def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl: Path) -> None:
+    prompts = ["a red circle", "", "make it blue " * 40, "a red circle"]
+    for folder, xl in ((pipeline, False), (pipeline_sdxl, True)):
+        texts = Texts(folder, checkpoint.read_config(folder), CPU)
+        lost = [False, False, False, True]
+        found = texts.of(prompts, lost)
+        for row, prompt in enumerate(prompts[:3]):
+            hidden = []
+            for number, (words, module) in enumerate(texts.encoders):
+                graph = stock.text_encoder_graph(
+                    module, module.config, penultimate=xl, pooled=xl and number == 1
+                )
+                out = capture.run(graph, [{"input_ids": words.encode(prompt)[0]}])[0]
+                hidden.append(out["hidden_states"])
+                if xl and number == 1:
+                    own = found["text_embeds"][row].numpy()
+                    np.testing.assert_allclose(own, out["pooled"][0], atol=2e-5)
+            own = found["encoder_hidden_states"][row].numpy()
+            np.testing.assert_allclose(own, np.concatenate(hidden, -1)[0], atol=2e-5)
+        gone = found["encoder_hidden_states"][3]
+        assert torch.equal(gone, gone * 0 if xl else found["encoder_hidden_states"][1])
+        assert set(found) == {"encoder_hidden_states", *(["text_embeds"] if xl else [])}
+
+
+def test_the_memory_of_prompts_is_bounded(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtu_export.training import text
+
+    texts = Texts(pipeline, checkpoint.read_config(pipeline), CPU)
+    row = 77 * 32 * 4
+    monkeypatch.setattr(text, "_KEPT_BYTES", 3 * row)
+    before = texts.of(["p0", "p1", "p2", "p3", "p4"])["encoder_hidden_states"]
+    assert (len(texts.kept), texts.bytes) == (3, 3 * row)
+    assert torch.equal(texts.of(["p0"])["encoder_hidden_states"][0], before[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 5))
+def test_every_epoch_has_every_sample_once(count: int, number: int, seed: int) -> None:
+    order = Order(seed, "edit", count)
+    steps = range(-(-3 * count // number))
+    found = [row for step in steps for row in order.rows(step, number)]
+    for epoch in range(3):
+        assert sorted(found[epoch * count : (epoch + 1) * count]) == list(range(count))
+    late = Order(seed, "edit", count).rows(len(steps) - 1, number)
+    assert late == found[-number:]
+
+
+def test_draws_depend_on_seed_step_and_task_alone() -> None:
+    first = draws(1, 2, "sr", 4, (4, 2, 2), 1000)
+    again = draws(1, 2, "sr", 4, (4, 2, 2), 1000)
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.timesteps, again.timesteps)
+    for words in ((2, 2, "sr"), (1, 3, "sr"), (1, 2, "edit")):
+        assert not torch.equal(draws(*words, 4, (4, 2, 2), 1000).noise, first.noise)
+    many = draws(0, 0, "sr", 20_000, (1, 1, 1), 1000)
+    assert (int(many.timesteps.min()), int(many.timesteps.max())) == (0, 999)
+    assert abs(float(many.noise.mean())) < 0.03
+    assert abs(float(many.posterior.std()) - 1) < 0.03
+    assert (
+        abs(float(torch.corrcoef(torch.cat([many.noise, many.posterior], 1)[:, :, 0, 0].T)[0, 1]))
+        < 0.03
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales", "wanted"),
+    [
+        ("none", {}, (0.0, 0.0, 0.0)),
+        ("text", {"text": 1.0}, (0.2, 0.0, 0.0)),
+        ("text_image", {"text": 1.0, "image": 1.0}, (0.1, 0.1, 0.1)),
+    ],
+)
+def test_dropout_is_instruct_pix2pix(
+    kind: str, scales: dict[str, float], wanted: tuple[float, float, float]
+) -> None:
+    guidance = Guidance(kind=kind, **scales)
+    task = Task(name="x", index=0, conditioning=(), guidance=guidance, steps=1)
+    u = draws(0, 0, "x", 100_000, (1, 1, 1), 10).dropout
+    prompt, image = dropped(task, u, 0.1)
+    found = ((prompt & ~image), (image & ~prompt), (prompt & image))
+    for mask, share in zip(found, wanted, strict=True):
+        assert abs(float(mask.float().mean()) - share) < 0.005
+    assert not any(bool(m.any()) for m in dropped(task, u, 0.0))

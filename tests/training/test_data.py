@@ -1,0 +1,164 @@
+"""Samples: the folder of pictures, sets by name, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mtu_export import pictures
+from mtu_export.spec import CheckpointError, PlanError, Task
+from mtu_export.training.batches import Encoder, Live, lists
+from mtu_export.training.data import Folder, Sample, Samples, fetch, load
+from tests.training.world import World
+
+
+def picture(path: Path, width: int, height: int, seed: int = 0) -> None:
+    random = np.random.default_rng(seed)
+    Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+
+
+def folder(home: Path, *rows: Any) -> Path:
+    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+    (home / "metadata.jsonl").write_text(text, "utf-8")
+    return home
+
+
+def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 50, 40)
+    picture(tmp_path / "small.png", 25, 20, seed=1)
+    Image.new("L", (100, 80), 255).save(tmp_path / "mask.png")
+    row = {"file_name": "a.png", "task": "edit", "text": "make it so", "condition": "small.png"}
+    found = Folder(folder(tmp_path, row, {**row, "mask": "mask.png", "text": None}), 32, 48)
+    assert isinstance(found, Samples)
+    assert (len(found), found.task(0)) == (2, "edit")
+    first, second = fetch(found, [0, 1])
+    wanted = pictures.fit(pictures.read(tmp_path / "a.png"), 48, 32)[0]
+    assert np.array_equal(first.image.numpy(), wanted)
+    assert first.condition is not None
+    small = pictures.fit(pictures.read(tmp_path / "small.png"), 48, 32)[0]
+    assert np.array_equal(first.condition.numpy(), small)
+    assert (first.prompt, first.mask, second.prompt) == ("make it so", None, "")
+    assert second.mask is not None
+    assert second.mask.shape == (1, 32, 48)
+    assert bool((second.mask == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "line 1 is no JSON"),
+        ("[]", "line 1 is no object"),
+        ("", "line 1 is empty"),
+        ({"task": "sr"}, "key 'file_name' is missing"),
+        ({"file_name": "a.png"}, "key 'task' is missing"),
+        ({"file_name": "a.png", "task": "sr", "caption": "x"}, "unknown key 'caption'"),
+        ({"file_name": 1, "task": "sr"}, "file_name must be a string, got 1"),
+        ({"file_name": "../a.png", "task": "sr"}, "lies outside the folder"),
+        ({"file_name": "a.png", "task": "sr", "mask": "/etc/passwd"}, "lies outside"),
+    ],
+)
+def test_bad_metadata_is_refused_by_line(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Folder(folder(tmp_path, row), 32, 32)
+
+
+def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"metadata\.jsonl cannot be read"):
+        Folder(tmp_path, 32, 32)
+    picture(tmp_path / "a.png", 40, 40)
+    picture(tmp_path / "wide.png", 80, 40)
+    row = {"file_name": "a.png", "task": "edit", "condition": "wide.png"}
+    found = Folder(folder(tmp_path, row, {"file_name": "no.png", "task": "edit"}), 32, 32)
+    with pytest.raises(PlanError, match=r"line 1: condition 'wide\.png' has another shape"):
+        found[0]
+    with pytest.raises(PlanError, match="no image file"):
+        found[1]
+
+
+def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "from tests.training.world import World\n"
+        "ready = World()\n"
+        "def broken(): raise ValueError('no disk')\n"
+        "def nothing(): return 3\n"
+    )
+    (tmp_path / "own_data_for_a_test.py").write_text(text, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    for name in ("own_data_for_a_test:ready", "own_data_for_a_test:World"):
+        assert len(load(name)) == 30
+    for word, message in (
+        ("nowhere", "must be package.module:name"),
+        ("no_such_module:x", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("own_data_for_a_test:missing", "AttributeError"),
+        ("own_data_for_a_test:broken", "ValueError: no disk"),
+        ("own_data_for_a_test:nothing", "gives int; samples need __len__, task, __getitem__"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            load(word)
+
+
+def test_tasks_without_samples(relight: str) -> None:
+    def task(name: str) -> Task:
+        guidance = {"kind": "none"}
+        row = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
+        return Task.from_json(row, 0)
+
+    indices, others = lists(World(("t2i", "sr"), 3), [task("sr")])
+    assert (indices, others) == ({"sr": [1, 3, 5]}, {"t2i": 3})
+    with pytest.raises(PlanError, match="no sample of task 'edit'; it has: t2i, sr"):
+        lists(World(("t2i", "sr")), [task("edit")])
+
+
+class Broken(World):
+    """A world whose only sample is this one."""
+
+    def __init__(self, sample: Any) -> None:
+        super().__init__(("edit", "fill"), 1)
+        self.sample = sample
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample
+
+
+GREY = torch.zeros(3, 32, 32)
+GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition": GREY}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"task": "sr"}, "the data gives 'sr' for it"),
+        ({"prompt": None}, "the prompt is no string"),
+        ({"condition": None}, "the task needs a condition image"),
+        ({"image": GREY[:, :16]}, r"image must be a tensor \[3, 32, 32\], got \[3, 16, 32\]"),
+        ({"image": GREY.numpy()}, r"image must be a tensor \[3, 32, 32\], got ndarray"),
+        ({"image": GREY + 2}, r"sample 0 .*: image must be from -1 to 1, got 2 to 2"),
+        ({"image": GREY * torch.nan}, "image must be from -1 to 1, got nan"),
+        ({"condition": GREY[:1]}, r"condition must be a tensor \[3, 'any', 'any'\]"),
+        ({"task": "fill"}, "the task needs a mask"),
+        ({"task": "fill", "mask": GREY[:1] - 1}, "mask must be from 0 to 1, got -1 to -1"),
+        ({"task": "fill", "mask": GREY[:1, ::2]}, r"mask must be a tensor \[1, 32, 32\]"),
+    ],
+)
+def test_bad_samples_are_named(pipeline: Path, words: dict[str, Any], message: str) -> None:
+    from mtu_export import checkpoint
+
+    tasks = {task.name: task for task in checkpoint.tasks(checkpoint.read_config(pipeline))}
+    wanted = tasks["fill" if words.get("task") == "fill" else "edit"]
+    encoder = Encoder(pipeline, torch.device("cpu"))
+    world = Broken(Sample(**{**GOOD, **words}))
+    live = Live(world, {"edit": [0], "fill": [0]}, encoder, (32, 32))
+    with pytest.raises(PlanError, match=message):
+        live.batch(wanted, [0])
+
+
+def test_a_model_without_a_vae(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no vae/: training needs it"):
+        Encoder(tiny, torch.device("cpu"))
