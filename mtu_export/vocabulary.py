@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,14 @@ def bytes_as_letters() -> dict[int, str]:
     return letters | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
-def learn(count: int = MERGES) -> list[tuple[str, str]]:
-    """The first ``count`` merges of byte-pair encoding on :func:`captions`."""
+def learn(lines: Iterable[str] | None = None, count: int = MERGES) -> list[tuple[str, str]]:
+    """The first ``count`` merges of byte-pair encoding on ``lines``, or on :func:`captions`.
+
+    Fewer where every word is one token before.
+    """
     letters = bytes_as_letters()
-    spoken = Counter(word for line in captions() for word in line.replace(",", " ,").split())
+    lines = captions() if lines is None else lines
+    spoken = Counter(word for line in lines for word in line.replace(",", " ,").split())
     words: dict[tuple[str, ...], int] = {}
     for word, times in spoken.items():
         *head, last = (letters[byte] for byte in word.encode())
@@ -74,6 +78,8 @@ def learn(count: int = MERGES) -> list[tuple[str, str]]:
         for word, times in words.items():
             for pair in pairwise(word):
                 pairs[pair] += times
+        if not pairs:
+            break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         words = {_merge(word, best): times for word, times in words.items()}
@@ -90,14 +96,26 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(made)
 
 
-def write(folder: Path, *, start: int, end: int, pad: str = END) -> None:
-    """A ``tokenizer/`` folder as SD ships it; ``start`` and ``end`` are ids, ``pad`` a token."""
-    merges = learn()
+def write(
+    folder: Path,
+    merges: Iterable[tuple[str, str]] | None = None,
+    *,
+    start: int,
+    end: int,
+    pad: str = END,
+    length: int = 77,
+) -> None:
+    """A ``tokenizer/`` folder as SD ships it.
+
+    ``merges`` are :func:`learn`'s; ``start`` and ``end`` are ids, ``pad`` is a token; ``length``
+    counts start and end too.
+    """
+    pairs = learn() if merges is None else list(merges)
     letters = list(bytes_as_letters().values())
-    tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges)]
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, pairs)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     _dump({**vocabulary, START: start, END: end}, folder / "vocab.json")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in pairs)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
     special = {"bos_token": START, "eos_token": END, "pad_token": pad, "unk_token": END}
     _dump(special, folder / "special_tokens_map.json")
@@ -106,7 +124,7 @@ def write(folder: Path, *, start: int, end: int, pad: str = END) -> None:
         "add_prefix_space": False,
         "do_lower_case": True,
         "errors": "replace",
-        "model_max_length": 77,
+        "model_max_length": length,
         "tokenizer_class": "CLIPTokenizer",
     }
     _dump(config, folder / "tokenizer_config.json")

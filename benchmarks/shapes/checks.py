@@ -1,0 +1,97 @@
+"""What is right about pictures of cases, by task: one number a picture, and 95 % intervals.
+
+t2i: all of the caption is there. edit: it is done, and the rest is unchanged. sr: PSNR, and PSNR
+of bicubic. inpaint: PSNR inside the removed thing's surroundings and outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.shapes import checker
+from benchmarks.shapes.cases import Case, doubled, halved
+from benchmarks.shapes.world import SIZES, World, draw
+
+UNCHANGED_DB = 25.0
+"""PSNR outside of the edited thing's surroundings from which the rest counts as unchanged."""
+_ROUND = 1.6
+"""Surroundings of a thing: so many times its radius, square."""
+
+
+def psnr(errors: Tensor, where: Tensor | None = None) -> Tensor:
+    """dB by picture of squared errors [B, 3, H, W]; the peak is 2; ``where`` [B, H, W] a mask."""
+    if where is None:
+        where = torch.ones(errors.shape[0], *errors.shape[2:], dtype=torch.bool)
+    total = (errors.mean(1) * where).sum((1, 2)) / where.sum((1, 2)).clamp_min(1)
+    return 10 * torch.log10(4 / total.clamp_min(1e-9))
+
+
+def surroundings(world: World, cases: Sequence[Case]) -> Tensor:
+    """Where the changed thing is or was, [B, side, side]."""
+    found = torch.zeros(len(cases), world.side, world.side, dtype=torch.bool)
+    middles = (torch.arange(world.side) + 0.5) / world.side
+    for i, row in enumerate(cases):
+        if row.changed is None:
+            continue
+        scene = row.before if row.verb == "remove" else row.after
+        assert scene is not None
+        thing = scene.things[row.changed]
+        x, y = world.places[thing.place]
+        reach = _ROUND * world.radii[SIZES.index(thing.size)]
+        across = (middles - x - thing.offset[0]).abs() < reach
+        found[i] = ((middles - y - thing.offset[1]).abs() < reach)[:, None] & across[None]
+    return found
+
+
+def measures(world: World, cases: Sequence[Case], made: Tensor) -> dict[str, Tensor]:
+    """Numbers [B] by measure for pictures ``made`` [B, 3, side, side] of cases of one task."""
+    task, truth = cases[0].task, draw(world, [row.after for row in cases])
+    errors = (made - truth).square()
+    if task == "sr":
+        return {"PSNR": psnr(errors)}
+    where = surroundings(world, cases)
+    if task == "inpaint":
+        return {"PSNR inside": psnr(errors, where), "PSNR outside": psnr(errors, ~where)}
+    right = torch.tensor(checker.right(checker.read(world, made), [row.after for row in cases]))
+    if task == "t2i":
+        return {"all right": right.float()}
+    outside = psnr(errors, ~where)
+    return {
+        "done, rest unchanged": (right & (outside >= UNCHANGED_DB)).float(),
+        "done": right.float(),
+        "PSNR outside": outside,
+    }
+
+
+def bicubic(world: World, cases: Sequence[Case]) -> Tensor:
+    """The half-size pictures of sr at full size by Pillow's bicubic filter."""
+    small = halved(world, cases, draw(world, [row.after for row in cases]))
+    return doubled(small, Image.Resampling.BICUBIC)
+
+
+def interval(values: Tensor, share: bool) -> tuple[float, float, float]:
+    """Mean and 95 % interval: Wilson's for shares, the normal one for the rest."""
+    count, mean = len(values), values.double().mean().item()
+    z = 1.959964
+    if share:
+        middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+        half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+        half /= 1 + z * z / count
+        return mean, max(0.0, middle - half), min(1.0, middle + half)
+    half = z * values.double().std().item() / math.sqrt(count)
+    return mean, mean - half, mean + half
+
+
+def paired(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Mean difference ``one − other`` and its 95 % interval, by measure, over the same cases."""
+    return {name: list(interval(one[name] - other[name], share=False)) for name in one}
+
+
+def is_share(name: str) -> bool:
+    """Whether a measure is a share of pictures, not dB."""
+    return "PSNR" not in name

@@ -1,0 +1,143 @@
+"""Pictures of cases from a checkpoint in PyTorch, many at once, by the product's own loop.
+
+Noise depends on the case's number alone, so every row of a table starts from the same: rows are
+paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from benchmarks.shapes.cases import Case, inputs
+from benchmarks.shapes.world import World
+from mtu_export import checkpoint, generate, sampler, schedule, tokenizer
+from mtu_export.models import mtu
+from mtu_export.spec import Guidance, Task
+
+Denoiser = Callable[[Tensor, float, Tensor], Tensor]
+"""``(x [B, c, h, w], timestep, text [B, tokens, d]) -> noise [B, C, h, w]``"""
+_BATCH = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What every model of the world shares: text encoder, tokenizer, VAE, scheduler's folder."""
+
+    text: CLIPTextModel
+    tokenizer: tokenizer.Tokenizer
+    vae: AutoencoderKL
+    folder: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Parts:
+        """The parts of a pipeline folder, frozen."""
+        text = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
+        return cls(
+            text=text.eval().requires_grad_(False),
+            tokenizer=tokenizer.of_source(
+                folder / "tokenizer", text.config.max_position_embeddings
+            ),
+            vae=vae.eval().requires_grad_(False),
+            folder=folder,
+        )
+
+    def states(self, prompts: Sequence[str]) -> Tensor:
+        """Hidden states [B, tokens, d]."""
+        rows = np.concatenate([self.tokenizer.encode(prompt)[0] for prompt in prompts])
+        return self.text(input_ids=torch.from_numpy(rows).long()).last_hidden_state
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Scaled latents [B, 4, h, w] of pictures."""
+        return self.vae.encode(pictures).latent_dist.mode() * self.vae.config["scaling_factor"]
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W], clipped."""
+        made = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample
+        return made.clamp(-1, 1)
+
+
+def live(folder: Path, name: str) -> tuple[Denoiser, Task]:
+    """One task of an MTU checkpoint, its router live."""
+    unet: Any = mtu.load(folder).components["unet"]
+    task = unet.task(name)
+    return (lambda x, t, text: unet(x, t, text, task=name).sample), task
+
+
+def folded(folder: Path, name: str) -> tuple[Denoiser, Task]:
+    """One task of an MTU checkpoint, folded to a stock UNet."""
+    pipeline = mtu.load(folder)
+    task = pipeline.components["unet"].task(name)  # type: ignore[operator]
+    unet: Any = mtu.specialise(pipeline, [task])[name].module
+    return (lambda x, t, text: unet(x, t, text).sample), task
+
+
+def dense(folder: Path, task: Task) -> tuple[Denoiser, Task]:
+    """A stock UNet, which has one task."""
+    unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+    unet.eval().requires_grad_(False)
+    return (lambda x, t, text: unet(x, t, text).sample), task
+
+
+def noise(parts: Parts, numbers: Sequence[int], side: int) -> np.ndarray:
+    """The noise of cases [B, 4, h, w]."""
+    factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
+    shape = (1, 4, side // factor, side // factor)
+    return np.concatenate([generate.noise(shape, number) for number in numbers])
+
+
+@torch.no_grad()
+def pictures(
+    world: World,
+    parts: Parts,
+    model: tuple[Denoiser, Task],
+    cases: Sequence[Case],
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """The pictures [B, 3, side, side] of cases of one task; case i has the noise of number i."""
+    denoise, task = model
+    scales = guidance or task.guidance
+    table = schedule.table(schedule.load(parts.folder, None), task.steps)
+    found = []
+    for start in range(0, len(cases), _BATCH):
+        rows = cases[start : start + _BATCH]
+        given = inputs(world, rows)
+        full = None if given is None or not task.conditioning else parts.latents(given)
+        prompts = [row.prompt if task.prompt is None else task.prompt for row in rows]
+        words, empty = parts.states(prompts), parts.states([""]).expand(len(rows), -1, -1)
+
+        def guided(
+            x: np.ndarray,
+            timestep: float,
+            full: Tensor | None = full,
+            words: Tensor = words,
+            empty: Tensor = empty,
+        ) -> np.ndarray:
+            latent, outputs = torch.from_numpy(x), []
+            for branch in sampler.branches(scales):
+                wide = latent
+                if full is not None:
+                    shown = full if branch.image else torch.zeros_like(full)
+                    wide = torch.cat([latent, shown], 1)
+                text = words if branch.text else empty
+                outputs.append(denoise(wide, timestep, text).numpy())
+            return sampler.guide(scales, outputs)
+
+        start_noise = noise(parts, range(start, start + len(rows)), world.side)
+        *_, last = sampler.latents(table, start_noise, guided)
+        found.append(parts.decoded(torch.from_numpy(last)))
+    return torch.cat(found)
+
+
+def tasks_of(folder: Path) -> list[Task]:
+    """The tasks of an MTU checkpoint."""
+    return list(checkpoint.tasks(checkpoint.read_config(folder)))

@@ -1,0 +1,204 @@
+"""The text encoder of the world: CLIP's format and its loss, on captions and on instructions.
+
+A caption belongs to its picture, an instruction to the pictures before and after. The picture side
+is thrown away. The gate is a linear probe of the state at the end token: 99 % of verbs, shapes,
+colours and places.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from benchmarks.shapes.cases import Case, case, inputs
+from benchmarks.shapes.fitting import fit
+from benchmarks.shapes.world import World, draw
+from mtu_export import vocabulary
+from mtu_export.tokenizer import Tokenizer, of_source
+
+_SPOKEN = ("t2i", "edit", "inpaint")
+_MERGES = 400
+
+
+def write_tokenizer(world: World, folder: Path, length: int) -> int:
+    """A ``tokenizer/`` folder learnt from the world's prompts; the number of its tokens."""
+    lines = [case(world, task, "train", i).prompt for task in _SPOKEN for i in range(4000)]
+    merges = vocabulary.learn(lines, _MERGES)
+    size = 2 * 256 + len(merges) + 2
+    vocabulary.write(folder, merges, start=size - 2, end=size - 1, length=length)
+    return size
+
+
+def config(size: int, words: Mapping[str, Any]) -> dict[str, Any]:
+    """A stock config of CLIP's text model."""
+    return {
+        "vocab_size": size,
+        "hidden_size": words["width"],
+        "intermediate_size": 2 * words["width"],
+        "num_hidden_layers": words["layers"],
+        "num_attention_heads": words["heads"],
+        "projection_dim": words["width"],
+        "max_position_embeddings": words["length"],
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": size - 2,
+        "eos_token_id": size - 1,
+        "pad_token_id": size - 1,
+    }
+
+
+class _Pair(nn.Module):
+    """Text encoder, and a small convolutional net for the pictures before and after."""
+
+    def __init__(self, world: World, found: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.text = CLIPTextModelWithProjection(CLIPTextConfig(**found))
+        side, width, rows, channels = world.side, 32, [], 6
+        while side > 4:
+            rows += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
+            side, channels, width = side // 2, width, min(2 * width, 128)
+        flat = channels * side * side
+        self.pictures = nn.Sequential(*rows, nn.Flatten(), nn.Linear(flat, found["projection_dim"]))
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, ids: Tensor, pictures: Tensor) -> Tensor:
+        """Scaled cosines [B, B] of texts and pictures."""
+        texts = F.normalize(self.text(input_ids=ids).text_embeds, dim=-1)
+        seen = F.normalize(self.pictures(pictures), dim=-1)
+        return self.scale.clamp(max=4.6).exp() * texts @ seen.T
+
+
+def seen(world: World, cases: Sequence[Case]) -> Tensor:
+    """Pictures before and after [B, 6, side, side]; a caption has zeros before."""
+    after = draw(world, [row.after for row in cases])
+    before = torch.zeros_like(after)
+    for task in _SPOKEN[1:]:
+        places = [i for i, row in enumerate(cases) if row.task == task]
+        if places:
+            given = inputs(world, [cases[i] for i in places])
+            assert given is not None
+            before[places] = given
+    return torch.cat([before, after], 1)
+
+
+def ids(words: Tokenizer, prompts: Sequence[str]) -> Tensor:
+    """Token ids [B, tokens], padded as the pipeline pads them."""
+    rows = [torch.from_numpy(words.encode(prompt)[0]) for prompt in prompts]
+    return torch.cat(rows).long()
+
+
+def train(
+    world: World, words: Mapping[str, Any], folder: Path, home: Path
+) -> tuple[CLIPTextModelWithProjection, dict[str, Any], float]:
+    """The trained encoder of the tokenizer in ``folder``, its config, and seconds."""
+    torch.manual_seed(words["seed"])
+    tokenizer = of_source(folder)
+    found = config(tokenizer.largest + 1, words)
+    model = _Pair(world, found)
+    batch = words["batch_size"]
+
+    def loss(step: int) -> Tensor:
+        rng = random.Random(f"text/{words['seed']}/{step}")
+        rows = [
+            case(world, rng.choice(("t2i", "t2i", "edit", "edit", "inpaint")), "train", i)
+            for i in rng.sample(range(1 << 24), batch)
+        ]
+        given = ids(tokenizer, [row.prompt for row in rows])
+        longest = int((given != tokenizer.eos).sum(1).max()) + 1
+        cosines = model(given[:, :longest], seen(world, rows))
+        same = (given[:, None] == given[None]).all(2).float()
+        wanted = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(cosines, wanted) + F.cross_entropy(cosines.T, wanted)) / 2
+
+    seconds = fit(
+        model, loss, home / "text_encoder.safetensors", steps=words["steps"], rate=words["rate"]
+    )
+    return model.text.eval().requires_grad_(False), found, seconds
+
+
+# --------------------------------------------------------------------------------------- probe
+
+
+def answers(row: Case) -> dict[str, str]:
+    """What a reader of the prompt knows, by question."""
+    if row.verb is None:
+        return {
+            f"{kind} {number}": getattr(thing, kind)
+            for number, thing in enumerate(row.after.things)
+            for kind in ("shape", "colour", "place")
+        }
+    assert row.before is not None
+    assert row.changed is not None
+    thing = (row.after if row.verb == "add" else row.before).things[row.changed]
+    found = {"verb": row.verb, "shape": thing.shape}
+    if row.verb == "make":
+        found["colour"] = row.after.things[row.changed].colour
+    if row.verb == "turn":
+        found["shape after"] = row.after.things[row.changed].shape
+    if row.verb == "add":
+        found |= {"colour": thing.colour, "place": thing.place}
+    return found
+
+
+def probe(
+    world: World, model: CLIPTextModelWithProjection, tokenizer: Tokenizer, count: int = 4000
+) -> dict[str, float]:
+    """Share of right answers on held-out prompts, by kind of prompt and question."""
+    found: dict[str, float] = {}
+    for kind, tasks in (("caption", ("t2i",)), ("instruction", ("edit", "inpaint"))):
+        rows = {
+            split: [case(world, task, split, i) for task in tasks for i in range(count)]
+            for split in ("train", "test")
+        }
+        states = {split: _states(model, tokenizer, some) for split, some in rows.items()}
+        told = {split: [answers(row) for row in some] for split, some in rows.items()}
+        for question in sorted({name for row in told["train"] for name in row}):
+            x, y, names = {}, {}, sorted({r[question] for r in told["train"] if question in r})
+            for split in ("train", "test"):
+                asked = [i for i, row in enumerate(told[split]) if question in row]
+                x[split] = states[split][asked]
+                y[split] = torch.tensor([names.index(told[split][i][question]) for i in asked])
+            right = _linear(x["train"], y["train"], len(names))(x["test"]).argmax(1) == y["test"]
+            found[f"{kind}: {question}"] = right.float().mean().item()
+    return found
+
+
+@torch.no_grad()
+def _states(
+    model: CLIPTextModelWithProjection, tokenizer: Tokenizer, rows: Sequence[Case]
+) -> Tensor:
+    """The state at the end token after the last norm [B, width], as the UNet sees it."""
+    found = []
+    for start in range(0, len(rows), 256):
+        given = ids(tokenizer, [row.prompt for row in rows[start : start + 256]])
+        states = model(input_ids=given).last_hidden_state
+        ends = (given == tokenizer.eos).int().argmax(1)
+        found.append(states[torch.arange(len(given)), ends])
+    return torch.cat(found)
+
+
+def _linear(x: Tensor, y: Tensor, classes: int) -> nn.Module:
+    """Logistic regression on standardised states."""
+    mean, spread = x.mean(0), x.std(0) + 1e-6
+    layer = nn.Linear(x.shape[1], classes)
+    optimiser = torch.optim.LBFGS(layer.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(layer((x - mean) / spread), y)
+        value = value + 1e-5 * layer.weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(closure)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.bias -= layer.weight @ (mean / spread)
+        layer.weight /= spread
+    return layer
