@@ -49,7 +49,7 @@ def build(name: str, config: Path, home: Path, *, gated: bool = True) -> Path:
     shutil.rmtree(private, ignore_errors=True)
     text.write_tokenizer(world, private, words["text"]["length"])
     encoder, encoder_config, text_s = text.train(world, words["text"], private, home)
-    tokenizer = of_source(private, words["text"]["length"])
+    tokenizer = of_source(private)
     found["probe"] = text.probe(world, encoder, tokenizer)
     found["text_seconds"] = round(text_s)
     found["probe_least"] = min(found["probe"].values())

@@ -24,6 +24,8 @@ from mtu_export import vocabulary
 from mtu_export.tokenizer import Tokenizer, of_source
 
 _SPOKEN = ("t2i", "edit", "inpaint")
+_MIX = (*["t2i"] * 5, "edit", "edit", "inpaint")
+"""Tasks of a batch of prompts: captions say most."""
 _MERGES = 400
 
 
@@ -107,7 +109,7 @@ def train(
     def loss(step: int) -> Tensor:
         rng = random.Random(f"text/{words['seed']}/{step}")
         rows = [
-            case(world, rng.choice(("t2i", "t2i", "edit", "edit", "inpaint")), "train", i)
+            case(world, rng.choice(_MIX), "train", i)
             for i in rng.sample(range(1 << 24), batch)
         ]
         given = ids(tokenizer, [row.prompt for row in rows])
@@ -178,6 +180,7 @@ def _states(
     found = []
     for start in range(0, len(rows), 256):
         given = ids(tokenizer, [row.prompt for row in rows[start : start + 256]])
+        given = given[:, : model.config.max_position_embeddings]
         states = model(input_ids=given).last_hidden_state
         ends = (given == tokenizer.eos).int().argmax(1)
         found.append(states[torch.arange(len(given)), ends])

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -228,26 +229,23 @@ def coverage(shape: str, centre: Tensor, radius: Tensor, side: int) -> Tensor:
 def draw(world: World, scenes: Sequence[Scene]) -> Tensor:
     """The pictures of scenes, [B, 3, side, side] in −1..1."""
     greys = torch.tensor([BACKGROUNDS[scene.background] + scene.shade for scene in scenes])
-    pictures = greys[:, None, None, None].expand(-1, 3, world.side, world.side).clone()
-    rows = [(i, thing) for i, scene in enumerate(scenes) for thing in scene.things]
-    for shape in SHAPES:
-        chosen = [(i, thing) for i, thing in rows if thing.shape == shape]
+    pictures = greys[:, None, None, None].repeat(1, 3, world.side, world.side)
+    for shape, slot in product(SHAPES, range(world.most)):
+        chosen = [
+            (i, scene.things[slot])
+            for i, scene in enumerate(scenes)
+            if slot < len(scene.things) and scene.things[slot].shape == shape
+        ]
         if not chosen:
             continue
-        spots = [
-            [p + o for p, o in zip(world.places[thing.place], thing.offset, strict=True)]
-            for _, thing in chosen
-        ]
-        sizes = [world.radii[SIZES.index(thing.size)] * thing.stretch for _, thing in chosen]
-        masks = coverage(
-            shape, torch.tensor(spots) * world.side, torch.tensor(sizes) * world.side, world.side
-        )
-        paints = torch.tensor(
-            [
-                [c + s for c, s in zip(COLOURS[thing.colour], thing.shade, strict=True)]
-                for _, thing in chosen
-            ]
-        ).clamp(0, 1)
-        for (i, _), mask, paint in zip(chosen, masks, paints, strict=True):
-            pictures[i] += mask * (paint[:, None, None] - pictures[i])
+        things = [thing for _, thing in chosen]
+        spots = torch.tensor([world.places[thing.place] for thing in things])
+        spots = (spots + torch.tensor([thing.offset for thing in things])) * world.side
+        sizes = [world.radii[SIZES.index(thing.size)] * thing.stretch for thing in things]
+        masks = coverage(shape, spots, torch.tensor(sizes) * world.side, world.side)[:, None]
+        paints = torch.tensor([COLOURS[thing.colour] for thing in things])
+        paints = (paints + torch.tensor([thing.shade for thing in things])).clamp(0, 1)
+        index = torch.tensor([i for i, _ in chosen])
+        below = pictures[index]
+        pictures[index] = below + masks * (paints[:, :, None, None] - below)
     return pictures.clamp(0, 1) * 2 - 1
