@@ -201,7 +201,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "pass (passes that take turns, medians of "
         f"{ROUNDS} rounds, 2 cores shared with other work); peak memory of a "
         "process that goes through the four tasks; seconds of CPU (one thread, so wall on an idle "
-        "machine) and peak memory of the export, proof included. `own` is what a task has for itself in bytes of weights, `dB` the largest "
+        "machine) and peak memory of the export, proof included. `own` is what a task has for "
+        "itself in bytes of weights, `dB` the largest "
         "difference of a part's PSNR from that of the task's own bundle.",
         "",
         "| size | target | scheme | " + " | ".join(names) + " | own | graphs | dB |",
