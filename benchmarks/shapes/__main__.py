@@ -1,19 +1,25 @@
 """The small world from nothing to its table: parts, dense UNet, single tasks, MTU, pictures.
 
-    python -m benchmarks.shapes small [--only parts|t2i|edit|sr|inpaint|mtu-n1|mtu-n4|table]
+    python -m benchmarks.shapes small
+    python -m benchmarks.shapes full --minutes 25 --piece 10
 
 Everything lies in ``~/.cache/mtu-export/shapes/SIZE``; what is done is not done again, and what was
-stopped goes on. A recipe is also a config of ``mtu-export train``.
+stopped goes on. A recipe is also a config of ``mtu-export train``. ``--minutes`` scales the
+recipes' steps to a time measured here; ``--piece`` stops after so many minutes, to go on later.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import threading
 from pathlib import Path
 
-from benchmarks.shapes import building, table
+from benchmarks.shapes import building, pace, table
 from mtu_export import training
 from mtu_export.console import Console
+from mtu_export.spec import Interrupted
 
 CONFIGS = Path(__file__).parent / "configs"
 HOME = Path.home() / ".cache" / "mtu-export" / "shapes"
@@ -22,19 +28,35 @@ ORDER = ("t2i", "edit", "sr", "inpaint", "mtu-n1", "mtu-n4")
 
 def main() -> None:
     """Do what is not done yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("size", choices=("small", "full"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shapes")
+    parser.add_argument("size", choices=[path.name for path in sorted(CONFIGS.iterdir())])
     parser.add_argument("--only", choices=("parts", *ORDER, "table"))
+    parser.add_argument("--minutes", type=float, help="of all recipes; default: their own steps")
+    parser.add_argument("--piece", type=float, help="minutes until this call stops")
     words = parser.parse_args()
-    home, configs = HOME / words.size, CONFIGS / words.size
-    if words.only in (None, "parts"):
-        building.build(words.size, configs / "parts.toml", home)
-    for name in ORDER:
-        recipe = training.read(configs / f"{name}.toml")
-        if words.only in (None, name) and not (recipe.output / "model_index.json").is_file():
-            training.train(recipe, console=Console())
-    if words.only in (None, "table"):
-        table.make(words.size, home)
+    if words.piece:
+        alarm = threading.Timer(60 * words.piece, os.kill, (os.getpid(), signal.SIGINT))
+        alarm.daemon = True
+        alarm.start()
+    try:
+        run(words.size, HOME / words.size, words.only, words.minutes)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise SystemExit(f"stopped; the same command goes on. {stopped}") from None
+
+
+def run(size: str, home: Path, only: str | None, minutes: float | None) -> None:
+    """The stages of a size, or one of them."""
+    configs = CONFIGS / size
+    if only in (None, "parts"):
+        building.build(size, configs / "parts.toml", home)
+    recipes = {name: training.read(configs / f"{name}.toml") for name in ORDER}
+    if minutes is not None:
+        pace.measure(recipes, home, minutes)
+    for name, recipe in recipes.items():
+        if only in (None, name) and not (recipe.output / "model_index.json").is_file():
+            training.train(pace.apply(recipe, name, home), console=Console())
+    if only in (None, "table"):
+        table.make(size, home)
 
 
 if __name__ == "__main__":

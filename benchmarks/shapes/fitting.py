@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _EVERY_S = 60.0
 
 
@@ -30,10 +31,11 @@ def fit(
     warmup: int = 100,
     clip: float = 1.0,
 ) -> float:
-    """Train ``module`` in place for ``steps`` in all; seconds that its steps took, over all runs.
+    """Train ``module`` in place, on ``DEVICE``; seconds that its steps took, over all runs.
 
     ``state`` is a safetensors file that is taken up where it is there and replaced each minute.
     """
+    module.to(DEVICE)
     named = dict(module.named_parameters())
     optimiser = torch.optim.AdamW(named.values(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
     done, seconds = _take_up(module, optimiser, named, state, steps)
@@ -57,6 +59,7 @@ def fit(
             saved = now
             _save(module, optimiser, named, state, done, steps, seconds + now - begun)
             print(f"{state.stem}: step {done} of {steps}, loss {value.item():.5f}", flush=True)
+    module.to("cpu")
     return seconds + time.monotonic() - begun
 
 
@@ -102,6 +105,6 @@ def _take_up(
     for name, parameter in named.items():
         optimiser.state[parameter] = {
             "step": torch.tensor(float(said["done"])),
-            **{moment: rows[f"{moment}.{name}"] for moment in ("exp_avg", "exp_avg_sq")},
+            **{moment: rows[f"{moment}.{name}"].to(DEVICE) for moment in ("exp_avg", "exp_avg_sq")},
         }
     return said["done"], said["seconds"]

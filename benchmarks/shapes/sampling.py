@@ -34,7 +34,7 @@ class Parts:
 
     text: CLIPTextModel
     tokenizer: tokenizer.Tokenizer
-    vae: AutoencoderKL
+    vae: Any  # an AutoencoderKL: diffusers' return types are unions
     folder: Path
 
     @classmethod
@@ -44,9 +44,7 @@ class Parts:
         vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
         return cls(
             text=text.eval().requires_grad_(False),
-            tokenizer=tokenizer.of_source(
-                folder / "tokenizer", text.config.max_position_embeddings
-            ),
+            tokenizer=tokenizer.of_source(folder / "tokenizer"),
             vae=vae.eval().requires_grad_(False),
             folder=folder,
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from benchmarks.shapes.cases import Case, case, inputs
-from benchmarks.shapes.fitting import fit
+from benchmarks.shapes.fitting import DEVICE, fit
 from benchmarks.shapes.world import World, draw
 from mtu_export import vocabulary
 from mtu_export.tokenizer import Tokenizer, of_source
@@ -109,14 +109,13 @@ def train(
     def loss(step: int) -> Tensor:
         rng = random.Random(f"text/{words['seed']}/{step}")
         rows = [
-            case(world, rng.choice(_MIX), "train", i)
-            for i in rng.sample(range(1 << 24), batch)
+            case(world, rng.choice(_MIX), "train", i) for i in rng.sample(range(1 << 24), batch)
         ]
         given = ids(tokenizer, [row.prompt for row in rows])
         longest = int((given != tokenizer.eos).sum(1).max()) + 1
-        cosines = model(given[:, :longest], seen(world, rows))
+        cosines = model(given[:, :longest].to(DEVICE), seen(world, rows).to(DEVICE))
         same = (given[:, None] == given[None]).all(2).float()
-        wanted = same / same.sum(1, keepdim=True)
+        wanted = (same / same.sum(1, keepdim=True)).to(DEVICE)
         return (F.cross_entropy(cosines, wanted) + F.cross_entropy(cosines.T, wanted)) / 2
 
     seconds = fit(
@@ -202,6 +201,6 @@ def _linear(x: Tensor, y: Tensor, classes: int) -> nn.Module:
 
     optimiser.step(closure)  # type: ignore[arg-type]
     with torch.no_grad():
-        layer.bias -= layer.weight @ (mean / spread)
-        layer.weight /= spread
+        layer.bias.sub_(layer.weight @ (mean / spread))
+        layer.weight.div_(spread)
     return layer

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from benchmarks.shapes.cases import TASKS, case, inputs
-from benchmarks.shapes.fitting import fit
+from benchmarks.shapes.fitting import DEVICE, fit
 from benchmarks.shapes.world import World, draw
 
 _KL = 2e-4
@@ -49,11 +49,11 @@ def config(world: World, widths: Sequence[int], groups: int) -> dict[str, Any]:
     }
 
 
-def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[AutoencoderKL, float]:
+def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Any, float]:
     """The trained VAE, with the scaling factor that gives its latents unit variance; seconds."""
     torch.manual_seed(words["seed"])
-    model = AutoencoderKL(**config(world, words["widths"], words["groups"]))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = AutoencoderKL(**config(world, words["widths"], words["groups"]))
+    model.to(memory_format=torch.channels_last)
     batch, pool = words["batch_size"], pictures(world, "train", 0, _POOL)
     at = 0
 
@@ -65,10 +65,10 @@ def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Autoencod
             pool = pictures(world, "train", at * _POOL, _POOL)
         generator = torch.Generator().manual_seed(words["seed"] * 1_000_003 + step)
         rows = torch.randint(len(pool), (batch,), generator=generator)
-        given = pool[rows].contiguous(memory_format=torch.channels_last)
+        given = pool[rows].to(DEVICE).contiguous(memory_format=torch.channels_last)
         posterior = model.encode(given).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
-        made = model.decode(posterior.mean + posterior.std * noise).sample
+        made = model.decode(posterior.mean + posterior.std * noise.to(DEVICE)).sample
         error = made - given
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.square().mean() + 0.1 * error.abs().mean() + _KL * divergence
@@ -81,7 +81,7 @@ def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Autoencod
     return model, seconds
 
 
-def psnr(model: AutoencoderKL, world: World, count: int = 1000) -> float:
+def psnr(model: Any, world: World, count: int = 1000) -> float:
     """Mean PSNR, dB, of held-out pictures through the VAE; peak is the range of −1..1."""
     given = pictures(world, "test", 0, count)
     total = 0.0
