@@ -46,7 +46,7 @@ def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -
         parameter.requires_grad_(name in names)
     vae = AutoencoderKL.from_pretrained(four_tasks / "vae")
     scale = vae.config["scaling_factor"]
-    noise_schedule = DDPMScheduler.from_pretrained(four_tasks / "scheduler")
+    noise_schedule: Any = DDPMScheduler.from_pretrained(four_tasks / "scheduler")
     tokens = CLIPTokenizer.from_pretrained(four_tasks / "tokenizer", model_max_length=77)
     text = CLIPTextModel.from_pretrained(four_tasks / "text_encoder")
     chosen = [dict(unet.named_parameters())[name] for name in names]
@@ -205,7 +205,7 @@ def test_rates_are_diffusers(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_snr_weights_are_diffusers(kind: str) -> None:
+def test_snr_weights_are_diffusers(kind: Any) -> None:
     schedule = DDPMScheduler(prediction_type=kind, beta_schedule="scaled_linear")
     times = torch.arange(1000)
     snr = compute_snr(schedule, times)

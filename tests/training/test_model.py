@@ -88,7 +88,9 @@ def test_what_is_trained_is_inspected_and_folds(
     assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(found["parts"])
     out = tmp_path / "folded"
-    exporter.save_folded(plan.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out))
+    exporter.save_folded(
+        plan.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
+    )
     folded = UNet2DConditionModel.from_pretrained(out)
     live = mtu.load(tmp_path / "out").components["unet"]
     x, text = torch.randn(1, 8, 4, 4), torch.randn(1, 77, 32)

@@ -101,7 +101,9 @@ def test_kill_and_ctrl_c_change_nothing(four_tasks: Path, tmp_path: Path) -> Non
     assert [row["step"] for row in rows(whole)] == [s for s in "369" for _ in range(4)]
     one, other = weights(whole), weights(stopped)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    states = [load_file(h / "state" / "step-00000009" / "state.safetensors") for h in (whole, stopped)]
+    states = [
+        load_file(h / "state" / "step-00000009" / "state.safetensors") for h in (whole, stopped)
+    ]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 

@@ -48,10 +48,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (GOOD, ["--stepz", "1"], 2, "No such option: --stepz"),
         (GOOD.replace("{model}", "nowhere"), [], 3, "no checkpoint folder 'nowhere'"),
         (GOOD.replace("tests.training.world:four", "none:x"), [], 2, "No module named 'none'"),
-        (GOOD.replace("tests.training.world:four", "os:sep"), [], 2, "'str' object is not callable"),
+        (
+            GOOD.replace("tests.training.world:four", "os:sep"),
+            [],
+            2,
+            "'str' object is not callable",
+        ),
         (GOOD.replace("height = 32", "height = 40"), [], 2, "height must be a multiple of 16"),
         (GOOD.replace('data = "t', 'data_folder = "t'), [], 2, "metadata.jsonl cannot be read"),
-        (GOOD.replace("world:four", "world:World"), [], 2, "no sample of task 'relight'"),
+        (GOOD.replace("world:four", "world:World"), [], 2, "no sample of task 'edit'; it has: t2i"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -85,9 +90,10 @@ def test_a_dry_run_and_a_run(
 ) -> None:
     text = GOOD.replace("{model}", str(four_tasks)) + "cache_latents = true\n"
     (tmp_path / "run.toml").write_text(text, "utf-8")
-    monkeypatch.setattr("mtu_export.training.rehearse.__kwdefaults__", {
-        "console": None, "force": False, "seconds": 0.1
-    })
+    monkeypatch.setattr(
+        "mtu_export.training.rehearse.__kwdefaults__",
+        {"console": None, "force": False, "seconds": 0.1},
+    )
     code, out, err = run(["train", "run.toml", "--dry-run", "--state", "s"], monkeypatch, capfd)
     assert code == 0, err
     for word in ("samples/s, all tasks", "hours of 2 steps", "memory at most", "device"):
