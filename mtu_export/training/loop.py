@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,14 +105,14 @@ class Trainer:
 
     # ------------------------------------------------------------------------------- a step
 
-    def step(self, stop: bool = False) -> tuple[dict[str, float], bool]:
-        """One optimiser step; mean loss by task, and whether any process was asked to stop.
+    def step(self, asked: Callable[[], bool] = lambda: False) -> tuple[dict[str, float], bool]:
+        """One optimiser step; mean loss by task, and whether any process is ``asked`` to stop.
 
         Raises ``ParityError`` for a loss or gradient that is not finite, before weights change.
         """
         number = self.progress.step
         losses = [self._task(number, task, parts) for task, parts in self._given(number)]
-        told = torch.tensor([float(stop)], dtype=torch.float64, device=self.device)
+        told = torch.tensor([float(asked())], dtype=torch.float64, device=self.device)
         shared = torch.cat([torch.stack(losses), told])
         if self.accelerator.num_processes > 1:
             shared = self.accelerator.reduce(shared, "sum")

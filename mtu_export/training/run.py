@@ -235,7 +235,7 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     try:
         with ctrl_c() as stop, shown.progress("train") as advance:
             while progress.step < recipe.steps and not stopped:
-                losses, stopped = trainer.step(stop.asked)
+                losses, stopped = trainer.step(lambda: stop.asked)
                 progress.seconds = seconds() - begin
                 note = _note(trainer, rows, losses, shown)
                 advance(progress.step, recipe.steps, note)

@@ -14,7 +14,7 @@ from mtu_export import catalog, random_parts
 
 
 @pytest.fixture(scope="session")
-def four(make_tiny: Callable[..., Path]) -> Path:
+def four_tasks(make_tiny: Callable[..., Path]) -> Path:
     """A whole tiny MTU checkpoint of the paper's four tasks."""
     return make_tiny("tiny", whole=True, tasks=["t2i", "edit", "sr", "inpaint"])
 

@@ -52,9 +52,9 @@ def four() -> World:
 
 
 def recipe(model: Path, home: Path, **words: Any) -> Recipe:
-    """A recipe of four steps with everything that a run has, in ``home``."""
+    """A recipe of two steps with everything that a run has, in ``home``."""
     given: dict[str, Any] = {
-        "steps": 4,
+        "steps": 2,
         "batch_size": 2,
         "learning_rate": 1e-3,
         "height": SIDE,

@@ -1,0 +1,157 @@
+"""What comes in and what goes out: dense, upcycled and MTU models, read by others' code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from mtu_export import checkpoint, training
+from mtu_export.models import mtu
+from mtu_export.spec import CheckpointError, OutputExists, PlanError, Unsupported
+from mtu_export.training import Upcycling, model
+from tests.training.world import World, four, recipe
+
+SMALL = Upcycling(experts=2, task_embedding_dim=16, router_hidden_dim=16)
+
+
+@pytest.mark.slow
+def test_a_dense_unet_is_widened_and_stays_stock(dense: Path, tmp_path: Path) -> None:
+    words = recipe(dense, tmp_path, steps=1, tasks=("edit",), train="all", learning_rate=1e-12)
+    training.train(words, four())
+    found = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    before = UNet2DConditionModel.from_pretrained(dense, subfolder="unet")
+    assert (before.config["in_channels"], found.config["in_channels"]) == (4, 8)
+    x, text = torch.randn(1, 8, 4, 4), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        after = found(x, 5, text).sample
+        assert torch.allclose(before(x[:, :4], 5, text).sample, after, atol=1e-5)
+    index = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    # a second round begins with the wider one, and replaces only what was made here
+    again = recipe(tmp_path / "out", tmp_path / "b", steps=1, tasks=("edit",), train="all")
+    training.train(again, four())
+    with pytest.raises(OutputExists):
+        training.train(again, four())
+    training.train(again, four(), force=True)
+    shutil.copytree(dense, tmp_path / "theirs")
+    with pytest.raises(PlanError, match="--force replaces only what this command made"):
+        training.train(replace(again, output=tmp_path / "theirs"), four(), force=True)
+    with pytest.raises(CheckpointError, match=r"the UNet takes 8 channels, task 'fill' needs 9"):
+        training.train(
+            recipe(tmp_path / "out", tmp_path / "c", tasks=("fill",), train="all"), four()
+        )
+
+
+def test_a_dense_pipeline_loads_in_diffusers(dense: Path, tmp_path: Path) -> None:
+    words = recipe(dense, tmp_path, steps=1, tasks=("t2i",), train="all", output_dtype="fp16")
+    training.train(words, four())
+    extra: Any = {"safety_checker": None, "feature_extractor": None}
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", **extra)
+    made = pipe("a square", num_inference_steps=2, height=32, width=32, output_type="np")
+    assert made.images.shape == (1, 32, 32, 3)  # type: ignore[union-attr]
+    headers = checkpoint.headers(tmp_path / "out" / "unet")
+    assert {row.dtype for row in headers.values()} == {"F16"}
+
+
+def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
+    words = recipe(dense, tmp_path, steps=1, tasks=("t2i", "edit"), upcycle=SMALL)
+    training.train(words, four())
+    made = mtu.load(tmp_path / "out").components["unet"]
+    assert [task.name for task in made.tasks] == ["t2i", "edit"]
+    assert made.config["num_experts"] == 2
+    start = checkpoint.headers(tmp_path / "state" / "upcycled" / "unet")
+    after = checkpoint.headers(tmp_path / "out" / "unet")
+    for name, row in start.items():
+        assert row.shape == after[name].shape
+        kept = torch.equal(checkpoint.tensor(start, name), checkpoint.tensor(after, name))
+        # behind a second layer of zeros the router's first has no gradient, and its bias no decay
+        still = name.endswith("router.fc1.bias") or not model.MTU_NAMES.fullmatch(name)
+        assert kept == still, name
+
+
+@pytest.mark.slow
+def test_what_is_trained_is_inspected_and_folds(
+    four_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtu_export import exporter, plan, report
+
+    training.train(recipe(four_tasks, tmp_path, steps=1, ema_decay=0.9), four())
+    found = report.of_checkpoint(tmp_path / "out")
+    assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(found["parts"])
+    out = tmp_path / "folded"
+    exporter.save_folded(
+        plan.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
+    )
+    folded = UNet2DConditionModel.from_pretrained(out)
+    live = mtu.load(tmp_path / "out").components["unet"]
+    x, text = torch.randn(1, 8, 4, 4), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        assert torch.allclose(
+            folded(x, 5, text).sample, live(x, 5, text, task="sr").sample, atol=1e-4
+        )
+
+
+@pytest.mark.slow
+def test_sdxl_and_all_kinds_of_conditioning(
+    pipeline: Path, pipeline_sdxl: Path, tmp_path: Path
+) -> None:
+    for number, source in enumerate((pipeline, pipeline_sdxl)):
+        home = tmp_path / str(number)
+        training.train(recipe(source, home, steps=1, batch_size=1, ema_decay=0.9), World())
+        mtu.load(home / "out")
+
+
+def test_schedulers(tmp_path: Path) -> None:
+    home = tmp_path / "scheduler"
+    home.mkdir()
+    assert model.noise_schedule(tmp_path / "none").config["beta_end"] == 0.012
+    path = home / "scheduler_config.json"
+    path.write_text('{"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}')
+    assert model.noise_schedule(tmp_path).config["prediction_type"] == "v_prediction"
+    for text, message in (
+        ('{"prediction_type": "sample"}', "prediction_type 'sample' cannot be trained"),
+        ('{"_class_name": "FlowMatchEulerDiscreteScheduler"}', "flow matching cannot be trained"),
+    ):
+        path.write_text(text)
+        with pytest.raises(Unsupported, match=message):
+            model.noise_schedule(tmp_path)
+    path.write_text('{"beta_schedule": "wavy"}')
+    with pytest.raises(CheckpointError, match="describes no noise schedule"):
+        model.noise_schedule(tmp_path)
+
+
+def test_v_prediction_is_the_velocity(four_tasks: Path, tmp_path: Path) -> None:
+    """With zero weights the prediction is the bias of the last layer: the loss says the target."""
+    from diffusers import DDPMScheduler
+
+    from mtu_export.training.draws import draws
+    from tests.training.world import SIDE, rows
+
+    source = Path(shutil.copytree(four_tasks, tmp_path / "source"))
+    path = source / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
+    file = source / "unet" / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(file)
+    state |= {n: v * 0 for n, v in state.items() if n.startswith("conv_out")}
+    save_file(state, file, metadata={"format": "pt"})
+    training.train(recipe(source, tmp_path, steps=1, batch_size=1, cache_latents=True), four())
+    drawn = draws(0, 0, "t2i", 1, (4, SIDE // 8, SIDE // 8), 1000)
+    from mtu_export.training.draws import Order
+
+    (row,) = Order(0, "t2i", 5).rows(0, 1)
+    latents = load_file(tmp_path / "state" / "latents" / "t2i" / "000000.safetensors")
+    clean = latents["mean"][row] + latents["std"][row] * drawn.posterior[0]
+    schedule: Any = DDPMScheduler.from_pretrained(source / "scheduler")
+    velocity = schedule.get_velocity(clean[None], drawn.noise, drawn.timesteps)
+    assert float(rows(tmp_path)[0]["loss"]) == pytest.approx(float(velocity.square().mean()))

@@ -1,0 +1,236 @@
+"""A run that is stopped and taken up again equals one that never was; several processes one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtu_export import training
+from mtu_export.spec import CheckpointError, Interrupted, PlanError, ToolchainMissing
+from mtu_export.training import log, state, watch
+from mtu_export.training.data import Sample
+from tests.training.world import World, four, recipe, rows
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+output = "out"
+state = "state"
+data = "tests.training.world:four"
+steps = {steps}
+batch_size = 2
+height = 32
+width = 32
+ema_decay = 0.9
+lr_scheduler = "cosine"
+lr_warmup_steps = 2
+gradient_accumulation_steps = 1
+checkpointing_steps = 2
+log_every = 3
+"""
+
+
+def config(home: Path, model: Path, steps: int = 9) -> Path:
+    home.mkdir(parents=True)
+    path = home / "run.toml"
+    path.write_text(f'model = "{model}"' + CONFIG.format(steps=steps), "utf-8")
+    return path
+
+
+def child(path: Path, *before: str) -> subprocess.Popen[str]:
+    words = [*(before or (sys.executable,)), "-m", "mtu_export", "train", str(path)]
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a background job of a shell inherits "ignore"; a user's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for_step(home: Path, step: int, running: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 300
+    while time.monotonic() < end and running.poll() is None:
+        found = state.newest(home / "state")
+        if found is not None and int(found.name[5:]) >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no state of step {step}: {running.stderr.read() if running.stderr else ''}")
+
+
+def weights(home: Path) -> dict[str, torch.Tensor]:
+    return load_file(home / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.slow
+def test_kill_and_ctrl_c_change_nothing(four_tasks: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    running = child(config(whole, four_tasks))
+    path = config(stopped, four_tasks)
+    killed = child(path)
+    wait_for_step(stopped, 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait(60)
+    asked = child(path)
+    wait_for_step(stopped, 4, asked)
+    asked.send_signal(signal.SIGINT)
+    _, said = asked.communicate(timeout=120)
+    assert asked.returncode == 130
+    last = said.splitlines()[-1]
+    assert last.startswith("error: interrupted; the state of step ")
+    assert last.endswith("the same command goes on")
+    assert not (stopped / "out").exists()
+    again = child(path)
+    out, said = again.communicate(timeout=300)
+    assert (again.returncode, out.strip()) == (0, str(stopped / "out")), said
+    assert running.wait(300) == 0
+    assert rows(whole) == rows(stopped)
+    assert [row["step"] for row in rows(whole)] == [s for s in "369" for _ in range(4)]
+    one, other = weights(whole), weights(stopped)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    states = [
+        load_file(h / "state" / "step-00000009" / "state.safetensors") for h in (whole, stopped)
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(four_tasks: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    running = child(config(one, four_tasks, steps=3))
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    launch += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    done = child(config(two, four_tasks, steps=3), *launch, "--main_process_port", "0")
+    _, said = done.communicate(timeout=300)
+    assert done.returncode == 0, said
+    assert running.wait(300) == 0
+    for first, second in zip(rows(one), rows(two), strict=True):
+        assert float(first["loss"]) == pytest.approx(float(second["loss"]), rel=1e-6)
+    a, b = weights(one), weights(two)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
+
+
+class Stopping(World):
+    """A world that asks to stop while a sample is read, as Ctrl-C does."""
+
+    def __init__(self, reads: int, times: int = 1) -> None:
+        super().__init__(("t2i", "edit", "sr", "inpaint"))
+        self.reads, self.times = reads, times
+
+    def __getitem__(self, index: int) -> Sample:
+        self.reads -= 1
+        if self.reads == 0:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+        return super().__getitem__(index)
+
+
+def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -> None:
+    words = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"no state is in .* yet; the same command goes on"):
+        training.train(words, Stopping(2, times=2))
+    with pytest.raises(Interrupted, match="the state of step 2 is in"):
+        training.train(words, Stopping(5))
+    assert signal.getsignal(signal.SIGINT) == before
+    training.train(words, four())
+    straight = recipe(four_tasks, tmp_path / "straight", steps=3, batch_size=1)
+    training.train(straight, four())
+    assert rows(tmp_path) == rows(tmp_path / "straight")
+    longer = replace(words, steps=4)
+    training.train(longer, four(), force=True)
+    assert [row["step"] for row in rows(tmp_path)] == [s for s in "1234" for _ in range(4)]
+    with pytest.raises(PlanError, match="is at step 4 already; steps is 3"):
+        training.train(words, four(), force=True)
+
+
+def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> None:
+    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    training.train(words, four())
+    for change, message in (
+        ({"seed": 3}, "is of another run: seed is 0 there and 3 here"),
+        ({"ema_decay": 0.5}, r"ema_decay is 0\.0 there and 0\.5 here"),
+        ({"lr_scheduler": "cosine"}, "lr_scheduler is 'constant' there and 'cosine' here"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            training.train(replace(words, **change), four(), force=True)
+    with pytest.raises(PlanError, match="samples of edit is 5 there and 6 here"):
+        training.train(words, World(("t2i", "edit", "sr", "inpaint"), 6), force=True)
+    (kept,) = (tmp_path / "state").glob("step-*")
+    assert sorted(path.name for path in kept.iterdir()) == ["state.json", "state.safetensors"]
+    file = kept / "state.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        training.train(words, four(), force=True)
+    file.write_bytes(whole)
+    said = json.loads((kept / "state.json").read_text())
+    (kept / "state.json").write_text(json.dumps({**said, "format": 9}))
+    with pytest.raises(CheckpointError, match="is no state of format 1"):
+        training.train(words, four(), force=True)
+
+
+def test_an_unfinished_state_is_not_seen(tmp_path: Path) -> None:
+    tensors = {"weight/a": torch.ones(2)}
+    first = state.save(tmp_path, state.Progress(step=3), {"seed": 1}, tensors)
+    (tmp_path / ".step-00000009.partial").mkdir()
+    (tmp_path / "step-x").mkdir()
+    assert state.newest(tmp_path) == first
+    second = state.save(tmp_path, state.Progress(step=12, sums={"a": 0.1}), {"seed": 1}, tensors)
+    assert state.newest(tmp_path) == second
+    assert not first.exists()
+    progress, found = state.read(second, {"seed": 1})
+    assert (progress.step, progress.sums) == (12, {"a": 0.1})
+    assert torch.equal(found["weight/a"], torch.ones(2))
+
+
+def test_the_log_is_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(",".join(log.HEAD) + "\n5,sr,1,1,1,1\n6,sr,2,1,1,1\n6,ed")
+    log.Log(tmp_path, ("csv",), 5).write(10, {"sr": 0.25}, 1e-4, 12.345, 1.0)
+    assert path.read_text().splitlines()[1:] == ["5,sr,1,1,1,1", "10,sr,0.25,0.0001,12.35,1.0"]
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    log.Log(tmp_path, (), 0).write(1, {"sr": 0.25}, 1e-4, 1, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    found = log.Log(tmp_path, ("tensorboard",), 0)
+    found.write(10, {"sr": 0.25, "edit": 0.5}, 1e-4, 12, 1.0)
+    found.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = {"loss/sr", "loss/edit", "lr", "samples_per_second"}
+    assert set(events.Tags()["scalars"]) == tags
+    assert [(row.step, row.value) for row in events.Scalars("loss/sr")] == [(10, 0.25)]
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ToolchainMissing, match=r"pip install 'mtu-export\[train\]'"):
+        log.check(("tensorboard",))
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with watch.ctrl_c() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert not stop.asked
+    finally:
+        signal.signal(signal.SIGINT, before)
