@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 
 from mtu_export import plan
 from mtu_export.draft import refuse_existing
-from mtu_export.spec import Interrupted, ParityError, PlanError
+from mtu_export.spec import CheckpointError, Interrupted, ParityError, PlanError, ResourceError
 from mtu_export.training import data, log, model, state
 from mtu_export.training.batches import Encoder, Live, Source, lists
 from mtu_export.training.data import Folder, Samples
@@ -145,38 +147,63 @@ def _prepared(
     indices, others = lists(samples, found.tasks)
     home = recipe.state_folder()
     accelerator = _accelerator(recipe)
-    shown = console if console is not None and accelerator.is_main_process else Silent()
+    main = accelerator.is_main_process
+    shown = console if console is not None and main else Silent()
     if others:
         said = ", ".join(f"{count} of {name}" for name, count in others.items())
         shown.warn(f"samples of tasks that are not trained are left out: {said[:300]}")
+    _make_folder(home)
+    with state.alone(home) if main else nullcontext():
+        try:
+            with accelerator.main_process_first(), shown.stage("model"):
+                found = model.make(found, recipe, home)
+            trainer = _trainer(recipe, found, samples, indices, size, schedule, accelerator, shown)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted before the first step; what is made stays in {home}; the same "
+                "command goes on"
+            ) from None
+        try:
+            yield found, trainer, shown
+        finally:
+            trainer.close()
+
+
+def _make_folder(home: Path) -> None:
     try:
-        with accelerator.main_process_first():
-            home.mkdir(parents=True, exist_ok=True)
-            if recipe.upcycle is not None:
-                with shown.stage("upcycle"):
-                    found = model.make(found, recipe, home)
-        with shown.stage("load"):
-            device = accelerator.device
-            encoder = Encoder(found.folder, device)
-            texts = Texts(found.folder, found.config, device)
-            unet, names = model.load(found, recipe.train)
-            unet.to(device)
-            if recipe.gradient_checkpointing:
-                unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        if encoder.channels != found.config["out_channels"]:
-            raise PlanError(
-                f"the VAE has {encoder.channels} latent channels, the UNet "
-                f"{found.config['out_channels']}"
-            )
-        live = Live(samples, indices, encoder, size)
-        source: Source = live
-        if recipe.cache_latents:
-            source = Cached(live, found, recipe, accelerator, shown)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted before the first step; what is made stays in {home}; the same command "
-            "goes on"
-        ) from None
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make {home}: {os.strerror(error.errno or 0)}") from None
+
+
+def _trainer(
+    recipe: Recipe,
+    found: model.Model,
+    samples: Samples,
+    indices: Mapping[str, list[int]],
+    size: tuple[int, int],
+    schedule: DDPMScheduler,
+    accelerator: Any,
+    shown: Console,
+) -> Trainer:
+    """The trainer on its device, with the cache filled and the state taken up."""
+    with shown.stage("load"):
+        device = accelerator.device
+        encoder = Encoder(found.folder, device)
+        texts = Texts(found.folder, found.config, device)
+        unet, names = model.load(found, recipe.train)
+        unet.to(device)
+        if recipe.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    if encoder.channels != found.config["out_channels"]:
+        raise CheckpointError(
+            f"{found.folder}: the VAE has {encoder.channels} latent channels, the UNet "
+            f"{found.config['out_channels']}"
+        )
+    live = Live(samples, indices, encoder, size)
+    source: Source = live
+    if recipe.cache_latents:
+        source = Cached(live, found, recipe, accelerator, shown)
     trainer = Trainer(
         recipe=recipe,
         accelerator=accelerator,
@@ -191,13 +218,10 @@ def _prepared(
         latent=(encoder.channels, *live.latent),
         size=size,
     )
-    last = state.newest(home)
+    last = state.newest(recipe.state_folder())
     if last is not None:
         trainer.restore(*state.read(last, _identity(trainer)))
-    try:
-        yield found, trainer, shown
-    finally:
-        trainer.close()
+    return trainer
 
 
 def _accelerator(recipe: Recipe) -> Any:

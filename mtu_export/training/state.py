@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def save(
     out = folder / f"step-{progress.step:08d}"
     private = folder / f".{out.name}.partial"
     try:
-        shutil.rmtree(private, ignore_errors=True)
+        for left in folder.glob(".step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
         private.mkdir(parents=True)
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(whole, private / _TENSORS, metadata={"format": "pt"})
@@ -80,6 +82,19 @@ def _flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the same state folder; raises ``PlanError``."""
+    import fcntl
+
+    with (folder / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PlanError(f"another run is at work in {folder}") from None
+        yield
 
 
 def check_disk(folder: Path, need: float, what: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from mtu_export import training
-from mtu_export.spec import CheckpointError, Interrupted, PlanError, ToolchainMissing
+from mtu_export.spec import CheckpointError, Interrupted, PlanError, ResourceError, ToolchainMissing
 from mtu_export.training import log, state, watch
 from mtu_export.training.data import Sample
 from tests.training.world import World, four, recipe, rows
@@ -234,3 +234,13 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         assert not stop.asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_one_run_a_folder(four_tasks: Path, tmp_path: Path) -> None:
+    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    (tmp_path / "state").mkdir()
+    with state.alone(tmp_path / "state"), pytest.raises(PlanError, match="another run is at work"):
+        training.train(words, four())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match=r"cannot make .*: Not a directory"):
+        training.train(replace(words, state=tmp_path / "file" / "state"), four())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mtu_export import cli
 
@@ -99,10 +101,31 @@ def test_a_dry_run_and_a_run(
     for word in ("samples/s, all tasks", "hours of 2 steps", "memory at most", "device"):
         assert word in out
     assert {path.name for path in tmp_path.iterdir()} == {"run.toml", "s"}
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"latents"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"latents", "lock"}
     code, out, err = run(["train", "run.toml", "--state", "s", "--steps", "1"], monkeypatch, capfd)
     assert (code, out.strip()) == (0, str(tmp_path / "out")), err
     assert "step 1 of 1: t2i " in err
     code, _, err = run(["train", "run.toml", "--state", "s"], monkeypatch, capfd)
     assert code == 2
     assert "exists; choose another -o or pass --force" in err
+
+
+def test_a_folder_of_pictures_is_trained_on(
+    four_tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "set" / "a.png")
+    lines = []
+    for task in ("t2i", "edit", "sr", "inpaint", "colourise"):
+        row = {"file_name": "a.png", "task": task, "text": "red", "condition": "a.png"}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "set" / "metadata.jsonl").write_text("".join(lines), "utf-8")
+    text = GOOD.replace("{model}", str(four_tasks)).replace("steps = 2", "steps = 1")
+    text = text.replace('data = "tests.training.world:four"', 'data_folder = "set"')
+    (tmp_path / "run.toml").write_text(text, "utf-8")
+    code, out, err = run(["train", "run.toml"], monkeypatch, capfd)
+    assert (code, out.strip()) == (0, str(tmp_path / "out")), err
+    assert "warning: samples of tasks that are not trained are left out: 1 of colourise" in err
