@@ -151,6 +151,8 @@ def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -
     straight = recipe(four_tasks, tmp_path / "straight", steps=3, batch_size=1)
     training.train(straight, four())
     assert rows(tmp_path) == rows(tmp_path / "straight")
+    one, other = weights(tmp_path), weights(tmp_path / "straight")
+    assert all(torch.equal(one[name], other[name]) for name in one)
     longer = replace(words, steps=4)
     training.train(longer, four(), force=True)
     assert [row["step"] for row in rows(tmp_path)] == [s for s in "1234" for _ in range(4)]
