@@ -127,14 +127,17 @@ def train(
 # --------------------------------------------------------------------------------------- probe
 
 
-def answers(row: Case) -> dict[str, str]:
-    """What a reader of the prompt knows, by question."""
+def answers(world: World, row: Case) -> dict[str, str]:
+    """What a reader of the prompt knows, by question.
+
+    Of a caption: what is at which place, as pictures have no order of things.
+    """
     if row.verb is None:
-        return {
-            f"{kind} {number}": getattr(thing, kind)
-            for number, thing in enumerate(row.after.things)
-            for kind in ("shape", "colour", "place")
-        }
+        there = {thing.place: thing for thing in row.after.things}
+        found = {f"thing {place}": str(place in there) for place in world.places}
+        for place, thing in there.items():
+            found |= {f"{kind} {place}": getattr(thing, kind) for kind in ("shape", "colour")}
+        return found
     assert row.before is not None
     assert row.changed is not None
     thing = (row.after if row.verb == "add" else row.before).things[row.changed]
@@ -159,7 +162,7 @@ def probe(
             for split in ("train", "test")
         }
         states = {split: _states(model, tokenizer, some) for split, some in rows.items()}
-        told = {split: [answers(row) for row in some] for split, some in rows.items()}
+        told = {split: [answers(world, row) for row in some] for split, some in rows.items()}
         for question in sorted({name for row in told["train"] for name in row}):
             x, y, names = {}, {}, sorted({r[question] for r in told["train"] if question in r})
             for split in ("train", "test"):
