@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 OPTIMUM := build/optimum
 
 .PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
-  pipelines optimum schema testdata mil-mutations coreml-ladder shared clean
+  pipelines optimum schema testdata mil-mutations coreml-ladder shared shapes clean
 
 setup: $(VENV)/.installed
 
@@ -96,6 +96,10 @@ coreml-ladder: setup
 ## Four tasks on one set of weights against one -> benchmarks/results/shared.* (two hours, 16 GB).
 shared: setup
 	$(BIN)/python benchmarks/shared.py
+
+## Train the small world's models on a CPU -> benchmarks/results/shapes_small.* (hours, resumable).
+shapes: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shapes small
 
 clean:
 	rm -rf build $(VENV)
