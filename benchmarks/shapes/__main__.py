@@ -16,7 +16,8 @@ import signal
 import threading
 from pathlib import Path
 
-from benchmarks.shapes import building, pace, table
+from benchmarks.shapes import building, grids, guidance, pace, shipping, table
+from benchmarks.shapes.cases import TASKS
 from mtu_export import training
 from mtu_export.console import Console
 from mtu_export.spec import Interrupted
@@ -30,7 +31,7 @@ def main() -> None:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shapes")
     parser.add_argument("size", choices=[path.name for path in sorted(CONFIGS.iterdir())])
-    parser.add_argument("--only", choices=("parts", *ORDER, "table"))
+    parser.add_argument("--only", choices=("parts", *ORDER, "guidance", "table"))
     parser.add_argument("--minutes", type=float, help="of all recipes; default: their own steps")
     parser.add_argument("--piece", type=float, help="minutes until this call stops")
     words = parser.parse_args()
@@ -52,11 +53,19 @@ def run(size: str, home: Path, only: str | None, minutes: float | None) -> None:
     recipes = {name: training.read(configs / f"{name}.toml") for name in ORDER}
     if minutes is not None:
         pace.measure(recipes, home, minutes)
+    recipes = {name: pace.apply(recipe, name, home) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
         if only in (None, name) and not (recipe.output / "model_index.json").is_file():
-            training.train(pace.apply(recipe, name, home), console=Console())
+            training.train(recipe, console=Console())
+    if only in (None, "guidance"):
+        guidance.choose(size, home, {task: table.single(home, task) for task in TASKS})
     if only in (None, "table"):
+        shipping.ship(home)
         table.make(size, home)
+        grids.all_sheets(size, home)
+        grids.readme(size, home, table.RESULTS / f"shapes_{size}.png", "onnx", "int8")
+        said = shipping.card(size, home, recipes, table.RESULTS)
+        (home / shipping.SHIPPED / "README.md").write_text(said, "utf-8")
 
 
 if __name__ == "__main__":

@@ -51,19 +51,22 @@ class Case:
 
 
 def case(world: World, task: str, split: str, index: int) -> Case:
-    """A case of ``split``: "train" holds no fresh combination, "test" at least one where it counts.
+    """A case of ``split``: "test" holds a fresh combination where it counts, others hold none.
 
-    It counts among the things of the picture to make, and of a removal's input.
+    It counts among the things of the picture to make, and of a removal's input. "train" is trained
+    on; "valid" is what choices are made by.
     """
     rng = random.Random(f"{world.side}/{task}/{split}/{index}")
     while True:
         found = _MAKERS[task](world, rng)
         seen = (*found.after.things, *(found.before.things if found.before else ()))
         fresh = any(is_fresh(world, thing) for thing in seen)
-        if split == "train" and not fresh:
-            return found
+        if split != "test":
+            if not fresh:
+                return found
+            continue
         counted = found.before if found.verb == "remove" and found.before else found.after
-        if split != "train" and any(is_fresh(world, thing) for thing in counted.things):
+        if any(is_fresh(world, thing) for thing in counted.things):
             return found
 
 

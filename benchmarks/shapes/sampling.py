@@ -43,9 +43,9 @@ class Parts:
         text = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
         vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
         return cls(
-            text=text.eval().requires_grad_(False),
+            text=text.float().eval().requires_grad_(False),  # stored as float16 or float32
             tokenizer=tokenizer.of_source(folder / "tokenizer"),
-            vae=vae.eval().requires_grad_(False),
+            vae=vae.float().eval().requires_grad_(False),
             folder=folder,
         )
 

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import checks, sampling
+from benchmarks.shapes import checks, guidance, sampling
 from benchmarks.shapes.cases import TASKS, Case, case, inputs
+from benchmarks.shapes.shipping import SHIPPED
 from benchmarks.shapes.world import WORLDS, World, draw
-from mtu_export import bundle, generate, pictures
+from mtu_export import bundle, generate
+from mtu_export.catalog import TASKS as TASK_PRESETS
+from mtu_export.spec import Task
 
 RESULTS = Path(__file__).parent.parent / "results"
 TORCH_CASES, ARTEFACT_CASES = 500, 100
-MODEL = "mtu-n4"
 ARTEFACTS = [
     ("onnx", "fp32"),
     ("onnx", "fp16"),
@@ -56,7 +58,7 @@ def row(home: Path, name: str, world: World, task: str, count: int, made: Made) 
 
 def torch_rows(size: str, home: Path) -> dict[str, dict[str, Any]]:
     """What the models of a size do in PyTorch, by row and task."""
-    world, parts = WORLDS[size], sampling.Parts.of(home / "parts")
+    world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
     found: dict[str, dict[str, Any]] = {}
 
     def add(name: str, task: str, made: Made) -> None:
@@ -69,26 +71,33 @@ def torch_rows(size: str, home: Path) -> dict[str, dict[str, Any]]:
 
     add("bicubic", "sr", lambda cases: checks.bicubic(world, cases))
     add("input unchanged", "inpaint", lambda cases: _given(world, cases))
-    rows = {task.name: task for task in sampling.tasks_of(home / MODEL)}
     for task in TASKS:
         add("truth through the VAE", task, through)
         for name, load in (
-            ("single-task", lambda t: _single(home, t, rows)),
+            ("single-task", lambda t: single(home, t)),
             ("MTU N=1", lambda t: sampling.live(home / "mtu-n1", t)),
-            ("MTU N=4", lambda t: sampling.live(home / MODEL, t)),
-            ("MTU N=4 folded", lambda t: sampling.folded(home / MODEL, t)),
+            ("MTU N=4", lambda t: sampling.live(home / SHIPPED, t)),
+            ("MTU N=4 folded", lambda t: sampling.folded(home / SHIPPED, t)),
         ):
-            add(name, task, _sampled(world, parts, task, load))
+            add(name, task, _sampled(home, world, parts, task, load))
     return found
 
 
-def _sampled(world: World, parts: sampling.Parts, task: str, load: Callable[[str], Any]) -> Made:
-    return lambda cases: sampling.pictures(world, parts, load(task), cases)
+def _sampled(
+    home: Path, world: World, parts: sampling.Parts, task: str, load: Callable[[str], Any]
+) -> Made:
+    def made(cases: Sequence[Case]) -> Tensor:
+        denoise, said = load(task)
+        chosen = guidance.guided(said, home)
+        return sampling.pictures(world, parts, (denoise, chosen), cases)
+
+    return made
 
 
-def _single(home: Path, task: str, rows: Mapping[str, Any]) -> Any:
+def single(home: Path, task: str) -> tuple[sampling.Denoiser, Task]:
+    """The model that was trained for one task alone."""
     if task == "t2i":
-        return sampling.dense(home / "t2i", rows["t2i"])
+        return sampling.dense(home / "t2i", TASK_PRESETS["t2i"]["sd"])
     return sampling.live(home / task, task)
 
 
@@ -105,7 +114,16 @@ def exported(home: Path, target: str, scheme: str) -> Path:
     """The bundle of all tasks of the model, exported where it is not there."""
     out = home / "bundles" / f"{target}-{scheme}"
     if not (out / "manifest.json").is_file():
-        words = [target, "--scheme", scheme, "--all-tasks", "-m", str(home / MODEL), "-o", str(out)]
+        words = [
+            target,
+            "--scheme",
+            scheme,
+            "--all-tasks",
+            "-m",
+            str(home / SHIPPED),
+            "-o",
+            str(out),
+        ]
         words += ["--force", "--min-deployment-target", "iOS18"] if target == "coreml" else []
         subprocess.run([sys.executable, "-m", "mtu_export", *words], check=True)
     return out
@@ -216,19 +234,3 @@ def _means(rows: Mapping[str, Any]) -> dict[str, Any]:
         }
         for model, tasks in rows.items()
     }
-
-
-def grid(home: Path, out: Path, folder: Path, size: str, cases: Mapping[str, Case]) -> None:
-    """Input, PyTorch and artefact side by side, a row a task."""
-    world, parts = WORLDS[size], sampling.Parts.of(home / "parts")
-    rows = []
-    for task, one in cases.items():
-        given = inputs(world, [one])
-        blank = torch.ones(1, 3, world.side, world.side)
-        made = sampling.pictures(world, parts, sampling.live(home / MODEL, task), [one])
-        rows.append(
-            torch.cat(
-                [blank if given is None else given, made, artefact(folder, world, task)([one])], 3
-            )
-        )
-    pictures.save(torch.cat(rows, 2).numpy(), out)

@@ -1,0 +1,103 @@
+"""Pictures of held-out cases to look at: input, PyTorch, artefacts, truth; a row a case."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from benchmarks.shapes import sampling, table
+from benchmarks.shapes.cases import TASKS, Case, inputs
+from benchmarks.shapes.shipping import SHIPPED
+from benchmarks.shapes.world import WORLDS, World, draw
+
+_CELL, _GAP, _WORDS, _HEAD = 128, 8, 250, 28
+_INK, _PAPER, _NONE = (30, 30, 30), (255, 255, 255), (225, 225, 225)
+
+
+def _tile(picture: Tensor | None) -> Image.Image:
+    """One picture [3, side, side] at the cell's size, its pixels kept; grey where there is none."""
+    if picture is None:
+        return Image.new("RGB", (_CELL, _CELL), _NONE)
+    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+
+
+def sheet(
+    heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]], out: Path
+) -> None:
+    """A picture of rows, each a line of words and pictures [3, side, side], under headings."""
+    font = ImageFont.load_default(14)
+    width = _WORDS + len(heads) * (_CELL + _GAP)
+    canvas = Image.new("RGB", (width, _HEAD + len(rows) * (_CELL + _GAP)), _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for number, head in enumerate(heads):
+        pen.text((_WORDS + number * (_CELL + _GAP), 6), head, _INK, font)
+    for number, (words, pictures) in enumerate(rows):
+        top = _HEAD + number * (_CELL + _GAP)
+        lines = [part for line in words.split("\n") for part in textwrap.wrap(line, 32)]
+        pen.multiline_text((_GAP, top + 8), "\n".join(lines), _INK, font, spacing=4)
+        for place, picture in enumerate(pictures):
+            canvas.paste(_tile(picture), (_WORDS + place * (_CELL + _GAP), top))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(out, optimize=True)
+
+
+def _words(one: Case) -> str:
+    return f"{one.task}\n{one.prompt or '(no prompt)'}"
+
+
+def samples(size: str, home: Path, task: str, name: str, model: table.Made, count: int) -> Path:
+    """A sheet of held-out cases of one task by one model: input, what is made, truth."""
+    world = WORLDS[size]
+    cases = table.held_out(world, task, count)
+    out = home / "sheets" / f"{name}-{task}.png"
+    truth = draw(world, [one.after for one in cases])
+    sheet(
+        ["input", name, "truth"],
+        [
+            (_words(one), [given, made, true])
+            for one, given, made, true in zip(
+                cases, _given(world, cases), model(cases), truth, strict=True
+            )
+        ],
+        out,
+    )
+    return out
+
+
+def _given(world: World, cases: Sequence[Case]) -> Sequence[Tensor | None]:
+    found = inputs(world, cases)
+    return [None] * len(cases) if found is None else list(found)
+
+
+def readme(size: str, home: Path, out: Path, target: str, scheme: str) -> None:
+    """The first held-out case of each task: input, PyTorch, artefact, truth."""
+    world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
+    bundle, rows = table.exported(home, target, scheme), []
+    for task in TASKS:
+        cases = table.held_out(world, task, 1)
+        live = sampling.pictures(world, parts, sampling.live(home / SHIPPED, task), cases)
+        made = table.artefact(bundle, world, task)(cases)
+        true = draw(world, [cases[0].after])
+        pictures = [_given(world, cases)[0], live[0], made[0], true[0]]
+        rows.append((_words(cases[0]), pictures))
+    sheet(["input", "PyTorch", f"{target} {scheme}", "truth"], rows, out)
+
+
+def all_sheets(size: str, home: Path, count: int = 12) -> list[Path]:
+    """Sheets of every task by the shipped model."""
+    world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
+
+    def made(task: str) -> table.Made:
+        def pictures(cases: Sequence[Case]) -> Tensor:
+            model = sampling.live(home / SHIPPED, task)
+            return torch.as_tensor(sampling.pictures(world, parts, model, cases))
+
+        return pictures
+
+    return [samples(size, home, task, "MTU N=4", made(task), count) for task in TASKS]

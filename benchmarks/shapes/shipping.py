@@ -1,0 +1,113 @@
+"""The model that is shipped: MTU N = 4 with the chosen guidance, every part in float16."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from benchmarks.shapes.guidance import guided
+from mtu_export import checkpoint
+from mtu_export.training import Recipe
+
+MODEL, SHIPPED = "mtu-n4", "shipped"
+MOST_BYTES = 24_000_000
+
+
+def ship(home: Path) -> Path:
+    """``home/shipped``, made of the trained model; raises ``SystemExit`` where it is too large."""
+    out, private = home / SHIPPED, home / f".{SHIPPED}.partial"
+    if (out / "model_index.json").is_file():
+        return out
+    shutil.rmtree(private, ignore_errors=True)
+    shutil.copytree(home / MODEL, private)
+    for path in private.rglob("*.safetensors"):
+        _halve(path)
+    path = private / "unet" / "config.json"
+    config = checkpoint.read_json(path)
+    tasks = checkpoint.tasks(config)
+    config["tasks"] = [guided(task, home).to_json() for task in tasks]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    size = sum(one.stat().st_size for one in private.rglob("*") if one.is_file())
+    if size > MOST_BYTES:
+        raise SystemExit(f"the model has {size:,} bytes, at most {MOST_BYTES:,} are shipped")
+    private.replace(out)
+    return out
+
+
+def _halve(path: Path) -> None:
+    with safe_open(path, "pt") as found:
+        said: dict[str, Any] = found.metadata() or {}
+        rows = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
+    for name, value in rows.items():
+        rows[name] = value.half() if value.dtype == torch.float32 else value
+        if not bool(torch.isfinite(rows[name]).all()):
+            raise SystemExit(f"{path}: {name} does not fit float16")
+    save_file(rows, path, said)
+
+
+# ---------------------------------------------------------------------------------------- card
+
+
+def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) -> str:
+    """The model card: recipe, data, seed, hardware, hours, figures."""
+    gates = json.loads((home / "gates.json").read_text("utf-8"))
+    table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
+    hours = {name: _hours(recipe) for name, recipe in recipes.items()}
+    whole = sum(hours.values()) + (gates["vae_seconds"] + gates["text_seconds"]) / 3600
+    trained = {"all": "every weight", "mtu": "experts, routers, norms, input convolutions"}
+    runs = "\n".join(
+        f"| {name} | {', '.join(recipe.tasks)} | {trained[recipe.train]} "
+        f"| {recipe.steps} x {recipe.samples_a_step} | {hours[name]:.2f} |"
+        for name, recipe in recipes.items()
+    )
+    figures = "\n".join(
+        f"| {task} | {name} | {_shown(name, values)} |"
+        for task, rows in table.items()
+        for name, values in rows.items()
+    )
+    return (
+        "# A small world of shapes: MTU, N = 4\n\n"
+        "A checkpoint of four tasks that this project trained from nothing, to show and to test "
+        "exports with. Pictures are drawn by code: coloured shapes with size, place and "
+        "background. It knows nothing else.\n\n"
+        f"- Made by `python -m benchmarks.shapes {size}`; configs in "
+        f"`benchmarks/shapes/configs/{size}`. Seed {recipes[MODEL].seed}.\n"
+        "- Data: `benchmarks/shapes`, drawn when it is needed. One combination of colour, shape, "
+        "size and place in eight was never trained on; the figures are of cases that hold one.\n"
+        f"- Hardware: {_processor()}, one thread, {whole:.1f} hours in all.\n"
+        f"- Gates: VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
+        f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words read out "
+        f"of the text encoder, the least {gates['probe_least']:.2%}.\n"
+        "- Weights are float16. License: that of the project.\n\n"
+        "| run | tasks | trained | steps x samples a task | hours |\n|---|---|---|---|---|\n"
+        f"{runs}\n\n"
+        "| task | measure | mean and 95 % interval |\n|---|---|---|\n"
+        f"{figures}\n"
+    )
+
+
+def _shown(name: str, values: Sequence[float]) -> str:
+    scale, unit = (1, "dB") if "PSNR" in name else (100, "%")
+    mean, low, high = (f"{scale * value:.1f}" for value in values)
+    return f"{mean} {unit} ({low} to {high})"
+
+
+def _hours(recipe: Recipe) -> float:
+    rows = (recipe.state_folder() / "log.csv").read_text("utf-8").splitlines()
+    place = rows[0].split(",").index("seconds")
+    return float(rows[-1].split(",")[place]) / 3600
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,66 @@
+"""The small world's whole run, from parts to the table, with hardly any training."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.shapes import __main__ as program
+from benchmarks.shapes import building, cases, guidance, shipping, table, text, vae, world
+from mtu_export import bundle
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    configs = tmp_path / "configs"
+    shutil.copytree(program.CONFIGS, configs)
+    for path in configs.rglob("*.toml"):
+        said = re.sub(r"(?m)^steps = \d+", "steps = 2", path.read_text("utf-8"))
+        path.write_text(re.sub(r"(?m)^batch_size = \d+", "batch_size = 4", said), "utf-8")
+    few: dict[str, int] = dict.fromkeys(cases.TASKS, 8)
+    home = tmp_path / ".cache" / "mtu-export" / "shapes" / "small"
+    patches: list[tuple[Any, str, Any]] = [
+        (program, "CONFIGS", configs),
+        (program.building, "build", partial(building.build, gated=False)),
+        (cases, "small", lambda: cases.Shapes(world.SMALL, few)),
+        (vae, "_POOL", 64),
+        (vae, "psnr", partial(vae.psnr, count=16)),
+        (text, "probe", partial(text.probe, count=300)),
+        (building, "reading", partial(building.reading, count=4)),
+        (guidance, "_CASES", 2),
+        (guidance, "_TEXT", (1.5, 2.0)),
+        (guidance, "_IMAGE", (1.0,)),
+        (table, "TORCH_CASES", 3),
+        (table, "ARTEFACT_CASES", 2),
+        (table, "ARTEFACTS", [("onnx", "int8")]),
+        (table, "RESULTS", tmp_path / "results"),
+    ]
+    for where, name, value in patches:
+        monkeypatch.setattr(where, name, value)
+    program.run("small", home, None, None)
+    found = json.loads((tmp_path / "results" / "shapes_small.json").read_text("utf-8"))
+    assert set(found["torch"]["MTU N=4"]) == set(cases.TASKS)
+    for task in cases.TASKS:  # the fold changes no picture by more than rounding
+        live, folded = (found["torch"][name][task] for name in ("MTU N=4", "MTU N=4 folded"))
+        for measure, (mean, _, _) in live.items():
+            assert folded[measure][0] == pytest.approx(mean, abs=0.02)
+    assert (tmp_path / "results" / "shapes_small.md").read_text("utf-8").count("| onnx int8 |") == 4
+    assert (tmp_path / "results" / "shapes_small.png").is_file()
+    said = (home / shipping.SHIPPED / "README.md").read_text("utf-8")
+    assert "| mtu-n4 | t2i, edit, sr, inpaint |" in said
+    assert len(list((home / "sheets").iterdir())) == len(cases.TASKS)
+    made = bundle.read(home / "bundles" / "onnx-int8")
+    scales = {task.name: task.guidance.text for task in made.tasks}
+    chosen = json.loads((home / "guidance.json").read_text("utf-8"))
+    assert scales["edit"] == chosen["edit"]["text"]
+    assert scales["sr"] is None
+    size = sum(p.stat().st_size for p in (home / shipping.SHIPPED).rglob("*") if p.is_file())
+    assert size < shipping.MOST_BYTES
