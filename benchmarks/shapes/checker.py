@@ -20,7 +20,7 @@ _APART = 0.12
 """Distance in RGB (0..1) from the background at which a pixel belongs to a thing."""
 _FAR = 0.25
 """Distance in RGB from every colour at which a thing has none."""
-_UNLIKE = 0.16
+_UNLIKE = 0.07
 """Share of a thing's covered area by which it may differ from the best drawing."""
 _SCALES = (0.93, 1.0, 1.07)
 """Of a radius, that a drawing is tried at."""

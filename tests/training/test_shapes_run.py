@@ -16,9 +16,9 @@ from benchmarks.shapes import building, cases, guidance, shipping, table, text, 
 from mtu_export import bundle
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_stage_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the sizes' homes are, with configs of two steps and few samples and cases."""
     monkeypatch.setenv("HOME", str(tmp_path))
     configs = tmp_path / "configs"
     shutil.copytree(program.CONFIGS, configs)
@@ -26,14 +26,14 @@ def test_every_stage_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
         said = re.sub(r"(?m)^steps = \d+", "steps = 2", path.read_text("utf-8"))
         path.write_text(re.sub(r"(?m)^batch_size = \d+", "batch_size = 4", said), "utf-8")
     few: dict[str, int] = dict.fromkeys(cases.TASKS, 8)
-    home = tmp_path / ".cache" / "mtu-export" / "shapes" / "small"
     patches: list[tuple[Any, str, Any]] = [
         (program, "CONFIGS", configs),
         (program.building, "build", partial(building.build, gated=False)),
         (cases, "small", lambda: cases.Shapes(world.SMALL, few)),
+        (cases, "full", lambda: cases.Shapes(world.FULL, few)),
         (vae, "_POOL", 64),
         (vae, "psnr", partial(vae.psnr, count=16)),
-        (text, "probe", partial(text.probe, count=300)),
+        (text, "probe", partial(text.probe, count=400)),
         (building, "reading", partial(building.reading, count=4)),
         (guidance, "_CASES", 2),
         (guidance, "_TEXT", (1.5, 2.0)),
@@ -45,6 +45,24 @@ def test_every_stage_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     for where, name, value in patches:
         monkeypatch.setattr(where, name, value)
+    return tmp_path / ".cache" / "mtu-export" / "shapes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_full_configs_train(home: Path) -> None:
+    """bf16 and three levels; the parts, the dense UNet and the MTU of them."""
+    for stage in ("parts", "t2i", "mtu-n4"):
+        program.run("full", home / "full", stage, None)
+    config = json.loads((home / "full" / "mtu-n4" / "unet" / "config.json").read_text("utf-8"))
+    assert config["num_experts"] == 4
+    assert config["sample_size"] == 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
+    home = home / "small"
     program.run("small", home, None, None)
     found = json.loads((tmp_path / "results" / "shapes_small.json").read_text("utf-8"))
     assert set(found["torch"]["MTU N=4"]) == set(cases.TASKS)
