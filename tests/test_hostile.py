@@ -234,6 +234,29 @@ def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied
         generate.loop(read)
 
 
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        ([], "vae_encoder"),
+        (["text_encoder", "vae_encoder", "vae_decoder"], "unet"),
+        (["vae_encoder", "unet", "vae_decoder"], "text_encoder"),
+        (["text_encoder", "vae_encoder", "unet"], "vae_decoder"),
+    ],
+)
+def test_a_second_task_that_does_not_name_what_its_loop_needs(
+    copied: Path, parts: list[str], missing: str
+) -> None:
+    found = json.loads((copied / bundle.MANIFEST).read_text())
+    found["tasks"].append({**found["tasks"][0], "name": "other", "parts": parts})
+    for row in found["parts"]:
+        row["entries"] |= {"other": "model.onnx"} if row["component"] in parts else {}
+    (copied / bundle.MANIFEST).write_text(json.dumps(found))
+    read = bundle.read(copied)
+    with pytest.raises(BundleError, match=f"{missing} has no entry for task 'other'"):
+        generate.loop(read, "other")
+    generate.loop(read, "fill")
+
+
 def test_a_tokenizer_that_makes_other_ids_than_the_encoder_has(copied: Path) -> None:
     """Under a right hash: damaged files are refused, and ids are what they are."""
     (copied / "tokenizer" / "merges.txt").write_text("a b c\n")
