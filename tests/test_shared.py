@@ -115,6 +115,32 @@ def test_no_weight_is_there_twice(shared: Bundle) -> None:
     assert all(one[1] <= two[0] for one, two in pairwise(ends))
 
 
+def test_nothing_stays_of_weights_that_a_killed_export_wrote(tmp_path: Path) -> None:
+    """With `--skip-existing` the next export writes a half-made part into the same folder."""
+    import onnx_ir as ir
+
+    from mtu_export.targets.onnx.writing import Writer
+
+    def model(number: float) -> ir.Model:
+        tensor = ir.tensor(np.full(1000, number, np.float32), name="own")
+        value = ir.Value(name="own", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        out = ir.Value(name="out", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        node = ir.Node("", "Neg", [value], outputs=[out])
+        graph = ir.Graph([], [out], nodes=[node], initializers=[value], opset_imports={"": 20})
+        return ir.Model(graph, ir_version=10)
+
+    sizes = []
+    for _ in range(2):
+        writer = Writer(tmp_path / "unet", {"own"})
+        for number, task in enumerate(THREE):
+            writer.write(model(number), f"{task}.onnx")
+        sizes.append((tmp_path / "unet" / "model.onnx_data").stat().st_size)
+    assert sizes[0] == sizes[1]
+    found = onnx.load(tmp_path / "unet" / "fill.onnx").graph.initializer[0]
+    assert onnx.numpy_helper.to_array(found)[0] == 2
+
+
 def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
     part = shared.part("unet")
     widths = {task: part.inputs_of(task)[0].shape[1] for task in THREE}
