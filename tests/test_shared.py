@@ -19,7 +19,7 @@ from mtu_export import bundle, exporter, generate, plan
 from mtu_export.bundle import Bundle
 from mtu_export.cli import app
 from mtu_export.exporter import component
-from mtu_export.spec import BundleError, PlanError, ToolchainError
+from mtu_export.spec import BundleError, PlanError, ToolchainError, Unsupported
 
 NEAR_DB = {"int8": 0.1, "fp16": 0.3, "fp32": 3}
 """How far the dB of a task may be from those of its own bundle: what float16 rounds is there the
@@ -323,6 +323,21 @@ def test_inspect_says_what_is_shared(shared: Bundle) -> None:
     data = np.fromfile(shared.part("unet").path / "model.onnx_data", np.uint8)
     held = rows[0]["shared bytes"] + sum(row["own bytes"] for row in rows)
     assert 0.9 * held < len(data) < held  # equal vectors are there once, small ones in the graphs
+
+
+def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
+    """A bundle made here is unpacked on file systems that do not tell case."""
+    source = plan.resolve(target="onnx", all_tasks=True).checkpoint
+    folder = Path(shutil.copytree(source, tmp_path / "c"))
+    said = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+    said["tasks"][0]["name"] = "Edit"
+    (folder / "unet" / "config.json").write_text(json.dumps(said), "utf-8")
+    words = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
+    with pytest.raises(Unsupported, match="tasks 'Edit' and 'edit' .* one file"):
+        plan.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
+    assert plan.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
+    parts = ["vae_decoder"]
+    assert plan.resolve(task=["Edit", "edit"], components=parts, **words)  # type: ignore[arg-type]
 
 
 def test_all_tasks_and_a_task_contradict_one_another() -> None:
