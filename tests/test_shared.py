@@ -333,7 +333,7 @@ def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
     said["tasks"][0]["name"] = "Edit"
     (folder / "unet" / "config.json").write_text(json.dumps(said), "utf-8")
     words = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
-    with pytest.raises(Unsupported, match="tasks 'Edit' and 'edit' .* one file"):
+    with pytest.raises(Unsupported, match=r"tasks 'Edit' and 'edit' .* one file"):
         plan.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
     assert plan.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
     parts = ["vae_decoder"]
