@@ -303,7 +303,7 @@ def _check_shape(name: str, value: np.ndarray | None, wanted: tuple[int, ...]) -
 
 def _open(found: Loop, part: Part) -> Session:
     """A part in its runtime; refuses a file whose inputs and outputs are not the manifest's."""
-    target, entry = targets.load(found.found.manifest["target"]), part.entries[found.task.name]
+    target, entry = targets.load(found.found.manifest["target"]), part.entry_of(found.task.name)
     runner, reason = found.runtime.runner()
     if runner is None:
         raise ToolchainError(f"this bundle cannot run here: {reason}")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter, generate, tokenizer
+from mtu_export import bundle, exporter, generate, targets, tokenizer
 from mtu_export.exporter import proving
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
@@ -234,6 +234,29 @@ def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied
         generate.loop(read)
 
 
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        ([], "vae_encoder"),
+        (["text_encoder", "vae_encoder", "vae_decoder"], "unet"),
+        (["vae_encoder", "unet", "vae_decoder"], "text_encoder"),
+        (["text_encoder", "vae_encoder", "unet"], "vae_decoder"),
+    ],
+)
+def test_a_second_task_that_does_not_name_what_its_loop_needs(
+    copied: Path, parts: list[str], missing: str
+) -> None:
+    found = json.loads((copied / bundle.MANIFEST).read_text())
+    found["tasks"].append({**found["tasks"][0], "name": "other", "parts": parts})
+    for row in found["parts"]:
+        row["entries"] |= {"other": "model.onnx"} if row["component"] in parts else {}
+    (copied / bundle.MANIFEST).write_text(json.dumps(found))
+    read = bundle.read(copied)
+    with pytest.raises(BundleError, match=f"{missing} has no entry for task 'other'"):
+        generate.loop(read, "other")
+    generate.loop(read, "fill")
+
+
 def test_a_tokenizer_that_makes_other_ids_than_the_encoder_has(copied: Path) -> None:
     """Under a right hash: damaged files are refused, and ids are what they are."""
     (copied / "tokenizer" / "merges.txt").write_text("a b c\n")
@@ -306,6 +329,55 @@ def test_goldens_of_a_loop_that_are_refused(
     found = bundle.read(copied)
     with pytest.raises(BundleError, match=message):
         proving.loop(found, found.tasks[0])
+
+
+def of_two_tasks(folder: Path, *lost: str) -> Path:
+    """A bundle with a second task that runs the files of the first, proved but for what is lost."""
+    found = json.loads((folder / bundle.MANIFEST).read_text())
+    found["tasks"].append({**found["tasks"][0], "name": "other"})
+    for row in found["parts"]:
+        row["entries"]["other"] = "model.onnx"
+    (folder / bundle.MANIFEST).write_text(json.dumps(found))
+    read, given, cases = bundle.read(folder), request("fill"), {}
+    for part in read.parts:
+        session = targets.load("onnx").open(part.path, "model.onnx")
+        inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
+        cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
+    cases["unet/other"] = cases["unet/fill"]
+    latents, image = generate.picture(generate.loop(read, "fill"), given)
+    loop: dict[str, Any] = {"noise": given.noise, "input": given.image, "mask": given.mask}
+    loop |= {f"latents/{i}": x for i, x in enumerate(latents)} | {"image": image}
+    loops = {f"loop/{task}": loop for task in ("fill", "other")}
+    bundle.write_goldens(
+        folder,
+        {name: rows for name, rows in cases.items() if name not in lost},
+        {name[5:]: rows for name, rows in loops.items() if name not in lost},
+    )
+    handmade.reseal(folder)
+    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
+    row = {"psnr_db": 200.0, "max_abs": 0.0, "floor_db": 60, "runner": "none", "reason": None}
+    proof = [
+        {**row, "component": component, "task": task, "rung": rung, "passed": True}
+        for component, rung in (("unet", "exported"), ("pipeline", "loop"))
+        for task in ("fill", "other")
+    ]
+    handmade.edit(folder, "proof", value=proof)
+    return folder
+
+
+def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Path) -> None:
+    """A task whose goldens are gone would be left out in silence, whatever it runs."""
+    whole = shutil.copytree(copied, tmp_path / "whole")
+    rows = exporter.check(bundle.read(of_two_tasks(Path(whole))))
+    assert all(row.passed for row in rows)
+    assert {(row.component, row.task) for row in rows if row.task == "other"} == {
+        ("unet", "other"),
+        ("pipeline", "other"),
+    }
+    for lost, said in (("unet/other", "3 cases of unet/other"), ("loop/other", "no loop/other")):
+        folder = Path(shutil.copytree(copied, tmp_path / lost.replace("/", "-")))
+        with pytest.raises(BundleError, match=said):
+            exporter.check(bundle.read(of_two_tasks(folder, lost)))
 
 
 # ------------------------------------------------------------------------------------ at random

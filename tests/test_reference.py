@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from mtu_export import plan, schedule
-from mtu_export.exporter.reference import Reference
+from mtu_export import exporter, plan, schedule
+from mtu_export.exporter.reference import PROMPT, Reference
 
+PROMPTS = {"sr": "", "edit": PROMPT}
 ZEROS = "force_zeros_for_empty_prompt"
 
 
@@ -52,3 +54,19 @@ def test_the_empty_prompt_of_sd_is_encoded(
 ) -> None:
     (value,) = empty_prompt(pipeline, tmp_path / "sd", said).values()
     assert (value == 1).all()
+
+
+def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(
+    make_tiny: Callable[..., Path],
+) -> None:
+    """`sr` comes first and has a prompt of its own, which is none of `edit`'s."""
+    folder = make_tiny("tiny", whole=True, tasks=["sr", "edit"])
+    row = plan.resolve(target="onnx", model=folder, task=list(PROMPTS))
+    scheduler = schedule.load(folder, None)
+    tables = schedule.tables(scheduler, [4])
+    references = [Reference(row, task, scheduler, tables) for task in row.tasks]
+    assert {one.task.name: one.request.prompt for one in references} == PROMPTS
+    for one in references:
+        one.arrays["image"] = np.zeros((1, 3, row.height, row.width), np.float32)
+    assert exporter.loop(references)["golden"] == {"prompt": PROMPT, "steps": 4}
+    assert exporter.loop(references[:1])["golden"] == {"prompt": "", "steps": 4}

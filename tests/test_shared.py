@@ -19,7 +19,7 @@ from mtu_export import bundle, exporter, generate, plan
 from mtu_export.bundle import Bundle
 from mtu_export.cli import app
 from mtu_export.exporter import component
-from mtu_export.spec import BundleError, PlanError, ToolchainError
+from mtu_export.spec import BundleError, PlanError, ToolchainError, Unsupported
 
 NEAR_DB = {"int8": 0.1, "fp16": 0.3, "fp32": 3}
 """How far the dB of a task may be from those of its own bundle: what float16 rounds is there the
@@ -113,6 +113,32 @@ def test_no_weight_is_there_twice(shared: Bundle) -> None:
     assert len(set(contents)) == len(contents)
     ends = sorted((begin, begin + length) for begin, length in places)
     assert all(one[1] <= two[0] for one, two in pairwise(ends))
+
+
+def test_nothing_stays_of_weights_that_a_killed_export_wrote(tmp_path: Path) -> None:
+    """With `--skip-existing` the next export writes a half-made part into the same folder."""
+    import onnx_ir as ir
+
+    from mtu_export.targets.onnx.writing import Writer
+
+    def model(number: float) -> ir.Model:
+        tensor = ir.tensor(np.full(1000, number, np.float32), name="own")
+        value = ir.Value(name="own", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        out = ir.Value(name="out", shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        node = ir.Node("", "Neg", [value], outputs=[out])
+        graph = ir.Graph([], [out], nodes=[node], initializers=[value], opset_imports={"": 20})
+        return ir.Model(graph, ir_version=10)
+
+    sizes = []
+    for _ in range(2):
+        writer = Writer(tmp_path / "unet", {"own"})
+        for number, task in enumerate(THREE):
+            writer.write(model(number), f"{task}.onnx")
+        sizes.append((tmp_path / "unet" / "model.onnx_data").stat().st_size)
+    assert sizes[0] == sizes[1]
+    found = onnx.load(tmp_path / "unet" / "fill.onnx").graph.initializer[0]
+    assert onnx.numpy_helper.to_array(found)[0] == 2
 
 
 def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
@@ -297,6 +323,21 @@ def test_inspect_says_what_is_shared(shared: Bundle) -> None:
     data = np.fromfile(shared.part("unet").path / "model.onnx_data", np.uint8)
     held = rows[0]["shared bytes"] + sum(row["own bytes"] for row in rows)
     assert 0.9 * held < len(data) < held  # equal vectors are there once, small ones in the graphs
+
+
+def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
+    """A bundle made here is unpacked on file systems that do not tell case."""
+    source = plan.resolve(target="onnx", all_tasks=True).checkpoint
+    folder = Path(shutil.copytree(source, tmp_path / "c"))
+    said = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+    said["tasks"][0]["name"] = "Edit"
+    (folder / "unet" / "config.json").write_text(json.dumps(said), "utf-8")
+    words = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
+    with pytest.raises(Unsupported, match=r"tasks 'Edit' and 'edit' .* one file"):
+        plan.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
+    assert plan.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
+    parts = ["vae_decoder"]
+    assert plan.resolve(task=["Edit", "edit"], components=parts, **words)  # type: ignore[arg-type]
 
 
 def test_all_tasks_and_a_task_contradict_one_another() -> None:

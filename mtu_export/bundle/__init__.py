@@ -96,6 +96,12 @@ class Part:
         """Inputs of a task's entry."""
         return self.task_inputs.get(task, self.inputs)
 
+    def entry_of(self, task: str) -> str:
+        """The task's entry; raises ``BundleError`` where the part has none."""
+        if task not in self.entries:
+            raise BundleError(f"{MANIFEST}: {self.component} has no entry for task {task!r}")
+        return self.entries[task]
+
     @property
     def proved(self) -> tuple[str, ...]:
         """One task an entry, the first that has it: goldens and verdicts are under its name."""

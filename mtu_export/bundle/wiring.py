@@ -15,7 +15,7 @@ from mtu_export.bundle.schema import SOURCE, TEXT, typed
 from mtu_export.spec import BundleError, Task, TensorSpec
 
 if TYPE_CHECKING:
-    from mtu_export.bundle import Bundle
+    from mtu_export.bundle import Bundle, Part
 
 LARGEST_SIDE = 8192
 _MOST_CHANNELS = 1024
@@ -63,33 +63,37 @@ def check(found: Bundle, task: Task, constants: Mapping[str, np.ndarray]) -> Non
         raise BundleError(f"{MANIFEST}: image and latent: {size} is no multiple of {factor}")
     pixels, latent = (3, *size), (row["channels"], size[0] // factor, size[1] // factor)
     if any(entry.kind.endswith("image_latent") for entry in task.conditioning):
-        _check_sides(found, "vae_encoder", pixels, latent)
+        _check_sides(_part(found, "vae_encoder", task), pixels, latent)
         for entry in task.conditioning:
             if entry.kind.endswith("image_latent") and entry.channels != latent[0]:
                 raise BundleError(
                     f"{MANIFEST}: task {task.name!r}: conditioning {entry.kind!r} has "
                     f"{entry.channels} channels, the latent {latent[0]}"
                 )
-    _check_sides(found, "vae_decoder", latent, pixels)
+    _check_sides(_part(found, "vae_decoder", task), latent, pixels)
     words = _check_unet(found, task, latent)
     _check_words(found, task, words, constants)
 
 
-def _check_sides(
-    found: Bundle, component: str, given: tuple[int, ...], made: tuple[int, ...]
-) -> None:
+def _part(found: Bundle, component: str, task: Task) -> Part:
+    """A part that the task's loop runs; refuses one without an entry for the task."""
     part = found.part(component)
+    part.entry_of(task.name)
+    return part
+
+
+def _check_sides(part: Part, given: tuple[int, ...], made: tuple[int, ...]) -> None:
     sides = [[(s.shape, s.dtype) for s in side] for side in (part.inputs, part.outputs)]
     wanted = [[((1, *shape), "float32")] for shape in (given, made)]
     if sides != wanted:
         raise BundleError(
-            f"{MANIFEST}: {component} must make float32 {[1, *made]} of {[1, *given]}"
+            f"{MANIFEST}: {part.component} must make float32 {[1, *made]} of {[1, *given]}"
         )
 
 
 def _check_unet(found: Bundle, task: Task, latent: tuple[int, ...]) -> Sequence[TensorSpec]:
     """The text inputs of the UNet, after its other inputs and its output are checked."""
-    part = found.part("unet")
+    part = _part(found, "unet", task)
     where = f"{MANIFEST}: unet"
     inputs = part.inputs_of(task.name)
     if len(inputs) < 3 or len({spec.name for spec in inputs}) < len(inputs):
@@ -129,7 +133,7 @@ def _check_words(
             _check_constant(constants, f"empty/{spec.name}", shape)
         if task.prompt is not None:
             _check_constant(constants, f"prompt/{task.name}/{spec.name}", shape)
-        elif _joined(found, text, spec.name) != shape:
+        elif _joined(found, task, text, spec.name) != shape:
             raise BundleError(
                 f"{MANIFEST}: text: no outputs make the UNet's input {spec.name[:80]!r}, "
                 f"[{_list(shape)}]"
@@ -145,14 +149,16 @@ def _check_constant(constants: Mapping[str, np.ndarray], name: str, shape: tuple
         )
 
 
-def _joined(found: Bundle, text: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
+def _joined(
+    found: Bundle, task: Task, text: Mapping[str, Any], name: str
+) -> tuple[int, ...] | None:
     """Shape of the outputs that are joined to an input; null where they do not fit together."""
     shapes = []
     for row in text["inputs"].get(name, ()):
         component = row["component"]
         if component not in text["tokenizers"] or not component.startswith("text_encoder"):
             return None
-        part = found.part(component)
+        part = _part(found, component, task)
         outputs = {spec.name: spec.shape for spec in part.outputs}
         given = [spec.shape for spec in part.inputs]
         if len(given) != 1 or len(given[0]) != 2 or not 3 <= given[0][-1] <= _LONGEST:

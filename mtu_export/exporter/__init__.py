@@ -183,13 +183,21 @@ def _write_rest(
         words[name] = home
         files.append(home)
     said["text"] = {"inputs": _text(references[0], parts), "tokenizers": words}
-    loops = [row.loop() for row in references]
-    said["loop"] = next((row for row in loops if "golden" in row), loops[0])
+    said["loop"] = loop(references)
     said["files"] = [
         {"path": n, "bytes": bundle.size(folder / n), "sha256": bundle.sha256(folder / n)}
         for n in files
     ]
     bundle.write_manifest(folder, said)
+
+
+def loop(references: Sequence[Reference]) -> dict[str, Any]:
+    """The manifest's ``loop``, with the golden request of a task that was run to its end.
+
+    A task with a prompt of its own asks for no other one, so one that takes any comes first.
+    """
+    rows = [row.loop() for row in sorted(references, key=lambda row: row.task.prompt is not None)]
+    return next((row for row in rows if "golden" in row), rows[0])
 
 
 def _text(reference: Reference, parts: Sequence[Made]) -> dict[str, list[dict[str, str]]]:

@@ -66,13 +66,13 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
         scheme = SCHEMES[part.scheme["name"]]
         for task in part.entries:
             cases = goldens.get(f"{part.component}/{task}")
-            if not cases and task not in part.proved:
+            before = recorded.get((part.component, task, rung(scheme)))
+            if not cases and task not in part.proved and before is None:
                 continue
             if not cases or len(cases) < bundle.CASES:
                 raise BundleError(
                     f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
                 )
-            before = recorded.get((part.component, task, rung(scheme)))
             floor = scheme.floor(part.scheme["activations"]) if before is None else before.floor_db
             floor = _floor(floor if floor_db is None else floor_db)
             rows = _entry(name, runtimes, part, task, cases, rung(scheme), floor)
@@ -81,7 +81,10 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
         before = recorded.get((PIPELINE, task.name, LOOP))
         floor = None if before is None else _loop_floor(before)
         for runtime in runtimes:
-            verdicts += loop(found, task, floor, runtime)
+            rows = loop(found, task, floor, runtime)
+            if not rows and before is not None:
+                raise BundleError(f"{bundle.GOLDENS} has no loop/{task.name}, which the export ran")
+            verdicts += rows
     return verdicts
 
 

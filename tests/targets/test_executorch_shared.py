@@ -168,6 +168,26 @@ def test_every_constant_is_in_the_file_once(lowered: dict[str, Any]) -> None:
         assert path.read_bytes().count(stored[key]) == 1
 
 
+def test_nothing_stays_of_constants_that_a_killed_export_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--skip-existing` the next export writes into the same folder, a bundle in the end."""
+    from mtu_export.targets.executorch import lowering
+
+    left = tmp_path / ".constants-killed"
+    left.mkdir()
+    (left / "0123").write_bytes(b"weights")
+
+    def stop(method: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lowering, "_lowered", stop)
+    methods: dict[str, Any] = dict.fromkeys(CHANNELS)
+    with pytest.raises(KeyboardInterrupt):
+        lowering.write(methods, {}, tmp_path / "unet.pte")
+    assert list(tmp_path.iterdir()) == []
+
+
 CACHED = """
 import ctypes, sys
 from pathlib import Path

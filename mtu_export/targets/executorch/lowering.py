@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+_CONSTANTS = ".constants-"
+"""How the folder of what waits on disk begins."""
 
 
 def write(
@@ -22,11 +26,13 @@ def write(
 
     ``constants`` maps constant methods to the strings that they return. Several methods are lowered
     one after the other, and what each hands to XNNPACK waits on disk, equal bytes once: memory is
-    that of one method.
+    that of one method. What a killed process left waiting there is removed.
     """
     from executorch.exir import EdgeCompileConfig, EdgeProgramManager
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".constants-") as folder:
+    for left in path.parent.glob(f"{_CONSTANTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_CONSTANTS) as folder:
         shelf = _Shelf(Path(folder)) if len(methods) > 1 else None
         edges = {}
         for name, method in methods.items():

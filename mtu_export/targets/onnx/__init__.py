@@ -89,7 +89,9 @@ class Options:
 
 
 def check(plan: Plan) -> None:
-    """Refuse weights other than float32, float16 and int8 per channel."""
+    """Refuse weights other than float32, float16 and int8 per channel, and tasks of one file."""
+    if "unet" in plan.components:
+        _check_names([task.name for task in plan.tasks])
     weights = plan.scheme.weights
     if isinstance(weights, FloatWeights):
         if weights.dtype not in ("float32", "float16"):
@@ -101,6 +103,18 @@ def check(plan: Plan) -> None:
     for package in ("onnx", "onnx-ir", "onnxscript"):
         if find_spec(package.replace("-", "_")) is None:
             raise ToolchainMissing(package, "onnx")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse tasks whose files are one where case is not told: macOS, Windows."""
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            raise Unsupported(
+                f"onnx: tasks {twin!r} and {name!r} would be one file on systems that do not tell "
+                "case; rename one, or export one bundle a task"
+            )
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:

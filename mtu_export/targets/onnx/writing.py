@@ -48,7 +48,7 @@ class Writer:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             if self.own is not None:
-                with (self.home / DATA).open("ab") as file:
+                with (self.home / DATA).open("ab" if self._known else "wb") as file:
                     for value in model.graph.initializers.values():
                         value.const_value = self._placed(value, file)
             ir.save(model, self.home / name, external_data=data, alignment=_PAGE)
