@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "mtu-export"
 TASKS = ("t2i", "edit", "sr", "inpaint")
 ALONE = "inpaint"
-ROUNDS, ROUND_S, PASSES = 5, 6.0, 5
+ROUNDS, ROUND_S, PASSES = 5, 6.0, 2
 ROWS = [
     (size, target, scheme)
     for size in ("tiny", "sd15")
