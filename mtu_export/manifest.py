@@ -199,7 +199,7 @@ def _spec(spec: TensorSpec, lowered: Lowered) -> dict[str, Any]:
 
 
 def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
-    """Bytes of codes, scales and float weights each tensor once (ONNX graphs repeat small ones).
+    """Bytes of codes, scales and float weights, each tensor once (ONNX graphs repeat small ones).
 
     Where tasks share weights, ``shared_weight_bytes`` are those of all and ``task_weight_bytes``
     those of one task alone.
