@@ -17,9 +17,9 @@ from benchmarks.shapes.cases import case
 from benchmarks.shapes.world import WORLDS
 from mtu_export.spec import Guidance, Task
 
-_CASES = 96
-_TEXT = (1.5, 2.5, 4.0, 6.0)
-_IMAGE = (1.0, 1.5, 2.0)
+_CASES = 64
+_TEXT = (1.25, 1.5, 2.0, 3.0, 4.5)
+_IMAGE = (1.0, 1.25, 1.6)
 
 
 def grid(task: Task) -> list[Guidance]:
