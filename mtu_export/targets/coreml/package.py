@@ -295,7 +295,13 @@ def _check_description(
     outputs: tuple[TensorSpec, ...],
     where: str,
 ) -> None:
-    """Refuse a package whose description and program declare different borders."""
+    """Refuse a package whose description and program declare different functions or borders."""
+    names = [function.name for function in model.description.functions]
+    if names and (
+        sorted(names) != sorted(model.mlProgram.functions)
+        or model.description.defaultFunctionName not in names
+    ):
+        raise BundleError(f"{where}: description and program disagree on functions")
     several = {function.name: function for function in model.description.functions}
     described = several.get(entry) if several else model.description
     for name, specs in (("input", inputs), ("output", outputs)):
