@@ -59,7 +59,7 @@ def test_a_witness_of_one_task_alone_is_refused(
     change: Change, coreml: Bundle, tmp_path: Path
 ) -> None:
     forged = forge(coreml, tmp_path / "b", change)
-    with pytest.raises(BundleError, match="the witness of unet (is malformed|has no task 'sr')"):
+    with pytest.raises(BundleError, match=r"the witness of unet (is malformed|has no task 'sr')"):
         exporter.check(forged)
 
 
@@ -77,12 +77,20 @@ def _described_alone(model: Any) -> None:
     model.description.functions[-1].name = "more"
 
 
+def _one_for_all(model: Any) -> None:
+    described = model.description
+    described.input.extend(described.functions[0].input)
+    described.output.extend(described.functions[0].output)
+    del described.functions[:]
+
+
 def _default_is_none(model: Any) -> None:
     model.description.defaultFunctionName = "more"
 
 
 @pytest.mark.parametrize(
-    "change", [_described_twice, _not_described, _described_alone, _default_is_none]
+    "change",
+    [_described_twice, _not_described, _described_alone, _default_is_none, _one_for_all],
 )
 def test_a_package_that_declares_other_functions_than_it_has_is_refused(
     change: Callable[[Any], None], coreml: Bundle, tmp_path: Path
@@ -94,4 +102,15 @@ def test_a_package_that_declares_other_functions_than_it_has_is_refused(
     change(model)
     (path / "Data" / package.MODEL).write_bytes(model.SerializeToString())
     with pytest.raises(BundleError, match="description and program disagree on functions"):
+        package.structure(path, "edit")
+
+
+def test_weights_of_another_format_are_refused(coreml: Bundle, tmp_path: Path) -> None:
+    """Core ML reads the version in the weight file's own header."""
+    path = tmp_path / "Unet.mlpackage"
+    shutil.copytree(coreml.part("unet").path, path)
+    with (path / "Data" / package.WEIGHT_FILE).open("r+b") as file:
+        file.seek(4)
+        file.write(b"\x09")
+    with pytest.raises(BundleError, match=r"weight\.bin is not of format 2"):
         package.structure(path, "edit")
