@@ -140,16 +140,21 @@ def _witnessed(
     Whatever runtime was asked for: any one of the target's is witness.
     """
     row = next(r for r in found.manifest["parts"] if r["component"] == part.component)
-    said = row.get("witness") or {}
-    then = said.get(task) if isinstance(said, dict) else None
+    said = row.get("witness")
     runtime = _witness(tuple(targets.load(found.manifest["target"]).runtimes.values()))
     failed = any(verdict.passed is False for verdict in verdicts)
-    if failed or then is None or runtime is None or runtime.witness is None:
+    if failed or said is None or runtime is None or runtime.witness is None:
         return verdicts
+    where = f"{bundle.MANIFEST}: the witness of {part.component}"
+    if not isinstance(said, dict):
+        raise BundleError(f"{where} is malformed")
+    if task not in said:
+        raise BundleError(f"{where} has no task {task!r}")
+    then = said[task]
     numbers = [v for v in then if isinstance(v, (int, float))] if isinstance(then, list) else []
     now = np.array(runtime.witness(part.path, part.entries[task], inputs))
     if len(numbers) != len(now):
-        raise BundleError(f"{bundle.MANIFEST}: the witness of {part.component} is malformed")
+        raise BundleError(f"{where} is malformed")
     same = verify.likeness(np.array(numbers, np.float64), now)
     if same >= WITNESS_DB:
         return verdicts

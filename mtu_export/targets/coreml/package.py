@@ -118,6 +118,8 @@ def structure(path: Path, entry: str) -> Structure:
     operators = Counter(operator.type for one in blocks.values() for operator in _operators(one))
     with (path / "Data" / WEIGHT_FILE).open("rb") as weights:
         size = os.fstat(weights.fileno()).st_size
+        if weights.read(8)[4:] != STORAGE_VERSION.to_bytes(4, "little"):
+            raise BundleError(f"{path.name}: weight.bin is not of format {STORAGE_VERSION}")
         for value in values(model.mlProgram):
             if value.WhichOneof("value") == "blobFileValue":
                 find_blob(value, weights, size, path.name)
@@ -295,7 +297,13 @@ def _check_description(
     outputs: tuple[TensorSpec, ...],
     where: str,
 ) -> None:
-    """Refuse a package whose description and program declare different borders."""
+    """Refuse a package whose description and program declare different functions or borders."""
+    names = [function.name for function in model.description.functions]
+    if (names or len(model.mlProgram.functions) > 1) and (
+        sorted(names) != sorted(model.mlProgram.functions)
+        or model.description.defaultFunctionName not in names
+    ):
+        raise BundleError(f"{where}: description and program disagree on functions")
     several = {function.name: function for function in model.description.functions}
     described = several.get(entry) if several else model.description
     for name, specs in (("input", inputs), ("output", outputs)):

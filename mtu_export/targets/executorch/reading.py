@@ -13,6 +13,16 @@ from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
 
 DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
 
+_MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+)
+
 
 def first_line(error: Exception) -> str:
     """The first line of a toolchain's message, or the error's kind."""
@@ -33,6 +43,8 @@ def structure(path: Path, entry: str) -> Structure:
         program = _flatbuffer_to_program(head)
         _check_segments(program, head, path)
         plans = {plan.name: plan for plan in program.execution_plan}
+        if len(plans) < len(program.execution_plan):
+            raise BundleError(f"{path.name}: a method is there twice")
         names = json.loads(_constant(plans["_interface"]))[entry]
         identity = json.loads(_constant(plans["_identity"]))
         plan = plans[entry]
@@ -42,7 +54,7 @@ def structure(path: Path, entry: str) -> Structure:
             operators=_operators(plan),
             identity={str(key): str(value) for key, value in identity.items()},
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, struct.error) as error:
+    except _MALFORMED as error:
         raise BundleError(
             f"{path.name}: not a program of this product ({first_line(error)})"
         ) from error
