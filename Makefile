@@ -6,7 +6,7 @@ DEMO := build/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 OPTIMUM := build/optimum
 
-.PHONY: setup demo test check conformance fold-table sizes executorch-fp16 mutations schedulers \
+.PHONY: setup demo test test-all check conformance fold-table sizes executorch-fp16 mutations schedulers \
   pipelines optimum schema testdata mil-mutations coreml-ladder shared shapes clean
 
 setup: $(VENV)/.installed
@@ -29,8 +29,12 @@ demo: setup
 	@$(BIN)/mtu-export verify $(DEMO)/inpaint-onnx-int8 $(DEMO)/inpaint-coreml-int8 \
 	  $(DEMO)/inpaint-executorch-int8
 
-## The whole test suite.
+## The test suite with the corners of its matrices.
 test: setup
+	$(PYTEST) -m "not exhaustive"
+
+## The whole test suite: every combination, every stage (an hour on two cores).
+test-all: setup
 	$(PYTEST)
 
 ## Format, lint, types, fast tests and import rules: under three minutes.

@@ -44,7 +44,9 @@ def test_an_adopted_example_equals_its_own_forward(kind: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["stacked", "modulelist"])
+@pytest.mark.parametrize(
+    "kind", ["stacked", pytest.param("modulelist", marks=pytest.mark.exhaustive)]
+)
 def test_an_exported_example_equals_its_own_forward(kind: str, tmp_path: Path) -> None:
     import onnxruntime
 

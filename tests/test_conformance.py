@@ -12,11 +12,16 @@ from mtu_export.spec import Unsupported
 
 from .conftest import TASKS
 
-MATRIX = [(t, s) for t in targets.names() for s in SCHEMES]
+CORNERS = {("coreml", "fp16"), *((target, "int8") for target in targets.names())}
+MATRIX = [
+    pytest.param(t, s, id=f"{t}-{s}", marks=() if (t, s) in CORNERS else pytest.mark.exhaustive)
+    for t in targets.names()
+    for s in SCHEMES
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "scheme"), MATRIX, ids=[f"{t}-{s}" for t, s in MATRIX])
+@pytest.mark.parametrize(("target", "scheme"), MATRIX)
 def test_every_target_exports_every_scheme_it_accepts(
     target: str, scheme: str, tmp_path: Path
 ) -> None:
@@ -54,7 +59,14 @@ def test_every_target_exports_every_scheme_it_accepts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "inpaint"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=() if task == "relight" else pytest.mark.exhaustive)
+        for task in TASKS
+        if task != "inpaint"
+    ],
+)
 def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
     found = exporter.export(
         plan.resolve(target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64)

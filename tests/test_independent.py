@@ -180,7 +180,8 @@ def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "task", "batch"), [("tiny-half", PATCH, 1), ("tiny-sdxl", BLEND, 2)]
+    ("architecture", "task", "batch"),
+    [("tiny-half", PATCH, 1), pytest.param("tiny-sdxl", BLEND, 2, marks=pytest.mark.exhaustive)],
 )
 def test_fresh_bundles_with_a_mask(
     architecture: str,

@@ -218,9 +218,14 @@ exporter.export(plan.resolve(**words, out="out"), watch)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kill_9_at_every_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [STAGES[-2:], pytest.param(STAGES, marks=pytest.mark.exhaustive)],
+    ids=["two", "every"],
+)
+def test_kill_9_at_the_end_of_stages(stages: Sequence[str], tmp_path: Path) -> None:
     """Nothing at the final place after any of them; the next run works and clears all leftovers."""
-    moments = [(stage, "end") for stage in STAGES] + [("import PyTorch", "begin")]
+    moments = [(stage, "end") for stage in stages] + [("import PyTorch", "begin")]
     for begin in range(0, len(moments), 2):
         children = [
             subprocess.Popen([sys.executable, "-c", RUN, *moment], stderr=subprocess.DEVNULL)
