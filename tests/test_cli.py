@@ -14,17 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import cli, targets
-
-
-def run(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["mtu-export", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capfd.readouterr()
-    return int(stop.value.code or 0), out, err
+from mtu_export import targets
+from tests.typed import run
 
 
 @pytest.fixture(autouse=True)

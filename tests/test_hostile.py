@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter, generate, targets, tokenizer
-from mtu_export.exporter import proving
+from mtu_export import bundle, exporter, generate, tokenizer
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
 from tests.mutations.values import ODD
@@ -279,105 +278,6 @@ def test_a_model_that_gives_nan_is_no_picture(copied: Path) -> None:
     handmade.reseal(copied)
     with pytest.raises(MtuExportError, match=r"pass 0 .* gave NaN or Inf"):
         attempt(copied)
-
-
-# ------------------------------------------------------------------------- goldens of the loop
-
-
-def with_golden(folder: Path, **changes: Any) -> Path:
-    """Write what the loop itself makes as its golden; None takes a tensor out."""
-    given = request("fill")
-    latents, image = generate.picture(generate.loop(bundle.read(folder)), given)
-    rows = {"noise": given.noise, "image": image, "input": given.image, "mask": given.mask}
-    rows |= {f"latents/{i}": x for i, x in enumerate(latents)}
-    rows |= {name.replace("_", "/"): value for name, value in changes.items()}
-    bundle.write_goldens(folder, {}, {"fill": {k: v for k, v in rows.items() if v is not None}})
-    handmade.reseal(folder)
-    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
-    return folder
-
-
-def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
-    found = bundle.read(with_golden(copied))
-    (row,) = proving.loop(found, found.tasks[0])
-    assert (row.component, row.passed, row.psnr_db) == ("pipeline", True, 300.0)
-    wrong = bundle.read(with_golden(copied, image=np.ones((1, 3, 16, 24), np.float32)))
-    assert proving.loop(wrong, wrong.tasks[0])[0].passed is False
-
-
-@pytest.mark.parametrize(
-    ("golden", "changes", "message"),
-    [
-        (None, {"noise": None}, "noise is missing"),
-        (None, {"image": None}, "noise is missing"),
-        (None, {"latents_4": None}, "loop/fill/latents/4 is missing"),
-        (None, {"noise": np.zeros((1, 4, 9, 9), np.float32)}, "noise must be float32"),
-        (None, {"mask": None}, "task 'fill' needs --mask"),
-        (None, {"mask": np.zeros((1, 1, 8, 8), np.float32)}, "mask must be float32"),
-        ({"prompt": "x", "steps": 3}, {}, "no table for 3 steps"),
-        ({"prompt": "x", "steps": True}, {}, "loop.golden says no steps"),
-        ({"prompt": 5, "steps": 4}, {}, "loop.golden says no prompt"),
-        ([], {}, "loop.golden says no prompt"),
-    ],
-)
-def test_goldens_of_a_loop_that_are_refused(
-    copied: Path, golden: Any, changes: dict[str, Any], message: str
-) -> None:
-    with_golden(copied, **changes)
-    if golden is not None:
-        handmade.edit(copied, "loop", "golden", value=golden)
-    found = bundle.read(copied)
-    with pytest.raises(BundleError, match=message):
-        proving.loop(found, found.tasks[0])
-
-
-def of_two_tasks(folder: Path, *lost: str) -> Path:
-    """A bundle with a second task that runs the files of the first, proved but for what is lost."""
-    found = json.loads((folder / bundle.MANIFEST).read_text())
-    found["tasks"].append({**found["tasks"][0], "name": "other"})
-    for row in found["parts"]:
-        row["entries"]["other"] = "model.onnx"
-    (folder / bundle.MANIFEST).write_text(json.dumps(found))
-    read, given, cases = bundle.read(folder), request("fill"), {}
-    for part in read.parts:
-        session = targets.load("onnx").open(part.path, "model.onnx")
-        inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
-        cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
-    cases["unet/other"] = cases["unet/fill"]
-    latents, image = generate.picture(generate.loop(read, "fill"), given)
-    loop: dict[str, Any] = {"noise": given.noise, "input": given.image, "mask": given.mask}
-    loop |= {f"latents/{i}": x for i, x in enumerate(latents)} | {"image": image}
-    loops = {f"loop/{task}": loop for task in ("fill", "other")}
-    bundle.write_goldens(
-        folder,
-        {name: rows for name, rows in cases.items() if name not in lost},
-        {name[5:]: rows for name, rows in loops.items() if name not in lost},
-    )
-    handmade.reseal(folder)
-    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
-    row = {"psnr_db": 200.0, "max_abs": 0.0, "floor_db": 60, "runner": "none", "reason": None}
-    proof = [
-        {**row, "component": component, "task": task, "rung": rung, "passed": True}
-        for component, rung in (("unet", "exported"), ("pipeline", "loop"))
-        for task in ("fill", "other")
-    ]
-    handmade.edit(folder, "proof", value=proof)
-    return folder
-
-
-def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Path) -> None:
-    """A task whose goldens are gone would be left out in silence, whatever it runs."""
-    whole = shutil.copytree(copied, tmp_path / "whole")
-    rows = exporter.check(bundle.read(of_two_tasks(Path(whole))))
-    assert all(row.passed for row in rows)
-    assert {(row.component, row.task) for row in rows if row.task == "other"} == {
-        ("unet", "other"),
-        ("pipeline", "other"),
-    }
-    for lost, said in (("unet/other", "3 cases of unet/other"), ("loop/other", "no loop/other")):
-        folder = Path(shutil.copytree(copied, tmp_path / lost.replace("/", "-")))
-        with pytest.raises(BundleError, match=said):
-            exporter.check(bundle.read(of_two_tasks(folder, lost)))
 
 
 # ------------------------------------------------------------------------------------ at random

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from mtu_export import cli, plot
+from mtu_export import plot
 from mtu_export.spec import PlanError, ResourceError, ToolchainMissing
+from tests.typed import run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 KINDS = ("ffn", "norm", "resnet", "routers", *"abcdefgh")
@@ -99,16 +100,6 @@ def test_a_failure_leaves_the_older_picture(
 
 
 # --------------------------------------------------------------------------- as a user types it
-
-
-def run(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["mtu-export", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capfd.readouterr()
-    return int(stop.value.code or 0), out, err
 
 
 def test_inspect_plots_and_prints_one_line_a_block(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes import cases, checker, checks, world
+from benchmarks.shapes import cases, checker, checks, fitting, world
 from mtu_export import pictures as product
+from mtu_export.spec import PlanError
 
 WORLDS = list(world.WORLDS.values())
 NAMES = list(world.WORLDS)
@@ -139,5 +141,30 @@ def test_intervals() -> None:
     assert mean == pytest.approx(0.6)
     assert (low, high) == pytest.approx((0.5020, 0.6906), abs=2e-4)  # Wilson, 60 of 100
     assert checks.interval(torch.zeros(100), share=True)[2] == pytest.approx(0.0370, abs=2e-4)
-    same = checks.paired({"PSNR": values}, {"PSNR": values})
-    assert same["PSNR"] == [0.0, 0.0, 0.0]
+
+
+def test_a_part_that_is_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_EVERY_S", -1.0)  # a state after every step
+
+    def fitted(home: Path, stop: int | None) -> torch.nn.Module:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(4, 3)
+
+        def loss(step: int) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            given = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            return (module(given) - given[:, :3]).square().mean()
+
+        fitting.fit(module, loss, home, steps=8, rate=0.1, warmup=2)
+        return module
+
+    whole = fitted(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "part", 5)
+    again = fitted(tmp_path / "part", None)
+    assert torch.equal(whole.weight, again.weight)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="steps is 8 there and 9 here"):
+        fitting.fit(again, lambda _: torch.zeros(()), tmp_path / "part", steps=9, rate=0.1)

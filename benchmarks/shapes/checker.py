@@ -16,6 +16,8 @@ from torch import Tensor
 
 from benchmarks.shapes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, World, coverage
 
+Kind = tuple[str, str, str, str]
+"""Colour, shape, size and place of a thing."""
 _APART = 0.12
 """Distance in RGB (0..1) from the background at which a pixel belongs to a thing."""
 _FAR = 0.25
@@ -31,11 +33,10 @@ something must have to be a thing; between them is what makes a picture unclear.
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What is in a picture; ``spots`` are the centres in pixels, ``clear`` if nothing is odd."""
+    """What is in a picture; ``clear`` if nothing is odd and nothing is there twice."""
 
     background: str
-    kinds: frozenset[tuple[str, str, str, str]]
-    spots: dict[tuple[str, str, str, str], tuple[float, float]]
+    kinds: frozenset[Kind]
     clear: bool
 
 
@@ -69,25 +70,23 @@ def read(world: World, pictures: Tensor) -> list[Reading]:
         names = list(BACKGROUNDS)
         background = min(names, key=lambda n: (ground - BACKGROUNDS[n]).norm().item())
         clear = (ground - BACKGROUNDS[background]).norm().item() < _FAR
-        spots: dict[tuple[str, str, str, str], tuple[float, float]] = {}
+        kinds: set[Kind] = set()
         for label in labels[i].unique().tolist():
             mask = labels[i] == label
             if label == 0 or mask.sum() <= _SPECK * world.side**2:
                 continue
             thing = _thing(world, pixels[i], ground, distance[i], mask)
-            if thing is None or thing[0] in spots:
+            if thing is None or thing in kinds:
                 clear = False
             else:
-                spots[thing[0]] = thing[1]
-        found.append(
-            Reading(background=background, kinds=frozenset(spots), spots=spots, clear=clear)
-        )
+                kinds.add(thing)
+        found.append(Reading(background=background, kinds=frozenset(kinds), clear=clear))
     return found
 
 
 def _thing(
     world: World, pixels: Tensor, ground: Tensor, distance: Tensor, mask: Tensor
-) -> tuple[tuple[str, str, str, str], tuple[float, float]] | None:
+) -> Kind | None:
     side, area = world.side, float(mask.sum())
     if area < _LEAST * 2 * (world.radii[0] * side) ** 2:
         return None
@@ -99,10 +98,8 @@ def _thing(
         return None
     near = torch.nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0]
     paint = colour - ground
-    covered = ((pixels - ground[:, None, None]) * paint[:, None, None]).sum(
-        0
-    ) / paint.square().sum()
-    covered = covered.clamp(0, 1) * near
+    along = torch.einsum("chw,c->hw", pixels - ground[:, None, None], paint)
+    covered = (along / paint.square().sum()).clamp(0, 1) * near
     middles = torch.arange(side) + 0.5
     mass = covered.sum()
     centre = torch.stack([(covered.sum(0) @ middles) / mass, (covered.sum(1) @ middles) / mass])
@@ -120,7 +117,7 @@ def _thing(
         return None
     x, y = (centre / side).tolist()
     place = min(world.places, key=lambda p: math.dist(world.places[p], (x, y)))
-    return (name, best[1], best[2], place), (x * side, y * side)
+    return name, best[1], best[2], place
 
 
 def right(readings: Sequence[Reading], scenes: Sequence[Scene]) -> list[bool]:

@@ -7,7 +7,7 @@ of bicubic. inpaint: PSNR inside the removed thing's surroundings and outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -85,11 +85,6 @@ def interval(values: Tensor, share: bool) -> tuple[float, float, float]:
         return mean, max(0.0, middle - half), min(1.0, middle + half)
     half = z * values.double().std().item() / math.sqrt(count)
     return mean, mean - half, mean + half
-
-
-def paired(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Mean difference ``one − other`` and its 95 % interval, by measure, over the same cases."""
-    return {name: list(interval(one[name] - other[name], share=False)) for name in one}
 
 
 def is_share(name: str) -> bool:

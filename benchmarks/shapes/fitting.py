@@ -5,26 +5,26 @@ A step's loss depends on its number alone, so a run that was stopped goes on as 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from mtu_export.training import state
+from mtu_export.training.state import Progress
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _EVERY_S = 60.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def fit(
     module: nn.Module,
     loss: Callable[[int], Tensor],
-    state: Path,
+    home: Path,
     *,
     steps: int,
     rate: float,
@@ -33,78 +33,57 @@ def fit(
 ) -> float:
     """Train ``module`` in place, on ``DEVICE``; seconds that its steps took, over all runs.
 
-    ``state`` is a safetensors file that is taken up where it is there and replaced each minute.
+    ``home`` is a folder of states (``training.state``); one is taken up where it is there and
+    replaced each minute. Raises ``PlanError`` for the state of another run.
     """
     module.to(DEVICE)
     named = dict(module.named_parameters())
     optimiser = torch.optim.AdamW(named.values(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    done, seconds = _take_up(module, optimiser, named, state, steps)
-    saved = begun = time.monotonic()
-    while done < steps:
-        share = done / steps
+    identity, progress = {"steps": steps, "rate": rate}, Progress()
+    last = state.newest(home)
+    if last is not None:
+        progress, tensors = state.read(last, identity)
+        _restore(optimiser, named, progress, tensors)
+    begin, saved = time.monotonic() - progress.seconds, time.monotonic()
+    while progress.step < steps:
+        share = progress.step / steps
         for group in optimiser.param_groups:
-            group["lr"] = (
-                rate * min(1, (done + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * share))
-            )
+            warm = min(1, (progress.step + 1) / warmup)
+            group["lr"] = rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
         optimiser.zero_grad()
-        value = loss(done)
+        value = loss(progress.step)
         value.backward()
         nn.utils.clip_grad_norm_(named.values(), clip)
         optimiser.step()
-        done += 1
-        now = time.monotonic()
-        if done == steps or now - saved > _EVERY_S:
+        progress.step += 1
+        progress.seconds = time.monotonic() - begin
+        if progress.step == steps or time.monotonic() - saved > _EVERY_S:
             if not math.isfinite(value.item()):
-                raise SystemExit(f"{state.stem}: the loss of step {done} is {value.item()}")
-            saved = now
-            _save(module, optimiser, named, state, done, steps, seconds + now - begun)
-            print(f"{state.stem}: step {done} of {steps}, loss {value.item():.5f}", flush=True)
-    module.to("cpu")
-    return seconds + time.monotonic() - begun
-
-
-def _save(
-    module: nn.Module,
-    optimiser: torch.optim.AdamW,
-    named: dict[str, nn.Parameter],
-    state: Path,
-    done: int,
-    steps: int,
-    seconds: float,
-) -> None:
-    tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
-    for name, parameter in named.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment].contiguous()
-    said = json.dumps({"done": done, "steps": steps, "seconds": seconds})
-    state.parent.mkdir(parents=True, exist_ok=True)
-    private = state.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, private, {"fit": said})
-    private.replace(state)
-
-
-def _take_up(
-    module: nn.Module,
-    optimiser: torch.optim.AdamW,
-    named: dict[str, nn.Parameter],
-    state: Path,
-    steps: int,
-) -> tuple[int, float]:
-    if not state.is_file():
-        return 0, 0.0
-    with safe_open(state, "pt") as found:
-        said = json.loads(found.metadata()["fit"])
-        if said["steps"] != steps:
-            raise SystemExit(
-                f"{state} is of a run of {said['steps']} steps, not {steps}: remove it"
+                raise SystemExit(f"{home.name}: the loss of step {progress.step} is {value.item()}")
+            state.save(home, progress, identity, _tensors(optimiser, named))
+            saved = time.monotonic()
+            print(
+                f"{home.name}: step {progress.step} of {steps}, loss {value.item():.5f}", flush=True
             )
-        rows = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
-    module.load_state_dict(
-        {name.removeprefix("module."): value for name, value in rows.items() if "module." in name}
-    )
+    module.to("cpu")
+    return progress.seconds
+
+
+def _tensors(optimiser: torch.optim.AdamW, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    found = {f"weight/{name}": parameter.detach() for name, parameter in named.items()}
     for name, parameter in named.items():
-        optimiser.state[parameter] = {
-            "step": torch.tensor(float(said["done"])),
-            **{moment: rows[f"{moment}.{name}"].to(DEVICE) for moment in ("exp_avg", "exp_avg_sq")},
-        }
-    return said["done"], said["seconds"]
+        found |= {f"{key}/{name}": optimiser.state[parameter][key] for key in _MOMENTS}
+    return found
+
+
+@torch.no_grad()
+def _restore(
+    optimiser: torch.optim.AdamW,
+    named: Mapping[str, nn.Parameter],
+    progress: Progress,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    for name, parameter in named.items():
+        parameter.copy_(tensors[f"weight/{name}"])
+        moments = {key: tensors[f"{key}/{name}"].to(DEVICE) for key in _MOMENTS}
+        optimiser.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -96,7 +95,7 @@ def all_sheets(size: str, home: Path, count: int = 12) -> list[Path]:
     def made(task: str) -> table.Made:
         def pictures(cases: Sequence[Case]) -> Tensor:
             model = sampling.live(home / SHIPPED, task)
-            return torch.as_tensor(sampling.pictures(world, parts, model, cases))
+            return sampling.pictures(world, parts, model, cases)
 
         return pictures
 

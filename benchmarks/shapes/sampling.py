@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 
 from benchmarks.shapes.cases import Case, inputs
 from benchmarks.shapes.world import World
-from mtu_export import checkpoint, generate, sampler, schedule, tokenizer
+from mtu_export import generate, sampler, schedule, tokenizer
 from mtu_export.models import mtu
 from mtu_export.spec import Guidance, Task
 
@@ -134,8 +134,3 @@ def pictures(
         *_, last = sampler.latents(table, start_noise, guided)
         found.append(parts.decoded(torch.from_numpy(last)))
     return torch.cat(found)
-
-
-def tasks_of(folder: Path) -> list[Task]:
-    """The tasks of an MTU checkpoint."""
-    return list(checkpoint.tasks(checkpoint.read_config(folder)))

@@ -114,18 +114,8 @@ def exported(home: Path, target: str, scheme: str) -> Path:
     """The bundle of all tasks of the model, exported where it is not there."""
     out = home / "bundles" / f"{target}-{scheme}"
     if not (out / "manifest.json").is_file():
-        words = [
-            target,
-            "--scheme",
-            scheme,
-            "--all-tasks",
-            "-m",
-            str(home / SHIPPED),
-            "-o",
-            str(out),
-        ]
-        words += ["--force", "--min-deployment-target", "iOS18"] if target == "coreml" else []
-        subprocess.run([sys.executable, "-m", "mtu_export", *words], check=True)
+        words = [target, "--scheme", scheme, "--all-tasks", "-m", str(home / SHIPPED)]
+        subprocess.run([sys.executable, "-m", "mtu_export", *words, "-o", str(out)], check=True)
     return out
 
 

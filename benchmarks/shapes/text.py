@@ -118,9 +118,7 @@ def train(
         wanted = (same / same.sum(1, keepdim=True)).to(DEVICE)
         return (F.cross_entropy(cosines, wanted) + F.cross_entropy(cosines.T, wanted)) / 2
 
-    seconds = fit(
-        model, loss, home / "text_encoder.safetensors", steps=words["steps"], rate=words["rate"]
-    )
+    seconds = fit(model, loss, home / "text_encoder", steps=words["steps"], rate=words["rate"])
     return model.text.eval().requires_grad_(False), found, seconds
 
 

@@ -73,7 +73,7 @@ def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Any, floa
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.square().mean() + 0.1 * error.abs().mean() + _KL * divergence
 
-    seconds = fit(model, loss, home / "vae.safetensors", steps=words["steps"], rate=words["rate"])
+    seconds = fit(model, loss, home / "vae", steps=words["steps"], rate=words["rate"])
     model.eval().requires_grad_(False)
     with torch.no_grad():
         spread = model.encode(pictures(world, "train", 0, 1024)).latent_dist.mean.std().item()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from mtu_export import cli
+from tests.typed import run
 
 ROOT = Path(__file__).parents[2]
 GOOD = """
@@ -23,16 +22,6 @@ width = 32
 state = "state"
 log_every = 1
 """
-
-
-def run(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["mtu-export", *words])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capfd.readouterr()
-    return int(stop.value.code or 0), out, err
 
 
 @pytest.fixture(autouse=True)
