@@ -6,7 +6,8 @@ A row is a size, target and scheme. Every export is a process of its own; `tiny`
 pipelines, each task alone too, `sd15` the UNet, for one task (`inpaint`) and for all four.
 Latency: both bundles in one process, passes that take turns, the median of each of five rounds.
 Memory: the peak of a process that opens one task and runs a pass, against one that goes through all
-four so. Rows that are done are kept under `--home`, so the run can be stopped at any time.
+four so. What is done, a row or an export of it, is kept under `--home`, so the run can be stopped
+at any time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,7 @@ def memory(folder: str, *tasks: str) -> None:
     print(json.dumps(peaks))
 
 
-def call(function: str, *words: str) -> Any:
+def call(function: str, *words: str | Path) -> Any:
     """Run one function of this file in a process of its own; what it printed."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), "--call", function, *words],
@@ -147,26 +149,38 @@ def call(function: str, *words: str) -> Any:
     return {"error": lines[-1]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(home: Path, row: tuple[str, str, str]) -> dict[str, Any]:
-    """One row."""
+def kept(file: Path, make: Callable[..., Any], *words: Any) -> Any:
+    """The figures in ``file``, made where it is not there."""
+    if not file.is_file():
+        found = make(*words)
+        private = file.with_suffix(".partial")
+        private.write_text(json.dumps(found), "utf-8")
+        private.replace(file)
+        print(file.parent.name, file.stem, json.dumps(found), flush=True)
+    return json.loads(file.read_text("utf-8"))
+
+
+def measure(work: Path, row: tuple[str, str, str]) -> dict[str, Any]:
+    """One row; ``work`` has its bundles, and the figures of what is done."""
     size, target, scheme = row
     model = None if size == "tiny" else CACHE / "sizes" / "sd15" / "checkpoint"
     if model is not None and not model.is_dir():
         made = f"mtu-export upcycle --arch sd15 --random {model}"
         raise SystemExit(f"{model} is not there; make it with: {made}")
+    work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"size": size, "target": target, "scheme": scheme, "alone": {}}
     for task in TASKS if size == "tiny" else (ALONE,):
-        words = ["--task", task]
-        found["alone"][task] = export(model, row, words, home / f"one-{task}")
-    found["shared"] = export(model, row, ["--all-tasks"], home / "four")
-    one, four = str(home / f"one-{ALONE}"), str(home / "four")
+        name, words = f"one-{task}", ["--task", task]
+        found["alone"][task] = kept(work / f"{name}.json", export, model, row, words, work / name)
+    one, four = work / f"one-{ALONE}", work / "four"
+    found["shared"] = kept(work / "four.json", export, model, row, ["--all-tasks"], four)
     if found["shared"]["exit"] == found["alone"][ALONE]["exit"] == 0 and size != "sd15-whole":
         if target != "coreml":
-            found["latency"] = call("latency", four, one)
-        found["memory"] = {"one": call("memory", one, ALONE), "four": call("memory", four, *TASKS)}
-    for path in home.glob("one-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(home / "four", ignore_errors=True)
+            found["latency"] = kept(work / "latency.json", call, "latency", four, one)
+        found["memory"] = {
+            "one": kept(work / "memory-one.json", call, "memory", one, ALONE),
+            "four": kept(work / "memory-four.json", call, "memory", four, *TASKS),
+        }
     return found
 
 
@@ -256,16 +270,13 @@ def main() -> None:
     (words.home / "rows").mkdir(parents=True, exist_ok=True)
     rows = []
     for key in ROWS:
-        kept = words.home / "rows" / f"{'-'.join(key)}.json"
-        if not kept.is_file() and "/".join(key).startswith(words.only):
-            work = words.home / f"work-{os.getpid()}"
-            work.mkdir(exist_ok=True)
-            row = measure(work, key)
-            shutil.rmtree(work)
-            kept.write_text(json.dumps(row), "utf-8")
-            print(json.dumps(row), flush=True)
-        if kept.is_file():
-            rows.append(json.loads(kept.read_text("utf-8")))
+        file, work = (words.home / kind / "-".join(key) for kind in ("rows", "work"))
+        file = file.with_suffix(".json")
+        if "/".join(key).startswith(words.only):
+            kept(file, measure, work, key)
+            shutil.rmtree(work, ignore_errors=True)
+        if file.is_file():
+            rows.append(json.loads(file.read_text("utf-8")))
     words.out.mkdir(parents=True, exist_ok=True)
     (words.out / "shared.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     (words.out / "shared.md").write_text(page(rows), "utf-8")
