@@ -1,6 +1,6 @@
 """Core ML packages evaluated from disk: dB by task, deployment target and scheme; one of full size.
 
-    python benchmarks/coreml_ladder.py                 the embedded checkpoint, all its tasks
+    python benchmarks/coreml_ladder.py                 a tiny random checkpoint, four tasks
     python benchmarks/coreml_ladder.py --full          the UNet of SD 1.5 in fp16 and int8 (7 GB)
 
 One export is one child process of `mtu-export coreml ... --json`, and so is one evaluation of full
@@ -103,12 +103,17 @@ def kept(name: str, make: Any) -> dict[str, Any]:
 
 
 def tiny_rows() -> list[dict[str, Any]]:
-    """Every task, deployment target and scheme on the embedded checkpoint."""
-    rows = []
+    """Every task, deployment target and scheme on a tiny checkpoint with random weights."""
+    from mtu_export import upcycle
+
+    model, rows = STATE / "tiny", []
+    if not model.is_dir():
+        upcycle.write_random("tiny", model, tasks=TASKS, dtype="fp16")
     for task in TASKS:
         for target in DEPLOYMENT:
             for scheme in SCHEMES:
-                words = ["--task", task, "--scheme", scheme, "--min-deployment-target", target]
+                words = ["-m", str(model), "--task", task, "--scheme", scheme]
+                words += ["--min-deployment-target", target]
                 out = STATE / f"bundle-{os.getpid()}"
                 row = kept(f"{task}-{target}-{scheme}", lambda w=words, o=out: export(w, o))
                 rows.append({"task": task, "deployment": target, "scheme": scheme, **row})
@@ -152,7 +157,8 @@ def page(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
         "",
         "Made by `make coreml-ladder` from `coreml_ladder.json`. PSNR against the live-router "
         "model in PyTorch, the worst of three cases a part (`pipeline`: the last latent and the "
-        "picture of the whole loop); embedded checkpoint, MIL evaluator, sums in float32.",
+        "picture of the whole loop); tiny checkpoint, random weights, MIL evaluator, sums in "
+        "float32.",
         "",
         f"| task | system | scheme | {' | '.join(PARTS)} |",
         f"|---|---|---|{'---|' * len(PARTS)}",
@@ -220,7 +226,7 @@ def main() -> None:
     done = all((STATE / "rows" / f"full-{scheme}.json").is_file() for scheme in SCHEMES)
     full = full_rows(words.checkpoint) if words.full or done else []
     words.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"embedded": rows, "sd15": full}, indent=1) + "\n"
+    text = json.dumps({"tiny": rows, "sd15": full}, indent=1) + "\n"
     (words.out / "coreml_ladder.json").write_text(text, "utf-8")
     (words.out / "coreml_ladder.md").write_text(page(rows, full), "utf-8")
     failed = sum(1 for row in [*rows, *full] if row["exit"])

@@ -46,11 +46,11 @@ LIMITS = {"weights": 1.01, "bundle": 1.01, "latency": 1.01, "memory": 1.05, "cpu
 """What four tasks may take of one; the bundle at SD 1.5 size."""
 
 
-def export(model: Path | None, row: tuple[str, str, str], tasks: list[str], out: Path) -> Any:
+def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) -> Any:
     """One export: seconds by stage, peak memory, the manifest's figures and bytes of the files."""
     size, target, scheme = row
     words = [target, "--scheme", scheme, "-o", str(out), "--force", *tasks]
-    words += ["-m", str(model), "--height", "512", "--width", "512"] if model else []
+    words += ["-m", str(model)] + (["--height", "512", "--width", "512"] if size != "tiny" else [])
     words += ["--components", "unet"] if size == "sd15" else []
     words += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
     log, start = out.with_suffix(".log"), time.monotonic()
@@ -163,8 +163,12 @@ def kept(file: Path, make: Callable[..., Any], *words: Any) -> Any:
 def measure(work: Path, row: tuple[str, str, str]) -> dict[str, Any]:
     """One row; ``work`` has its bundles, and the figures of what is done."""
     size, target, scheme = row
-    model = None if size == "tiny" else CACHE / "sizes" / "sd15" / "checkpoint"
-    if model is not None and not model.is_dir():
+    model = CACHE / "shared" / "tiny" if size == "tiny" else CACHE / "sizes" / "sd15" / "checkpoint"
+    if size == "tiny" and not model.is_dir():
+        from mtu_export import upcycle
+
+        upcycle.write_random("tiny", model, tasks=TASKS, dtype="fp16")
+    if not model.is_dir():
         made = f"mtu-export upcycle --arch sd15 --random {model}"
         raise SystemExit(f"{model} is not there; make it with: {made}")
     work.mkdir(parents=True, exist_ok=True)
