@@ -116,3 +116,12 @@ def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Pa
         folder = Path(shutil.copytree(copied, tmp_path / lost.replace("/", "-")))
         with pytest.raises(BundleError, match=said):
             exporter.check(bundle.read(of_two_tasks(folder, lost)))
+
+
+def test_a_second_task_of_the_unet_must_have_goldens_of_its_own(copied: Path) -> None:
+    """With its row of the proof gone too, it would run the first one's entry and no one see it."""
+    folder = of_two_tasks(copied, "unet/other", "loop/other")
+    proof = [row for row in bundle.read(folder).manifest["proof"] if row["task"] != "other"]
+    handmade.edit(folder, "proof", value=proof)
+    with pytest.raises(BundleError, match="has not 3 cases of unet/other"):
+        exporter.check(bundle.read(folder))

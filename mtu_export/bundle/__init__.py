@@ -104,7 +104,9 @@ class Part:
 
     @property
     def proved(self) -> tuple[str, ...]:
-        """One task an entry, the first that has it: goldens and verdicts are under its name."""
+        """Tasks that goldens and verdicts are under: each of the UNet's, else an entry's first."""
+        if self.component == "unet":
+            return tuple(self.entries)
         firsts = {entry: task for task, entry in reversed(list(self.entries.items()))}
         return tuple(task for task, entry in self.entries.items() if firsts[entry] == task)
 

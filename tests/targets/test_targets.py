@@ -73,6 +73,18 @@ def test_rows_of_zeros_run(name: str, mini: MakeMini, tmp_path: Path) -> None:
     assert psnr(wanted[0]["out_sample"], session(cases[0])["out_sample"]) > 30
 
 
+def test_a_package_that_a_killed_export_left_is_written_anew(
+    mini: MakeMini, tmp_path: Path
+) -> None:
+    """`--skip-existing` lowers a part that was not finished into the same folder."""
+    target, path = targets.load("coreml"), tmp_path / "Unet.mlpackage"
+    (path / "Data").mkdir(parents=True)
+    (path / "Data" / "weight.bin.new").write_bytes(b"half")
+    program, plan, *_ = mini("coreml", "int8")
+    lowered = target.lower(program, plan, tmp_path, IDENTITY)
+    assert target.structure(path, lowered.entries["t2i"]).operators  # no other files in it
+
+
 @pytest.mark.parametrize("name", ["iOS16", "iOS17", "iOS18"])
 def test_core_ml_stores_codes_compressed_for_every_system(
     name: str, mini: MakeMini, tmp_path: Path

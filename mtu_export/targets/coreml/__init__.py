@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -156,8 +157,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
 
     Several methods are functions of it, each named as its task; one is ``main``.
     Borders are as ``program`` names them. fp16 and int8 compute in float16, except for what leads
-    to ``sin`` and ``cos``. The same program gives the same bytes. Raises ``ToolchainError`` where
-    coremltools fails, or where the package it wrote is not the one asked for.
+    to ``sin`` and ``cos``. The same program gives the same bytes. What a killed process left there
+    is replaced. Raises ``ToolchainError`` where coremltools fails, or where the package it wrote is
+    not the one asked for.
     """
     first, several = next(iter(program.methods)), len(program.methods) > 1
     path = folder / f"{NAMES[program.name]}{suffix}"
@@ -167,6 +169,8 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     angles = _angle_layers(exported, program) if half else ()
     least, most = _narrow_zero_points(exported)
     markers = multifunction.mark(program, exported) if several else ()
+    if path.exists():  # coremltools refuses it
+        shutil.rmtree(path)
     _convert(exported, program.inputs[first], program.outputs, plan, path)
     if several:
         multifunction.write(path, program, markers)
