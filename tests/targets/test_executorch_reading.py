@@ -42,3 +42,11 @@ def test_a_method_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data.replace(name, name.replace(b"ab", b"aa")))
     with pytest.raises(BundleError, match="a method is there twice"):
         executorch.structure(path, "aa")
+
+
+def test_a_method_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    row = '{"inputs": ["x"], "outputs": ["y"]}'
+    path = made(tmp_path / "two.pte", ("edit", "sr"), f'{{"edit": {row}, "sr": {row}}}')
+    for entry in ("nowhere", "forward", "_interface"):
+        with pytest.raises(BundleError, match=f"no method '{entry}'; it has: edit, sr"):
+            executorch.structure(path, entry)

@@ -12,6 +12,8 @@ from typing import Any
 from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
 
 DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
+_SHOWN = 200
+"""Characters of a list of methods in a message."""
 
 _MALFORMED = (
     KeyError,
@@ -45,9 +47,12 @@ def structure(path: Path, entry: str) -> Structure:
         plans = {plan.name: plan for plan in program.execution_plan}
         if len(plans) < len(program.execution_plan):
             raise BundleError(f"{path.name}: a method is there twice")
-        names = json.loads(_constant(plans["_interface"]))[entry]
+        interface = json.loads(_constant(plans["_interface"]))
+        if entry not in interface or entry not in plans:
+            there = ", ".join(interface)[:_SHOWN]
+            raise BundleError(f"{path.name}: no method {entry!r}; it has: {there}")
         identity = json.loads(_constant(plans["_identity"]))
-        plan = plans[entry]
+        names, plan = interface[entry], plans[entry]
         return Structure(
             inputs=_specs(plan, names["inputs"], plan.inputs),
             outputs=_specs(plan, names["outputs"], plan.outputs),
