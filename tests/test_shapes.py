@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from benchmarks.shapes import cases, checker, checks, fitting, world
+from benchmarks.shapes import cases, checker, checks, fitting, guidance, world
 from mtu_export import pictures as product
 from mtu_export.spec import PlanError
 
@@ -141,6 +141,13 @@ def test_intervals() -> None:
     assert mean == pytest.approx(0.6)
     assert (low, high) == pytest.approx((0.5020, 0.6906), abs=2e-4)  # Wilson, 60 of 100
     assert checks.interval(torch.zeros(100), share=True)[2] == pytest.approx(0.0370, abs=2e-4)
+
+
+def test_guidance_of_equal_scores_is_the_middle_one() -> None:
+    scores = [{"text": text, "score": score} for text, score in ((1, 0.5), (2, 1), (3, 1), (4, 1))]
+    assert guidance.middle_best(scores)["text"] == 3
+    assert guidance.middle_best(scores[:3])["text"] == 3
+    assert guidance.middle_best(scores[:2])["text"] == 2
 
 
 def test_a_part_that_is_stopped_goes_on_as_if_it_had_not_been(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.shapes import building, grids, guidance, pace, shipping, table
 from benchmarks.shapes.cases import TASKS
+from benchmarks.shapes.world import WORLDS
 from mtu_export import training
 from mtu_export.console import Console
 from mtu_export.spec import Interrupted
@@ -31,7 +32,8 @@ def main() -> None:
     """Do what is not done yet."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shapes")
     parser.add_argument("size", choices=[path.name for path in sorted(CONFIGS.iterdir())])
-    parser.add_argument("--only", choices=("parts", *ORDER, "guidance", "table"))
+    parser.add_argument("--only", choices=("parts", *ORDER, "guidance", "table", "pictures"))
+    parser.add_argument("--rows", default="", help="of the table, those with this in their name")
     parser.add_argument("--minutes", type=float, help="of all recipes; default: their own steps")
     parser.add_argument("--piece", type=float, help="minutes until this call stops")
     words = parser.parse_args()
@@ -40,12 +42,12 @@ def main() -> None:
         alarm.daemon = True
         alarm.start()
     try:
-        run(words.size, HOME / words.size, words.only, words.minutes)
+        run(words.size, HOME / words.size, words.only, words.minutes, words.rows)
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise SystemExit(f"stopped; the same command goes on. {stopped}") from None
 
 
-def run(size: str, home: Path, only: str | None, minutes: float | None) -> None:
+def run(size: str, home: Path, only: str | None, minutes: float | None, rows: str = "") -> None:
     """The stages of a size, or one of them."""
     configs = CONFIGS / size
     if only in (None, "parts"):
@@ -61,11 +63,16 @@ def run(size: str, home: Path, only: str | None, minutes: float | None) -> None:
         guidance.choose(size, home, {task: table.single(home, task) for task in TASKS})
     if only in (None, "table"):
         shipping.ship(home)
-        table.make(size, home)
+        table.make(size, home, rows)
+    if only in (None, "pictures"):
         grids.all_sheets(size, home)
-        grids.readme(size, home, table.RESULTS / f"shapes_{size}.png", "onnx", "int8")
-        said = shipping.card(size, home, recipes, table.RESULTS)
-        (home / shipping.SHIPPED / "README.md").write_text(said, "utf-8")
+        world, model = WORLDS[size], home / shipping.SHIPPED
+        bundles = {"onnx int8": table.exported(home, "onnx", "int8")}
+        picture = table.RESULTS / f"shapes_{size}.png"
+        grids.compare(world, model, bundles, dict.fromkeys(TASKS, 1), picture)
+        done = {name: row for name, row in recipes.items() if row.output.is_dir()}
+        said = shipping.card(size, home, done, table.RESULTS)
+        (model / "README.md").write_text(said, "utf-8")
 
 
 if __name__ == "__main__":

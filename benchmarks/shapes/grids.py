@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +13,7 @@ from benchmarks.shapes import sampling, table
 from benchmarks.shapes.cases import TASKS, Case, inputs
 from benchmarks.shapes.shipping import SHIPPED
 from benchmarks.shapes.world import WORLDS, World, draw
+from mtu_export.pictures import to_image
 
 _CELL, _GAP, _WORDS, _HEAD = 128, 8, 250, 28
 _INK, _PAPER, _NONE = (30, 30, 30), (255, 255, 255), (225, 225, 225)
@@ -22,8 +23,7 @@ def _tile(picture: Tensor | None) -> Image.Image:
     """One picture [3, side, side] at the cell's size, its pixels kept; grey where there is none."""
     if picture is None:
         return Image.new("RGB", (_CELL, _CELL), _NONE)
-    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+    return to_image(picture[None].numpy()).resize((_CELL, _CELL), Image.Resampling.NEAREST)
 
 
 def sheet(
@@ -74,18 +74,18 @@ def _given(world: World, cases: Sequence[Case]) -> Sequence[Tensor | None]:
     return [None] * len(cases) if found is None else list(found)
 
 
-def readme(size: str, home: Path, out: Path, target: str, scheme: str) -> None:
-    """The first held-out case of each task: input, PyTorch, artefact, truth."""
-    world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
-    bundle, rows = table.exported(home, target, scheme), []
-    for task in TASKS:
-        cases = table.held_out(world, task, 1)
-        live = sampling.pictures(world, parts, sampling.live(home / SHIPPED, task), cases)
-        made = table.artefact(bundle, world, task)(cases)
-        true = draw(world, [cases[0].after])
-        pictures = [_given(world, cases)[0], live[0], made[0], true[0]]
-        rows.append((_words(cases[0]), pictures))
-    sheet(["input", "PyTorch", f"{target} {scheme}", "truth"], rows, out)
+def compare(
+    world: World, model: Path, bundles: Mapping[str, Path], tasks: Mapping[str, int], out: Path
+) -> None:
+    """The first held-out cases of tasks: input, the model in PyTorch, its bundles, truth."""
+    parts, rows = sampling.Parts.of(model), []
+    for task, count in tasks.items():
+        cases = table.held_out(world, task, count)
+        made = [sampling.pictures(world, parts, sampling.live(model, task), cases)]
+        made += [table.artefact(folder, world, task)(cases) for folder in bundles.values()]
+        columns = [_given(world, cases), *made, draw(world, [one.after for one in cases])]
+        rows += [(_words(cases[i]), [column[i] for column in columns]) for i in range(count)]
+    sheet(["input", "PyTorch", *bundles, "truth"], rows, out)
 
 
 def all_sheets(size: str, home: Path, count: int = 12) -> list[Path]:

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,44 +44,41 @@ def held_out(world: World, task: str, count: int) -> list[Case]:
     return [case(world, task, "test", index) for index in range(count)]
 
 
-def row(home: Path, name: str, world: World, task: str, count: int, made: Made) -> dict[str, Any]:
-    """The numbers of one row and task; taken from its file where that is there."""
-    path = home / "rows" / f"{name.replace(' ', '-')}-{task}.json"
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    cases = held_out(world, task, count)
-    found = {key: v.tolist() for key, v in checks.measures(world, cases, made(cases)).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), "utf-8")
-    print(f"{name}, {task}: {_cells(found)}", flush=True)
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A model or artefact on the cases of one task."""
+
+    name: str
+    task: str
+    count: int
+    made: Made
+    exported: bool = False
 
 
-def torch_rows(size: str, home: Path) -> dict[str, dict[str, Any]]:
-    """What the models of a size do in PyTorch, by row and task."""
+def torch_rows(size: str, home: Path) -> list[Row]:
+    """The models of a size in PyTorch, as far as they are trained, and what they are to beat."""
     world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
-    found: dict[str, dict[str, Any]] = {}
-
-    def add(name: str, task: str, made: Made) -> None:
-        found.setdefault(name, {})[task] = row(home, name, world, task, TORCH_CASES, made)
 
     def through(cases: Sequence[Case]) -> Tensor:
         with torch.no_grad():
             truth = draw(world, [one.after for one in cases])
             return torch.cat([parts.decoded(parts.latents(some)) for some in truth.split(100)])
 
-    add("bicubic", "sr", lambda cases: checks.bicubic(world, cases))
-    add("input unchanged", "inpaint", lambda cases: _given(world, cases))
-    for task in TASKS:
-        add("truth through the VAE", task, through)
-        for name, load in (
-            ("single-task", lambda t: single(home, t)),
-            ("MTU N=1", lambda t: sampling.live(home / "mtu-n1", t)),
-            ("MTU N=4", lambda t: sampling.live(home / SHIPPED, t)),
-            ("MTU N=4 folded", lambda t: sampling.folded(home / SHIPPED, t)),
-        ):
-            add(name, task, _sampled(home, world, parts, task, load))
-    return found
+    found: list[tuple[str, str, Made]] = [
+        ("bicubic", "sr", lambda cases: checks.bicubic(world, cases)),
+        ("input unchanged", "inpaint", lambda cases: _given(world, cases)),
+        *(("truth through the VAE", task, through) for task in TASKS),
+    ]
+    models: list[tuple[str, str, Callable[[str], Any]]] = [
+        ("single-task", "t2i", lambda task: single(home, task)),
+        ("MTU N=1", "mtu-n1", lambda task: sampling.live(home / "mtu-n1", task)),
+        ("MTU N=4", SHIPPED, lambda task: sampling.live(home / SHIPPED, task)),
+        ("MTU N=4 folded", SHIPPED, lambda task: sampling.folded(home / SHIPPED, task)),
+    ]
+    for name, folder, load in models:
+        if (home / folder / "model_index.json").is_file():
+            found += [(name, task, _sampled(home, world, parts, task, load)) for task in TASKS]
+    return [Row(name=n, task=t, count=TORCH_CASES, made=made) for n, t, made in found]
 
 
 def _sampled(
@@ -138,16 +136,23 @@ def artefact(folder: Path, world: World, task: str) -> Made:
     return made
 
 
-def artefact_rows(size: str, home: Path) -> dict[str, dict[str, Any]]:
-    """What the artefacts do, by row and task."""
-    found: dict[str, dict[str, Any]] = {}
-    for target, scheme in ARTEFACTS:
-        name = f"{target} {scheme}"
-        for task in TASKS:
-            made = artefact(exported(home, target, scheme), WORLDS[size], task)
-            numbers = row(home, name, WORLDS[size], task, ARTEFACT_CASES, made)
-            found.setdefault(name, {})[task] = numbers
-    return found
+def artefact_rows(size: str, home: Path) -> list[Row]:
+    """The shipped model's bundles, each exported when its first row is made."""
+
+    def made(target: str, scheme: str, task: str) -> Made:
+        return lambda cases: artefact(exported(home, target, scheme), WORLDS[size], task)(cases)
+
+    return [
+        Row(
+            name=f"{target} {scheme}",
+            task=task,
+            count=ARTEFACT_CASES,
+            made=made(target, scheme, task),
+            exported=True,
+        )
+        for target, scheme in ARTEFACTS
+        for task in TASKS
+    ]
 
 
 # ---------------------------------------------------------------------------------------- page
@@ -164,21 +169,37 @@ def _cell(name: str, values: Sequence[float]) -> str:
     return f"{mean:.2f} dB ({low:.2f} to {high:.2f})"
 
 
-def _difference(name: str, one: Sequence[float], other: Sequence[float]) -> str:
-    count = len(one)
-    mean, low, high = checks.interval(
-        torch.tensor(one) - torch.tensor(list(other)[:count]), share=False
-    )
+def _paired(exports: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean differences artefact less PyTorch over the same cases, with their intervals."""
+    return {
+        model: {
+            task: {
+                name: checks.interval(
+                    torch.tensor(values) - torch.tensor(reference[task][name][: len(values)]),
+                    share=False,
+                )
+                for name, values in found.items()
+            }
+            for task, found in tasks.items()
+            if task in reference
+        }
+        for model, tasks in exports.items()
+    }
+
+
+def _difference(name: str, values: Sequence[float]) -> str:
     scale, unit, digits = (100, "points", 1) if checks.is_share(name) else (1, "dB", 2)
-    mean, low, high = (f"{scale * x:+.{digits}f}" for x in (mean, low, high))
+    mean, low, high = (f"{scale * x:+.{digits}f}" for x in values)
     return f"{mean} {unit} ({low} to {high})"
 
 
 def page(size: str, rows: Mapping[str, Any], exports: Mapping[str, Any], said: str) -> str:
     """The rows as Markdown."""
     lines = [f"# The small world, size `{size}`", "", said, ""]
-    reference = rows["MTU N=4"]
+    reference = rows.get("MTU N=4", {})
     for task in TASKS:
+        if task not in reference:
+            continue
         names = list(reference[task])
         lines += [f"## {task}", "", "| model | " + " | ".join(names) + " |"]
         lines += ["|---|" + "---|" * len(names)]
@@ -188,26 +209,50 @@ def page(size: str, rows: Mapping[str, Any], exports: Mapping[str, Any], said: s
                 lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines += ["", "| artefact less PyTorch, paired | " + " | ".join(names) + " |"]
         lines += ["|---|" + "---|" * len(names)]
-        for model, found in exports.items():
-            cells = [_difference(n, found[task][n], reference[task][n]) for n in names]
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        for model, found in _paired(exports, reference).items():
+            if task in found:
+                cells = [_difference(name, found[task][name]) for name in names]
+                lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def make(size: str, home: Path) -> None:
-    """Run what is not done, write ``results/shapes_SIZE.{json,md}``."""
-    rows, exports = torch_rows(size, home), artefact_rows(size, home)
+def make(size: str, home: Path, rows: str = "") -> None:
+    """Run the rows that are not done and whose name has ``rows`` in it, then write the page.
+
+    The page has the rows that are done: ``results/shapes_SIZE.{json,md}``.
+    """
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for row in [*torch_rows(size, home), *artefact_rows(size, home)]:
+        path = home / "rows" / f"{row.name.replace(' ', '-')}-{row.task}.json"
+        if not path.is_file() and rows in row.name:
+            _measure(WORLDS[size], row, path)
+        if path.is_file():
+            numbers = json.loads(path.read_text("utf-8"))
+            found[row.exported].setdefault(row.name, {})[row.task] = numbers
     said = (
         f"Made by `python -m benchmarks.shapes {size}`: {TORCH_CASES} held-out cases a task in "
         f"PyTorch, the first {ARTEFACT_CASES} of them for artefacts, each in its own runtime (Core "
         "ML: the evaluator of saved packages); every row from the same noise. 95 % intervals."
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"shapes_{size}.json").write_text(
-        json.dumps({"torch": _means(rows), "artefacts": _means(exports)}, indent=1) + "\n", "utf-8"
+    paired = _paired(found[1], found[0].get("MTU N=4", {}))
+    text = json.dumps(
+        {"torch": _means(found[0]), "artefacts": _means(found[1]), "paired": paired}, indent=1
     )
-    (RESULTS / f"shapes_{size}.md").write_text(page(size, rows, exports, said), "utf-8")
+    (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
+    (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, said), "utf-8")
+
+
+def _measure(world: World, row: Row, path: Path) -> None:
+    cases = held_out(world, row.task, row.count)
+    found = checks.measures(world, cases, row.made(cases))
+    numbers = {key: values.tolist() for key, values in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = path.with_suffix(".partial")
+    private.write_text(json.dumps(numbers), "utf-8")
+    private.replace(path)
+    print(f"{row.name}, {row.task}: {_cells(numbers)}", flush=True)
 
 
 def _means(rows: Mapping[str, Any]) -> dict[str, Any]:
