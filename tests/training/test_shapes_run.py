@@ -49,6 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_the_full_configs_train(home: Path) -> None:
     """bf16 and three levels; the parts, the dense UNet and the MTU of them."""
@@ -60,6 +61,7 @@ def test_the_full_configs_train(home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
     home = home / "small"
