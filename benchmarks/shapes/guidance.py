@@ -66,8 +66,14 @@ def middle_best(scores: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return equals[len(equals) // 2]
 
 
+def chosen(home: Path, name: str) -> dict[str, Any]:
+    """The scales that were chosen for a task; empty where there was nothing to choose."""
+    row = dict(json.loads((home / "guidance.json").read_text("utf-8")).get(name, {}))
+    row.pop("tried", None)
+    return row
+
+
 def guided(task: Task, home: Path) -> Task:
     """The task with the scales that were chosen for it."""
-    row = dict(json.loads((home / "guidance.json").read_text("utf-8")).get(task.name, {}))
-    row.pop("tried", None)
+    row = chosen(home, task.name)
     return replace(task, guidance=Guidance(**row)) if row else task

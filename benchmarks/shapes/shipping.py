@@ -22,10 +22,11 @@ MOST_BYTES = 24_000_000
 
 
 def ship(home: Path) -> Path:
-    """``home/shipped``, made of the trained model; raises ``SystemExit`` where it is too large."""
+    """``home/shipped``, made of the trained model; raises ``SystemExit`` where it is too large.
+
+    One that is there and is the same stays, with its card.
+    """
     out, private = home / SHIPPED, home / f".{SHIPPED}.partial"
-    if (out / "model_index.json").is_file():
-        return out
     shutil.rmtree(private, ignore_errors=True)
     shutil.copytree(home / MODEL, private)
     for path in private.rglob("*.safetensors"):
@@ -38,8 +39,21 @@ def ship(home: Path) -> Path:
     size = sum(one.stat().st_size for one in private.rglob("*") if one.is_file())
     if size > MOST_BYTES:
         raise SystemExit(f"the model has {size:,} bytes, at most {MOST_BYTES:,} are shipped")
+    if _same(private, out):
+        shutil.rmtree(private)
+        return out
+    shutil.rmtree(out, ignore_errors=True)
     private.replace(out)
     return out
+
+
+def _same(made: Path, there: Path) -> bool:
+    """Whether ``there`` has every file of ``made`` with its bytes."""
+    names = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+    return all(
+        (there / name).is_file() and (there / name).read_bytes() == (made / name).read_bytes()
+        for name in names
+    )
 
 
 def _halve(path: Path) -> None:

@@ -1,10 +1,13 @@
 """The table of a size: every model and artefact on the same held-out cases, with 95 % intervals.
 
-Rows that are done are kept under ``rows/`` of the size's home, one number a case and measure.
+Rows that are done are kept under ``rows/`` of the size's home, one number a case and measure. Rows
+and bundles of other weights or scales have other names.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from benchmarks.shapes import checks, guidance, sampling
 from benchmarks.shapes.cases import TASKS, Case, case, inputs
 from benchmarks.shapes.shipping import SHIPPED
 from benchmarks.shapes.world import WORLDS, World, draw
-from mtu_export import bundle, generate
+from mtu_export import bundle, checkpoint, generate
 from mtu_export.catalog import TASKS as TASK_PRESETS
 from mtu_export.spec import Task
 
@@ -46,13 +49,33 @@ def held_out(world: World, task: str, count: int) -> list[Case]:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model or artefact on the cases of one task."""
+    """A model or artefact on the cases of one task; ``of`` changes with what it depends on."""
 
     name: str
     task: str
     count: int
     made: Made
+    of: str
     exported: bool = False
+
+    def kept(self, home: Path) -> Path:
+        """Where its numbers lie."""
+        return home / "rows" / f"{self.name.replace(' ', '-')}-{self.task}-{self.of}.json"
+
+
+def stamp(home: Path, folder: str, task: str = "") -> str:
+    """Eight hexadecimal digits that change with a model's weights or its task's scales."""
+    said = guidance.chosen(home, task) if task else {}
+    files = [home / SHIPPED / "vae" / checkpoint.WEIGHTS]
+    files += [home / SHIPPED / "text_encoder" / checkpoint.TEXT_WEIGHTS]
+    files += [home / folder / "unet" / name for name in ("config.json", checkpoint.WEIGHTS)]
+    basis = [json.dumps(said, sort_keys=True).encode(), *(_digest(path) for path in files)]
+    return hashlib.sha256(b"".join(basis)).hexdigest()[:8]
+
+
+@functools.cache
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def torch_rows(size: str, home: Path) -> list[Row]:
@@ -64,21 +87,23 @@ def torch_rows(size: str, home: Path) -> list[Row]:
             truth = draw(world, [one.after for one in cases])
             return torch.cat([parts.decoded(parts.latents(some)) for some in truth.split(100)])
 
-    found: list[tuple[str, str, Made]] = [
-        ("bicubic", "sr", lambda cases: checks.bicubic(world, cases)),
-        ("input unchanged", "inpaint", lambda cases: _given(world, cases)),
-        *(("truth through the VAE", task, through) for task in TASKS),
+    found: list[tuple[str, str, Made, str]] = [
+        ("bicubic", "sr", lambda cases: checks.bicubic(world, cases), size),
+        ("input unchanged", "inpaint", lambda cases: _given(world, cases), size),
+        *(("truth through the VAE", task, through, stamp(home, SHIPPED)) for task in TASKS),
     ]
     models: list[tuple[str, str, Callable[[str], Any]]] = [
-        ("single-task", "t2i", lambda task: single(home, task)),
+        ("single-task", "", lambda task: single(home, task)),
         ("MTU N=1", "mtu-n1", lambda task: sampling.live(home / "mtu-n1", task)),
         ("MTU N=4", SHIPPED, lambda task: sampling.live(home / SHIPPED, task)),
         ("MTU N=4 folded", SHIPPED, lambda task: sampling.folded(home / SHIPPED, task)),
     ]
     for name, folder, load in models:
-        if (home / folder / "model_index.json").is_file():
-            found += [(name, task, _sampled(home, world, parts, task, load)) for task in TASKS]
-    return [Row(name=n, task=t, count=TORCH_CASES, made=made) for n, t, made in found]
+        for task in TASKS:
+            if (home / (folder or task) / "model_index.json").is_file():
+                made = _sampled(home, world, parts, task, load)
+                found.append((name, task, made, stamp(home, folder or task, task)))
+    return [Row(name=n, task=t, count=TORCH_CASES, made=made, of=of) for n, t, made, of in found]
 
 
 def _sampled(
@@ -110,7 +135,7 @@ def _given(world: World, cases: Sequence[Case]) -> Tensor:
 
 def exported(home: Path, target: str, scheme: str) -> Path:
     """The bundle of all tasks of the model, exported where it is not there."""
-    out = home / "bundles" / f"{target}-{scheme}"
+    out = home / "bundles" / f"{target}-{scheme}-{stamp(home, SHIPPED)}"
     if not (out / "manifest.json").is_file():
         words = [target, "--scheme", scheme, "--all-tasks", "-m", str(home / SHIPPED)]
         subprocess.run([sys.executable, "-m", "mtu_export", *words, "-o", str(out)], check=True)
@@ -148,6 +173,7 @@ def artefact_rows(size: str, home: Path) -> list[Row]:
             task=task,
             count=ARTEFACT_CASES,
             made=made(target, scheme, task),
+            of=stamp(home, SHIPPED),
             exported=True,
         )
         for target, scheme in ARTEFACTS
@@ -224,7 +250,7 @@ def make(size: str, home: Path, rows: str = "") -> None:
     """
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for row in [*torch_rows(size, home), *artefact_rows(size, home)]:
-        path = home / "rows" / f"{row.name.replace(' ', '-')}-{row.task}.json"
+        path = row.kept(home)
         if not path.is_file() and rows in row.name:
             _measure(WORLDS[size], row, path)
         if path.is_file():
