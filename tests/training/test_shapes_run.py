@@ -77,7 +77,7 @@ def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
     said = (home / shipping.SHIPPED / "README.md").read_text("utf-8")
     assert "| mtu-n4 | t2i, edit, sr, inpaint |" in said
     assert len(list((home / "sheets").iterdir())) == len(cases.TASKS)
-    made = bundle.read(home / "bundles" / "onnx-int8")
+    made = bundle.read(table.exported(home, "onnx", "int8"))
     scales = {task.name: task.guidance.text for task in made.tasks}
     chosen = json.loads((home / "guidance.json").read_text("utf-8"))
     assert scales["edit"] == chosen["edit"]["text"]
