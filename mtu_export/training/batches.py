@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtu_export.models import stock
-from mtu_export.spec import CheckpointError, PlanError, Task
-from mtu_export.training.data import Sample, Samples, fetch
+from mtu_export.spec import CheckpointError, PlanError, Task, shown
+from mtu_export.training.data import Sample, Samples, fetch, said_of
 
 _RANGE = 1 + 1e-3
 
@@ -103,16 +103,21 @@ def without_image(task: Task, channels: Tensor, dropped: Tensor) -> Tensor:
 def lists(samples: Samples, tasks: Sequence[Task]) -> tuple[dict[str, list[int]], dict[str, int]]:
     """The indices of each task's samples, and how many there are of tasks that are not trained.
 
-    Raises ``PlanError`` for a task without samples.
+    Raises ``PlanError`` for a task without samples and for what is no task's name.
     """
     found: dict[str, list[int]] = {task.name: [] for task in tasks}
     others: dict[str, int] = {}
     for index in range(len(samples)):
-        name = samples.task(index)
+        try:
+            name = samples.task(index)
+        except Exception as error:  # whatever the user's set sets off
+            raise PlanError(f"data: task of sample {index}: {said_of(error)}") from error
+        if not isinstance(name, str):
+            raise PlanError(f"data: task of sample {index} must be a string, got {shown(name)}")
         if name in found:
             found[name].append(index)
         else:
-            others[str(name)] = others.get(str(name), 0) + 1
+            others[name] = others.get(name, 0) + 1
     for name, rows in found.items():
         if not rows:
             there = ", ".join([*(n for n, r in found.items() if r), *others]) or "none"
@@ -219,7 +224,7 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
             raise PlanError(f"{where}: the task needs a mask")
         rows.append(("mask", sample.mask, (1, *size)))
     for name, value, shape in rows:
-        fits = isinstance(value, Tensor) and value.ndim == 3
+        fits = isinstance(value, Tensor) and value.ndim == 3 and value.numel() > 0
         if not fits or any(w not in (None, s) for s, w in zip(value.shape, shape, strict=True)):
             said = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             wanted = ["any" if side is None else side for side in shape]

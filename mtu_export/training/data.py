@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mtu_export import pictures
-from mtu_export.spec import PlanError, shown
+from mtu_export.spec import MtuExportError, PlanError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +58,30 @@ class Samples(Protocol):
 
 
 def fetch(samples: Samples, indices: Sequence[int]) -> list[Sample]:
-    """The samples of these indices, in one call where the set has ``batch``."""
-    batch = getattr(samples, "batch", None)
-    return [samples[index] for index in indices] if batch is None else list(batch(indices))
+    """The samples of these indices, in one call where the set has ``batch``.
+
+    Raises ``PlanError`` for whatever the set raises.
+    """
+    batch, at = getattr(samples, "batch", None), indices
+    found = []
+    try:
+        if batch is not None:
+            return list(batch(indices))
+        for index in indices:
+            at = [index]
+            found.append(samples[index])
+    except (MtuExportError, MemoryError):
+        raise
+    except Exception as error:  # whatever the user's set sets off
+        numbers = ", ".join(map(str, at[:8])) + (", ..." if len(at) > 8 else "")
+        raise PlanError(f"data: sample {numbers}: {said_of(error)}") from error
+    return found
+
+
+def said_of(error: Exception) -> str:
+    """Kind and first line of somebody else's error."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:300]}"
 
 
 def load(word: str) -> Samples:
@@ -83,8 +104,7 @@ def load(word: str) -> Samples:
     except PlanError:
         raise
     except Exception as error:  # whatever the user's module sets off
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise PlanError(f"data {word!r}: {type(error).__name__}: {line[:300]}") from error
+        raise PlanError(f"data {word!r}: {said_of(error)}") from error
     if not isinstance(found, Samples):
         raise PlanError(
             f"data {word!r} gives {type(found).__name__}; samples need __len__, task, __getitem__"
@@ -140,10 +160,11 @@ class Folder:
 def _rows(folder: Path) -> list[Mapping[str, str]]:
     path = folder / METADATA
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
     rows = []
+    lines = text.removesuffix("\n").split("\n") if text else []  # a caption may hold U+2028
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise PlanError(f"{path}: line {number} is empty")
@@ -167,7 +188,24 @@ def _check_row(row: Any, where: str, folder: Path) -> None:
     for key in _NEEDED:
         if key not in row:
             raise PlanError(f"{where}: key {key!r} is missing")
+    for key in (*_NEEDED[1:], "text"):
+        if not _is_utf8(row.get(key) or ""):
+            raise PlanError(f"{where}: {key} {shown(row[key])} has a lone surrogate")
     for key in ("file_name", "condition", "mask"):
         name = row.get(key)
-        if name is not None and folder.resolve() not in (folder / name).resolve().parents:
+        if name is None:
+            continue
+        try:
+            inside = folder.resolve() in (folder / name).resolve().parents
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle, null characters
+            raise PlanError(f"{where}: {key} {shown(name)} is no path: {error}") from None
+        if not inside:
             raise PlanError(f"{where}: {key} {shown(name)} lies outside the folder")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from mtu_export.models import mtu
 from mtu_export.models.blocks import describing_a_unet
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
 from mtu_export.training.recipe import Recipe
+from mtu_export.training.state import newest, refuse_other
 
 DENSE = Mark(file="unet/config.json", key="_trained_by", value="mtu-export")
 """By which a dense pipeline that was trained here is known."""
@@ -101,12 +103,26 @@ def find(recipe: Recipe) -> Model:
 
 
 def make(found: Model, recipe: Recipe, state: Path) -> Model:
-    """The model with its upcycled checkpoint in the state folder, where it needs one."""
+    """The model with its upcycled checkpoint in the state folder, where it needs one.
+
+    One of other options or of other dense weights is made anew, or refused beside a state of
+    steps. Raises ``PlanError``.
+    """
     if recipe.upcycle is None:
         return found
-    out = state / "upcycled"
+    out, record = state / "upcycled", state / "upcycled.json"
     words = recipe.upcycle
-    if not CHECKPOINT.is_on(out):
+    wanted = {
+        "model": str(found.folder.resolve()),
+        "weights of the model": _digest(found.folder / "unet"),
+        "tasks": [task.to_json() for task in found.tasks],
+        "seed": recipe.seed,
+        **{f"upcycle.{row.name}": getattr(words, row.name) for row in fields(words)},
+    }
+    begun = newest(state) is not None
+    if CHECKPOINT.is_on(out) and begun and record.is_file():
+        refuse_other(checkpoint.read_json(record), wanted, state)
+    elif not (CHECKPOINT.is_on(out) and (begun or _is_of(record, wanted))):
         upcycle.upcycle(
             found.folder,
             out,
@@ -116,9 +132,25 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
             sizes=(words.task_embedding_dim, words.router_hidden_dim),
             seed=recipe.seed,
             task_norm=words.task_norm,
+            force=True,
         )
+        private = record.with_name(f".{record.name}.partial")
+        private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
+        private.replace(record)
     config = checkpoint.read_config(out)
     return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
+
+
+def _digest(unet: Path) -> str:
+    found = hashlib.sha256()
+    for path in checkpoint.weight_files(unet):
+        with path.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()
+
+
+def _is_of(record: Path, wanted: Mapping[str, Any]) -> bool:
+    return record.is_file() and checkpoint.read_json(record) == wanted
 
 
 def load(found: Model, train: str) -> tuple[nn.Module, list[str]]:

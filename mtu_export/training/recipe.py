@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,7 +15,7 @@ from typing import Any
 
 from mtu_export.spec import PlanError, shown
 
-_LARGEST = 10**9
+_LARGEST, _LARGEST_SEED = 10**9, 2**63 - 1
 _FREE = (
     "name",
     "output",
@@ -122,20 +124,19 @@ class Recipe:
 Rule = tuple[Callable[[Any], bool], str]
 
 
-def _count(least: int = 1) -> Rule:
+def _count(least: int = 1, most: int = _LARGEST) -> Rule:
     def legal(value: Any) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and least <= value <= _LARGEST
+        return whole and least <= value <= most
 
-    return legal, f"an integer from {least}"
+    return legal, f"an integer from {least} to {most}"
 
 
 def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Rule:
     def legal(value: Any) -> bool:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return (
-            number and math.isfinite(value) and (low < value if open_low else low <= value <= high)
-        )
+        finite = number and abs(value) <= sys.float_info.max  # false for NaN
+        return finite and (low < value if open_low else low <= value <= high)
 
     top = "" if high == math.inf else f" to {high:g}"
     return legal, f"a number {'above' if open_low else 'from'} {low:g}{top}"
@@ -204,7 +205,7 @@ _RECIPE: Mapping[str, Rule] = {
     "ema_decay": _below_one(),
     "conditioning_dropout_prob": _number(0, 1 / 3),
     "snr_gamma": _maybe(_number(0, open_low=True)),
-    "seed": _count(0),
+    "seed": _count(0, _LARGEST_SEED),
     "mixed_precision": _choice("no", "bf16"),
     "gradient_checkpointing": _flag(),
     "height": _maybe(_count()),
@@ -249,7 +250,7 @@ def read(path: Path) -> Recipe:
     words: dict[str, Any] = dict(found)
     for key in _PATHS:
         if isinstance(words.get(key), str) and words[key]:
-            words[key] = home / Path(words[key]).expanduser()
+            words[key] = _located(home, words[key], f"{path}: {key}")
     for key in _LISTS:
         if isinstance(words.get(key), list):
             words[key] = tuple(words[key])
@@ -264,9 +265,25 @@ def read(path: Path) -> Recipe:
         raise PlanError(
             message if message.startswith(str(path)) else f"{path}: {message}"
         ) from None
-    model = home / Path(recipe.model).expanduser()
-    tasks = tuple(str(home / t) if t.endswith(".json") else t for t in recipe.tasks)
+    model = _located(home, recipe.model, f"{path}: model")
+    tasks = tuple(
+        str(_located(home, t, f"{path}: tasks")) if t.endswith(".json") else t for t in recipe.tasks
+    )
     return replace(recipe, model=str(model) if model.exists() else recipe.model, tasks=tasks)
+
+
+def _located(home: Path, word: str, where: str) -> Path:
+    """A path of the config; raises ``PlanError`` for one that no system has, or another's ``~``."""
+    try:
+        found = home / Path(word).expanduser()
+        found.exists()
+        if "\0" in word:
+            raise ValueError("it has a null character")
+    except OSError as error:
+        raise PlanError(f"{where} {shown(word)}: {os.strerror(error.errno or 0)}") from None
+    except (RuntimeError, ValueError) as error:
+        raise PlanError(f"{where} {shown(word)}: {error}") from None
+    return found
 
 
 def _refuse_unknown(found: Mapping[str, Any], legal: list[str], where: str) -> None:

@@ -141,6 +141,7 @@ def _prepared(
     refuse_existing(recipe.output, force, found.mark, found.folder)
     if found.folder.resolve() in recipe.output.resolve().parents:
         raise PlanError(f"output {str(recipe.output)!r} lies inside the model {found.folder}")
+    _refuse_inside(recipe)
     size = image_size(recipe, found.config, found.folder)
     schedule = model.noise_schedule(found.folder)
     samples = _samples(recipe, given, size)
@@ -167,6 +168,21 @@ def _prepared(
             yield found, trainer, shown
         finally:
             trainer.close()
+
+
+def _refuse_inside(recipe: Recipe) -> None:
+    """Refuse an output that is or holds what the run reads or keeps: it would be replaced."""
+    out = recipe.output.resolve()
+    rows = {
+        "state": recipe.state_folder(),
+        "latents": recipe.latents,
+        "data_folder": recipe.data_folder,
+    }
+    for key, path in rows.items():
+        if path is not None and out in (path.resolve(), *path.resolve().parents):
+            raise PlanError(
+                f"output {str(recipe.output)!r} is or holds {key} {str(path)!r}; name another"
+            )
 
 
 def _make_folder(home: Path) -> None:

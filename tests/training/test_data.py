@@ -61,11 +61,24 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
         ({"file_name": 1, "task": "sr"}, "file_name must be a string, got 1"),
         ({"file_name": "../a.png", "task": "sr"}, "lies outside the folder"),
         ({"file_name": "a.png", "task": "sr", "mask": "/etc/passwd"}, "lies outside"),
+        ({"file_name": "a\0.png", "task": "sr"}, "file_name 'a.x00.png' is no path"),
+        ({"file_name": "\ud800.png", "task": "sr"}, "is no path"),
+        ({"file_name": "a.png", "task": "sr", "text": "\ud800"}, "text .* has a lone surrogate"),
     ],
 )
 def test_bad_metadata_is_refused_by_line(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Folder(folder(tmp_path, row), 32, 32)
+
+
+def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(PlanError, match="line 1: file_name 'loop' is no path"):
+        Folder(folder(tmp_path, {"file_name": "loop", "task": "sr"}), 32, 32)
+    text = "one\u2028two\u0085three"
+    row = json.dumps({"file_name": "a.png", "task": "sr", "text": text}, ensure_ascii=False)
+    found = Folder(folder(tmp_path, row), 32, 32)
+    assert [one["text"] for one in found.rows] == [text]
 
 
 def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
@@ -127,6 +140,26 @@ class Broken(World):
         return self.sample
 
 
+def test_what_a_set_raises_is_one_line() -> None:
+    class Raising(World):
+        def task(self, index: int) -> str:
+            return ["t2i"] if index == 2 else super().task(index)  # type: ignore[return-value]
+
+        def __getitem__(self, index: int) -> Sample:
+            raise KeyError("caption")
+
+    class Batches(Raising):
+        def batch(self, indices: list[int]) -> list[Sample]:
+            raise FileNotFoundError(2, "No such file", "/data/7.png")
+
+    with pytest.raises(PlanError, match=r"^data: sample 4: KeyError: 'caption'$"):
+        fetch(Raising(), [4, 5])
+    with pytest.raises(PlanError, match=r"^data: sample 4, 5: FileNotFoundError: .*/data/7\.png"):
+        fetch(Batches(), [4, 5])
+    with pytest.raises(PlanError, match=r"task of sample 2 must be a string, got \['t2i'\]"):
+        lists(Raising(), [])
+
+
 GREY = torch.zeros(3, 32, 32)
 GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition": GREY}
 
@@ -141,6 +174,7 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
         ({"image": GREY.numpy()}, r"image must be a tensor \[3, 32, 32\], got ndarray"),
         ({"image": GREY + 2}, r"sample 0 .*: image must be from -1 to 1, got 2 to 2"),
         ({"image": GREY * torch.nan}, "image must be from -1 to 1, got nan"),
+        ({"condition": GREY[:, :0]}, r"condition must be a tensor \[3, 'any', 'any'\], got \[3, 0"),
         ({"condition": GREY[:1]}, r"condition must be a tensor \[3, 'any', 'any'\]"),
         ({"task": "fill"}, "the task needs a mask"),
         ({"task": "fill", "mask": GREY[:1] - 1}, "mask must be from 0 to 1, got -1 to -1"),

@@ -77,6 +77,43 @@ def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
         assert kept == still, name
 
 
+def test_experts_of_other_options_are_made_anew_or_refused(dense: Path, tmp_path: Path) -> None:
+    """A dry run leaves experts in the state folder; the config is changed; then it is trained."""
+    source = Path(shutil.copytree(dense, tmp_path / "source"))
+    words = recipe(source, tmp_path, steps=1, batch_size=1, tasks=("t2i", "edit"), upcycle=SMALL)
+    training.rehearse(words, four(), seconds=0.0)
+    other = replace(words, tasks=("t2i", "sr"), upcycle=replace(SMALL, experts=4))
+    training.train(other, four())
+    made = checkpoint.read_config(tmp_path / "out")
+    assert made["num_experts"] == 4
+    assert [task.name for task in checkpoint.tasks(made)] == ["t2i", "sr"]
+    with pytest.raises(PlanError, match=r"of another run: tasks is .* name another folder"):
+        training.train(words, four(), force=True)
+    file = source / "unet" / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({n: v * 2 for n, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(PlanError, match="of another run: weights of the model is"):
+        training.train(other, four(), force=True)
+
+
+def test_an_output_is_no_home_of_what_the_run_needs(four_tasks: Path, tmp_path: Path) -> None:
+    words = recipe(four_tasks, tmp_path, steps=1)
+    shutil.copytree(four_tasks, tmp_path / "run")
+    (tmp_path / "run" / "set").mkdir()
+    for change, key in (
+        ({"state": tmp_path / "run" / "state"}, "state"),
+        ({"state": tmp_path / "run"}, "state"),
+        ({"latents": tmp_path / "run" / "a" / "b"}, "latents"),
+        ({"data_folder": tmp_path / "run" / "set"}, "data_folder"),
+    ):
+        given = replace(words, output=tmp_path / "run", **change)
+        with pytest.raises(PlanError, match=f"is or holds {key} "):
+            training.train(given, four(), force=True)
+    assert (tmp_path / "run" / "set").is_dir()
+    assert not (tmp_path / "run" / "state").exists()
+
+
 @pytest.mark.slow
 def test_what_is_trained_is_inspected_and_folds(
     four_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,3 +100,23 @@ def test_every_key_is_checked_and_documented() -> None:
             assert f"| `{row.name}` |" in text
     for row in fields(training.Upcycling):
         assert f"| `upcycle.{row.name}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NEEDED + f"learning_rate = {10**400}", "learning_rate must be a number above 0"),
+        (NEEDED.replace("10", "2000000000"), "steps must be an integer from 1 to 1000000000"),
+        (NEEDED.replace('"out"', '"~nobody-of-that-name/out"'), "output '~nobody-of-that-name"),
+        (NEEDED.replace("some/model", "~nobody-of-that-name/m"), "model '~nobody-of-that-name"),
+        (NEEDED.replace("some/model", "a" * 300), "model 'aaaa.*File name too long"),
+        (NEEDED.replace('"out"', '"a\\u0000b"'), "output .*null"),
+    ],
+)
+def test_numbers_and_paths_that_nothing_has(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        read(write(tmp_path, text))
+
+
+def test_seeds_have_63_bits(tmp_path: Path) -> None:
+    assert read(write(tmp_path, NEEDED + f"seed = {2**63 - 1}")).seed == 2**63 - 1
