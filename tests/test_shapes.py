@@ -143,6 +143,24 @@ def test_intervals() -> None:
     assert checks.interval(torch.zeros(100), share=True)[2] == pytest.approx(0.0370, abs=2e-4)
 
 
+def test_paired_shares_are_never_certain() -> None:
+    """Bonett and Price: of 100 pairs none differs; 3 are gained and 9 lost."""
+    mean, low, high = checks.difference(torch.zeros(100), share=True)
+    assert (mean, low, high) == pytest.approx((0, -0.0272, 0.0272), abs=1e-4)
+    values = torch.tensor([1.0] * 3 + [-1.0] * 9 + [0.0] * 88)
+    mean, low, high = checks.difference(values, share=True)
+    assert mean == pytest.approx(-0.06)
+    middle, half = -6 / 102, 1.959964 * ((14 / 102 - (6 / 102) ** 2) / 102) ** 0.5
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+
+
+def test_documents_say_what_is_kept_from_training() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    for name, some in world.WORLDS.items():
+        kept, every = world.fresh(some)
+        assert f"{kept} of {every} (`{name}`)" in text
+
+
 def test_guidance_of_equal_scores_is_the_middle_one() -> None:
     scores = [{"text": text, "score": score} for text, score in ((1, 0.5), (2, 1), (3, 1), (4, 1))]
     assert guidance.middle_best(scores)["text"] == 3

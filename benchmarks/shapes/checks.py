@@ -87,6 +87,20 @@ def interval(values: Tensor, share: bool) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def difference(values: Tensor, share: bool) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences: of shares Bonett and Price's (2012).
+
+    Theirs adds one case each way, so that pairs without any difference do not claim certainty.
+    """
+    if not share:
+        return interval(values, share=False)
+    count, z = len(values) + 2, 1.959964
+    gained, lost = ((values * sign > 0).sum().item() + 1 for sign in (1, -1))
+    middle = (gained - lost) / count
+    half = z * math.sqrt(((gained + lost) / count - middle**2) / count)
+    return values.double().mean().item(), max(-1.0, middle - half), min(1.0, middle + half)
+
+
 def is_share(name: str) -> bool:
     """Whether a measure is a share of pictures, not dB."""
     return "PSNR" not in name

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.shapes.guidance import guided
+from benchmarks.shapes.world import WORLDS, fresh
 from mtu_export import checkpoint
 from mtu_export.training import Recipe
 
@@ -74,6 +75,7 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
     """The model card: recipe, data, seed, hardware, hours, figures."""
     gates = json.loads((home / "gates.json").read_text("utf-8"))
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
+    kept, every = fresh(WORLDS[size])
     hours = {name: _hours(recipe) for name, recipe in recipes.items()}
     whole = sum(hours.values()) + (gates["vae_seconds"] + gates["text_seconds"]) / 3600
     trained = {"all": "every weight", "mtu": "experts, routers, norms, input convolutions"}
@@ -94,8 +96,9 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
         "background. It knows nothing else.\n\n"
         f"- Made by `python -m benchmarks.shapes {size}`; configs in "
         f"`benchmarks/shapes/configs/{size}`. Seed {recipes[MODEL].seed}.\n"
-        "- Data: `benchmarks/shapes`, drawn when it is needed. One combination of colour, shape, "
-        "size and place in eight was never trained on; the figures are of cases that hold one.\n"
+        f"- Data: `benchmarks/shapes`, drawn when it is needed. {kept} of the {every} combinations "
+        "of colour, shape, size and place were never trained on; the figures are of cases that "
+        "hold one.\n"
         f"- Hardware: {_processor()}, one thread, {whole:.1f} hours in all.\n"
         f"- Gates: VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
         f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words "

@@ -200,9 +200,9 @@ def _paired(exports: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[st
     return {
         model: {
             task: {
-                name: checks.interval(
+                name: checks.difference(
                     torch.tensor(values) - torch.tensor(reference[task][name][: len(values)]),
-                    share=False,
+                    checks.is_share(name),
                 )
                 for name, values in found.items()
             }

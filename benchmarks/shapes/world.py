@@ -47,7 +47,7 @@ _WIDE = {
     "in the center": (0.5, 0.5),
 }
 _FRESH = 8
-"""Of so many combinations of colour, shape, size and place, one is never trained on."""
+"""Sums of the four indices that are 3 modulo this are never trained on; see :func:`fresh`."""
 
 
 def _regular(corners: int, radius: float, turn: float) -> list[tuple[float, float]]:
@@ -153,7 +153,7 @@ class Scene:
 
 
 def is_fresh(world: World, thing: Thing) -> bool:
-    """Whether this combination is kept from training (one in eight, spread evenly)."""
+    """Whether this combination is kept from training; :func:`fresh` counts them."""
     rows = (
         world.colours.index(thing.colour),
         SHAPES.index(thing.shape),
@@ -161,6 +161,15 @@ def is_fresh(world: World, thing: Thing) -> bool:
         list(world.places).index(thing.place),
     )
     return sum(rows) % _FRESH == 3
+
+
+def fresh(world: World) -> tuple[int, int]:
+    """How many combinations are kept from training, and how many there are."""
+    rows = [
+        Thing(colour=colour, shape=shape, size=size, place=place)
+        for colour, shape, size, place in product(world.colours, SHAPES, SIZES, world.places)
+    ]
+    return sum(is_fresh(world, thing) for thing in rows), len(rows)
 
 
 def some_thing(world: World, rng: random.Random, place: str) -> Thing:
