@@ -128,7 +128,7 @@ def draft(
     except OSError as error:
         raise _refusal(error, out) from error
     except Exception as error:
-        cause = None if isinstance(error, MtuExportError) else _system_error(error)
+        cause = None if isinstance(error, MtuExportError) else system_error(error)
         if cause is None:
             raise
         raise _refusal(cause, out) from error
@@ -150,7 +150,7 @@ def _refusal(error: OSError, out: Path) -> Exception:
     return ResourceError(f"cannot write {error.filename or out}: {reason}")
 
 
-def _system_error(error: Exception) -> OSError | None:
+def system_error(error: Exception) -> OSError | None:
     """The system's error inside one of a library in Rust (safetensors), which has its own class."""
     number = re.search(r"\(os error (\d{1,4})\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None

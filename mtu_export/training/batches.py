@@ -229,3 +229,5 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
             said = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             wanted = ["any" if side is None else side for side in shape]
             raise PlanError(f"{where}: {name} must be a tensor {wanted}, got {said}")
+        if value.is_complex() or not (name == "mask" or value.is_floating_point()):
+            raise PlanError(f"{where}: {name} must be floating point, got {value.dtype}")

@@ -17,7 +17,7 @@ from mtu_export.spec import CheckpointError, PlanError, Task
 from mtu_export.training.batches import Batch, Live
 from mtu_export.training.model import Model
 from mtu_export.training.recipe import Recipe
-from mtu_export.training.state import check_disk, refuse_other
+from mtu_export.training.state import check_disk, refuse_other, written
 from mtu_export.training.watch import Console
 
 SHARD = 1024
@@ -45,7 +45,8 @@ class Cached:
         if accelerator.is_main_process:
             self._check_disk(model)
             for task in model.tasks:
-                self._claim(task, model, recipe)
+                with written(f"the latents in {self.folder}"):
+                    self._claim(task, model, recipe)
         accelerator.wait_for_everyone()
         jobs = [
             (task, number)
@@ -134,8 +135,9 @@ class Cached:
         whole = {name: torch.cat(values).contiguous() for name, values in parts.items()}
         path = self._path(task, number)
         private = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file(whole, private, metadata={"prompts": json.dumps(prompts)})
-        os.replace(private, path)
+        with written(f"the latents {path}"):
+            save_file(whole, private, metadata={"prompts": json.dumps(prompts)})
+            os.replace(private, path)
 
     def _open(self, task: Task, number: int) -> tuple[dict[str, Tensor], list[str]]:
         from safetensors import SafetensorError, safe_open

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mtu_export import checkpoint
+from mtu_export.draft import system_error
 from mtu_export.spec import CheckpointError, PlanError, ResourceError, shown
 
 FORMAT = 1
@@ -44,7 +45,8 @@ def save(
 ) -> Path:
     """Write a state to a new folder, rename it into place, remove the older ones.
 
-    Raises ``ResourceError`` before anything is written where the disk will not hold it.
+    Raises ``ResourceError``, before anything is written where the disk will not hold it; the older
+    state stays then.
     """
     from safetensors.torch import save_file
 
@@ -52,7 +54,7 @@ def save(
     check_disk(folder, need, "the state")
     out = folder / f"step-{progress.step:08d}"
     private = folder / f".{out.name}.partial"
-    try:
+    with written(f"the state {out}"):
         for left in folder.glob(".step-*.partial"):
             shutil.rmtree(left, ignore_errors=True)
         private.mkdir(parents=True)
@@ -65,14 +67,23 @@ def save(
         shutil.rmtree(out, ignore_errors=True)
         private.rename(out)
         _flush(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write the state {out}: {os.strerror(error.errno or 0)}"
-        ) from None
     for path in folder.glob("step-*"):
         if path != out and _STEP.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
     return out
+
+
+@contextmanager
+def written(what: str) -> Iterator[None]:
+    """Make one ``ResourceError`` of the system's errors, of safetensors' own class too."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        cause = error if isinstance(error, OSError) else system_error(error)
+        reason = os.strerror(cause.errno) if cause and cause.errno else str(error)
+        raise ResourceError(f"cannot write {what}: {reason}") from None
 
 
 def _flush(path: Path) -> None:
@@ -86,13 +97,18 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the same state folder; raises ``PlanError``."""
+    """Refuse a second process in the same state folder; raises ``PlanError``.
+
+    Raises ``ResourceError`` where the folder cannot be written.
+    """
     import fcntl
 
-    with (folder / "lock").open("w") as stream:
+    with written(f"in {folder}"):
+        opened = (folder / "lock").open("w")
+    with opened as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise PlanError(f"another run is at work in {folder}") from None
         yield
 

@@ -172,6 +172,8 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
         ({"condition": None}, "the task needs a condition image"),
         ({"image": GREY[:, :16]}, r"image must be a tensor \[3, 32, 32\], got \[3, 16, 32\]"),
         ({"image": GREY.numpy()}, r"image must be a tensor \[3, 32, 32\], got ndarray"),
+        ({"image": GREY.byte()}, "image must be floating point, got torch.uint8"),
+        ({"condition": GREY.to(torch.complex64)}, "condition must be floating point"),
         ({"image": GREY + 2}, r"sample 0 .*: image must be from -1 to 1, got 2 to 2"),
         ({"image": GREY * torch.nan}, "image must be from -1 to 1, got nan"),
         ({"condition": GREY[:, :0]}, r"condition must be a tensor \[3, 'any', 'any'\], got \[3, 0"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtu_export import training
 from mtu_export.spec import CheckpointError, PlanError, ResourceError
@@ -106,3 +108,33 @@ def test_the_disk_is_asked_before(
     with pytest.raises(ResourceError, match="the state needs"):
         training.train(recipe(four_tasks, tmp_path, steps=1), four())
     assert not list((tmp_path / "state").glob("step-*"))
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """A disk on which a file may have 4000 bytes: it is full in the midst of writing."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_up_is_said(four_tasks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"cannot write the latents .*: File too large"):
+        training.train(recipe(four_tasks, tmp_path, **CACHED), four())
+    tensors = {"weight/a": torch.ones(10_000)}
+    with pytest.raises(ResourceError, match=r"cannot write the state .*: File too large"):
+        state.save(tmp_path, state.Progress(step=3), {}, tensors)
+
+
+def test_folders_that_are_none(four_tasks: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    words = recipe(four_tasks, tmp_path, latents=tmp_path / "file", **CACHED)
+    with pytest.raises(ResourceError, match=r"cannot write the latents in .*: Not a directory"):
+        training.train(words, four())
+    (tmp_path / "other" / "lock").mkdir(parents=True)
+    with pytest.raises(ResourceError, match=r"cannot write in .*: Is a directory"):
+        training.train(recipe(four_tasks, tmp_path, state=tmp_path / "other"), four())

@@ -48,9 +48,15 @@ def test_a_config_becomes_a_recipe(tmp_path: Path) -> None:
         (NEEDED + "tasks=['sr']\n[upcycle]\nexperts = 0", "upcycle.experts must be an integer"),
         (NEEDED + "[upcycle]\nexperts = 2", "upcycle makes experts for tasks; name the tasks"),
         (NEEDED + "upcycle = 4", "upcycle must be a table, got 4"),
-        (NEEDED + "batch_size = 0", "batch_size must be an integer from 1, got 0"),
-        (NEEDED + "batch_size = true", "batch_size must be an integer from 1, got True"),
-        (NEEDED + "batch_size = 2.0", "batch_size must be an integer from 1, got 2.0"),
+        (NEEDED + "batch_size = 0", "batch_size must be an integer from 1 to 1000000000, got 0"),
+        (
+            NEEDED + "batch_size = true",
+            "batch_size must be an integer from 1 to 1000000000, got True",
+        ),
+        (
+            NEEDED + "batch_size = 2.0",
+            "batch_size must be an integer from 1 to 1000000000, got 2.0",
+        ),
         (NEEDED + "learning_rate = 0", "learning_rate must be a number above 0, got 0"),
         (NEEDED + "learning_rate = inf", "learning_rate must be a number above 0, got inf"),
         (NEEDED + "learning_rate = '1'", "learning_rate must be a number above 0, got '1'"),
