@@ -78,6 +78,13 @@ def test_noise_and_half_drawn_things_are_unclear() -> None:
     some = world.SMALL
     noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert not any(reading.clear for reading in checker.read(some, noise))
+    rows = [cases.case(some, "t2i", "test", i).after for i in range(60)]
+    scenes = [scene for scene in rows if len(scene.things) == 1]
+    pictures = world.draw(some, scenes)
+    for picture, scene in zip(pictures, scenes, strict=True):
+        _, down = some.places[scene.things[0].place]
+        picture[:, int(down * some.side) :] = picture[:, :1, :1]
+    assert not any(checker.right(checker.read(some, pictures), scenes))
 
 
 @settings(max_examples=60, deadline=None)

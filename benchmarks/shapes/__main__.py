@@ -21,7 +21,7 @@ from benchmarks.shapes.cases import TASKS
 from benchmarks.shapes.world import WORLDS
 from mtu_export import training
 from mtu_export.console import Console
-from mtu_export.spec import Interrupted
+from mtu_export.spec import Interrupted, MtuExportError
 
 CONFIGS = Path(__file__).parent / "configs"
 HOME = Path.home() / ".cache" / "mtu-export" / "shapes"
@@ -45,6 +45,9 @@ def main() -> None:
         run(words.size, HOME / words.size, words.only, words.minutes, words.rows)
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise SystemExit(f"stopped; the same command goes on. {stopped}") from None
+    except (MtuExportError, FileNotFoundError) as error:
+        before = f"`python -m benchmarks.shapes {words.size}` does what comes before"
+        raise SystemExit(f"{error}; {before}") from None
 
 
 def run(size: str, home: Path, only: str | None, minutes: float | None, rows: str = "") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.shapes import checks, sampling
 from benchmarks.shapes.cases import case
+from benchmarks.shapes.stamps import PARTS, UNET, stamp
 from benchmarks.shapes.world import WORLDS
 from mtu_export.spec import Guidance, Task
 
@@ -42,7 +43,11 @@ def choose(size: str, home: Path, single: Mapping[str, tuple[sampling.Denoiser, 
     world, parts = WORLDS[size], sampling.Parts.of(home / "parts")
     for name, (denoise, task) in single.items():
         cases = [case(world, name, "valid", index) for index in range(_CASES)]
-        before = {(row["text"], row["image"]): row for row in found.get(name, {}).get("tried", [])}
+        files = [*(home / "parts" / part for part in PARTS), *(home / name / n for n in UNET)]
+        of = stamp(files, _CASES)
+        kept = found.get(name, {})
+        tried = kept.get("tried", []) if kept.get("of") == of else []
+        before = {(row["text"], row["image"]): row for row in tried}
         scores = []
         for scales in grid(task):
             row = before.get((scales.text, scales.image))
@@ -54,8 +59,8 @@ def choose(size: str, home: Path, single: Mapping[str, tuple[sampling.Denoiser, 
             scores.append(row)
         if scores:
             best = middle_best(scores)
-            kept = {key: best[key] for key in ("text", "image") if best[key] is not None}
-            found[name] = {"kind": task.guidance.kind, **kept, "tried": scores}
+            scales = {key: best[key] for key in ("text", "image") if best[key] is not None}
+            found[name] = {"kind": task.guidance.kind, **scales, "of": of, "tried": scores}
             path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
@@ -69,8 +74,7 @@ def middle_best(scores: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 def chosen(home: Path, name: str) -> dict[str, Any]:
     """The scales that were chosen for a task; empty where there was nothing to choose."""
     row = dict(json.loads((home / "guidance.json").read_text("utf-8")).get(name, {}))
-    row.pop("tried", None)
-    return row
+    return {key: row[key] for key in ("kind", "text", "image") if key in row}
 
 
 def guided(task: Task, home: Path) -> Task:

@@ -99,7 +99,7 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
         f"- Data: `benchmarks/shapes`, drawn when it is needed. {kept} of the {every} combinations "
         "of colour, shape, size and place were never trained on; the figures are of cases that "
         "hold one.\n"
-        f"- Hardware: {_processor()}, one thread, {whole:.1f} hours in all.\n"
+        f"- Hardware: {_processor()}, {whole:.1f} hours in all.\n"
         f"- Gates: VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
         f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words "
         f"read out of the text encoder, the least {gates['probe_least']:.2%}.\n"
@@ -124,7 +124,9 @@ def _hours(recipe: Recipe) -> float:
 
 
 def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return f"{names[0] if names else platform.processor()}, threads: {torch.get_num_threads()}"

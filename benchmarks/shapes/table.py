@@ -6,8 +6,6 @@ and bundles of other weights or scales have other names.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import checks, guidance, sampling
+from benchmarks.shapes import checks, guidance, sampling, stamps
 from benchmarks.shapes.cases import TASKS, Case, case, inputs
 from benchmarks.shapes.shipping import SHIPPED
-from benchmarks.shapes.world import WORLDS, World, draw
-from mtu_export import bundle, checkpoint, generate
+from benchmarks.shapes.stamps import PARTS, UNET
+from benchmarks.shapes.world import WORLDS, World, draw, is_fresh
+from mtu_export import bundle, generate
 from mtu_export.catalog import TASKS as TASK_PRESETS
 from mtu_export.spec import Task
 
@@ -39,6 +38,7 @@ ARTEFACTS = [
     ("coreml", "fp16"),
     ("coreml", "int8"),
 ]
+MULTI = ("MTU N=1", "MTU N=4")
 Made = Callable[[Sequence[Case]], Tensor]
 
 
@@ -60,22 +60,14 @@ class Row:
 
     def kept(self, home: Path) -> Path:
         """Where its numbers lie."""
-        return home / "rows" / f"{self.name.replace(' ', '-')}-{self.task}-{self.of}.json"
+        words = [*self.name.split(), self.task, str(self.count), self.of]
+        return home / "rows" / f"{'-'.join(words)}.json"
 
 
 def stamp(home: Path, folder: str, task: str = "") -> str:
-    """Eight hexadecimal digits that change with a model's weights or its task's scales."""
-    said = guidance.chosen(home, task) if task else {}
-    files = [home / SHIPPED / "vae" / checkpoint.WEIGHTS]
-    files += [home / SHIPPED / "text_encoder" / checkpoint.TEXT_WEIGHTS]
-    files += [home / folder / "unet" / name for name in ("config.json", checkpoint.WEIGHTS)]
-    basis = [json.dumps(said, sort_keys=True).encode(), *(_digest(path) for path in files)]
-    return hashlib.sha256(b"".join(basis)).hexdigest()[:8]
-
-
-@functools.cache
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+    """What changes with a model's weights, its parts' or its task's scales."""
+    files = [home / SHIPPED / name for name in PARTS] + [home / folder / name for name in UNET]
+    return stamps.stamp(files, guidance.chosen(home, task) if task else {})
 
 
 def torch_rows(size: str, home: Path) -> list[Row]:
@@ -233,14 +225,33 @@ def page(size: str, rows: Mapping[str, Any], exports: Mapping[str, Any], said: s
             if task in found:
                 cells = [_cell(name, found[task][name]) for name in names]
                 lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines += ["", "| artefact less PyTorch, paired | " + " | ".join(names) + " |"]
-        lines += ["|---|" + "---|" * len(names)]
-        for model, found in _paired(exports, reference).items():
-            if task in found:
-                cells = [_difference(name, found[task][name]) for name in names]
-                lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        if task == "edit":
+            lines += ["", _changed(WORLDS[size])]
+        several = {model: found for model, found in rows.items() if model in MULTI}
+        for head, pairs in (
+            ("MTU less single-task, paired", _paired(several, rows.get("single-task", {}))),
+            ("artefact less PyTorch, paired", _paired(exports, reference)),
+        ):
+            lines += ["", f"| {head} | " + " | ".join(names) + " |"]
+            lines += ["|---|" + "---|" * len(names)]
+            for model, found in pairs.items():
+                if task in found:
+                    cells = [_difference(name, found[task][name]) for name in names]
+                    lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _changed(world: World) -> str:
+    """In how many edits it is the changed thing that no model was trained on."""
+    count = 0
+    for one in held_out(world, "edit", TORCH_CASES):
+        before = one.before.things if one.before else ()
+        count += any(is_fresh(world, thing) for thing in one.after.things if thing not in before)
+    return (
+        f"What is added or changed is of a combination that was never trained on in {count} of "
+        f"the {TORCH_CASES} cases; in the others one that stays is."
+    )
 
 
 def make(size: str, home: Path, rows: str = "") -> None:
@@ -259,13 +270,20 @@ def make(size: str, home: Path, rows: str = "") -> None:
     said = (
         f"Made by `python -m benchmarks.shapes {size}`: {TORCH_CASES} held-out cases a task in "
         f"PyTorch, the first {ARTEFACT_CASES} of them for artefacts, each in its own runtime (Core "
-        "ML: the evaluator of saved packages); every row from the same noise. 95 % intervals."
+        "ML: the evaluator of saved packages); every row from the same noise. 95 % intervals. "
+        "Every model begins with the dense T2I UNet, which is the single-task model of t2i; each "
+        "other task has the same number of samples in its single-task model as in MTU, where t2i "
+        "is trained on. Not as in the paper: Min-SNR weights, and value rows times N at the start."
     )
     RESULTS.mkdir(exist_ok=True)
-    paired = _paired(found[1], found[0].get("MTU N=4", {}))
-    text = json.dumps(
-        {"torch": _means(found[0]), "artefacts": _means(found[1]), "paired": paired}, indent=1
-    )
+    several = {model: tasks for model, tasks in found[0].items() if model in MULTI}
+    figures = {
+        "torch": _means(found[0]),
+        "artefacts": _means(found[1]),
+        "multi": _paired(several, found[0].get("single-task", {})),
+        "paired": _paired(found[1], found[0].get("MTU N=4", {})),
+    }
+    text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
     (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, said), "utf-8")
 

@@ -59,6 +59,11 @@ class Encoder:
         return found.mean, found.std
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The most exact type that sums can have there: Metal has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def conditioning(
     task: Task,
     images: Tensor | None,
@@ -80,7 +85,7 @@ def conditioning(
         assert images is not None
         if entry.kind == "image":
             cells = images.unflatten(-2, (latent[0], -1)).unflatten(-1, (latent[1], -1))
-            rows.append(cells.double().mean((3, 5)).float())
+            rows.append(cells.to(widest(cells.device)).mean((3, 5)).float())
             continue
         seen = images
         if entry.kind == "masked_image_latent":

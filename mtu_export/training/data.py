@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +43,8 @@ class Sample:
 class Samples(Protocol):
     """A training set; the same index gives the same sample at any time.
 
-    A set that also has ``batch(indices) -> list[Sample]`` is asked for whole batches.
+    A set that also has ``batch(indices) -> list[Sample]`` is asked for whole batches. One that has
+    ``fingerprint``, a string that changes with its content, is told from another of its name.
     """
 
     def __len__(self) -> int:
@@ -117,12 +120,13 @@ class Folder:
 
     A line is ``{"file_name": ..., "task": ..., "text": ..., "condition": ..., "mask": ...}``, of
     which the last three may be left out. Pictures are cut to ``height`` x ``width`` as ``run``
-    cuts a user's; input images and masks must have the shape of theirs. Raises ``PlanError``.
+    cuts a user's; input images and masks must have the shape of theirs. ``fingerprint`` changes
+    with the metadata and with sizes and times of the pictures. Raises ``PlanError``.
     """
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.folder, self.height, self.width = folder, height, width
-        self.rows = _rows(folder)
+        self.rows, self.fingerprint = _rows(folder)
 
     def __len__(self) -> int:
         """How many lines the metadata has."""
@@ -157,13 +161,14 @@ class Folder:
         )
 
 
-def _rows(folder: Path) -> list[Mapping[str, str]]:
+def _rows(folder: Path) -> tuple[list[Mapping[str, str]], str]:
+    """The lines of the metadata, and a digest of them and their files."""
     path = folder / METADATA
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
-    rows = []
+    rows, content = [], hashlib.sha256(text.encode())
     lines = text.removesuffix("\n").split("\n") if text else []  # a caption may hold U+2028
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -172,12 +177,13 @@ def _rows(folder: Path) -> list[Mapping[str, str]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path}: line {number} is no JSON: {error}") from None
-        _check_row(row, f"{path}: line {number}", folder)
+        content.update(_check_row(row, f"{path}: line {number}", folder))
         rows.append({key: value for key, value in row.items() if value is not None})
-    return rows
+    return rows, content.hexdigest()
 
 
-def _check_row(row: Any, where: str, folder: Path) -> None:
+def _check_row(row: Any, where: str, folder: Path) -> bytes:
+    """Sizes and times of the pictures of a line."""
     if not isinstance(row, dict):
         raise PlanError(f"{where} is no object")
     for key, value in row.items():
@@ -191,16 +197,24 @@ def _check_row(row: Any, where: str, folder: Path) -> None:
     for key in (*_NEEDED[1:], "text"):
         if not _is_utf8(row.get(key) or ""):
             raise PlanError(f"{where}: {key} {shown(row[key])} has a lone surrogate")
-    for key in ("file_name", "condition", "mask"):
-        name = row.get(key)
-        if name is None:
-            continue
+    keys = ("file_name", "condition", "mask")
+    paths = {key: row[key] for key in keys if row.get(key) is not None}
+    for key, name in paths.items():
         try:
             inside = folder.resolve() in (folder / name).resolve().parents
         except (OSError, RuntimeError, ValueError) as error:  # links in a circle, null characters
             raise PlanError(f"{where}: {key} {shown(name)} is no path: {error}") from None
         if not inside:
             raise PlanError(f"{where}: {key} {shown(name)} lies outside the folder")
+    found = []
+    for key, name in paths.items():
+        try:
+            said = (folder / name).stat()
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise PlanError(f"{where}: {key} {shown(name)} cannot be read: {reason}") from None
+        found.append((said.st_size, said.st_mtime_ns))
+    return repr(found).encode()
 
 
 def _is_utf8(text: str) -> bool:

@@ -102,6 +102,7 @@ class Cached:
         wanted = {
             "data": recipe.data or str(recipe.data_folder or type(self.live.samples).__qualname__),
             "samples": len(self.live.indices[task.name]),
+            "fingerprint": getattr(self.live.samples, "fingerprint", None),
             "conditioning": task.to_json()["conditioning"],
             "size": list(self.live.size),
             "dtype": recipe.latents_dtype,

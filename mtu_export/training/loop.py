@@ -19,7 +19,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from mtu_export.spec import CheckpointError, ParityError, Task
-from mtu_export.training.batches import Batch, Source, without_image
+from mtu_export.training.batches import Batch, Source, widest, without_image
 from mtu_export.training.draws import Draws, Order, draws, dropped, seed_of
 from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import Progress
@@ -42,12 +42,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [n] of the loss (Hang et al. 2023) for the schedule's prediction type."""
-    kept = schedule.alphas_cumprod.to(timesteps.device)[timesteps].double()
+    kept = schedule.alphas_cumprod.cpu().double()[timesteps.cpu()]
     snr = kept / (1 - kept)
-    least = snr.clamp(max=gamma)
     epsilon = schedule.config["prediction_type"] == "epsilon"
+    found = snr.clamp(max=gamma) / (snr if epsilon else snr + 1)
     # the last step of zero-SNR betas has no signal: epsilon says nothing there
-    return torch.where(snr > 0, least / (snr if epsilon else snr + 1), 1.0 * (not epsilon)).float()
+    return torch.where(snr > 0, found, 0.0).float().to(timesteps.device)
 
 
 def slices(recipe: Recipe, process: int, processes: int) -> list[slice]:
@@ -74,6 +74,8 @@ class Trainer:
     schedule: DDPMScheduler
     latent: tuple[int, int, int]
     size: tuple[int, int]
+    weights: str = ""
+    """Digest of the UNet that the run begins with."""
     progress: Progress = field(default_factory=Progress)
     ahead: bool | None = None
     """Whether the next step is prepared in a thread; None: where there is a GPU."""
@@ -112,7 +114,7 @@ class Trainer:
         """
         number = self.progress.step
         losses = [self._task(number, task, parts) for task, parts in self._given(number)]
-        told = torch.tensor([float(asked())], dtype=torch.float64, device=self.device)
+        told = torch.tensor([float(asked())], dtype=widest(self.device), device=self.device)
         shared = torch.cat([torch.stack(losses), told])
         if self.accelerator.num_processes > 1:
             shared = self.accelerator.reduce(shared, "sum")
@@ -163,13 +165,13 @@ class Trainer:
         self._pool = self._next = None
 
     def _task(self, step: int, task: Task, parts: Sequence[tuple[Batch, Draws]]) -> Tensor:
-        """Forward and backward of one task; its part of the mean loss, float64."""
+        """Forward and backward of one task; its part of the mean loss."""
         torch.manual_seed(seed_of(self.recipe.seed, "dropout", step, task.name))
-        whole = torch.zeros((), dtype=torch.float64, device=self.device)
+        whole = torch.zeros((), dtype=widest(self.device), device=self.device)
         for batch, drawn in parts:
             loss = self._losses(task, batch, drawn).sum() / self.recipe.samples_a_step
             loss.backward()
-            whole += loss.detach().double()
+            whole += loss.detach()
         return whole
 
     def _losses(self, task: Task, batch: Batch, drawn: Draws) -> Tensor:
@@ -272,7 +274,7 @@ def _cut(drawn: Draws, part: slice) -> Draws:
 
 def _refuse_infinite(value: float, what: str) -> None:
     if not math.isfinite(value):
-        raise ParityError(f"{what} is {value}; lower learning_rate or check the data")
+        raise ParityError(f"{what} is {value}; check the data, or try a lower learning_rate anew")
 
 
 def seconds() -> float:

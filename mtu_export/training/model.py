@@ -114,15 +114,16 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
     words = recipe.upcycle
     wanted = {
         "model": str(found.folder.resolve()),
-        "weights of the model": _digest(found.folder / "unet"),
+        "weights of the model": digest(found.folder / "unet"),
         "tasks": [task.to_json() for task in found.tasks],
         "seed": recipe.seed,
         **{f"upcycle.{row.name}": getattr(words, row.name) for row in fields(words)},
     }
-    begun = newest(state) is not None
-    if CHECKPOINT.is_on(out) and begun and record.is_file():
+    if CHECKPOINT.is_on(out) and newest(state) is not None:
         refuse_other(checkpoint.read_json(record), wanted, state)
-    elif not (CHECKPOINT.is_on(out) and (begun or _is_of(record, wanted))):
+    elif not (CHECKPOINT.is_on(out) and record.is_file()) or (
+        checkpoint.read_json(record) != wanted
+    ):
         upcycle.upcycle(
             found.folder,
             out,
@@ -141,16 +142,13 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
     return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
 
 
-def _digest(unet: Path) -> str:
+def digest(unet: Path) -> str:
+    """SHA-256 of the weights of a folder, in the order of their names."""
     found = hashlib.sha256()
     for path in checkpoint.weight_files(unet):
         with path.open("rb") as stream:
             found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()
-
-
-def _is_of(record: Path, wanted: Mapping[str, Any]) -> bool:
-    return record.is_file() and checkpoint.read_json(record) == wanted
 
 
 def load(found: Model, train: str) -> tuple[nn.Module, list[str]]:

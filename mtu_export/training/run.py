@@ -233,6 +233,7 @@ def _trainer(
         schedule=schedule,
         latent=(encoder.channels, *live.latent),
         size=size,
+        weights=model.digest(found.folder / "unet"),
     )
     last = state.newest(recipe.state_folder())
     if last is not None:
@@ -253,16 +254,16 @@ def _accelerator(recipe: Recipe) -> Any:
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
-    """What a state must be of: the recipe's numbers, and how many samples each task has."""
+    """What a state must be of: the recipe's numbers, the model, how many samples a task has."""
     counts = {f"samples of {name}": count for name, count in trainer.counts.items()}
-    return {**trainer.recipe.identity(), **counts}
+    return {**trainer.recipe.identity(), **counts, "weights of the model": trainer.weights}
 
 
 # --------------------------------------------------------------------------------- the steps
 
 
 def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
-    """The steps that are left; the state is saved on the way, at the end and on Ctrl-C."""
+    """The steps that are left; the state is saved on the way, at the end, on Ctrl-C and errors."""
     progress, home = trainer.progress, recipe.state_folder()
     main = trainer.accelerator.is_main_process
     if progress.step > recipe.steps:
@@ -272,6 +273,7 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     rows = log.Log(home, recipe.log_with if main else (), progress.step)
     begin, stopped = seconds() - progress.seconds, False
     saved = progress.step
+    shown.say(f"state: {home}, step {progress.step} of {recipe.steps}")
     try:
         with ctrl_c() as stop, shown.progress("train") as advance:
             while progress.step < recipe.steps and not stopped:
@@ -285,8 +287,11 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
                     saved = progress.step
     except KeyboardInterrupt:
         stopped = True
-    except ParityError as error:
-        raise ParityError(f"{error}; {_kept(saved, home)}") from None
+    except (CheckpointError, ParityError, PlanError) as error:
+        if main and saved < progress.step:  # a step that fails leaves the weights as they were
+            state.save(home, progress, _identity(trainer), trainer.tensors())
+            saved = progress.step
+        raise type(error)(f"{error}; {_kept(saved, home)}") from None
     finally:
         rows.close()
     if stopped and progress.step < recipe.steps:

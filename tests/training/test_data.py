@@ -73,8 +73,9 @@ def test_bad_metadata_is_refused_by_line(tmp_path: Path, row: Any, message: str)
 
 def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(PlanError, match="line 1: file_name 'loop' is no path"):
+    with pytest.raises(PlanError, match=r"line 1: file_name 'loop' (is no path|cannot be read)"):
         Folder(folder(tmp_path, {"file_name": "loop", "task": "sr"}), 32, 32)
+    picture(tmp_path / "a.png", 8, 8)
     text = "one\u2028two\u0085three"
     row = json.dumps({"file_name": "a.png", "task": "sr", "text": text}, ensure_ascii=False)
     found = Folder(folder(tmp_path, row), 32, 32)
@@ -87,11 +88,25 @@ def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 40, 40)
     picture(tmp_path / "wide.png", 80, 40)
     row = {"file_name": "a.png", "task": "edit", "condition": "wide.png"}
-    found = Folder(folder(tmp_path, row, {"file_name": "no.png", "task": "edit"}), 32, 32)
+    (tmp_path / "text.png").write_text("no picture", "utf-8")
+    found = Folder(folder(tmp_path, row, {"file_name": "text.png", "task": "edit"}), 32, 32)
     with pytest.raises(PlanError, match=r"line 1: condition 'wide\.png' has another shape"):
         found[0]
-    with pytest.raises(PlanError, match="no image file"):
+    with pytest.raises(PlanError, match="is no image; legal"):
         found[1]
+    with pytest.raises(PlanError, match=r"line 2: file_name 'no\.png' cannot be read: No such"):
+        Folder(folder(tmp_path, row, {"file_name": "no.png", "task": "edit"}), 32, 32)
+
+
+def test_the_fingerprint_of_a_folder_changes_with_words_and_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 40, 40)
+    row = {"file_name": "a.png", "task": "sr"}
+    found = [Folder(folder(tmp_path, row), 32, 32).fingerprint for _ in range(2)]
+    found.append(Folder(folder(tmp_path, {**row, "text": "x"}), 32, 32).fingerprint)
+    picture(tmp_path / "a.png", 41, 40, seed=1)
+    found.append(Folder(folder(tmp_path, row), 32, 32).fingerprint)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -101,11 +102,13 @@ def test_identity_is_what_decides_the_numbers(tmp_path: Path) -> None:
 
 def test_every_key_is_checked_and_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
-    for row in fields(Recipe):
-        if row.name not in ("name", "upcycle"):
-            assert f"| `{row.name}` |" in text
-    for row in fields(training.Upcycling):
-        assert f"| `upcycle.{row.name}` |" in text
+    rows = [(row.name, row) for row in fields(Recipe) if row.name not in ("name", "upcycle")]
+    rows += [(f"upcycle.{row.name}", row) for row in fields(training.Upcycling)]
+    for name, row in rows:
+        assert f"\n| `{name}` | " in text, name
+        said = text.split(f"\n| `{name}` | ")[1].split(" | ")[0].strip("|` ")
+        if isinstance(row.default, (bool, int, float, str)):
+            assert tomllib.loads(f"x = {said.replace('`', '')}")["x"] == row.default, name
 
 
 @pytest.mark.parametrize(
