@@ -11,8 +11,8 @@ from typing import Any
 
 from mtu_export import checkpoint
 
-UNET = ("unet/config.json", f"unet/{checkpoint.WEIGHTS}")
-PARTS = (f"vae/{checkpoint.WEIGHTS}", f"text_encoder/{checkpoint.TEXT_WEIGHTS}")
+UNET = ("unet/config.json", f"unet/{checkpoint.WEIGHTS}.safetensors")
+PARTS = (f"vae/{checkpoint.WEIGHTS}.safetensors", f"text_encoder/{checkpoint.TEXT_WEIGHTS}.safetensors")
 
 
 def stamp(files: Sequence[Path], *said: Any) -> str:
