@@ -12,7 +12,10 @@ from typing import Any
 from mtu_export import checkpoint
 
 UNET = ("unet/config.json", f"unet/{checkpoint.WEIGHTS}.safetensors")
-PARTS = (f"vae/{checkpoint.WEIGHTS}.safetensors", f"text_encoder/{checkpoint.TEXT_WEIGHTS}.safetensors")
+PARTS = (
+    f"vae/{checkpoint.WEIGHTS}.safetensors",
+    f"text_encoder/{checkpoint.TEXT_WEIGHTS}.safetensors",
+)
 
 
 def stamp(files: Sequence[Path], *said: Any) -> str:

@@ -238,7 +238,19 @@ def _trainer(
     last = state.newest(recipe.state_folder())
     if last is not None:
         trainer.restore(*state.read(last, _identity(trainer)))
+    _refuse_apart(trainer)
     return trainer
+
+
+def _refuse_apart(trainer: Trainer) -> None:
+    """Refuse processes that do not see the same state; raises ``PlanError`` in all of them."""
+    here = torch.tensor([trainer.progress.step], device=trainer.device)
+    steps = sorted(set(trainer.accelerator.gather(here).tolist()))
+    if len(steps) > 1:
+        raise PlanError(
+            f"processes are at steps {steps[0]} and {steps[-1]}: {trainer.recipe.state_folder()} "
+            "must be on a disk that all of them share"
+        )
 
 
 def _accelerator(recipe: Recipe) -> Any:
@@ -288,7 +300,8 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     except KeyboardInterrupt:
         stopped = True
     except (CheckpointError, ParityError, PlanError) as error:
-        if main and saved < progress.step:  # a step that fails leaves the weights as they were
+        # data that fail leave the weights as they were; an infinite loss says that they may be bad
+        if main and saved < progress.step and not isinstance(error, ParityError):
             state.save(home, progress, _identity(trainer), trainer.tensors())
             saved = progress.step
         raise type(error)(f"{error}; {_kept(saved, home)}") from None
