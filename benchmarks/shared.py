@@ -7,7 +7,7 @@ pipelines, each task alone too, `sd15` the UNet, for one task (`inpaint`) and fo
 Latency: both bundles in one process, passes that take turns, the median of each of five rounds.
 Memory: the peak of a process that opens one task and runs a pass, against one that goes through all
 four so. What is done, a row or an export of it, is kept under `--home`, so the run can be stopped
-at any time.
+at any time. Rows of the results that `--only` does not name stay as they are.
 """
 
 from __future__ import annotations
@@ -272,7 +272,9 @@ def main() -> None:
         {"latency": latency, "memory": memory}[words.call[0]](*words.call[1:])
         return
     (words.home / "rows").mkdir(parents=True, exist_ok=True)
-    rows = []
+    results, rows = words.out / "shared.json", []
+    before = json.loads(results.read_text("utf-8")) if results.is_file() else []
+    others = {(row["size"], row["target"], row["scheme"]): row for row in before}
     for key in ROWS:
         file, work = (words.home / kind / "-".join(key) for kind in ("rows", "work"))
         file = file.with_suffix(".json")
@@ -281,8 +283,10 @@ def main() -> None:
             shutil.rmtree(work, ignore_errors=True)
         if file.is_file():
             rows.append(json.loads(file.read_text("utf-8")))
+        elif key in others:
+            rows.append(others[key])
     words.out.mkdir(parents=True, exist_ok=True)
-    (words.out / "shared.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    results.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     (words.out / "shared.md").write_text(page(rows), "utf-8")
 
 
