@@ -106,9 +106,9 @@ class Console:
 
             yield advance
 
-    def say(self, line: str) -> None:
-        """One line where no bar is seen: in a log file or a pipe."""
-        if not self.silent and not self.stream.isatty():
+    def say(self, line: str, *, always: bool = False) -> None:
+        """One line where no bar is seen: in a log file or a pipe; ``always``: on a terminal too."""
+        if not self.silent and (always or not self.stream.isatty()):
             self.stream.write(f"{plain(line)}\n")
             self.stream.flush()
 

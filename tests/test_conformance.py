@@ -23,9 +23,10 @@ MATRIX = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "scheme"), MATRIX)
 def test_every_target_exports_every_scheme_it_accepts(
-    target: str, scheme: str, tmp_path: Path
+    target: str, scheme: str, pipeline: Path, tmp_path: Path
 ) -> None:
-    words = {"target": target, "scheme": scheme, "task": "inpaint", "out": tmp_path / "b"}
+    words = {"target": target, "model": pipeline, "scheme": scheme, "task": "inpaint"}
+    words |= {"out": tmp_path / "b"}
     try:
         resolved = plan.resolve(**words)
     except Unsupported as refusal:

@@ -103,22 +103,26 @@ def test_a_failure_leaves_the_older_picture(
 
 
 def test_inspect_plots_and_prints_one_line_a_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(["inspect", "--plot", "map.png"], monkeypatch, capfd)
+    inspect = ["inspect", str(pipeline)]
+    code, out, err = run([*inspect, "--plot", "map.png"], monkeypatch, capfd)
     assert (code, err.splitlines()[0][:9]) == (0, "✓ measure")
     assert (tmp_path / "map.png").read_bytes().startswith(PNG)
     assert len([line for line in out.splitlines() if ".attn.0.block.0" in line]) == 3
     assert "conv + linear" in out
-    code, out, _ = run(["inspect", "--json", "--height", "64"], monkeypatch, capfd)
+    code, out, _ = run([*inspect, "--json", "--height", "64"], monkeypatch, capfd)
     found = json.loads(out)
     assert found["image"] == "64 x 128"
     assert len(found["expert weights"][0]["tasks"]["edit"]) == found["config"]["num_experts"]
-    code, out, err = run(["inspect", "--plot", "map.png"], monkeypatch, capfd)
+    code, out, err = run([*inspect, "--plot", "map.png"], monkeypatch, capfd)
     assert (code, out) == (2, "")
     assert err == ("error: picture 'map.png' exists; choose another --plot or pass --force\n")
-    code, out, err = run(["inspect", "--width", "7"], monkeypatch, capfd)
+    code, out, err = run([*inspect, "--width", "7"], monkeypatch, capfd)
     assert (code, out) == (2, "")
     assert "error: --width must be a multiple of 16" in err
 

@@ -3,9 +3,10 @@
     python -m benchmarks.shapes small
     python -m benchmarks.shapes full --minutes 25 --piece 10
 
-Everything lies in ``~/.cache/mtu-export/shapes/SIZE``; what is done is not done again, and what was
-stopped goes on. A recipe is also a config of ``mtu-export train``. ``--minutes`` scales the
-recipes' steps to a time measured here; ``--piece`` stops after so many minutes, to go on later.
+Everything lies in ``~/.cache/mtu-export/shapes/SIZE``, states of UNets in
+``~/.cache/mtu-export/training``; what is done is not done again, and what was stopped goes on. A
+recipe is also a config of ``mtu-export train``. ``--minutes`` scales the recipes' steps to a time
+measured here; ``--piece`` stops after so many minutes, to go on later.
 """
 
 from __future__ import annotations

@@ -60,6 +60,8 @@ def upcycle(
         source, out = None, Path(source)
     if out is None or (source is None) != random:
         raise PlanError("usage: upcycle SOURCE OUT --task ... or upcycle --arch NAME --random OUT")
+    if random and rescale:
+        raise PlanError("--rescale needs a source; random experts stand for no dense model")
     if experts < 1:
         raise PlanError(f"--experts must be at least 1, got {experts}")
     if task_norm not in ("replace", "stacked"):

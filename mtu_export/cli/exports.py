@@ -68,7 +68,11 @@ def _export(
     ] = None,
     bake_steps: Annotated[
         str | None,
-        typer.Option("--bake-steps", metavar="N,N", help=f"Step counts; default: {_STEPS}."),
+        typer.Option(
+            "--bake-steps",
+            metavar="N,N",
+            help=f"Step counts; default: {_STEPS} and the tasks' own.",
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -178,15 +182,17 @@ def target_command(name: str) -> Callable[..., None]:
 def _option_help(row: Any) -> str:
     choices = row.metadata.get("choices")
     text = row.metadata.get("help", "")
-    legal = f" One of: {', '.join(map(str, choices))}." if choices else ""
+    legal = f". One of: {', '.join(map(str, choices))}" if choices else ""
     several = row.metadata.get("several")
     more = f", {several} for several tasks" if several is not None else ""
-    return f"{text}{legal} Default: {row.default}{more}."
+    return f"{text}{legal}. Default: {row.default}{more}."
 
 
 def diffusers(
     model: Model = None,
-    task: TaskName = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Task of the checkpoint (see: inspect).")
+    ] = None,
     output: Out = None,
     force: Force = False,
     as_json: Json = False,

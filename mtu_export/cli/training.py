@@ -29,7 +29,7 @@ def train(
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train experts, routers, task embeddings, task norms and input convolutions: train CONFIG
+    """Train a checkpoint by the paper's recipe, or a dense UNet for one task: train CONFIG
 
     A stopped run goes on with the same command.
     """

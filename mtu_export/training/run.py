@@ -285,7 +285,7 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     rows = log.Log(home, recipe.log_with if main else (), progress.step)
     begin, stopped = seconds() - progress.seconds, False
     saved = progress.step
-    shown.say(f"state: {home}, step {progress.step} of {recipe.steps}")
+    shown.say(f"state: {home}, step {progress.step} of {recipe.steps}", always=True)
     try:
         with ctrl_c() as stop, shown.progress("train") as advance:
             while progress.step < recipe.steps and not stopped:

@@ -20,7 +20,7 @@ class Console(Protocol):
         """A bar, told how many of how many are done, and a note."""
         ...
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, *, always: bool = False) -> None:
         """A line for a log file, where no bar is seen."""
         ...
 
@@ -40,7 +40,7 @@ class Silent:
         """Nothing."""
         return nullcontext(lambda *_: None)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, *, always: bool = False) -> None:
         """Nothing."""
 
     def warn(self, line: str) -> None:

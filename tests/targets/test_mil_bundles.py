@@ -30,9 +30,9 @@ def _export(tmp_path_factory: pytest.TempPathFactory, **words: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint, all parts, int8."""
-    return _export(tmp_path_factory, scheme="int8")
+def whole(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All parts, int8."""
+    return _export(tmp_path_factory, model=pipeline, scheme="int8")
 
 
 @pytest.fixture
