@@ -102,13 +102,34 @@ def wholes(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def shared(rows: list[dict[str, Any]]) -> list[str]:
+    """Bundles of four tasks over those of one, at published size; bytes of weights and of all."""
+    lines = [
+        "| SD 1.5 | one task | four tasks | weights | folder | of a task's own |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        one, four = row["alone"]["inpaint"], row["shared"]
+        if row["size"] == "tiny" or one["exit"] or four["exit"]:
+            continue
+        name = f"{row['target']} {row['scheme']}"
+        name += ", all parts" if row["size"].endswith("-whole") else ", UNet"
+        own = max((four["task_weight_bytes"] or {"": 0}).values())
+        lines.append(
+            f"| {name} | {one['bundle_bytes'] / 1e6:.1f} MB | {four['bundle_bytes'] / 1e6:.1f} MB "
+            f"| {four['weight_bytes'] / one['weight_bytes']:.3f} x "
+            f"| {four['bundle_bytes'] / one['bundle_bytes']:.3f} x | {own / 1e6:.2f} MB |"
+        )
+    return lines
+
+
 def main() -> None:
     """Rewrite the block between the markers."""
     rows = json.loads((HERE / "results" / "conformance.json").read_text("utf-8"))
     large = json.loads((HERE / "results" / "sizes.json").read_text("utf-8"))
-    whole, optimum = (
+    whole, optimum, several = (
         json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
-        for name in ("pipelines", "optimum")
+        for name in ("pipelines", "optimum", "shared")
     )
     text = "\n".join(
         [
@@ -138,6 +159,11 @@ def main() -> None:
             "(benchmarks/results/sizes.md)):",
             "",
             *wholes(large),
+            "",
+            "Four tasks (t2i, edit, sr, inpaint) in one bundle over one alone; latency, memory "
+            "and time of the export are [measured too](benchmarks/results/shared.md):",
+            "",
+            *shared(several),
             END,
         ]
     )

@@ -76,16 +76,22 @@ def _given(world: World, cases: Sequence[Case]) -> Sequence[Tensor | None]:
 
 def compare(
     world: World, model: Path, bundles: Mapping[str, Path], tasks: Mapping[str, int], out: Path
-) -> None:
-    """The first held-out cases of tasks: input, the model in PyTorch, its bundles, truth."""
-    parts, rows = sampling.Parts.of(model), []
+) -> dict[str, dict[str, Tensor]]:
+    """The first held-out cases of tasks: input, the model in PyTorch, its bundles, truth.
+
+    Returns what was made by task and by "PyTorch" or bundle, [count, 3, side, side] each.
+    """
+    parts, rows, found = sampling.Parts.of(model), [], {}
     for task, count in tasks.items():
         cases = table.held_out(world, task, count)
-        made = [sampling.pictures(world, parts, sampling.live(model, task), cases)]
-        made += [table.artefact(folder, world, task)(cases) for folder in bundles.values()]
-        columns = [_given(world, cases), *made, draw(world, [one.after for one in cases])]
+        made = {"PyTorch": sampling.pictures(world, parts, sampling.live(model, task), cases)}
+        made |= {name: table.artefact(f, world, task)(cases) for name, f in bundles.items()}
+        truth = draw(world, [one.after for one in cases])
+        columns = [_given(world, cases), *made.values(), truth]
         rows += [(_words(cases[i]), [column[i] for column in columns]) for i in range(count)]
+        found[task] = made
     sheet(["input", "PyTorch", *bundles, "truth"], rows, out)
+    return found
 
 
 def all_sheets(size: str, home: Path, count: int = 12) -> list[Path]:

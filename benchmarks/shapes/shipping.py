@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from mtu_export.training import Recipe
 
 MODEL, SHIPPED = "mtu-n4", "shipped"
 MOST_BYTES = 24_000_000
+LICENCE = Path(__file__).parents[2] / "LICENSE"
 
 
 def ship(home: Path) -> Path:
@@ -27,11 +29,12 @@ def ship(home: Path) -> Path:
 
     One that is there and is the same stays, with its card.
     """
-    out, private = home / SHIPPED, home / f".{SHIPPED}.partial"
+    out, private = home / SHIPPED, home / f".{SHIPPED}.{os.getpid()}.partial"
     shutil.rmtree(private, ignore_errors=True)
     shutil.copytree(home / MODEL, private)
     for path in private.rglob("*.safetensors"):
         _halve(path)
+    shutil.copyfile(LICENCE, private / LICENCE.name)
     path = private / "unet" / "config.json"
     config = checkpoint.read_json(path)
     tasks = checkpoint.tasks(config)
@@ -65,7 +68,9 @@ def _halve(path: Path) -> None:
         rows[name] = value.half() if value.dtype == torch.float32 else value
         if not bool(torch.isfinite(rows[name]).all()):
             raise SystemExit(f"{path}: {name} does not fit float16")
+    mode = path.stat().st_mode
     save_file(rows, path, said)
+    path.chmod(mode)
 
 
 # ---------------------------------------------------------------------------------------- card

@@ -278,6 +278,7 @@ def make(size: str, home: Path, rows: str = "") -> None:
     RESULTS.mkdir(exist_ok=True)
     several = {model: tasks for model, tasks in found[0].items() if model in MULTI}
     figures = {
+        "cases": {"torch": TORCH_CASES, "artefacts": ARTEFACT_CASES},
         "torch": _means(found[0]),
         "artefacts": _means(found[1]),
         "multi": _paired(several, found[0].get("single-task", {})),
