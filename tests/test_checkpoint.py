@@ -145,6 +145,44 @@ def test_a_hub_id_is_read_from_the_hub_cache(
     assert found == home / "snapshots" / "def456"
 
 
+_REPOSITORY = """LICENSE model_index.json scheduler/scheduler_config.json tokenizer/merges.txt
+unet/config.json unet/diffusion_pytorch_model.safetensors
+unet/diffusion_pytorch_model.fp16.safetensors unet/diffusion_pytorch_model.non_ema.safetensors
+unet/diffusion_pytorch_model-00001-of-00002.safetensors unet/diffusion_pytorch_model.bin
+vae/diffusion_pytorch_model.safetensors vae/diffusion_pytorch_model.fp16.safetensors
+text_encoder/model.safetensors text_encoder/model.fp16.safetensors
+text_encoder_2/model.safetensors safety_checker/model.safetensors v1-5-pruned.safetensors
+v1-5-pruned-emaonly.ckpt README.md"""
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_of_a_pipeline_on_the_hub_only_what_is_read_is_fetched(
+    pipeline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's own filter, over the files of a repository like that of SD 1.5."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = _REPOSITORY.split() if pipeline else ["a/b.safetensors", "c.safetensors", "d.bin"]
+
+    def fetch(_: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert revision == "v2"
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    checkpoint.locate("someone/shapes-mtu", "v2")
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    found = {path.relative_to(tmp_path).as_posix() for path in files}
+    if pipeline:
+        unwanted = ("fp16", "non_ema", "safety", "pruned", ".bin", ".md")
+        assert found == {name for name in names if not any(word in name for word in unwanted)}
+    else:
+        assert found == set(names[:2])
+
+
 def test_shards_hold_no_more_than_asked(tmp_path: Path) -> None:
     rows = [(f"t{i}", torch.full((100,), float(i))) for i in range(7)]
     checkpoint.write(tmp_path / "w", {"a": 1}, iter(rows), shard_bytes=900)

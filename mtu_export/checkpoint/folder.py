@@ -12,6 +12,17 @@ from mtu_export.spec import CheckpointError, ToolchainMissing
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "tiny-random"
 _JSON_LIMIT = 64_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SAID = ("*.json", "*.txt", "LICENSE*")
+_SHARDS = ("", "-?????-of-?????")
+_WEIGHTS = tuple(
+    f"{part}/{stem}{shard}.safetensors"
+    for stem, parts in (
+        ("diffusion_pytorch_model", ("unet", "vae")),
+        ("model", ("text_encoder", "text_encoder_2")),
+    )
+    for part in parts
+    for shard in _SHARDS
+)
 
 
 def locate(model: str | Path | None, revision: str | None = None) -> Path:
@@ -35,16 +46,20 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
+    """The snapshot of a repository: of a pipeline the weights that are read here alone.
+
+    Repositories of pipelines also hold whole models in one file, half-precision twins and safety
+    checkers: several times the bytes of the pipeline.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ToolchainMissing("huggingface_hub", "all") from None
     try:
-        found = snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.txt", "LICENSE*"],
-        )
+        said = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_SAID]))
+        pipeline = (said / "unet" / "config.json").is_file()
+        rows = _WEIGHTS if pipeline else ("*.safetensors",)
+        found = snapshot_download(hub_id, revision=revision, allow_patterns=[*_SAID, *rows])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
