@@ -125,9 +125,13 @@ def _given(world: World, cases: Sequence[Case]) -> Tensor:
 # ----------------------------------------------------------------------------------- artefacts
 
 
+def _folder(home: Path, target: str, scheme: str) -> Path:
+    return home / "bundles" / f"{target}-{scheme}-{stamp(home, SHIPPED)}"
+
+
 def exported(home: Path, target: str, scheme: str) -> Path:
     """The bundle of all tasks of the model, exported where it is not there."""
-    out = home / "bundles" / f"{target}-{scheme}-{stamp(home, SHIPPED)}"
+    out = _folder(home, target, scheme)
     if not (out / "manifest.json").is_file():
         words = [target, "--scheme", scheme, "--all-tasks", "-m", str(home / SHIPPED)]
         subprocess.run([sys.executable, "-m", "mtu_export", *words, "-o", str(out)], check=True)
@@ -173,6 +177,19 @@ def artefact_rows(size: str, home: Path) -> list[Row]:
     ]
 
 
+def ladder(home: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+    """dB by artefact, task and rung, as the proofs of the bundles that are there say."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for target, scheme in ARTEFACTS:
+        folder = _folder(home, target, scheme)
+        if (folder / "manifest.json").is_file():
+            tasks = found.setdefault(f"{target} {scheme}", {})
+            for one in bundle.read(folder).proof:
+                rung = "folded" if one.rung == "folded" else one.component
+                tasks.setdefault(one.task, {})[rung] = one.psnr_db
+    return found
+
+
 # ---------------------------------------------------------------------------------------- page
 
 
@@ -211,8 +228,14 @@ def _difference(name: str, values: Sequence[float]) -> str:
     return f"{mean} {unit} ({low} to {high})"
 
 
-def page(size: str, rows: Mapping[str, Any], exports: Mapping[str, Any], said: str) -> str:
-    """The rows as Markdown."""
+def page(
+    size: str,
+    rows: Mapping[str, Any],
+    exports: Mapping[str, Any],
+    rungs: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    said: str,
+) -> str:
+    """The rows and the ladder as Markdown."""
     lines = [f"# The small world, size `{size}`", "", said, ""]
     reference = rows.get("MTU N=4", {})
     for task in TASKS:
@@ -239,7 +262,43 @@ def page(size: str, rows: Mapping[str, Any], exports: Mapping[str, Any], said: s
                     cells = [_difference(name, found[task][name]) for name in names]
                     lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
+    if rungs:
+        lines += _ladder_page(rungs)
     return "\n".join(lines)
+
+
+def _ladder_page(
+    found: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> list[str]:
+    lines = [
+        "## The ladder",
+        "",
+        "dB (PSNR, the worst of the export's proofs): each part and the loop against PyTorch with "
+        "the live router. An empty cell is a part that the task does not need.",
+        "",
+        "| artefact | task | " + " | ".join(_RUNGS.values()) + " |",
+        "|---" * (2 + len(_RUNGS)) + "|",
+    ]
+    for model, tasks in found.items():
+        for task, said in tasks.items():
+            cells = [_rung(said, name) for name in _RUNGS]
+            lines.append(f"| {model} | {task} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _rung(said: Mapping[str, float | None], name: str) -> str:
+    value = said.get(name)
+    return f"{value:.1f}" if value is not None else "not run" if name in said else ""
+
+
+_RUNGS = {
+    "text_encoder": "text encoder",
+    "vae_encoder": "VAE encoder",
+    "folded": "UNet folded",
+    "unet": "UNet",
+    "vae_decoder": "VAE decoder",
+    "pipeline": "loop",
+}
 
 
 def _changed(world: World) -> str:
@@ -283,10 +342,11 @@ def make(size: str, home: Path, rows: str = "") -> None:
         "artefacts": _means(found[1]),
         "multi": _paired(several, found[0].get("single-task", {})),
         "paired": _paired(found[1], found[0].get("MTU N=4", {})),
+        "ladder": ladder(home),
     }
     text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
-    (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, said), "utf-8")
+    (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, figures["ladder"], said), "utf-8")
 
 
 def _measure(world: World, row: Row, path: Path) -> None:
