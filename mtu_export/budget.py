@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtu_export import checkpoint, targets
+from mtu_export import checkpoint, draft, targets
 from mtu_export.catalog import SCHEMES
 from mtu_export.plan import source_folder
 from mtu_export.spec import IntWeights, Plan, ResourceError, Scheme
@@ -62,7 +62,9 @@ def check(plan: Plan) -> None:
             + (f"what fits: {', '.join(fits)}" if fits else "no scheme of any target fits")
             + "; --memory GB overrides what is available"
         )
-    size, free = 1.05 * sum(_stored(plan, name, parts[name]) for name in parts), _free(plan.out)
+    rows = {name: _stored(plan, name, parts[name]) for name in parts}
+    staged = targets.load(plan.target).staging if len(plan.tasks) > 1 else 0
+    size, free = 1.05 * (sum(rows.values()) + staged * rows.get("unet", 0)), _free(plan.out)
     if size > free:
         raise ResourceError(f"{plan.out} needs about {_size(size)} of disk, {_size(free)} are free")
 
@@ -151,6 +153,6 @@ def _group_limit() -> float:
 
 
 def _free(out: Path) -> float:
-    """Free bytes where ``out`` will be."""
+    """Free bytes where ``out`` will be, with those that an export before has left there."""
     home = next(parent for parent in out.absolute().parents if parent.exists())
-    return float(shutil.disk_usage(home).free)
+    return float(shutil.disk_usage(home).free + draft.left(out))

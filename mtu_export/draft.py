@@ -1,33 +1,41 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears whole or not at all.
+
+While it is made it is ``.NAME.KEY.RANDOM.partial`` beside its place, with a ``.lock`` of that name
+which its process holds. An older output is ``.old`` between two renames, ``.dead`` while it goes.
+"""
 
 from __future__ import annotations
 
 import errno
-import glob
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from mtu_export.spec import MtuExportError, OutputExists, PlanError, ResourceError
 
-_STOPPED = ".stopped"
+SCRATCH = ".state"
+"""What a draft has under this name is not of the output; it goes when all else is done."""
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.ELOOP)
+_NO_KEY = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """By which a folder of our making is known: a JSON file with ``key`` (and ``value``)."""
+    """By which a folder of our making is known: a JSON file with ``key`` (and what follows)."""
 
     file: str
     key: str
     value: str | None = None
+    more: tuple[str, ...] = ()
 
     def is_on(self, folder: Path) -> bool:
         """Whether ``folder`` carries the mark."""
@@ -36,26 +44,26 @@ class Mark:
             found = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             return False
-        if not isinstance(found, dict) or self.key not in found:
+        if not isinstance(found, dict) or not {self.key, *self.more} <= found.keys():
             return False
         return self.value is None or found[self.key] == self.value
 
 
-BUNDLE = Mark(file="manifest.json", key="schema_version")
+BUNDLE = Mark(file="manifest.json", key="schema_version", more=("source", "parts", "proof"))
 CHECKPOINT = Mark(file="model_index.json", key="_class_name", value="MTUPipeline")
 FOLDED = Mark(file="config.json", key="_folded_by", value="mtu-export")
 
 
-def refuse_existing(out: Path, force: bool, mark: Mark, source: Path | None = None) -> None:
+def refuse_existing(out: Path, force: bool, mark: Mark, sources: Sequence[Path] = ()) -> None:
     """Refuse an output that is there, or that ``force`` would not replace by its like.
 
-    Only an empty folder or one with ``mark`` is replaced, and never one that is or holds
-    ``source``. Raises ``OutputExists`` and ``PlanError``.
+    Only an empty folder or one with ``mark`` is replaced, and never one that is or holds one of
+    ``sources``. Raises ``OutputExists`` and ``PlanError``.
     """
     while True:
         before = _which(out)
         try:
-            _look(out, force, mark, source)
+            _look(out, force, mark, sources)
         except (MtuExportError, OSError) as error:
             if _which(out) != before:
                 continue  # another process has replaced it while we looked
@@ -74,11 +82,15 @@ def _which(out: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _look(out: Path, force: bool, mark: Mark, source: Path | None) -> None:
-    there = out.is_symlink() or out.exists()
+def _look(out: Path, force: bool, mark: Mark, sources: Sequence[Path]) -> None:
+    try:
+        there = bool(out.lstat())
+    except FileNotFoundError:
+        there = False
     real = out.resolve()
-    if source is not None and (real == source.resolve() or real in source.resolve().parents):
-        raise PlanError(f"output {str(out)!r} is or holds the source {str(source)!r}")
+    for source in sources:
+        if real == source.resolve() or real in source.resolve().parents:
+            raise PlanError(f"output {str(out)!r} is or holds the source {str(source)!r}")
     if not there:
         return
     if not force:
@@ -92,39 +104,38 @@ def _look(out: Path, force: bool, mark: Mark, source: Path | None) -> None:
 
 @contextmanager
 def draft(
-    out: Path, *, force: bool, mark: Mark, source: Path | None = None, keep: bool = False
+    out: Path, *, force: bool, mark: Mark, sources: Sequence[Path] = (), keep: str | None = None
 ) -> Iterator[Path]:
     """A private folder beside ``out`` that takes its place at the end.
 
     After an error or an interruption nothing of it is left and an older ``out`` is untouched.
-    Leftovers of a killed process are removed. With ``keep`` both stay, hidden beside ``out``, and
-    the next draft with ``keep`` begins with them. Raises ``OutputExists``, ``PlanError`` and
-    ``ResourceError`` (no space, no permission).
+    Leftovers of a killed process are removed. With ``keep``, eight hexadecimal digits of what is
+    made, both stay, hidden beside ``out``: the next draft with the same digits begins with them,
+    one with others leaves them until there is an ``out``. Raises ``OutputExists``, ``PlanError``
+    and ``ResourceError`` (no space, no permission).
     """
     out = out.absolute()
-    refuse_existing(out, force, mark, source)
-    made = [parent for parent in out.parents if not parent.exists()]
-    private: Path | None = None
+    made: list[Path] = []
+    private, lock = None, None
     try:
+        _restore(out)
+        refuse_existing(out, force, mark, sources)
+        made = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
-        taken = _taken_up(out) if keep else None
-        _remove_leftovers(out)
-        prefix = f".{out.name[:80]}.{os.getpid()}."
-        private = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=out.parent))
-        if taken is not None:
-            private.rmdir()
-            taken.rename(private)
+        private, lock = (_taken_up(out, keep) if keep else None) or _new(out, keep or _NO_KEY)
+        _remove_leftovers(out, every=not keep)
         try:
             yield private
+            _open_modes(private)
+            refuse_existing(out, force, mark, sources)
+            shutil.rmtree(private / SCRATCH, ignore_errors=True)
+            _replace(private, out, force, mark)
         except BaseException:
-            if keep and any(private.iterdir()):
-                private.rename(private.with_suffix(_STOPPED))
-                made = []
+            if keep and private.is_dir() and any(private.iterdir()):
+                private, made = None, []
             raise
-        _open_modes(private)
-        refuse_existing(out, force, mark, source)
-        _replace(private, out, force, mark)
         made = []
+        tidy(out)
     except OSError as error:
         raise _refusal(error, out) from error
     except Exception as error:
@@ -135,6 +146,8 @@ def draft(
     finally:
         if private is not None:
             shutil.rmtree(private, ignore_errors=True)
+        if lock is not None:
+            _release(lock)
         for parent in made:
             try:
                 parent.rmdir()
@@ -170,11 +183,11 @@ def _replace(private: Path, out: Path, force: bool, mark: Mark) -> None:
 
     Where another process has put its own there in the meantime, ``force`` replaces that too.
     """
-    old = private.with_suffix(".old")
+    old = private.with_suffix(_OLD)
     try:
         while not _renamed(private, out):
             refuse_existing(out, force, mark)
-            shutil.rmtree(old, ignore_errors=True)  # of a turn before: what replaced it was whole
+            _discard(old)  # of a turn before: what replaced it was whole
             with suppress(FileNotFoundError):  # the other process is at it too
                 out.rename(old)
     except BaseException:
@@ -182,7 +195,7 @@ def _replace(private: Path, out: Path, force: bool, mark: Mark) -> None:
             old.rename(out)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
 
 
 def _renamed(private: Path, out: Path) -> bool:
@@ -198,44 +211,124 @@ def _renamed(private: Path, out: Path) -> bool:
     return True
 
 
-def _taken_up(out: Path) -> Path | None:
-    """The newest draft of a stopped or killed process, out of :func:`_remove_leftovers`' reach."""
-    found = [
-        path
-        for path in out.parent.glob(f".{glob.escape(out.name[:80])}.*.*")
-        if path.suffix == _STOPPED or (path.suffix == ".partial" and not _alive(_maker(path)))
-    ]
-    if not found:
-        return None
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-    return newest.rename(newest.with_suffix(".taken"))
+def tidy(out: Path) -> None:
+    """Remove what stopped and killed drafts of ``out`` have left."""
+    with suppress(OSError):
+        _remove_leftovers(out.absolute(), every=True)
 
 
-def _maker(path: Path) -> int:
-    """Number of the process that made a private folder; 0 where the name says none."""
-    pid = path.name.split(".")[-3] if path.name.count(".") >= 4 else ""
-    return int(pid) if pid.isdecimal() else 0
+def left(out: Path) -> int:
+    """Bytes of what stopped and killed drafts of ``out`` have left."""
+    found = 0
+    for folder in _private(out.absolute()):
+        lock = _held(folder)
+        if lock is not None:
+            found += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            _release(lock)
+    return found
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Clear what killed processes left beside ``out``; an old ``out`` that they moved returns."""
-    for path in out.parent.glob(f".{glob.escape(out.name[:80])}.*.*"):
-        pid = _maker(path)
-        if path.suffix not in (".partial", ".old", _STOPPED) or not pid:
-            continue
-        if _alive(pid) and path.suffix != _STOPPED:
-            continue
-        if path.suffix == ".old" and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+_PARTIAL, _OLD, _DEAD, _LOCK = ".partial", ".old", ".dead", ".lock"
 
 
-def _alive(pid: int) -> bool:
+def _stem(out: Path) -> str:
+    """How private names begin: with the output's, of which a long one is cut and hashed."""
+    name = out.name.encode("utf-8", "surrogateescape")
+    if len(name) <= 80:
+        return f".{out.name}"
+    return f".{name[:60].decode('utf-8', 'ignore')}~{hashlib.sha256(name).hexdigest()[:8]}"
+
+
+def _private(out: Path) -> list[Path]:
+    """Whatever lies beside ``out`` under a private name of it."""
+    pattern = re.compile(
+        re.escape(_stem(out))
+        + rf"\.([0-9a-f]{{8}}|{_NO_KEY})\.[0-9a-f]{{8}}\.(?:partial|old|dead|lock)"
+    )
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
+        return sorted(path for path in out.parent.iterdir() if pattern.fullmatch(path.name))
     except OSError:
-        return True
-    return True
+        return []
+
+
+def _new(out: Path, key: str) -> tuple[Path, IO[bytes] | None]:
+    """An empty private folder and its lock; no lock where the file system has none."""
+    for _ in range(8):  # who removes leftovers may take a lock that is not held yet
+        private = out.with_name(f"{_stem(out)}.{key}.{secrets.token_hex(4)}{_PARTIAL}")
+        lock = _held(private)
+        if lock is not None:
+            break
+    private.mkdir(mode=0o700)
+    return private, lock
+
+
+def _held(private: Path) -> IO[bytes] | None:
+    """The lock of a private folder, until it is released; None while its maker lives."""
+    import fcntl
+
+    path = private.with_suffix(_LOCK)
+    stream = path.open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+            return stream
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks: whoever made it may live
+        path.unlink(missing_ok=True)
+    stream.close()
+    return None
+
+
+def _release(lock: IO[bytes]) -> None:
+    with suppress(OSError):
+        os.unlink(lock.name)
+    lock.close()
+
+
+def _taken_up(out: Path, key: str) -> tuple[Path, IO[bytes]] | None:
+    """The newest draft with this key whose maker does not live, and its lock."""
+    found = [p for p in _private(out) if p.suffix == _PARTIAL and p.name.split(".")[-3] == key]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        lock = _held(path)
+        if lock is not None and path.is_dir():
+            return path, lock
+        if lock is not None:
+            _release(lock)
+    return None
+
+
+def _restore(out: Path) -> None:
+    """Bring back an ``out`` that a killed process has moved aside."""
+    for path in _private(out):
+        lock = _held(path) if path.suffix == _OLD else None
+        if lock is not None:
+            _back(path, out)
+            _release(lock)
+
+
+def _back(old: Path, out: Path) -> None:
+    if not os.path.lexists(out):
+        with suppress(FileNotFoundError):
+            old.rename(out)
+
+
+def _remove_leftovers(out: Path, *, every: bool) -> None:
+    """Clear what killed processes left beside ``out``; with ``every`` what was kept, too."""
+    for path in _private(out):
+        kept = path.suffix == _PARTIAL and path.name.split(".")[-3] != _NO_KEY
+        lock = None if kept and not every else _held(path)
+        if lock is not None:
+            if path.suffix == _OLD:
+                _back(path, out)
+            shutil.rmtree(path, ignore_errors=True)
+            _release(lock)
+
+
+def _discard(old: Path) -> None:
+    """Delete ``old`` under a name that nobody takes for a whole output."""
+    dead = old.with_suffix(_DEAD)
+    shutil.rmtree(dead, ignore_errors=True)
+    with suppress(OSError):
+        old.rename(dead)
+    shutil.rmtree(dead, ignore_errors=True)

@@ -24,21 +24,26 @@ from mtu_export.spec import (
 )
 
 
-def identity(plan: Plan) -> dict[str, str]:
-    """What is written inside every artefact too."""
+def weights(plan: Plan) -> dict[str, Path]:
+    """Configs and weights of the parts to export, by their names in the checkpoint."""
     files = {}
     for part in dict.fromkeys(source_folder(name) for name in plan.components):
         home = plan.checkpoint / part
         stem = checkpoint.TEXT_WEIGHTS if part.startswith("text_encoder") else checkpoint.WEIGHTS
         rows = (home / "config.json", *checkpoint.weight_files(home, stem))
         files |= {f"{part}/{path.name}": path for path in rows}
+    return files
+
+
+def identity(plan: Plan) -> dict[str, str]:
+    """What is written inside every artefact too."""
     return {
         "name": plan.out.name,
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
         "mtu_export": __version__,
         "family": plan.family,
         "source": plan.checkpoint.resolve().name,
-        "source_sha256": bundle.sha256_of(files),
+        "source_sha256": bundle.sha256_of(weights(plan)),
         "tasks": "+".join(task.name for task in plan.tasks),
         "target": plan.target,
         "scheme": plan.scheme.name,
@@ -55,7 +60,7 @@ def describe(
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
     now = datetime.datetime.now(datetime.UTC)
-    main = next((row for row in rows if row["component"] == "unet"), rows[0])
+    first = sorted(rows, key=lambda row: row["component"] != "unet")
     return {
         "schema_version": identity["schema_version"],
         "name": identity["name"],
@@ -69,7 +74,7 @@ def describe(
         },
         "target": plan.target,
         "options": asdict(plan.options),
-        "scheme": main["scheme"],
+        "scheme": first[0]["scheme"],
         "image": {
             "height": plan.height,
             "width": plan.width,
@@ -83,7 +88,7 @@ def describe(
                 "steps": min(plan.steps, key=lambda count, own=task.steps: abs(count - own)),
                 "conditioning": _conditioning(task),
                 "parts": list(needed(task, plan.config)),
-                "entry": main["entries"][task.name],
+                "entry": next(r["entries"][task.name] for r in first if task.name in r["entries"]),
             }
             for task in plan.tasks
         ],
@@ -204,11 +209,23 @@ def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
     Where tasks share weights, ``shared_weight_bytes`` are those of all and ``task_weight_bytes``
     those of one task alone.
     """
-    own = {task: _bytes(program, task, lowered, program.own) for task in program.methods}
-    first = next(iter(program.methods))
-    names = frozenset(program.methods[first].state_dict)
+    import torch
+
+    first, *others = program.methods
+    state = program.methods[first].state_dict
+    names, apart = (
+        frozenset(state),
+        {
+            name
+            for name in program.own
+            if any(
+                not torch.equal(state[name], program.methods[n].state_dict[name]) for n in others
+            )
+        },
+    )
+    own = {task: _bytes(program, task, lowered, apart) for task in program.methods}
     several = len(own) > 1
-    shared = _bytes(program, first, lowered, names - program.own) if several else 0
+    shared = _bytes(program, first, lowered, names - apart) if several else 0
     found: dict[str, Any] = {"shared_weight_bytes": shared}
     if several:
         found["task_weight_bytes"] = own
@@ -219,7 +236,9 @@ def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
 def _bytes(program: Program, task: str, lowered: Lowered, names: Collection[str]) -> int:
     import torch
 
-    width = 2 if lowered.weight_dtype == "float16" else 4
+    width = {"float32": 4, "float16": 2}
+    matrices, vectors = width[lowered.weight_dtype], width[lowered.vector_dtype]
     state = [t for name, t in program.methods[task].state_dict.items() if name in names]
-    floats = sum(t.numel() * width for t in state if t.is_floating_point())
-    return floats + sum(t.numel() for t in state if t.dtype == torch.int8)
+    floats = [t for t in state if t.is_floating_point()]
+    count = sum(t.numel() * (matrices if t.dim() > 1 else vectors) for t in floats)
+    return count + sum(t.numel() for t in state if t.dtype == torch.int8)

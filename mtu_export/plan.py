@@ -124,7 +124,7 @@ def resolve(
         resume=skip_existing,
     )
     if not skip_existing:
-        refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, folder)
+        refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, [folder])
     if chosen:
         chosen.check(found)
     elif len(rows) > 1:
@@ -226,7 +226,11 @@ def _components(
             raise PlanError(f"task {tasks_said} needs no {word}; it needs: {', '.join(names)}")
         if word not in there:
             raise CheckpointError(f"{folder} has no {source_folder(word)}/: no {word} to export")
-    return tuple(name for name in there if not words or name in words)
+    chosen = tuple(name for name in there if not words or name in words)
+    for task in tasks:
+        if not {*needed(task, config)} & {*chosen}:
+            raise PlanError(f"task {task.name!r} needs none of --components {', '.join(chosen)}")
+    return chosen
 
 
 def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ def upcycle(
     if source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
     index = parts.read(source) if home != source else {}
-    with draft(out, force=force, mark=CHECKPOINT, source=source) as folder:
+    with draft(out, force=force, mark=CHECKPOINT, sources=[source]) as folder:
         rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
         checkpoint.write(folder / "unet", config, rows)
         parts.copy(source, folder, index)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,18 +65,118 @@ def test_force_replaces_only_its_like(tmp_path: Path) -> None:
         pass
 
 
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from mtu_export import draft
+from tests.test_draft import MARK
+
+def kill(*words):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+keep, when = sys.argv[2] or None, sys.argv[3]
+if when == "old":
+    true = draft._discard
+    draft._discard = lambda old: kill() if old.exists() else true(old)
+if when == "renames":
+    true = draft._renamed
+    draft._renamed = lambda private, out: true(private, out) if out.exists() else kill()
+with draft.draft(Path(sys.argv[1]), force=True, mark=MARK, keep=keep) as folder:
+    (folder / "m").write_text("half")
+    if when == "inside":
+        kill()
+"""
+"""A draft that is killed inside, between the renames, or when the older output is to go."""
+
+
+def killed(out: Path, keep: str = "", when: str = "inside") -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(out), keep, when],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    dead = tmp_path / ".b.999999999.x1.partial"
-    huge = tmp_path / f".b.{10**30}.x1.partial"
-    alive = tmp_path / f".b.{os.getppid()}.x1.partial"
-    same = tmp_path / f".b.{os.getpid()}.x1.partial"
-    for folder in (dead, huge, alive, same):
-        folder.mkdir()
-    with draft(tmp_path / "b", force=False, mark=MARK):
+    out = tmp_path / "b"
+    killed(out)
+    assert {Path(name).suffix for name in names(tmp_path)} == {".partial", ".lock"}
+    assert room.left(out) == len("half")
+    with draft(out, force=False, mark=MARK) as folder:
+        assert names(tmp_path) == {folder.name, folder.with_suffix(".lock").name}
+    assert names(tmp_path) == {"b"}
+
+
+@pytest.mark.parametrize("when", ["renames", "old"])
+def test_a_kill_at_the_end_loses_no_output(tmp_path: Path, when: str) -> None:
+    out = tmp_path / "b"
+    out.mkdir()
+    (out / "m").write_text(OURS)
+    killed(out, when=when)
+    assert out.exists() == (when == "old")
+    with pytest.raises(OutputExists), draft(out, force=False, mark=MARK):
         pass
-    assert not dead.exists()
-    assert not huge.exists()
-    assert alive.exists()
+    assert (out / "m").read_text() == (OURS if when == "renames" else "half")
+    room.tidy(out)
+    assert names(tmp_path) == {"b"}
+
+
+def test_other_outputs_drafts_are_not_its_own(tmp_path: Path) -> None:
+    """Names that begin alike, and long ones that differ at their ends."""
+    long = "text-to-image+instruction-edit+super-resolution+inpainting+outpainting+colorization"
+    for one, other in (("edit.v2", "edit"), (f"{long}-onnx-int8", f"{long}-onnx-fp16")):
+        folder = tmp_path / one[:7]
+        folder.mkdir()
+        killed(folder / one, keep="0123abcd")
+        before = names(folder)
+        with draft(folder / other, force=False, mark=MARK, keep="0123abcd") as private:
+            assert not list(private.iterdir())
+        assert names(folder) == {*before, other}
+
+
+def test_what_is_kept_waits_for_its_like(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+
+    def stop(keep: str, text: str | None) -> None:
+        with draft(out, force=False, mark=MARK, keep=keep) as folder:
+            assert (folder / "m").exists() == (text is None)
+            if text is not None:
+                (folder / "m").write_text(text)
+            raise KeyboardInterrupt
+
+    for keep, text in (("0000000a", "first"), ("0000000b", "second"), ("0000000a", None)):
+        with pytest.raises(KeyboardInterrupt):
+            stop(keep, text)
+    killed(out, keep="0000000c")
+    assert len([name for name in names(tmp_path) if name.endswith(".partial")]) == 3
+    with draft(out, force=False, mark=MARK, keep="0000000b") as folder:
+        assert (folder / "m").read_text() == "second"
+    assert names(tmp_path) == {"b"}
+
+
+def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    drafts: list[Path] = []
+
+    def lose() -> None:
+        with draft(out, force=False, mark=MARK, keep="0000000a") as folder:
+            (folder / room.SCRATCH).mkdir()
+            drafts.append(folder)
+            out.mkdir()
+
+    with pytest.raises(OutputExists):
+        lose()
+    out.rmdir()
+    with draft(out, force=False, mark=MARK, keep="0000000a") as again:
+        assert [again] == drafts
+        assert (again / room.SCRATCH).is_dir()
+    assert names(tmp_path) == {"b"}
+    assert names(out) == set()
 
 
 def test_disk_and_permission_are_resource_errors(tmp_path: Path) -> None:
@@ -123,7 +226,7 @@ def test_an_interruption_between_the_renames_keeps_the_old_one(
 
 
 def test_what_a_kill_between_the_renames_left_returns(tmp_path: Path) -> None:
-    old = tmp_path / ".b.999999999.x1.old"
+    old = tmp_path / ".b.none.01234567.old"
     old.mkdir()
     (old / "m").write_text(OURS)
     with pytest.raises(OutputExists), draft(tmp_path / "b", force=False, mark=MARK):
@@ -149,7 +252,7 @@ def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     source.mkdir(parents=True)
     for out in (source, tmp_path / "a"):
         with pytest.raises(PlanError, match="is or holds the source"):
-            room.refuse_existing(out, True, MARK, source)
+            room.refuse_existing(out, True, MARK, [source])
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
         ("edit", {"components": [""]}, "unknown component ''"),
         ("t2i", {"components": ["vae_encoder"]}, "task 't2i' needs no vae_encoder"),
         ("sr", {"components": ["text_encoder"]}, "task 'sr' needs no text_encoder"),
+        (["t2i", "sr"], {"components": ["text_encoder"]}, "'sr' needs none of --components text_"),
         ("edit", {"components": ["text_encoder_2"]}, "needs no text_encoder_2; it needs: text"),
         ("edit", {"batch": 0}, "--batch must be from 1 to 64, got 0"),
         ("edit", {"batch": 65}, "--batch must be from 1 to 64"),

@@ -15,7 +15,7 @@ import pytest
 from mtu_export import bundle, cli, exporter, plan
 from mtu_export.bundle import Bundle
 from mtu_export.exporter import component
-from mtu_export.spec import MtuExportError, OutputExists, PlanError
+from mtu_export.spec import CheckpointError, MtuExportError, OutputExists, PlanError
 
 pytestmark = pytest.mark.slow
 PARTS = ["text_encoder", "vae_encoder"]
@@ -94,7 +94,7 @@ def test_a_killed_export_goes_on_where_it_was(
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    (left,) = tmp_path.iterdir()
+    left, _ = sorted(tmp_path.iterdir(), key=lambda path: path.suffix != ".partial")
     assert left.name.startswith(".out.")
     assert left.suffix == ".partial"
     before = inode(left)
@@ -211,7 +211,7 @@ def stopped(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         exporter.export(resolved(pipeline, home / "out"))
     patch.undo()
     (left,) = home.iterdir()
-    assert left.suffix == ".stopped"
+    assert left.suffix == ".partial"
     assert {path.name for path in left.iterdir()} >= {".state", *PARTS}
     return home
 
@@ -278,6 +278,7 @@ def test_another_plan_begins_anew(
     monkeypatch.setattr(component, "make", make)
     with pytest.raises(Stopped):
         exporter.export(resolved(pipeline, home / "out", seed=5))
+    assert len(list(home.iterdir())) == 2  # what was stopped first still waits for its plan
     with pytest.raises(Stopped):  # without the word nothing is kept
         exporter.export(resolved(pipeline, home / "out", skip_existing=False))
     assert list(home.iterdir()) == []
@@ -291,6 +292,41 @@ def test_a_failure_keeps_the_finished_parts_too(
     with pytest.raises(ZeroDivisionError):
         exporter.export(resolved(pipeline, home / "out"))
     assert (draft_of(home) / ".state" / "vae_encoder.json").is_file()
+
+
+def test_a_stop_after_the_parts_goes_on_too(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
+) -> None:
+    """When tokenizer and goldens are written, as while the loops are proved."""
+    home, write = Path(shutil.copytree(stopped, tmp_path / "home")), bundle.write_manifest
+
+    def stop(*words: Any) -> None:
+        monkeypatch.setattr(bundle, "write_manifest", write)
+        raise Stopped
+
+    monkeypatch.setattr(bundle, "write_manifest", stop)
+    with pytest.raises(Stopped):
+        exporter.export(resolved(pipeline, home / "out"))
+    assert (draft_of(home) / "tokenizer").is_dir()
+    whole(exporter.export(resolved(pipeline, home / "out")))
+    assert made == []
+
+
+def test_a_source_that_changes_meanwhile_is_refused(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(pipeline, tmp_path / "source"))
+    true, home = component.make, tmp_path / "home"
+    home.mkdir()
+
+    def make(job: component.Job, reference: Any) -> Any:
+        (source / "vae" / "config.json").touch()
+        return true(job, reference)
+
+    monkeypatch.setattr(component, "make", make)
+    with pytest.raises(CheckpointError, match="was changed while it was exported"):
+        exporter.export(resolved(source, home / "out", skip_existing=False))
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -158,6 +158,32 @@ def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: 
     assert cost["task_weight_bytes"]["edit"] < 0.01 * cost["shared_weight_bytes"]
 
 
+def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    parts = ["vae_encoder", "vae_decoder"]
+    found = export(pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", components=parts)
+    assert {part.component: set(part.entries) for part in found.parts} == {
+        "vae_encoder": {"edit"},
+        "vae_decoder": {"t2i", "edit"},
+    }
+    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+
+
+def test_float16_is_all_matrices_gated_or_not(tiny: Path, tmp_path: Path) -> None:
+    """And what the manifest counts is what the graphs hold, each tensor once."""
+    found = export(tiny, tmp_path / "b", THREE, "fp16")
+    part, held = found.part("unet"), {}
+    for entry in part.entries.values():
+        model = onnx.load(part.path / entry)
+        wide = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+        assert max(len(t.raw_data) for t in wide if len(t.dims) > 1) <= 1024
+        held |= {(t.name, t.raw_data): len(t.raw_data) for t in model.graph.initializer}
+    row = found.manifest["parts"][0]
+    assert row["scheme"]["kept_float"] == []
+    assert row["cost"]["weight_bytes"] == pytest.approx(sum(held.values()), rel=0.02)
+
+
 def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     found = export(make_tiny("tiny", task_norm="stacked"), tmp_path / "b", ("t2i", "edit"), "fp32")
     assert all(row.passed for row in found.proof)

@@ -22,7 +22,7 @@ from mtu_export.adopt.fitting import expert_widths, fit
 from mtu_export.adopt.layout import Layout, Made, Piece, arrange
 from mtu_export.catalog import TASKS
 from mtu_export.checkpoint import Header
-from mtu_export.draft import CHECKPOINT, draft, refuse_existing
+from mtu_export.draft import CHECKPOINT, draft
 from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, UnknownName
 
@@ -146,9 +146,8 @@ def write(found: Adoption, out: Path, *, force: bool = False) -> None:
     source = found.source
     if source.is_dir() and source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
-    refuse_existing(out, force, CHECKPOINT, found.map)
     index = parts.read(source) if (source / "unet").is_dir() else {}
-    with draft(out, force=force, mark=CHECKPOINT, source=source) as folder:
+    with draft(out, force=force, mark=CHECKPOINT, sources=[source, found.map]) as folder:
         checkpoint.write(folder / "unet", found.config, _rows(found))
         written = checkpoint.headers(folder / "unet")
         checkpoint.check_config(checkpoint.read_config(folder), mtu.STOCK_KEYS)

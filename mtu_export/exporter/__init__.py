@@ -8,6 +8,7 @@ checkpoint ─load─▶ module ─golden─▶ ─specialise─▶ ─rewrite�
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from mtu_export import budget, bundle, checkpoint, manifest, targets
 from mtu_export.bundle import Bundle
-from mtu_export.draft import BUNDLE, FOLDED, draft
+from mtu_export.draft import BUNDLE, FOLDED, draft, tidy
 from mtu_export.exporter import joints, resume
 from mtu_export.spec import (
     COMPONENTS,
+    CheckpointError,
     IntWeights,
     OutputExists,
     Plan,
@@ -54,24 +56,26 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         return found
     budget.check(plan)
     joints.check(plan, _order(plan))
-    words = {"force": plan.force, "mark": BUNDLE, "source": plan.checkpoint, "keep": plan.resume}
-    with draft(plan.out, **words) as folder:
-        with watch("import PyTorch"):
-            from mtu_export import generate, lora, schedule
-            from mtu_export.exporter import component, proving
-            from mtu_export.exporter.reference import Reference
-        with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
-            scheduler = schedule.load(plan.checkpoint, plan.scheduler)
-            tables = schedule.tables(scheduler, plan.steps)
-            references = [Reference(plan, task, scheduler, tables) for task in plan.tasks]
-            _check_overrides(plan)
-            loras, order = _loras(plan), _order(plan)
-        identity = manifest.identity(plan)
-        mark = resume.fingerprint(plan, identity, manifest.versions(plan))
+    with watch("import PyTorch"):
+        from mtu_export import generate, lora, schedule
+        from mtu_export.exporter import component, proving
+        from mtu_export.exporter.reference import Reference
+    with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
+        scheduler = schedule.load(plan.checkpoint, plan.scheduler)
+        tables = schedule.tables(scheduler, plan.steps)
+        references = [Reference(plan, task, scheduler, tables) for task in plan.tasks]
+        _check_overrides(plan)
+        loras, order = _loras(plan), _order(plan)
+    before = resume.stamps(plan)
+    identity = manifest.identity(plan)
+    mark = resume.fingerprint(plan, identity, manifest.versions(plan))
+    keep = mark[:8] if plan.resume else None
+    sources = resume.source_files(plan)
+    with draft(plan.out, force=plan.force, mark=BUNDLE, sources=sources, keep=keep) as folder:
         state, parts = resume.State(folder, mark), []
         for name in order:
             done = state.get(name) if plan.resume else None
-            before = _arrays(references)
+            known = _arrays(references)
             if done is None:
                 job = component.Job(
                     plan=plan,
@@ -84,7 +88,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
                 one = component.make(job, references)
                 if one is not None and any(verdict.passed is False for verdict in one.proof):
                     _refuse(plan, one, loras, watch)
-                given = {n: v for n, v in _arrays(references).items() if n not in before}
+                given = {n: v for n, v in _arrays(references).items() if n not in known}
                 state.put(name, one, given)
             else:
                 with watch(f"{name}: taken from the export before"):
@@ -101,9 +105,10 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             with watch(f"verify the loop{of_task}"):
                 ladder += proving.loop(bundle.read(folder), reference.task)
             proving.refuse_failure(ladder)
+        if resume.stamps(plan) != before:
+            raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
         said["proof"] = [asdict(row) for row in ladder]
         bundle.write_manifest(folder, said)
-        state.clear()
     return bundle.read(plan.out)
 
 
@@ -114,7 +119,7 @@ def _arrays(references: Sequence[Reference]) -> dict[str, Any]:
 
 def _finished(plan: Plan) -> Bundle | None:
     """The bundle that is already there, where this plan made it; refuses another one."""
-    if not plan.out.exists():
+    if not os.path.lexists(plan.out):
         return None
     if not BUNDLE.is_on(plan.out):
         raise OutputExists(plan.out)
@@ -124,6 +129,7 @@ def _finished(plan: Plan) -> Bundle | None:
         raise PlanError(
             f"{plan.out} is the bundle of another plan or version; choose another -o, or --force"
         )
+    tidy(plan.out)
     return found
 
 
@@ -177,6 +183,7 @@ def _write_rest(
         files.append(path.name)
     for name in (one.component for one in parts if one.component.startswith("text_encoder")):
         home = name.replace("text_encoder", "tokenizer")
+        shutil.rmtree(folder / home, ignore_errors=True)  # of an export that was stopped here
         found = tokenizer.export(plan.checkpoint / home, folder / home)
         ids = {"bos": found.bos, "eos": found.eos, "pad": found.pad, "length": found.length}
         said["tokenizers"].append({"path": home, **ids})
@@ -220,8 +227,9 @@ def _refuse(plan: Plan, one: Made, loras: Sequence[tuple[Lora, float]], watch: W
 
     more = None
     if one.component == "unet" and isinstance(plan.scheme.weights, IntWeights):
+        failed = next(verdict.task for verdict in one.proof if verdict.passed is False)
         with watch("measure what each layer loses"):
-            more = proving.losses(plan, one.cost, loras)
+            more = proving.losses(plan, failed, one.cost, loras)
     proving.refuse_failure(one.proof, more)
 
 
@@ -249,7 +257,7 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
 
     Raises ``Unsupported`` where no stock UNet holds the task.
     """
-    with draft(plan.out, force=plan.force, mark=FOLDED, source=plan.checkpoint) as folder:
+    with draft(plan.out, force=plan.force, mark=FOLDED, sources=[plan.checkpoint]) as folder:
         with watch("import PyTorch"):
             from mtu_export import models, quantize
         with watch("load checkpoint"):

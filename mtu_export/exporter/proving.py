@@ -309,15 +309,15 @@ _WORK = 2e13
 """FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
 
 
-def losses(plan: Plan, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> str:
-    """What each layer's weights lose alone; a large model is measured on smaller pictures.
+def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> str:
+    """What each layer's weights lose alone in a task; a large model has smaller pictures here.
 
     One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
     """
     from mtu_export import calibrate, lora, models, quantize, rewrite, sensitivity
 
     assert isinstance(plan.scheme.weights, IntWeights)
-    family, task = models.load(plan.family), plan.tasks[0]
+    family, task = models.load(plan.family), next(t for t in plan.tasks if t.name == name)
     pipeline = family.load(plan.checkpoint)
     rows = [row for row in loras if any(layer.component == "unet" for layer in row[0].layers)]
     if rows:

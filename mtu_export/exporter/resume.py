@@ -12,25 +12,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtu_export import bundle, checkpoint
+import mtu_export
+from mtu_export import bundle, checkpoint, manifest
+from mtu_export.draft import SCRATCH
 from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
 
-_FOLDER = ".state"
 _PLAN_ONLY = ("out", "force", "memory", "resume")
 """Fields of a plan that do not change what is exported."""
 
 
 def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, str]) -> str:
-    """By which two exports are known to make the same: plan, source, LoRAs and versions."""
+    """By which two exports are known to make the same: plan, source, LoRAs, versions and code."""
     rows = {row.name: repr(getattr(plan, row.name)) for row in fields(plan)}
     kept = {name: value for name, value in rows.items() if name not in _PLAN_ONLY}
     files = {str(path): bundle.sha256(path) for word in plan.loras for path in _lora_files(word)}
     said = {**identity, "name": "", **versions}
-    text = json.dumps([kept, said, files, bundle.sha256_of(_read_too(plan))], sort_keys=True)
+    read = bundle.sha256_of(_read_too(plan))
+    text = json.dumps([kept, said, files, read, _code()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code() -> str:
+    """Of this package: a version that is installed from a working tree does not stand still."""
+    home = Path(mtu_export.__file__).parent
+    return bundle.sha256_of({p.relative_to(home).as_posix(): p for p in home.rglob("*.py")})
+
+
+def source_files(plan: Plan) -> list[Path]:
+    """The checkpoint's folder and the LoRAs."""
+    return [plan.checkpoint, *(path for word in plan.loras for path in _lora_files(word))]
+
+
+def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
+    """Inode, size and time of every file that an export reads, to see that none has changed."""
+    read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *source_files(plan)[1:]]
+    found = {str(path): path.stat() for path in read}
+    return {name: (row.st_ino, row.st_size, row.st_mtime_ns) for name, row in found.items()}
 
 
 def _read_too(plan: Plan) -> dict[str, Path]:
@@ -61,7 +81,7 @@ class State:
     """Finished components below a draft folder; those of another export are cleared away."""
 
     def __init__(self, folder: Path, mark: str) -> None:
-        self.folder, self.home = folder, folder / _FOLDER
+        self.folder, self.home = folder, folder / SCRATCH
         try:
             same = (self.home / "mark").read_text("utf-8") == mark
         except (OSError, ValueError):
@@ -142,7 +162,3 @@ class State:
         draft = self.home / f"{component}.new"
         draft.write_text(json.dumps(said), "utf-8")
         draft.rename(self.home / f"{component}.json")
-
-    def clear(self) -> None:
-        """Remove all of it from the finished bundle."""
-        shutil.rmtree(self.home)

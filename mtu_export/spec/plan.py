@@ -148,9 +148,9 @@ class Lowered:
     ``borders`` maps a name of bundle.md to the name that the file has for this input or output,
     where the two differ. ``activations`` is ``"float32"``, ``"float16"``, ``"static_int8"`` or
     ``"dynamic_int8"``; ``calibration`` is null or the origin of the ranges. ``kept_float`` adds
-    layers that the target itself left in float. ``weight_dtype`` is that of weights and scales that
-    are no integer codes. ``notes`` go into the part's
-    row of the manifest.
+    layers that the target itself left in float. ``weight_dtype`` is that of matrices that are
+    no integer codes, ``vector_dtype`` that of tensors with one axis: biases, norms, scales.
+    ``notes`` go into the part's row of the manifest.
     """
 
     path: str
@@ -160,6 +160,7 @@ class Lowered:
     calibration: str | None = None
     kept_float: tuple[tuple[str, str], ...] = ()
     weight_dtype: str = "float32"
+    vector_dtype: str = "float32"
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

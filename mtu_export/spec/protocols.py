@@ -56,6 +56,8 @@ class Target(Runtime, Protocol):
     default_scheme: str
     memory: Mapping[str, float]
     """Peak memory of an export by scheme, in multiples of the float32 weights."""
+    staging: int
+    """Copies of a part of several tasks that are on disk beside it while it is written."""
     Options: type
     runtimes: Mapping[str, Runtime]
     """Where an artefact has several runtimes: each by name, the preferred first; else empty."""

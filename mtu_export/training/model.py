@@ -246,7 +246,7 @@ def write(
     home = found.folder
     whole = (home / "model_index.json").is_file()
     index = parts.read(home) if whole else {}
-    with draft(out, force=force, mark=found.mark, source=home) as folder:
+    with draft(out, force=force, mark=found.mark, sources=[home]) as folder:
         config = dict(found.config)
         if not found.multi:
             stock = checkpoint.stock_config(config, config["in_channels"])

@@ -138,7 +138,7 @@ def _prepared(
     """Model, trainer at the step where its state is, and the console of this process."""
     log.check(recipe.log_with)
     found = model.find(recipe)
-    refuse_existing(recipe.output, force, found.mark, found.folder)
+    refuse_existing(recipe.output, force, found.mark, [found.folder])
     if found.folder.resolve() in recipe.output.resolve().parents:
         raise PlanError(f"output {str(recipe.output)!r} lies inside the model {found.folder}")
     _refuse_inside(recipe)

@@ -44,6 +44,7 @@ rewrites: tuple[str, ...] = ()
 gates = ("geglu",)
 default_scheme = "fp16"
 memory = {"fp32": 2.2, "fp16": 1.6, "int8": 1.1}
+staging = 1
 
 runtimes: Mapping[str, Runtime] = {"coreml": native, "mil-evaluator": mil}
 slow, witness = mil.slow, mil.witness
@@ -192,6 +193,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         entries=entries,
         activations=_compute_dtype(plan.scheme),
         weight_dtype=_compute_dtype(plan.scheme),
+        vector_dtype=_compute_dtype(plan.scheme),
         kept_float=tuple((layer, "angles up to 999 rad: float32") for layer in angles),
         notes={"compressed_weights": compressed} if most else {},
     )

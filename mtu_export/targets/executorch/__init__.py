@@ -57,6 +57,7 @@ __all__ = [
     "runner",
     "runtimes",
     "slow",
+    "staging",
     "structure",
     "suffix",
     "witness",
@@ -68,6 +69,7 @@ default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
 memory = {"fp32": 3.0, "int8": 1.1}
+staging = 1
 
 BACKENDS = ("xnnpack",)
 ENTRY = "forward"

@@ -55,6 +55,7 @@ __all__ = [
     "runner",
     "runtimes",
     "slow",
+    "staging",
     "structure",
     "suffix",
     "witness",
@@ -66,13 +67,15 @@ default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
 memory = {"fp32": 2.0, "fp16": 1.6, "int8": 1.2}
+staging = 0
 
 FILE = "model.onnx"
 OPSETS = (18, 19, 20, 21)
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 LIFTED_BYTES = 1024
 HALF_MAX = 65504.0
-WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Transpose")
+WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", "Transpose")
+"""Readers of a matrix that may be float16; `Mul` is a gate on the rows of a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +140,12 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     half = plan.scheme.weights == FloatWeights(dtype="float16")
     home = folder / program.name
     writer = Writer(home, own if several else None)
-    kept, entries, ir_version = [], {}, IR_VERSION
+    kept: list[tuple[str, str]] = []
+    entries, ir_version = {}, IR_VERSION
     for task, method in program.methods.items():
         model = skeleton.clone() if several else skeleton
-        kept = _restore(model, {**weights, **_own(method, own)}, half=half)
+        stayed = _restore(model, {**weights, **_own(method, own)}, half=half)
+        kept += [row for row in stayed if row not in kept]
         _widen(model, sides[task][0])
         _repeat(model, repeated_outputs(program.name, plan))
         _describe(model, program.name, identity)
