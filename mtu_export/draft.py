@@ -267,7 +267,10 @@ def _held(private: Path) -> IO[bytes] | None:
     import fcntl
 
     path = private.with_suffix(_LOCK)
-    stream = path.open("ab")
+    try:
+        stream = path.open("ab")
+    except OSError:
+        return None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
