@@ -247,7 +247,7 @@ def test_a_pipeline_keeps_its_other_parts(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="is or holds the source"):
         adopt(source, tmp_path / "out", tmp_path / "out" / "map.json", force=True)
     adopt(source, tmp_path / "out", tmp_path / "map.json", force=True)
-    with pytest.raises(PlanError, match="replaces only what this command made"):
+    with pytest.raises(PlanError, match="is or holds the source"):
         adopt(source, source, tmp_path / "map.json", force=True)
 
 

@@ -44,7 +44,9 @@ def psnr(found: Bundle) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("fp32", marks=pytest.mark.exhaustive), "fp16", "int8"]
+)
 def test_each_task_is_as_near_as_alone(
     scheme: str, tiny: Path, tmp_path: Path, shared: Bundle
 ) -> None:

@@ -40,6 +40,15 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def routes(name: str) -> bool:
+    """Whether a parameter is of a router or a task embedding.
+
+    Every input of a router's ReLUs is a task embedding, so each step of Adam moves them all by the
+    rate times the embedding's size; a rate that suits experts can leave no unit of them alive.
+    """
+    return name == "task_embedding.weight" or ".ff.router." in name
+
+
 def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [n] of the loss (Hang et al. 2023) for the schedule's prediction type."""
     kept = schedule.alphas_cumprod.cpu().double()[timesteps.cpu()]
@@ -83,9 +92,18 @@ class Trainer:
     def __post_init__(self) -> None:
         recipe, rows = self.recipe, dict(self.unet.named_parameters())
         self.device: torch.device = self.accelerator.device
+        self.names = sorted(self.names, key=routes)  # in the order of the optimiser's groups
         self.parameters = [rows[name] for name in self.names]
+        rate = recipe.router_learning_rate or recipe.learning_rate
+        groups = [
+            {"params": [rows[name] for name in self.names if not routes(name)], "scale": 1.0},
+            {
+                "params": [rows[name] for name in self.names if routes(name)],
+                "scale": rate / recipe.learning_rate,
+            },
+        ]
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            [group for group in groups if group["params"]],
             lr=recipe.learning_rate,
             betas=(recipe.adam_beta1, recipe.adam_beta2),
             weight_decay=recipe.adam_weight_decay,
@@ -129,7 +147,7 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, most))
         _refuse_infinite(norm, f"step {number + 1}: the gradient's norm")
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, number)
+            group["lr"] = group["scale"] * learning_rate(self.recipe, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

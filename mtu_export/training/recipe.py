@@ -64,6 +64,7 @@ class Recipe:
     batch_size: int = 1
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
+    router_learning_rate: float | None = None
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.9
@@ -195,6 +196,7 @@ _RECIPE: Mapping[str, Rule] = {
     "batch_size": _count(),
     "gradient_accumulation_steps": _count(),
     "learning_rate": _number(0, open_low=True),
+    "router_learning_rate": _maybe(_number(0, open_low=True)),
     "lr_scheduler": _choice("constant", "cosine"),
     "lr_warmup_steps": _count(0),
     "adam_beta1": _below_one(),

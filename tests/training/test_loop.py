@@ -107,6 +107,18 @@ def test_the_rest_of_the_model_stays(four_tasks: Path, tmp_path: Path) -> None:
             assert (tmp_path / "out" / part / path.name).read_bytes() == path.read_bytes()
 
 
+def test_routers_have_a_rate_of_their_own(four_tasks: Path, tmp_path: Path) -> None:
+    """Adam's first step is the rate times the gradient's sign, wherever there is a gradient."""
+    words = recipe(four_tasks, tmp_path, steps=1, router_learning_rate=1e-5, adam_weight_decay=0)
+    training.train(words, four())
+    before, after = weights(four_tasks), weights(tmp_path / "out")
+    most = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    routers = {name for name in most if "router" in name or name == "task_embedding.weight"}
+    assert max(most[name] for name in routers) == pytest.approx(1e-5, rel=0.05)
+    experts = max(most[name] for name in most if ".ff.experts." in name)
+    assert experts == pytest.approx(words.learning_rate, rel=0.05)
+
+
 def test_all_is_every_parameter(four_tasks: Path, tmp_path: Path) -> None:
     training.train(recipe(four_tasks, tmp_path, steps=1, train="all"), four())
     before, after = weights(four_tasks), weights(tmp_path / "out")

@@ -33,6 +33,7 @@ batch_size = 2
 height = 32
 width = 32
 ema_decay = 0.9
+router_learning_rate = 1e-4
 lr_scheduler = "cosine"
 lr_warmup_steps = 2
 gradient_accumulation_steps = 1
