@@ -18,7 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-## Export `inpaint` int8 from the embedded checkpoint to the three targets, verify, print one table.
+## Export `inpaint` int8 from the embedded checkpoint to the three targets, verify, print one table,
+## draw what they make beside PyTorch -> build/demo/inpaint.png
 demo: setup
 	@mkdir -p $(DEMO)
 	@for target in onnx coreml executorch; do \
@@ -28,6 +29,7 @@ demo: setup
 	done
 	@$(BIN)/mtu-export verify $(DEMO)/inpaint-onnx-int8 $(DEMO)/inpaint-coreml-int8 \
 	  $(DEMO)/inpaint-executorch-int8
+	@$(BIN)/python -m benchmarks.shapes.demo $(DEMO)
 
 ## The test suite with the corners of its matrices.
 test: setup

@@ -1,9 +1,10 @@
 """Four tasks on one set of weights against bundles of one task: bytes, dB, latency, memory, time.
 
-    python benchmarks/shared.py [--only tiny/onnx/int8] [--home ~/.cache/mtu-export/shared]
+    python benchmarks/shared.py [--only embedded/onnx/int8] [--home ~/.cache/mtu-export/shared]
 
-A row is a size, target and scheme. Every export is a process of its own; `tiny` exports whole
-pipelines, each task alone too, `sd15` the UNet, for one task (`inpaint`) and for all four.
+A row is a size, target and scheme. Every export is a process of its own; `embedded` exports the
+embedded checkpoint, all parts, each task alone too, `sd15` the UNet, for one task (`inpaint`) and
+for all four.
 Latency: both bundles in one process, passes that take turns, the median of each of five rounds.
 Memory: the peak of a process that opens one task and runs a pass, against one that goes through all
 four so. What is done, a row or an export of it, is kept under `--home`, so the run can be stopped
@@ -27,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtu_export.checkpoint import EMBEDDED
+
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "mtu-export"
 TASKS = ("t2i", "edit", "sr", "inpaint")
@@ -34,7 +37,7 @@ ALONE = "inpaint"
 ROUNDS, ROUND_S, PASSES = 5, 6.0, 2
 ROWS = [
     (size, target, scheme)
-    for size in ("tiny", "sd15")
+    for size in ("embedded", "sd15")
     for target, schemes in (
         ("onnx", ("int8", "fp32")),
         ("coreml", ("int8", "fp16")),
@@ -50,7 +53,7 @@ def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) 
     """One export: seconds by stage, peak memory, the manifest's figures and bytes of the files."""
     size, target, scheme = row
     words = [target, "--scheme", scheme, "-o", str(out), "--force", *tasks]
-    words += ["-m", str(model)] + (["--height", "512", "--width", "512"] if size != "tiny" else [])
+    words += ["-m", str(model), *([] if size == "embedded" else _LARGE)]
     words += ["--components", "unet"] if size == "sd15" else []
     words += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
     log, start = out.with_suffix(".log"), time.monotonic()
@@ -91,6 +94,7 @@ def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) 
     }
 
 
+_LARGE = ("--height", "512", "--width", "512")
 _GRAPHS = (".onnx", ".mlmodel")
 
 
@@ -163,17 +167,13 @@ def kept(file: Path, make: Callable[..., Any], *words: Any) -> Any:
 def measure(work: Path, row: tuple[str, str, str]) -> dict[str, Any]:
     """One row; ``work`` has its bundles, and the figures of what is done."""
     size, target, scheme = row
-    model = CACHE / "shared" / "tiny" if size == "tiny" else CACHE / "sizes" / "sd15" / "checkpoint"
-    if size == "tiny" and not model.is_dir():
-        from mtu_export import upcycle
-
-        upcycle.write_random("tiny", model, tasks=TASKS, dtype="fp16")
+    model = EMBEDDED if size == "embedded" else CACHE / "sizes" / "sd15" / "checkpoint"
     if not model.is_dir():
         made = f"mtu-export upcycle --arch sd15 --random {model}"
         raise SystemExit(f"{model} is not there; make it with: {made}")
     work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"size": size, "target": target, "scheme": scheme, "alone": {}}
-    for task in TASKS if size == "tiny" else (ALONE,):
+    for task in TASKS if size == "embedded" else (ALONE,):
         name, words = f"one-{task}", ["--task", task]
         found["alone"][task] = kept(work / f"{name}.json", export, model, row, words, work / name)
     one, four = work / f"one-{ALONE}", work / "four"
@@ -215,13 +215,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `make shared` from `shared.json`. Each figure is four tasks (t2i, edit, sr, "
         f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
-        "with graphs and goldens (tiny: all parts, sd15: the UNet alone, sd15-whole: all parts); a "
-        "pass (passes that take turns, medians of "
-        f"{ROUNDS} rounds, 2 cores shared with other work); peak memory of a "
-        "process that goes through the four tasks; seconds of CPU (one thread, so wall on an idle "
-        "machine) and peak memory of the export, proof included. `own` is what a task has for "
-        "itself in bytes of weights, `dB` the largest "
-        "difference of a part's PSNR from that of the task's own bundle.",
+        "with graphs and goldens (embedded and sd15-whole: all parts, sd15: the UNet alone); a "
+        f"pass (passes that take turns, medians of {ROUNDS} rounds, 2 cores shared with other "
+        "work); peak memory of a process that goes through the four tasks; seconds of CPU (one "
+        "thread, so wall on an idle machine) and peak memory of the export, proof included. `own` "
+        "is what a task has for itself in bytes of weights, `dB` the largest difference of a "
+        "part's PSNR from that of the task's own bundle.",
         "",
         "| size | target | scheme | " + " | ".join(names) + " | own | graphs | dB |",
         "|---|---|---|" + "---|" * (len(names) + 3),

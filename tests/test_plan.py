@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtu_export import manifest, plan
+from mtu_export import checkpoint, manifest, plan
 from mtu_export.spec import (
     CheckpointError,
     OutputExists,
@@ -25,7 +25,7 @@ def test_defaults(tiny: Path) -> None:
     assert found.out == Path("edit-onnx-fp32")
     assert found.scheme.name == "fp32"
     assert found.options.opset == 20
-    assert plan.resolve(target="coreml", task="sr").checkpoint.name == "tiny-random"
+    assert plan.resolve(target="coreml", task="sr").checkpoint == checkpoint.EMBEDDED
 
 
 def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:

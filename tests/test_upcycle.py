@@ -269,17 +269,6 @@ def test_every_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
         assert {header.dtype for header in found.values()} == {"F16"}
 
 
-def test_the_embedded_checkpoint_is_a_random_pipeline(tmp_path: Path) -> None:
-    tasks = ["t2i", "edit", "sr", "inpaint"]
-    upcycle.write_random("tiny", tmp_path / "again", tasks=tasks, dtype="fp16")
-    files = [path for path in checkpoint.EMBEDDED.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 3e6
-    assert len(files) == len([p for p in (tmp_path / "again").rglob("*") if p.is_file()])
-    for path in files:
-        again = tmp_path / "again" / path.relative_to(checkpoint.EMBEDDED)
-        assert path.read_bytes() == again.read_bytes(), path
-
-
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_real_sizes_are_the_published_ones(name: str) -> None:
     """Parameters of CLIP ViT-L/14 text, OpenCLIP bigG text with its projection, and the VAE."""

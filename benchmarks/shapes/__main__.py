@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.shapes import building, grids, guidance, pace, shipping, table
 from benchmarks.shapes.cases import TASKS
 from benchmarks.shapes.world import WORLDS
-from mtu_export import training
+from mtu_export import plot, report, training
 from mtu_export.console import Console
 from mtu_export.spec import Interrupted, MtuExportError
 
@@ -73,7 +73,9 @@ def run(size: str, home: Path, only: str | None, minutes: float | None, rows: st
         world, model = WORLDS[size], home / shipping.SHIPPED
         bundles = {"onnx int8": table.exported(home, "onnx", "int8")}
         picture = table.RESULTS / f"shapes_{size}.png"
-        grids.compare(world, model, bundles, dict.fromkeys(TASKS, 1), picture)
+        grids.compare(world, model, bundles, dict.fromkeys(TASKS, 3), picture)
+        weights = report.of_checkpoint(model)["expert weights"]
+        plot.heat_map(weights, table.RESULTS / f"shapes_{size}_router.png", force=True)
         done = {name: row for name, row in recipes.items() if row.output.is_dir()}
         said = shipping.card(size, home, done, table.RESULTS)
         (model / "README.md").write_text(said, "utf-8")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from benchmarks.shapes.guidance import guided
 from benchmarks.shapes.world import WORLDS, fresh
-from mtu_export import checkpoint
+from mtu_export import anatomy, checkpoint
 from mtu_export.training import Recipe
 
 MODEL, SHIPPED = "mtu-n4", "shipped"
@@ -81,6 +81,9 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
     gates = json.loads((home / "gates.json").read_text("utf-8"))
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
     kept, every = fresh(WORLDS[size])
+    layers = anatomy.expert_weights(anatomy.read(home / SHIPPED)).values()
+    mixes = [row for tasks in layers for row in tasks]
+    mixed = [weight for row in mixes for weight in row]
     hours = {name: _hours(recipe) for name, recipe in recipes.items()}
     whole = sum(hours.values()) + (gates["vae_seconds"] + gates["text_seconds"]) / 3600
     trained = {"all": "every weight", "mtu": "experts, routers, norms, input convolutions"}
@@ -104,10 +107,12 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
         f"- Data: `benchmarks/shapes`, drawn when it is needed. {kept} of the {every} combinations "
         "of colour, shape, size and place were never trained on; the figures are of cases that "
         "hold one.\n"
-        f"- Hardware: {_processor()}, {whole:.1f} hours in all.\n"
+        f"- Hardware: {_processor()}; {whole:.1f} hours of training in all.\n"
         f"- Gates: VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
         f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words "
         f"read out of the text encoder, the least {gates['probe_least']:.2%}.\n"
+        f"- Expert weights, over layers and tasks: {min(mixed):.2f} to {max(mixed):.2f} (even: "
+        f"{1 / len(mixes[0]):.2f}).\n"
         "- Weights are float16. License: that of the project.\n\n"
         "| run | tasks | trained | steps x samples a task | hours |\n|---|---|---|---|---|\n"
         f"{runs}\n\n"
@@ -134,4 +139,4 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, threads: {torch.get_num_threads()}"
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"

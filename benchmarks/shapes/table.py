@@ -236,7 +236,8 @@ def page(
     said: str,
 ) -> str:
     """The rows and the ladder as Markdown."""
-    lines = [f"# The small world, size `{size}`", "", said, ""]
+    pictures = f"[pictures](shapes_{size}.png), [the routers' weights](shapes_{size}_router.png)"
+    lines = [f"# The small world, size `{size}`", "", said, "", f"Beside it: {pictures}.", ""]
     reference = rows.get("MTU N=4", {})
     for task in TASKS:
         if task not in reference:
@@ -339,7 +340,7 @@ def make(size: str, home: Path, rows: str = "") -> None:
     figures = {
         "cases": {"torch": TORCH_CASES, "artefacts": ARTEFACT_CASES},
         "torch": _means(found[0]),
-        "artefacts": _means(found[1]),
+        "artefacts": _means({**_first(found[0]), **found[1]}),
         "multi": _paired(several, found[0].get("single-task", {})),
         "paired": _paired(found[1], found[0].get("MTU N=4", {})),
         "ladder": ladder(home),
@@ -347,6 +348,16 @@ def make(size: str, home: Path, rows: str = "") -> None:
     text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
     (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, figures["ladder"], said), "utf-8")
+
+
+def _first(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The model in PyTorch on the artefacts' cases."""
+    return {
+        MULTI[1]: {
+            task: {name: values[:ARTEFACT_CASES] for name, values in found.items()}
+            for task, found in rows.get(MULTI[1], {}).items()
+        }
+    }
 
 
 def _measure(world: World, row: Row, path: Path) -> None:

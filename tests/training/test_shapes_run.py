@@ -72,8 +72,11 @@ def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
         live, folded = (found["torch"][name][task] for name in ("MTU N=4", "MTU N=4 folded"))
         for measure, (mean, _, _) in live.items():
             assert folded[measure][0] == pytest.approx(mean, abs=0.02)
-    assert (tmp_path / "results" / "shapes_small.md").read_text("utf-8").count("| onnx int8 |") == 4
-    assert (tmp_path / "results" / "shapes_small.png").is_file()
+    page = (tmp_path / "results" / "shapes_small.md").read_text("utf-8")
+    assert page.count("| onnx int8 |") == 4 + 4  # paired, and the ladder
+    for picture in ("shapes_small.png", "shapes_small_router.png"):
+        assert picture in page
+        assert (tmp_path / "results" / picture).is_file()
     said = (home / shipping.SHIPPED / "README.md").read_text("utf-8")
     assert "| mtu-n4 | t2i, edit, sr, inpaint |" in said
     assert len(list((home / "sheets").iterdir())) == len(cases.TASKS)

@@ -1,0 +1,42 @@
+"""Held-out removals by the embedded model: input, PyTorch, int8 artefacts, truth.
+
+    python -m benchmarks.shapes.demo FOLDER
+
+``FOLDER`` has the bundles of ``make demo``; ``inpaint.png`` and ``input.png`` are written there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.shapes import checks, grids, table
+from benchmarks.shapes.cases import inputs
+from benchmarks.shapes.world import WORLDS
+from mtu_export import checkpoint
+from mtu_export.pictures import to_image
+
+_TARGETS, _COUNT = ("onnx", "coreml", "executorch"), 4
+
+
+def main() -> None:
+    """Draw the sheet, and say what it shows and how to make one picture more."""
+    world, folder = WORLDS["small"], Path(sys.argv[1])
+    bundles = {f"{target} int8": folder / f"inpaint-{target}-int8" for target in _TARGETS}
+    out, given = folder / "inpaint.png", folder / "input.png"
+    cases = table.held_out(world, "inpaint", _COUNT)
+    columns = grids.compare(world, checkpoint.EMBEDDED, bundles, {"inpaint": _COUNT}, out)
+    shown = inputs(world, cases)
+    assert shown is not None
+    to_image(shown[:1].numpy()).save(given)
+    for name, made in columns["inpaint"].items():
+        found = checks.measures(world, cases, made)
+        said = ", ".join(f"{key} {values.mean():.1f} dB" for key, values in found.items())
+        print(f"{name}: {said}")
+    print(f"{_COUNT} removals that no model was trained on: {out}")
+    prompt = f'--prompt "{cases[0].prompt}" --image {given}'
+    print(f"one more: mtu-export run {next(iter(bundles.values()))} {prompt} -o out.png")
+
+
+if __name__ == "__main__":
+    main()
