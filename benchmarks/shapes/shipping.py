@@ -78,7 +78,7 @@ def _halve(path: Path) -> None:
 
 def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) -> str:
     """The model card: recipe, data, seed, hardware, hours, figures."""
-    gates = json.loads((home / "gates.json").read_text("utf-8"))
+    gates = read_gates(home)
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
     kept, every = fresh(WORLDS[size])
     layers = anatomy.expert_weights(anatomy.read(home / SHIPPED)).values()
@@ -108,9 +108,7 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
         "of colour, shape, size and place were never trained on; the figures are of cases that "
         "hold one.\n"
         f"- Hardware: {_processor()}; {whole:.1f} hours of training in all.\n"
-        f"- Gates: VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
-        f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words "
-        f"read out of the text encoder, the least {gates['probe_least']:.2%}.\n"
+        f"- Gates: {gates_said(gates)}.\n"
         f"- Expert weights, over layers and tasks: {min(mixed):.2f} to {max(mixed):.2f} (even: "
         f"{1 / len(mixes[0]):.2f}).\n"
         "- Weights are float16. License: that of the project.\n\n"
@@ -118,6 +116,20 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
         f"{runs}\n\n"
         "| task | measure | mean and 95 % interval |\n|---|---|---|\n"
         f"{figures}\n"
+    )
+
+
+def read_gates(home: Path) -> dict[str, Any]:
+    """What the parts reached before a UNet was trained on them."""
+    return json.loads((home / "gates.json").read_text("utf-8"))
+
+
+def gates_said(gates: Mapping[str, Any]) -> str:
+    """The gates' figures in words."""
+    return (
+        f"VAE {gates['vae_psnr_db']} dB on held-out pictures; pictures read right "
+        f"{gates['read_true']:.2%}, through the VAE {gates['read_through_vae']:.2%}; words "
+        f"read out of the text encoder, the least {gates['probe_least']:.2%}"
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.shapes import checks, guidance, sampling, stamps
 from benchmarks.shapes.cases import TASKS, Case, case, inputs
-from benchmarks.shapes.shipping import SHIPPED
+from benchmarks.shapes.shipping import SHIPPED, gates_said, read_gates
 from benchmarks.shapes.stamps import PARTS, UNET
 from benchmarks.shapes.world import WORLDS, World, draw, is_fresh
 from mtu_export import bundle, generate
@@ -333,8 +333,11 @@ def make(size: str, home: Path, rows: str = "") -> None:
         "ML: the evaluator of saved packages); every row from the same noise. 95 % intervals. "
         "Every model begins with the dense T2I UNet, which is the single-task model of t2i; each "
         "other task has the same number of samples in its single-task model as in MTU, where t2i "
-        "is trained on. Not as in the paper: Min-SNR weights, and value rows times N at the start."
+        "is trained on. Not as in the paper: Min-SNR weights, value rows times N at the start, and "
+        "a learning rate of the routers' own."
     )
+    gates = read_gates(home)
+    said += f" Gates: {gates_said(gates)}."
     RESULTS.mkdir(exist_ok=True)
     several = {model: tasks for model, tasks in found[0].items() if model in MULTI}
     figures = {
@@ -344,6 +347,7 @@ def make(size: str, home: Path, rows: str = "") -> None:
         "multi": _paired(several, found[0].get("single-task", {})),
         "paired": _paired(found[1], found[0].get("MTU N=4", {})),
         "ladder": ladder(home),
+        "gates": gates,
     }
     text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
