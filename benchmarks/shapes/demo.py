@@ -35,7 +35,9 @@ def main() -> None:
         print(f"{name}: {said}")
     print(f"{_COUNT} removals that no model was trained on: {out}")
     prompt = f'--prompt "{cases[0].prompt}" --image {given}'
-    print(f"one more: mtu-export run {next(iter(bundles.values()))} {prompt} -o out.png")
+    command = Path(sys.executable).with_name("mtu-export")
+    here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    print(f"one more: {here} run {next(iter(bundles.values()))} {prompt} -o out.png")
 
 
 if __name__ == "__main__":

@@ -380,7 +380,7 @@ def _means(rows: Mapping[str, Any]) -> dict[str, Any]:
         model: {
             task: {
                 name: [
-                    round(x, 4)
+                    round(x, 6)
                     for x in checks.interval(torch.tensor(values), checks.is_share(name))
                 ]
                 for name, values in found.items()

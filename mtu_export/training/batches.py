@@ -112,7 +112,11 @@ def lists(samples: Samples, tasks: Sequence[Task]) -> tuple[dict[str, list[int]]
     """
     found: dict[str, list[int]] = {task.name: [] for task in tasks}
     others: dict[str, int] = {}
-    for index in range(len(samples)):
+    try:
+        count = len(samples)
+    except Exception as error:  # whatever the user's set sets off
+        raise PlanError(f"data: its length: {said_of(error)}") from error
+    for index in range(count):
         try:
             name = samples.task(index)
         except Exception as error:  # whatever the user's set sets off
@@ -234,5 +238,7 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
             said = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             wanted = ["any" if side is None else side for side in shape]
             raise PlanError(f"{where}: {name} must be a tensor {wanted}, got {said}")
+        if value.layout != torch.strided or value.is_meta:
+            raise PlanError(f"{where}: {name} must be a dense tensor with values")
         if value.is_complex() or not (name == "mask" or value.is_floating_point()):
             raise PlanError(f"{where}: {name} must be floating point, got {value.dtype}")

@@ -95,8 +95,8 @@ class Cached:
 
     def _claim(self, task: Task, model: Model, recipe: Recipe) -> None:
         """Write what the task's latents are of, or refuse latents of something else."""
-        vae = hashlib.sha256()
-        for path in checkpoint.weight_files(model.folder / "vae"):
+        folder, vae = model.folder / "vae", hashlib.sha256()
+        for path in (folder / "config.json", *checkpoint.weight_files(folder)):
             with path.open("rb") as stream:
                 vae.update(hashlib.file_digest(stream, "sha256").digest())
         wanted = {

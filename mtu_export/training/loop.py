@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from mtu_export.spec import CheckpointError, ParityError, Task
+from mtu_export.spec import CheckpointError, ParityError, PlanError, Task
 from mtu_export.training.batches import Batch, Source, widest, without_image
 from mtu_export.training.draws import Draws, Order, draws, dropped, seed_of
 from mtu_export.training.recipe import Recipe
@@ -83,8 +83,8 @@ class Trainer:
     schedule: DDPMScheduler
     latent: tuple[int, int, int]
     size: tuple[int, int]
-    weights: str = ""
-    """Digest of the UNet that the run begins with."""
+    begins: Mapping[str, Any] = field(default_factory=dict)
+    """What the run begins with: digests of the model, its tasks, the data's fingerprint."""
     progress: Progress = field(default_factory=Progress)
     ahead: bool | None = None
     """Whether the next step is prepared in a thread; None: where there is a GPU."""
@@ -95,6 +95,8 @@ class Trainer:
         self.names = sorted(self.names, key=routes)  # in the order of the optimiser's groups
         self.parameters = [rows[name] for name in self.names]
         rate = recipe.router_learning_rate or recipe.learning_rate
+        if recipe.router_learning_rate is not None and not any(map(routes, self.names)):
+            raise PlanError("router_learning_rate: what is trained has no router")
         groups = [
             {"params": [rows[name] for name in self.names if not routes(name)], "scale": 1.0},
             {
@@ -263,22 +265,32 @@ class Trainer:
         moments: dict[int, dict[str, Any]] = {}
         try:
             for number, (name, own) in enumerate(zip(self.names, self.parameters, strict=True)):
-                own.copy_(tensors[f"weight/{name}"])
+                own.copy_(_like(own, tensors, f"weight/{name}"))
                 if f"exp_avg/{name}" in tensors:
                     moments[number] = {
                         "step": torch.tensor(float(progress.step)),
-                        "exp_avg": tensors[f"exp_avg/{name}"].clone(),
-                        "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone(),
+                        "exp_avg": _like(own, tensors, f"exp_avg/{name}").clone(),
+                        "exp_avg_sq": _like(own, tensors, f"exp_avg_sq/{name}").clone(),
                     }
                 if self.ema is not None:
-                    self.ema.shadow_params[number].copy_(tensors[f"ema/{name}"])
-        except (KeyError, RuntimeError) as error:
-            line = str(error).splitlines()[0][:200]
-            raise CheckpointError(f"the state is not of this model: {line}") from None
+                    self.ema.shadow_params[number].copy_(_like(own, tensors, f"ema/{name}"))
+        except KeyError as error:
+            raise CheckpointError(f"the state is not of this model: it has no {error}") from None
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.ema is not None:
             self.ema.optimization_step = progress.step
+
+
+def _like(own: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of the state; raises ``CheckpointError`` where it is not like the parameter."""
+    found = tensors[name]
+    if (found.shape, found.dtype) != (own.shape, own.dtype):
+        raise CheckpointError(
+            f"the state is not of this model: {name} is {found.dtype} {list(found.shape)}, not "
+            f"{own.dtype} {list(own.shape)}"
+        )
+    return found
 
 
 def _cut(drawn: Draws, part: slice) -> Draws:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,8 @@ _NOISE = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
+_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+_READ = (".json", ".safetensors", ".txt")
 _PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -114,7 +116,7 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
     words = recipe.upcycle
     wanted = {
         "model": str(found.folder.resolve()),
-        "weights of the model": digest(found.folder / "unet"),
+        **digests(found.folder),
         "tasks": [task.to_json() for task in found.tasks],
         "seed": recipe.seed,
         **{f"upcycle.{row.name}": getattr(words, row.name) for row in fields(words)},
@@ -142,10 +144,17 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
     return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
 
 
-def digest(unet: Path) -> str:
-    """SHA-256 of the weights of a folder, in the order of their names."""
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a run reads of a model: the UNet's weights, and every file of its parts."""
+    unet = _digest(checkpoint.weight_files(folder / "unet"))
+    rows = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
+    parts = [path for path in rows if path.relative_to(folder).parts[0] in _PARTS]
+    return {"weights of the model": unet, "parts of the model": _digest(parts)}
+
+
+def _digest(files: Iterable[Path]) -> str:
     found = hashlib.sha256()
-    for path in checkpoint.weight_files(unet):
+    for path in files:
         with path.open("rb") as stream:
             found.update(hashlib.file_digest(stream, "sha256").digest())
     return found.hexdigest()

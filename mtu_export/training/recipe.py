@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +13,7 @@ from typing import Any
 
 from mtu_export.spec import PlanError, shown
 
-_LARGEST, _LARGEST_SEED = 10**9, 2**63 - 1
+_LARGEST, _LARGEST_BATCH, _LARGEST_SEED = 10**9, 10**6, 2**63 - 1
 _FREE = (
     "name",
     "output",
@@ -106,13 +104,14 @@ class Recipe:
         found = {key: value for key, value in rows.items() if key not in skipped}
         if self.upcycle is not None:
             found["upcycle"] = {r.name: getattr(self.upcycle, r.name) for r in fields(Upcycling)}
+        found["router_learning_rate"] = self.router_learning_rate or self.learning_rate
         return json.loads(json.dumps(found, default=str))
 
     def state_folder(self) -> Path:
-        """Where the run's state lies: ``state``, or a folder of the user's cache."""
+        """Where the run's state lies: ``state``, or a folder of the user's cache by output."""
         if self.state is not None:
             return self.state
-        text = json.dumps(self.identity(), sort_keys=True)
+        text = json.dumps([self.identity(), str(self.output.absolute())], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return Path.home() / ".cache" / "mtu-export" / "training" / f"{self.name}-{digest}"
 
@@ -133,14 +132,12 @@ def _count(least: int = 1, most: int = _LARGEST) -> Rule:
     return legal, f"an integer from {least} to {most}"
 
 
-def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Rule:
+def _number(low: float, high: float = _LARGEST, *, open_low: bool = False) -> Rule:
     def legal(value: Any) -> bool:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        finite = number and abs(value) <= sys.float_info.max  # false for NaN
-        return finite and (low < value if open_low else low <= value <= high)
+        return number and low <= value <= high and not (open_low and value == low)
 
-    top = "" if high == math.inf else f" to {high:g}"
-    return legal, f"a number {'above' if open_low else 'from'} {low:g}{top}"
+    return legal, f"a number {'above' if open_low else 'from'} {low:g} to {high:g}"
 
 
 def _below_one() -> Rule:
@@ -193,7 +190,7 @@ _RECIPE: Mapping[str, Rule] = {
     "train": _choice("mtu", "all"),
     "tasks": _names(),
     "upcycle": ((lambda value: value is None or isinstance(value, Upcycling)), "a table"),
-    "batch_size": _count(),
+    "batch_size": _count(1, _LARGEST_BATCH),
     "gradient_accumulation_steps": _count(),
     "learning_rate": _number(0, open_low=True),
     "router_learning_rate": _maybe(_number(0, open_low=True)),

@@ -183,6 +183,10 @@ def _refuse_inside(recipe: Recipe) -> None:
             raise PlanError(
                 f"output {str(recipe.output)!r} is or holds {key} {str(path)!r}; name another"
             )
+        if path is not None and path.resolve() in out.parents:
+            raise PlanError(
+                f"output {str(recipe.output)!r} lies inside {key} {str(path)!r}; name another"
+            )
 
 
 def _make_folder(home: Path) -> None:
@@ -233,7 +237,11 @@ def _trainer(
         schedule=schedule,
         latent=(encoder.channels, *live.latent),
         size=size,
-        weights=model.digest(found.folder / "unet"),
+        begins={
+            **model.digests(found.folder),
+            "tasks": [task.to_json() for task in found.tasks],
+            "fingerprint of the data": getattr(samples, "fingerprint", None),
+        },
     )
     last = state.newest(recipe.state_folder())
     if last is not None:
@@ -266,9 +274,9 @@ def _accelerator(recipe: Recipe) -> Any:
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
-    """What a state must be of: the recipe's numbers, the model, how many samples a task has."""
+    """What a state must be of: the recipe's numbers, the model, tasks and data."""
     counts = {f"samples of {name}": count for name, count in trainer.counts.items()}
-    return {**trainer.recipe.identity(), **counts, "weights of the model": trainer.weights}
+    return {**trainer.recipe.identity(), **counts, **trainer.begins}
 
 
 # --------------------------------------------------------------------------------- the steps
@@ -299,11 +307,15 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
                     saved = progress.step
     except KeyboardInterrupt:
         stopped = True
-    except (CheckpointError, ParityError, PlanError) as error:
+    except (OSError, ResourceError):
+        raise  # no disk for the log or the state
+    except Exception as error:
         # data that fail leave the weights as they were; an infinite loss says that they may be bad
         if main and saved < progress.step and not isinstance(error, ParityError):
             state.save(home, progress, _identity(trainer), trainer.tensors())
             saved = progress.step
+        if not isinstance(error, (CheckpointError, ParityError, PlanError)):
+            raise
         raise type(error)(f"{error}; {_kept(saved, home)}") from None
     finally:
         rows.close()

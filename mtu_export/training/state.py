@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -32,6 +33,20 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     mark: float = 0.0
+
+    def check(self, path: Path) -> None:
+        """Raise ``ValueError`` where this is not what a run writes to the folder ``path``."""
+        numbers = {"seconds": self.seconds, "mark": self.mark}
+        if not isinstance(self.sums, dict):
+            raise ValueError(f"sums must be an object, got {shown(self.sums)}")
+        for name, value in {**numbers, **{f"sums.{k}": v for k, v in self.sums.items()}}.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a number, got {shown(value)}")
+        for name, value in {"step": self.step, "count": self.count}.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} must be an integer from 0, got {shown(value)}")
+        if path.name != f"step-{self.step:08d}":
+            raise ValueError(f"step is {self.step}")
 
 
 def newest(folder: Path) -> Path | None:
@@ -137,8 +152,9 @@ def read(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, T
     refuse_other(found["recipe"], identity, path.parent)
     try:
         progress = Progress(**found["progress"])
+        progress.check(path)
         tensors = load_file(path / _TENSORS)
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return progress, tensors
 

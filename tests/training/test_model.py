@@ -110,6 +110,10 @@ def test_an_output_is_no_home_of_what_the_run_needs(four_tasks: Path, tmp_path: 
         given = replace(words, output=tmp_path / "run", **change)
         with pytest.raises(PlanError, match=f"is or holds {key} "):
             training.train(given, four(), force=True)
+    for key in ("state", "latents", "data_folder"):
+        inside = replace(words, **{key: tmp_path / "run", "output": tmp_path / "run" / "a"})
+        with pytest.raises(PlanError, match=f"lies inside {key} "):
+            training.train(inside, four(), force=True)
     assert (tmp_path / "run" / "set").is_dir()
     assert not (tmp_path / "run" / "state").exists()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mtu_export import training
 from mtu_export.spec import CheckpointError, Interrupted, PlanError, ResourceError, ToolchainMissing
@@ -195,6 +195,81 @@ def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> No
     (kept / "state.json").write_text(json.dumps({**said, "format": 9}))
     with pytest.raises(CheckpointError, match="is no state of format 1"):
         training.train(words, four(), force=True)
+
+
+class Marked(World):
+    """A world with a fingerprint."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(("t2i", "edit", "sr", "inpaint"))
+        self.fingerprint = mark
+
+
+def test_a_state_is_of_its_data_and_parts(dense: Path, tmp_path: Path) -> None:
+    model = tmp_path / "dense"
+    shutil.copytree(dense, model)
+    words = recipe(
+        model,
+        tmp_path,
+        steps=1,
+        batch_size=1,
+        tasks=("t2i", "edit", "sr", "inpaint"),
+        upcycle=training.Upcycling(experts=2, task_embedding_dim=8, router_hidden_dim=8),
+    )
+    training.train(words, Marked("a"))
+    with pytest.raises(PlanError, match="fingerprint of the data is 'a' there and 'b' here"):
+        training.train(words, Marked("b"), force=True)
+    path = model / "scheduler" / "scheduler_config.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "prediction_type": "v_prediction"}))
+    with pytest.raises(PlanError, match="parts of the model is"):
+        training.train(words, Marked("a"), force=True)
+    shutil.rmtree(next((tmp_path / "state").glob("step-*")))
+    training.train(words, Marked("a"), force=True)  # no step is there: its experts are made anew
+    made = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert made["prediction_type"] == "v_prediction"
+
+
+def test_what_is_no_state_of_the_run_is_refused(four_tasks: Path, tmp_path: Path) -> None:
+    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    training.train(words, four())
+    (kept,) = (tmp_path / "state").glob("step-*")
+    tensors, name = load_file(kept / "state.safetensors"), "weight/conv_in.t2i.weight"
+    for bad in (tensors[name][:1], torch.zeros(1), tensors[name].half()):
+        save_file({**tensors, name: bad.clone()}, kept / "state.safetensors")
+        with pytest.raises(CheckpointError, match=r"weight/conv_in\.t2i\.weight is torch\.float"):
+            training.train(words, four(), force=True)
+    save_file(tensors, kept / "state.safetensors")
+    said = json.loads((kept / "state.json").read_text())
+    for key, value in (("step", "1"), ("step", -1), ("step", 2), ("seconds", None), ("sums", [])):
+        changed = {**said, "progress": {**said["progress"], key: value}}
+        (kept / "state.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=f"is damaged: {key}"):
+            training.train(words, four(), force=True)
+
+
+def test_runs_of_other_outputs_have_states_of_their_own(tmp_path: Path) -> None:
+    one, other = (
+        replace(recipe(tmp_path, tmp_path / name), state=None) for name in ("one", "other")
+    )
+    assert one.state_folder() != other.state_folder()
+    assert one.state_folder() == replace(one, router_learning_rate=1e-3).state_folder()
+
+
+def test_a_failing_set_leaves_the_state_of_the_step_before(
+    four_tasks: Path, tmp_path: Path
+) -> None:
+    class Failing(Stopping):
+        def __getitem__(self, index: int) -> Sample:
+            self.reads -= 1
+            if self.reads == 0:
+                raise MemoryError
+            return World.__getitem__(self, index)
+
+    words = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
+    with pytest.raises(MemoryError):
+        training.train(words, Failing(6))
+    assert [path.name for path in (tmp_path / "state").glob("step-*")] == ["step-00000001"]
 
 
 def test_an_unfinished_state_is_not_seen(tmp_path: Path) -> None:
