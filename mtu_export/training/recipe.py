@@ -137,7 +137,8 @@ def _number(low: float, high: float = _LARGEST, *, open_low: bool = False) -> Ru
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and low <= value <= high and not (open_low and value == low)
 
-    return legal, f"a number {'above' if open_low else 'from'} {low:g} to {high:g}"
+    said = f"above {low:g}, at most" if open_low else f"from {low:g} to"
+    return legal, f"a number {said} {high:g}"
 
 
 def _below_one() -> Rule:

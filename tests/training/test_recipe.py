@@ -49,18 +49,27 @@ def test_a_config_becomes_a_recipe(tmp_path: Path) -> None:
         (NEEDED + "tasks=['sr']\n[upcycle]\nexperts = 0", "upcycle.experts must be an integer"),
         (NEEDED + "[upcycle]\nexperts = 2", "upcycle makes experts for tasks; name the tasks"),
         (NEEDED + "upcycle = 4", "upcycle must be a table, got 4"),
-        (NEEDED + "batch_size = 0", "batch_size must be an integer from 1 to 1000000000, got 0"),
+        (NEEDED + "batch_size = 0", "batch_size must be an integer from 1 to 1000000, got 0"),
         (
             NEEDED + "batch_size = true",
-            "batch_size must be an integer from 1 to 1000000000, got True",
+            "batch_size must be an integer from 1 to 1000000, got True",
         ),
         (
             NEEDED + "batch_size = 2.0",
-            "batch_size must be an integer from 1 to 1000000000, got 2.0",
+            "batch_size must be an integer from 1 to 1000000, got 2.0",
         ),
-        (NEEDED + "learning_rate = 0", "learning_rate must be a number above 0, got 0"),
-        (NEEDED + "learning_rate = inf", "learning_rate must be a number above 0, got inf"),
-        (NEEDED + "learning_rate = '1'", "learning_rate must be a number above 0, got '1'"),
+        (
+            NEEDED + "learning_rate = 0",
+            "learning_rate must be a number above 0, at most 1e.09, got 0",
+        ),
+        (
+            NEEDED + "learning_rate = inf",
+            "learning_rate must be a number above 0, at most 1e.09, got inf",
+        ),
+        (
+            NEEDED + "learning_rate = '1'",
+            "learning_rate must be a number above 0, at most 1e.09, got '1'",
+        ),
         (NEEDED + "adam_beta2 = 1.0", "adam_beta2 must be a number from 0, below 1, got 1.0"),
         (NEEDED + "ema_decay = -1", "ema_decay must be a number from 0, below 1, got -1"),
         (NEEDED + "conditioning_dropout_prob = 0.4", "must be a number from 0 to 0.333333"),
@@ -92,7 +101,8 @@ def test_identity_is_what_decides_the_numbers(tmp_path: Path) -> None:
     first = Recipe(model="m", output=tmp_path, steps=5)
     same = replace(first, output=tmp_path / "x", log_every=3, steps=9, checkpointing_steps=2)
     assert same.identity() == first.identity()
-    assert same.state_folder() == first.state_folder()
+    assert replace(same, output=tmp_path).state_folder() == first.state_folder()
+    assert same.state_folder() != first.state_folder()
     assert first.state_folder().parent == Path.home() / ".cache" / "mtu-export" / "training"
     for key, value in {"seed": 1, "learning_rate": 1.0, "lr_scheduler": "cosine"}.items():
         assert replace(first, **{key: value}).state_folder() != first.state_folder()
