@@ -357,9 +357,9 @@ def make(size: str, home: Path, rows: str = "") -> None:
 def _first(rows: Mapping[str, Any]) -> dict[str, Any]:
     """The model in PyTorch on the artefacts' cases."""
     return {
-        MULTI[1]: {
+        "MTU N=4": {
             task: {name: values[:ARTEFACT_CASES] for name, values in found.items()}
-            for task, found in rows.get(MULTI[1], {}).items()
+            for task, found in rows.get("MTU N=4", {}).items()
         }
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError, PlanError, Task
 from mtu_export.training.batches import Batch, Live
-from mtu_export.training.model import Model
+from mtu_export.training.model import Model, digest
 from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import check_disk, refuse_other, written
 from mtu_export.training.watch import Console
@@ -95,10 +94,7 @@ class Cached:
 
     def _claim(self, task: Task, model: Model, recipe: Recipe) -> None:
         """Write what the task's latents are of, or refuse latents of something else."""
-        folder, vae = model.folder / "vae", hashlib.sha256()
-        for path in (folder / "config.json", *checkpoint.weight_files(folder)):
-            with path.open("rb") as stream:
-                vae.update(hashlib.file_digest(stream, "sha256").digest())
+        vae = model.folder / "vae"
         wanted = {
             "data": recipe.data or str(recipe.data_folder or type(self.live.samples).__qualname__),
             "samples": len(self.live.indices[task.name]),
@@ -106,7 +102,7 @@ class Cached:
             "conditioning": task.to_json()["conditioning"],
             "size": list(self.live.size),
             "dtype": recipe.latents_dtype,
-            "vae": vae.hexdigest(),
+            "vae": digest((vae / "config.json", *checkpoint.weight_files(vae))),
         }
         path = self.folder / task.name / _JSON
         for left in path.parent.glob(".*.partial"):

@@ -146,13 +146,14 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of what a run reads of a model: the UNet's weights, and every file of its parts."""
-    unet = _digest(checkpoint.weight_files(folder / "unet"))
+    unet = digest(checkpoint.weight_files(folder / "unet"))
     rows = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
     parts = [path for path in rows if path.relative_to(folder).parts[0] in _PARTS]
-    return {"weights of the model": unet, "parts of the model": _digest(parts)}
+    return {"weights of the model": unet, "parts of the model": digest(parts)}
 
 
-def _digest(files: Iterable[Path]) -> str:
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of files in this order."""
     found = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:
