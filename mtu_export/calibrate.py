@@ -10,8 +10,11 @@ from mtu_export.spec import Arrays, Plan, Task, TensorSpec
 
 GOLDEN_TIMESTEPS = (981.0, 501.0, 21.0)
 CALIBRATION_TIMESTEPS = (999.0, 901.0, 751.0, 601.0, 451.0, 301.0, 151.0, 1.0)
-ORIGIN = "seeded"
-"""Where calibration inputs come from, as the manifest says it."""
+LOOP, SEEDED = "loop", "seeded"
+"""Where inputs for ranges come from, as the manifest says it: a loop beside seeded ones, or seeded
+in all that no encoder is there to make."""
+LOOP_PASSES = 8
+"""Passes of a loop that ranges are taken from, at most: a graph is run again for each branch."""
 _CALIBRATION_STREAM = 1
 _PICTURE_STREAM = 2
 _PICTURES = 3
@@ -27,7 +30,10 @@ def goldens(
 def calibration(
     specs: Sequence[TensorSpec], task: Task, plan: Plan, words: Sequence[Arrays] = ()
 ) -> tuple[Arrays, ...]:
-    """Inputs from another random stream than the goldens, over the range of timesteps."""
+    """Inputs from another random stream than the goldens, over the range of timesteps.
+
+    They are wilder than a loop's: ranges that hold for both clip less.
+    """
     return _seeded(specs, task, plan, CALIBRATION_TIMESTEPS, _CALIBRATION_STREAM, words)
 
 

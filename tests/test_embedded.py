@@ -61,9 +61,10 @@ def test_it_does_its_tasks_on_combinations_it_never_saw() -> None:
     assert _mean("edit", 24)["done"] >= 0.4
     bicubic = _mean("sr", 12, lambda cases: checks.bicubic(WORLD, cases))["PSNR"]
     assert _mean("sr", 12)["PSNR"] >= bicubic + 2
-    removed = _mean("inpaint", 12)
-    assert removed["PSNR inside"] >= 26
-    assert removed["PSNR outside"] >= 26
+    removed = _mean("inpaint", 24)
+    wiped = _mean("inpaint", 24, lambda cases: table.wiped(WORLD, cases))
+    assert removed["removed, rest unchanged"] >= 0.5 > wiped["removed, rest unchanged"]
+    assert min(removed["PSNR inside"], removed["PSNR outside"]) >= 26
 
 
 @pytest.mark.slow

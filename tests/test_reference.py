@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from mtu_export import exporter, plan, schedule
+from mtu_export import calibrate, exporter, generate, plan, schedule
 from mtu_export.exporter.reference import PROMPT, Reference
+from mtu_export.models import mtu
 
 PROMPTS = {"sr": "", "edit": PROMPT}
 ZEROS = "force_zeros_for_empty_prompt"
@@ -54,6 +55,35 @@ def test_the_empty_prompt_of_sd_is_encoded(
 ) -> None:
     (value,) = empty_prompt(pipeline, tmp_path / "sd", said).values()
     assert (value == 1).all()
+
+
+@pytest.mark.parametrize("most", [8, 2])
+def test_ranges_come_from_another_loop_than_the_golden_one(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Every branch of every pass, or of the first, the last and some between."""
+    monkeypatch.setattr(calibrate, "LOOP_PASSES", most)
+    row = plan.resolve(target="executorch", model=tiny, task="inpaint", scheme="int8")
+    (task,), scheduler = row.tasks, schedule.load(tiny, None)
+    reference = Reference(row, task, scheduler, schedule.tables(scheduler, [4]))
+    graph = mtu.graph(mtu.load(tiny).components["unet"], row, task)
+    seeded = calibrate.calibration(graph.inputs, task, row)
+    met, origin = reference.calibration(graph, seeded)
+    assert origin == calibrate.SEEDED  # neither text encoder nor VAE is there
+    times = [row.timestep for row in reference.schedule.passes]
+    kept = times if most > len(times) else [times[0], times[-1]]
+    branches = task.guidance.passes
+    assert [float(case["timestep"][0]) for case in met] == [
+        t for t in kept for _ in range(branches)
+    ]
+    scale = reference.schedule.init_noise_sigma * reference.schedule.passes[0].input_scale
+    first, width = met[0]["sample"], row.config["out_channels"]
+    noise = generate.noise((1, width, *row.latent_size), row.seed + 1)
+    np.testing.assert_allclose(first[:, :width], np.float32(scale) * noise, rtol=1e-6)
+    assert not first[:, width:].any()  # the first branch has no image
+    assert np.abs(met[-1]["sample"][:, width:]).max() > 1
+    golden = calibrate.goldens(graph.inputs, task, row)
+    assert not any(np.array_equal(a["sample"], b["sample"]) for a in golden for b in met)
 
 
 def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(

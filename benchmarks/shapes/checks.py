@@ -1,7 +1,8 @@
 """What is right about pictures of cases, by task: one number a picture, and 95 % intervals.
 
 t2i: all of the caption is there. edit: it is done, and the rest is unchanged. sr: PSNR, and PSNR
-of bicubic. inpaint: PSNR inside the removed thing's surroundings and outside.
+of bicubic. inpaint: it is removed, and the rest is unchanged; PSNR inside the removed thing's
+surroundings and outside.
 """
 
 from __future__ import annotations
@@ -18,17 +19,22 @@ from benchmarks.shapes.cases import Case, doubled, halved
 from benchmarks.shapes.world import SIZES, World, draw
 
 UNCHANGED_DB = 25.0
-"""PSNR outside of the edited thing's surroundings from which the rest counts as unchanged."""
+"""PSNR outside of the changed thing's surroundings from which the rest counts as unchanged."""
+_LEAST = 1e-9
+MOST_DB = 10 * math.log10(4 / _LEAST)
 _ROUND = 1.6
 """Surroundings of a thing: so many times its radius, square."""
 
 
 def psnr(errors: Tensor, where: Tensor | None = None) -> Tensor:
-    """dB by picture of squared errors [B, 3, H, W]; the peak is 2; ``where`` [B, H, W] a mask."""
+    """dB by picture of squared errors [B, 3, H, W]; the peak is 2; ``where`` [B, H, W] a mask.
+
+    At most :data:`MOST_DB`, which equal pictures have.
+    """
     if where is None:
         where = torch.ones(errors.shape[0], *errors.shape[2:], dtype=torch.bool)
     total = (errors.mean(1) * where).sum((1, 2)) / where.sum((1, 2)).clamp_min(1)
-    return 10 * torch.log10(4 / total.clamp_min(1e-9))
+    return 10 * torch.log10(4 / total.clamp_min(_LEAST))
 
 
 def surroundings(world: World, cases: Sequence[Case]) -> Tensor:
@@ -54,18 +60,15 @@ def measures(world: World, cases: Sequence[Case], made: Tensor) -> dict[str, Ten
     errors = (made - truth).square()
     if task == "sr":
         return {"PSNR": psnr(errors)}
-    where = surroundings(world, cases)
-    if task == "inpaint":
-        return {"PSNR inside": psnr(errors, where), "PSNR outside": psnr(errors, ~where)}
     right = torch.tensor(checker.right(checker.read(world, made), [row.after for row in cases]))
     if task == "t2i":
         return {"all right": right.float()}
-    outside = psnr(errors, ~where)
-    return {
-        "done, rest unchanged": (right & (outside >= UNCHANGED_DB)).float(),
-        "done": right.float(),
-        "PSNR outside": outside,
-    }
+    where = surroundings(world, cases)
+    inside, outside = psnr(errors, where), psnr(errors, ~where)
+    whole = (right & (outside >= UNCHANGED_DB)).float()
+    if task == "inpaint":
+        return {"removed, rest unchanged": whole, "PSNR inside": inside, "PSNR outside": outside}
+    return {"done, rest unchanged": whole, "done": right.float(), "PSNR outside": outside}
 
 
 def bicubic(world: World, cases: Sequence[Case]) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from torch import Tensor
+
 from benchmarks.shapes import checks, grids, table
 from benchmarks.shapes.cases import inputs
 from benchmarks.shapes.world import WORLDS
@@ -31,13 +33,19 @@ def main() -> None:
     to_image(shown[:1].numpy()).save(given)
     for name, made in columns["inpaint"].items():
         found = checks.measures(world, cases, made)
-        said = ", ".join(f"{key} {values.mean():.1f} dB" for key, values in found.items())
+        said = ", ".join(_said(key, values) for key, values in found.items())
         print(f"{name}: {said}")
     print(f"{_COUNT} removals that no model was trained on: {out}")
     prompt = f'--prompt "{cases[0].prompt}" --image {given}'
     command = Path(sys.executable).with_name("mtu-export")
     here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
     print(f"one more: {here} run {next(iter(bundles.values()))} {prompt} -o out.png")
+
+
+def _said(name: str, values: Tensor) -> str:
+    if checks.is_share(name):
+        return f"{name} {int(values.sum())} of {len(values)}"
+    return f"{name} {values.mean():.1f} dB"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def torch_rows(size: str, home: Path) -> list[Row]:
     found: list[tuple[str, str, Made, str]] = [
         ("bicubic", "sr", lambda cases: checks.bicubic(world, cases), size),
         ("input unchanged", "inpaint", lambda cases: _given(world, cases), size),
+        ("wiped", "inpaint", lambda cases: wiped(world, cases), size),
         *(("truth through the VAE", task, through, stamp(home, SHIPPED)) for task in TASKS),
     ]
     models: list[tuple[str, str, Callable[[str], Any]]] = [
@@ -120,6 +121,11 @@ def _given(world: World, cases: Sequence[Case]) -> Tensor:
     found = inputs(world, cases)
     assert found is not None
     return found
+
+
+def wiped(world: World, cases: Sequence[Case]) -> Tensor:
+    """Everything removed, whatever the prompt says: right where nothing is to stay."""
+    return draw(world, [replace(one.after, things=()) for one in cases])
 
 
 # ----------------------------------------------------------------------------------- artefacts
@@ -251,6 +257,8 @@ def page(
                 lines.append(f"| {model} | " + " | ".join(cells) + " |")
         if task == "edit":
             lines += ["", _changed(WORLDS[size])]
+        if task == "inpaint":
+            lines += ["", _left(WORLDS[size])]
         several = {model: found for model, found in rows.items() if model in MULTI}
         for head, pairs in (
             ("MTU less single-task, paired", _paired(several, rows.get("single-task", {}))),
@@ -311,6 +319,17 @@ def _changed(world: World) -> str:
     return (
         f"What is added or changed is of a combination that was never trained on in {count} of "
         f"the {TORCH_CASES} cases; in the others one that stays is."
+    )
+
+
+def _left(world: World) -> str:
+    """In how many removals nothing is to stay, and what dB say of them."""
+    rows = held_out(world, "inpaint", TORCH_CASES)
+    count = sum(not one.after.things for one in rows)
+    return (
+        f"Nothing is to stay in {count} of the {TORCH_CASES} cases: there a picture that is wiped "
+        f"is right, and means of PSNR are high. {checks.MOST_DB:.1f} dB is the limit of the "
+        "measure, which equal pictures have."
     )
 
 

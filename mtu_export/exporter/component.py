@@ -25,7 +25,7 @@ from mtu_export.exporter.reference import Reference
 from mtu_export.models import stock
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
+from mtu_export.spec import Arrays, Cost, IntWeights, Plan, Program, Verdict
 
 Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
 """Inputs and reference outputs by task."""
@@ -96,7 +96,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
         of_task = f" of {task.name}" if several else ""
         with job.stage(f"run live-router model{of_task}"):
             graph = family.graph(live, plan, task)
-            given = calibrate.goldens(graph.inputs, task, plan, _given(reference))
+            given = calibrate.goldens(graph.inputs, task, plan, reference.known)
             cases[task.name] = list(zip(given, capture.run(graph, given), strict=True))
         if reference.whole:
             count = len(reference.schedule.passes)
@@ -111,16 +111,25 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
         graphs = {t.name: family.graph(folded[t.name].module, plan, t) for t in plan.tasks}
         cost = capture.cost(graphs[plan.tasks[0].name])
     with job.stage("prove the fold"):
-        proof, ranges = [], {}
+        proof = []
         for reference in references:
             task = reference.task
             given, wanted = zip(*cases[task.name], strict=True)
             found = capture.run(graphs[task.name], given)
             proof.append(proving.folded(wanted, found, task))
             proving.refuse_failure(proof)
-            specs = graphs[task.name].inputs
-            ranges[task.name] = calibrate.calibration(specs, task, plan, _given(reference))
-    return _capture(job, graphs, modules, ranges, cases, proof, cost)
+    ranges, origins = {}, []
+    for reference in references:
+        task, graph = reference.task, graphs[reference.task.name]
+        ranges[task.name] = calibrate.calibration(graph.inputs, task, plan, reference.known)
+        if isinstance(plan.scheme.weights, IntWeights) and targets.load(plan.target).calibrated:
+            of_task = f" of {task.name}" if several else ""
+            with job.stage(f"run a loop{of_task} for the ranges of activations"):
+                met, origin = reference.calibration(graph, ranges[task.name])
+            ranges[task.name], origins = (*ranges[task.name], *met), [*origins, origin]
+    looped = bool(origins) and calibrate.SEEDED not in origins
+    origin = calibrate.LOOP if looped else calibrate.SEEDED
+    return _capture(job, graphs, modules, (ranges, origin), cases, proof, cost)
 
 
 def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
@@ -158,7 +167,8 @@ def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
         return None
     cost, task = capture.cost(graph), users[0].task.name
     rows = list(zip(cases, wanted, strict=True))
-    return _capture(job, {task: graph}, [graph.module], {task: cases}, {task: rows}, [], cost)
+    ranges = {task: cases}, calibrate.SEEDED
+    return _capture(job, {task: graph}, [graph.module], ranges, {task: rows}, [], cost)
 
 
 def _apply(job: Job, module: Any) -> None:
@@ -172,24 +182,19 @@ def _apply(job: Job, module: Any) -> None:
         lora.apply({job.component: module}, rows)
 
 
-def _given(reference: Reference) -> list[Arrays]:
-    """Text inputs of the UNet for prompts, where the checkpoint's own encoders can make them."""
-    found = [reference.words(case) for case in range(len(reference.prompts))]
-    return [row for row in found if row]
-
-
 def _capture(
     job: Job,
     graphs: Mapping[str, Graph],
     modules: Sequence[Any],
-    ranges: Mapping[str, Sequence[Arrays]],
+    ranges: tuple[Mapping[str, Sequence[Arrays]], str],
     cases: Cases,
     proof: list[Verdict],
     cost: Cost,
 ) -> _Captured:
     """Rewrite, quantise and capture graphs whose mathematics are settled, one a task.
 
-    ``modules`` are what the schemes' layers are named in.
+    ``modules`` are what the schemes' layers are named in, ``ranges`` are inputs by task for the
+    ranges of activations, with their origin.
     """
     plan = job.plan.part(job.component)
     with job.stage("rewrite and quantise"):
@@ -197,7 +202,7 @@ def _capture(
             rewrite.apply(module, targets.rewrites(plan))
         kept = quantize.quantize(modules, plan.scheme)
     with job.stage("capture"):
-        program = capture.capture(job.component, graphs, ranges, calibrate.ORIGIN)
+        program = capture.capture(job.component, graphs, *ranges)
     return _Captured(program=program, kept=kept, cases=cases, proof=proof, cost=cost)
 
 

@@ -6,7 +6,7 @@ arrays, so that no two of them are in memory together and a stopped export goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,14 @@ from mtu_export import calibrate, capture, checkpoint, generate, sampler, tokeni
 from mtu_export.manifest import scaling_factor
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, Plan, Schedule, Task
+from mtu_export.spec import Arrays, Plan, Schedule, Session, Task, TensorSpec
 
 PROMPT = "a photo of a red circle on a blue table"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
 """Of the golden request, and of the cases of a text encoder."""
+
+_RANGES = "calibration/"
+"""Before the names of what the loop for the ranges of activations is told."""
 
 
 class Reference:
@@ -40,14 +43,15 @@ class Reference:
         self.arrays: dict[str, np.ndarray] = {}
         self.request = self._request()
 
-    def _request(self) -> generate.Request:
+    def _request(self, turn: int = 0) -> generate.Request:
+        """The golden request; with ``turn`` 1 or 2 another, of other noise and picture."""
         plan, kinds = self.plan, {entry.kind for entry in self.task.conditioning}
-        size = (plan.height, plan.width)
+        size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
         return generate.Request(
             prompt=PROMPT if self.task.prompt is None else self.task.prompt,
-            noise=generate.noise((1, plan.config["out_channels"], *plan.latent_size), plan.seed),
+            noise=generate.noise(shape, plan.seed + turn),
             steps=self.steps,
-            image=calibrate.pictures(size, plan.seed)[0] if kinds - {"mask"} else None,
+            image=calibrate.pictures(size, plan.seed)[turn] if kinds - {"mask"} else None,
             mask=calibrate.mask(size) if any("mask" in kind for kind in kinds) else None,
         )
 
@@ -86,6 +90,11 @@ class Reference:
             found[name] = np.concatenate([self.arrays[key] for key in keys], -1)
         return found
 
+    @property
+    def known(self) -> list[Arrays]:
+        """Text inputs of the UNet, one a prompt, where the checkpoint's encoders can make them."""
+        return [row for row in map(self.words, range(len(self.prompts))) if row]
+
     def constants(self) -> dict[str, np.ndarray]:
         """What a loop needs and no prompt changes, under the names of ``constants.safetensors``."""
         found: dict[str, np.ndarray] = {}
@@ -110,45 +119,78 @@ class Reference:
             (found,) = capture.run(graph, [{graph.inputs[0].name: image}])
             return found[graph.outputs[0].name]
 
-        self._take_channels(encode)
+        self._take_channels(encode, self.request)
+        self._take_channels(encode, self._request(1), _RANGES)
 
-    def _take_channels(self, encode: Any) -> None:
+    def _take_channels(self, encode: Any, request: generate.Request, mark: str = "") -> None:
         full, without = generate.conditioning(
-            self.task, self.request, encode, scaling_factor(self.plan), self.plan.latent_size
+            self.task, request, encode, scaling_factor(self.plan), self.plan.latent_size
         )
-        self.arrays |= {"channels": full, "without": without}
+        self.arrays |= {f"{mark}channels": full, f"{mark}without": without}
 
     def take_unet(self, graph: Graph) -> None:
         """Run the guided passes with the live router; keep the latent after each."""
         if not self.whole:
             return
         if "channels" not in self.arrays:
-            self._take_channels(None)
-        constants = self.constants()
-        sizes, empty = (generate.named(constants, prefix) for prefix in ("sizes/", "empty/"))
+            self._take_channels(None, self.request)
+        channels = self.arrays["channels"], self.arrays["without"]
+        words = self.words(0), generate.named(self.constants(), "empty/")
+        found = self._latents(_session(graph), graph.inputs, self.request.noise, words, channels)
+        self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
+
+    def _latents(
+        self,
+        session: Session,
+        specs: Sequence[TensorSpec],
+        noise: np.ndarray,
+        words: tuple[Arrays, Arrays],
+        channels: tuple[np.ndarray, np.ndarray],
+    ) -> list[np.ndarray]:
+        """The latent after each guided pass; ``words`` are of the prompt and of the empty one."""
+        sizes = generate.named(self.constants(), "sizes/")
+        given = ({**words[0], **sizes}, {**words[1], **sizes})
+        denoise = generate.denoiser(session, specs, self.task.guidance, given, channels)
+        return list(sampler.latents(self.schedule, noise, denoise))
+
+    def calibration(self, graph: Graph, seeded: Sequence[Arrays]) -> tuple[tuple[Arrays, ...], str]:
+        """UNet inputs that a loop over another request than the golden one meets; their origin.
+
+        Without the checkpoint's own encoders its text and latents of images are those of
+        ``seeded``, and normal noise.
+        """
+        task, plan, specs = self.task, self.plan, graph.inputs
+        words, empty = self.words(0 if task.prompt is not None else 2), self.words(1)
+        real = bool(words)
+        if not real:
+            names = [spec.name for spec in specs[2:] if spec.name != "time_ids"]
+            words, empty = ({name: row[name][:1] for name in names} for row in seeded[:2])
+        elif task.guidance.kind != "none":
+            empty = generate.named(self.constants(), "empty/")
+        if f"{_RANGES}channels" not in self.arrays:
+            real = real and "vae_encoder" not in needed(task, plan.config)
+            other = self._request(2).noise / np.float32(scaling_factor(plan))
+            self._take_channels(lambda _: other, self._request(1), _RANGES)
+        channels = self.arrays[f"{_RANGES}channels"], self.arrays[f"{_RANGES}without"]
+        met: list[Arrays] = []
+        run = _session(graph)
 
         def session(inputs: Arrays) -> dict[str, np.ndarray]:
-            return dict(capture.run(graph, [inputs])[0])
+            met.append(inputs)
+            return run(inputs)
 
-        denoise = generate.denoiser(
-            session,
-            graph.inputs,
-            self.task.guidance,
-            ({**self.words(0), **sizes}, {**empty, **sizes}),
-            (self.arrays["channels"], self.arrays["without"]),
-        )
-        found = sampler.latents(self.schedule, self.request.noise, denoise)
-        self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
+        self._latents(session, specs, self._request(1).noise, (words, empty), channels)
+        passes = len(self.schedule.passes)
+        runs, kept = len(met) // passes, min(passes, calibrate.LOOP_PASSES)
+        places = [round(x) for x in np.linspace(0, passes - 1, kept)]
+        origin = calibrate.LOOP if real else calibrate.SEEDED
+        return tuple(row for i in places for row in met[i * runs : (i + 1) * runs]), origin
 
     def take_decoder(self, graph: Graph) -> None:
         """Keep the picture of the last latent."""
         if self.last is not None:
-
-            def session(inputs: Arrays) -> dict[str, np.ndarray]:
-                return dict(capture.run(graph, [inputs])[0])
-
             self.arrays["image"] = generate.decode(
-                session, graph.inputs[0], self.last, scaling_factor(self.plan)
+                _session(graph), graph.inputs[0], self.last, scaling_factor(self.plan)
             )
 
     @property
@@ -178,3 +220,12 @@ class Reference:
         if "image" in self.arrays:
             found["golden"] = {"prompt": self.request.prompt, "steps": self.steps}
         return found
+
+
+def _session(graph: Graph) -> Session:
+    """A graph in PyTorch as what a loop runs."""
+
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return dict(capture.run(graph, [inputs])[0])
+
+    return run

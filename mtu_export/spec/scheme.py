@@ -73,5 +73,5 @@ class Scheme:
 
     def floor(self, activations: str) -> float:
         """The floor in dB for ``Lowered.activations``."""
-        coded = activations in ("static_int8", "dynamic_int8") and self.static_floor_db is not None
+        coded = activations in ("dynamic_int8", "mixed_int8") and self.static_floor_db is not None
         return self.static_floor_db if coded else self.floor_db  # type: ignore[return-value]

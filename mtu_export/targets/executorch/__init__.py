@@ -1,8 +1,9 @@
 """ExecuTorch: one ``.pte`` a component, its work handed to the XNNPACK backend.
 
 fp32 is lowered as it is. int8 keeps the codes and scales that arrive in the graph and makes the
-activations around them int8, so that XNNPACK runs those layers with its integer kernels: static in
-the denoiser, dynamic in text encoders, where single channels are far larger than the others.
+activations around them int8, so that XNNPACK runs those layers with its integer kernels: dynamic
+for linear layers, static around convolutions, which XNNPACK's pass for layouts allows no dynamic
+ones in a graph of many.
 
 Several tasks are methods of one file, named as the tasks; a constant that is the same in two of
 them is stored once, under the hash of its bytes.
@@ -20,7 +21,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mtu_export.spec import (
     FloatWeights,
@@ -34,18 +34,16 @@ from mtu_export.spec import (
     ToolchainMissing,
     Unsupported,
 )
-from mtu_export.targets.executorch.activations import make_dynamic, make_static
+from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
 from mtu_export.targets.executorch.reading import first_line, structure
 from mtu_export.targets.executorch.running import open, runner
-
-if TYPE_CHECKING:
-    import torch
 
 suffix = ".pte"
 packages = ("executorch", "torch")
 __all__ = [
     "Options",
+    "calibrated",
     "check",
     "default_scheme",
     "gates",
@@ -65,6 +63,7 @@ __all__ = [
 
 rewrites = ("attention", "geglu", "group_norm")
 gates: tuple[str, ...] = ()
+calibrated = True
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
@@ -116,7 +115,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     The method of a single task is ``forward``.
     """
     name = f"{program.name}_{plan.options.backend}_{plan.scheme.name}{suffix}"
-    activations = _activations(program, plan)
+    integer, activations = isinstance(plan.scheme.weights, IntWeights), "float32"
     several = len(program.methods) > 1
     entries = {task: task if several else ENTRY for task in program.methods}
     outputs = [tensor.name for tensor in program.outputs]
@@ -134,9 +133,13 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             methods = {}
-            for task, exported in program.methods.items():
-                methods[entries[task]], biases = _quantised(program, task, exported, activations)
-                apart |= dict.fromkeys(biases)
+            for mark, (task, exported) in enumerate(program.methods.items()):
+                if integer:
+                    names = [tensor.name for tensor in program.inputs[task]]
+                    feeds = program.calibration[task]
+                    exported, activations, biases = make_int8(exported, names, feeds, mark)
+                    apart |= dict.fromkeys(biases)
+                methods[entries[task]] = exported
             notes = write(methods, constants, folder / name)
     except (OSError, MemoryError):
         raise
@@ -152,7 +155,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         path=name,
         entries=entries,
         activations=activations,
-        calibration=program.origin if activations == "static_int8" else None,
+        calibration=program.origin if activations == "mixed_int8" else None,
         kept_float=tuple(
             (program.layer(bias), "its bias is beyond int32 codes: added in float32")
             for bias in apart
@@ -163,22 +166,3 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
             **({"task_delegates": unlike} if unlike else {}),
         },
     )
-
-
-def _activations(program: Program, plan: Plan) -> str:
-    if not isinstance(plan.scheme.weights, IntWeights):
-        return "float32"
-    return "dynamic_int8" if program.name.startswith("text_encoder") else "static_int8"
-
-
-def _quantised(
-    program: Program, task: str, exported: torch.export.ExportedProgram, activations: str
-) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
-    """The method of one task with its activations, and the biases that are added in float."""
-    if activations == "float32":
-        return exported, ()
-    if activations == "dynamic_int8":
-        return make_dynamic(exported), ()
-    names = [tensor.name for tensor in program.inputs[task]]
-    mark = list(program.methods).index(task)
-    return make_static(exported, names, program.calibration[task], mark)

@@ -1,9 +1,9 @@
-"""Int8 activations around layers whose weights arrive as int8 codes: static or dynamic."""
+"""Int8 activations around layers whose weights arrive as int8 codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mtu_export.spec import Arrays
 
@@ -16,27 +16,34 @@ REQUANTISATION_LIMIT = 256.0
 """XNNPACK refuses input scale x weight scale / output scale from here on."""
 
 
-def make_static(
+HEADROOM = 1.25
+"""Of a range that calibration inputs reach: what other pictures reach beyond it is not clipped."""
+
+
+def make_int8(
     exported: torch.export.ExportedProgram,
     names: Sequence[str],
     feeds: Sequence[Arrays],
     mark: int = 0,
-) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
-    """Quantise the input and output of every layer whose weight arrives as int8 codes.
+) -> tuple[torch.export.ExportedProgram, str, tuple[str, ...]]:
+    """Quantise the activations around every layer whose weight arrives as int8 codes.
 
-    Returns a new program that shares the tensors of ``exported``, and the names of the biases
-    that do not fit int32 codes and are added in float. XNNPACK's own quantiser is not
-    used: it chooses weight scales anew and clamps them at 2^-12.
+    Linear layers and 1 x 1 convolutions dynamically, each token by the range of its own values;
+    other convolutions statically, input and output, by ranges over ``feeds``, inputs under
+    ``names``, as XNNPACK's pass for layouts finds no way through a delegate of many layers to a
+    dynamic one; and so linear layers on pictures, whose layout it changes too. Returns a
+    new program that shares the tensors of ``exported``; ``"dynamic_int8"``, or ``"mixed_int8"``
+    where any are static; and the names of the biases that do not fit int32 codes and are added in
+    float. XNNPACK's own quantiser is not used: it chooses weight scales anew and clamps them at
+    2^-12.
 
-    ``mark`` is one number for each method of a file that shares codes; it is added to every
-    layer's first bias code. XNNPACK's cache of packed weights, which a runtime may have on, takes
-    equal codes and biases for equal layers, whatever their scales: the biases must differ.
+    ``mark`` is one number for each method of a file that shares codes; it changes every layer's
+    first bias by as much as is seen. XNNPACK's cache of packed weights, which a runtime may have
+    on, takes equal codes and biases for equal layers, whatever their scales.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
 
-    if not feeds:
-        raise ValueError("static int8 needs calibration inputs")
     aten, quantised = torch.ops.aten, torch.ops.quantized_decomposed
     program = exported.run_decompositions({})
     layers = [
@@ -45,48 +52,90 @@ def make_static(
         if node.target in (aten.conv2d.default, aten.linear.default)
         and getattr(node.args[1], "target", None) is quantised.dequantize_per_channel.default
     ]
-    watched = {node for layer in layers for node in (layer.args[0], layer)}
-    ranges = _ranges(program, watched, names, feeds)
+    layers = [_on_tokens(program, node) if _is_pointwise(node) else node for node in layers]
+    static = [node for node in layers if node.args[0].meta["val"].ndim == 4]
+    if static and not feeds:
+        raise ValueError("static int8 needs calibration inputs")
+    watched = {node for layer in static for node in (layer.args[0], layer)}
+    ranges = _ranges(program, watched, names, feeds) if watched else {}
     made: dict[Any, Any] = {}
-    apart = [bias for layer in layers for bias in _quantise_layer(program, layer, ranges, made)]
-    if mark:
-        for layer in layers:
+    apart: list[str] = []
+    for layer in layers:
+        if layer in static:
+            apart += _quantise_layer(program, layer, ranges, made)
+        else:
+            _quantise_tokens(layer)
+        if mark:
             _mark_bias(program, layer, mark)
     program.graph_module.recompile()
-    return program, tuple(apart)
+    return program, "mixed_int8" if static else "dynamic_int8", tuple(apart)
 
 
-def make_dynamic(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Quantise the input of every linear layer whose weight arrives as int8 codes, as it runs.
+def _is_pointwise(layer: Any) -> bool:
+    """Whether a layer is a convolution of 1 x 1 pixels that takes each."""
+    import torch
 
-    Each token has a scale and zero point of its own, found in its values: no range is calibrated,
-    and a few large values in one token cost the others nothing. Layers do not share the codes of
-    a common input: a delegate could not be cut out of a graph that does.
+    if layer.target is not torch.ops.aten.conv2d.default:
+        return False
+    strides, padding, _, groups = (*layer.args[3:], *_DEFAULTS[len(layer.args) - 3 :])
+    plain = [*strides, *padding, groups] == [1, 1, 0, 0, 1]
+    return plain and tuple(layer.args[1].meta["val"].shape[2:]) == (1, 1)
+
+
+_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+"""Of ``conv2d``: stride, padding, dilation, groups."""
+
+
+def _on_tokens(program: torch.export.ExportedProgram, layer: Any) -> Any:
+    """Rewrite a 1 x 1 convolution as a linear layer on the pixels [B, h·w, in]; returns that."""
+    import torch
+
+    aten = torch.ops.aten
+    source, weight, *rest = layer.args
+    codes, wanted = weight.args[0], layer.meta["val"]
+    for spec in program.graph_signature.input_specs:
+        for stored in cast(list[dict[Any, Any]], [program.state_dict, program.constants]):
+            if spec.arg.name == codes.name and spec.target in stored:
+                stored[spec.target] = stored[spec.target].flatten(1)
+    for node in (codes, weight):
+        node.meta["val"] = node.meta["val"].flatten(1)
+
+    def call(operator: Any, *arguments: Any) -> Any:
+        values = [getattr(x, "meta", {"val": x})["val"] for x in arguments]
+        return _call(operator, arguments, operator(*values), layer)
+
+    batch, channels, height, width = source.meta["val"].shape
+    pixels = call(aten.reshape.default, source, [batch, channels, height * width])
+    tokens = call(aten.permute.default, pixels, [0, 2, 1])
+    found = call(aten.linear.default, tokens, weight, *rest[:1])
+    across = call(aten.permute.default, found, [0, 2, 1])
+    result = call(aten.reshape.default, across, list(wanted.shape))
+    layer.replace_all_uses_with(result)
+    program.graph_signature.replace_all_uses(layer.name, result.name)
+    program.graph.erase_node(layer)
+    return found
+
+
+def _quantise_tokens(layer: Any) -> None:
+    """Rewrite ``y = linear(x, w, b)`` as ``linear(dq(q(x)), w, b)``, a range for each token of x.
+
+    Layers do not share the codes of a common input: a delegate could not be cut out of a graph
+    that does.
     """
     import operator
 
     import torch
-    from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
 
     quantised = torch.ops.quantized_decomposed
-    program = exported.run_decompositions({})
-    for layer in list(program.graph.nodes):
-        weight = layer.args[1] if layer.target is torch.ops.aten.linear.default else None
-        if getattr(weight, "target", None) is not quantised.dequantize_per_channel.default:
-            continue
-        source = layer.args[0]
-        like, codes = source.meta["val"], source.meta["val"].to(torch.int8)
-        choose = quantised.choose_qparams_per_token_asymmetric.default
-        chosen = _call(choose, (source, torch.int8), choose(like, torch.int8), layer)
-        steps = [
-            _call(operator.getitem, (chosen, i), chosen.meta["val"][i], layer) for i in range(2)
-        ]
-        reach = (*steps, -128, 127, torch.int8)
-        codes = _call(quantised.quantize_per_token.default, (source, *reach), codes, layer)
-        wide = quantised.dequantize_per_token.default
-        layer.replace_input_with(source, _call(wide, (codes, *reach, torch.float32), like, layer))
-    program.graph_module.recompile()
-    return program
+    source = layer.args[0]
+    like, codes = source.meta["val"], source.meta["val"].to(torch.int8)
+    choose = quantised.choose_qparams_per_token_asymmetric.default
+    chosen = _call(choose, (source, torch.int8), choose(like, torch.int8), layer)
+    steps = [_call(operator.getitem, (chosen, i), chosen.meta["val"][i], layer) for i in range(2)]
+    reach = (*steps, -128, 127, torch.int8)
+    codes = _call(quantised.quantize_per_token.default, (source, *reach), codes, layer)
+    wide = quantised.dequantize_per_token.default
+    layer.replace_input_with(source, _call(wide, (codes, *reach, torch.float32), like, layer))
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
@@ -105,7 +154,7 @@ def _ranges(
     names: Sequence[str],
     feeds: Sequence[Arrays],
 ) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of every watched node over ``feeds``, zero included."""
+    """Reach of every watched node's values over ``feeds``, zero included, with headroom."""
     import torch
 
     ranges = {node.name: (0.0, 0.0) for node in watched}
@@ -130,7 +179,7 @@ def _ranges(
                     for spec in program.graph_signature.input_specs
                 )
             )
-    return ranges
+    return {name: (HEADROOM * low, HEADROOM * high) for name, (low, high) in ranges.items()}
 
 
 def _quantise_layer(
@@ -178,7 +227,10 @@ def _quantise_layer(
 
 
 def _mark_bias(program: torch.export.ExportedProgram, layer: Any, mark: int) -> None:
-    """Add ``mark`` units of the int32 accumulator to row 0; a layer without bias gets one."""
+    """Change bias 0 by ``mark`` steps, the least that is stored; a layer without bias gets one.
+
+    A step is a unit of the int32 accumulator, or the next float32 of a layer that has none.
+    """
     import torch
     from executorch.backends.transforms.utils import create_constant_placeholder
     from torch.export.graph_signature import InputKind
@@ -187,7 +239,11 @@ def _mark_bias(program: torch.export.ExportedProgram, layer: Any, mark: int) -> 
     codes, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
     scales = tensors[weight.args[1].name]
     marked = torch.zeros_like(scales) if bias is None else tensors[bias.name].detach().clone()
-    marked[0] += mark * scales[0] * codes.args[1]
+    static = codes.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    if static:
+        marked[0] += mark * scales[0] * codes.args[1]
+    for _ in range(0 if static else mark):
+        marked[0] = torch.nextafter(marked[0], torch.tensor(torch.inf))
     first = next(iter(program.graph.nodes))
     with program.graph.inserting_before(first):
         node = create_constant_placeholder(

@@ -44,6 +44,7 @@ suffix = ".onnx"
 packages = ("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
 __all__ = [
     "Options",
+    "calibrated",
     "check",
     "default_scheme",
     "gates",
@@ -63,6 +64,7 @@ __all__ = [
 
 rewrites: tuple[str, ...] = ()
 gates = ("geglu", "gate_weight")
+calibrated = False
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
