@@ -16,6 +16,7 @@ from benchmarks.shapes import checks, grids, table
 from benchmarks.shapes.cases import inputs
 from benchmarks.shapes.world import WORLDS
 from mtu_export import checkpoint
+from mtu_export.console import Console
 from mtu_export.pictures import to_image
 
 _TARGETS, _COUNT = ("onnx", "coreml", "executorch"), 4
@@ -27,7 +28,8 @@ def main() -> None:
     bundles = {f"{target} int8": folder / f"inpaint-{target}-int8" for target in _TARGETS}
     out, given = folder / "inpaint.png", folder / "input.png"
     cases = table.held_out(world, "inpaint", _COUNT)
-    columns = grids.compare(world, checkpoint.EMBEDDED, bundles, {"inpaint": _COUNT}, out)
+    with Console().quiet():  # what the toolchains print
+        columns = grids.compare(world, checkpoint.EMBEDDED, bundles, {"inpaint": _COUNT}, out)
     shown = inputs(world, cases)
     assert shown is not None
     to_image(shown[:1].numpy()).save(given)

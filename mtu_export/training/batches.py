@@ -222,6 +222,8 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
         raise PlanError(f"{where}: the data gives {str(said)[:80]!r} for it")
     if not isinstance(sample.prompt, str):
         raise PlanError(f"{where}: the prompt is no string")
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in sample.prompt):
+        raise PlanError(f"{where}: the prompt has half a character (a lone surrogate)")
     kinds = {entry.kind for entry in task.conditioning}
     rows: list[tuple[str, Tensor, tuple[int | None, ...]]] = [("image", sample.image, (3, *size))]
     if sample.condition is not None:

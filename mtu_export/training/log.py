@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import ToolchainMissing
+from mtu_export.spec import PlanError, ToolchainMissing
 
 HEAD = ("step", "task", "loss", "lr", "samples_per_second", "seconds")
 CSV = "log.csv"
@@ -58,8 +58,10 @@ class Log:
 def _cut(path: Path, step: int) -> None:
     """Keep the rows up to a step, whole ones only; whole or not at all."""
     kept = [",".join(HEAD)]
+    if path.is_dir():
+        raise PlanError(f"{path} is a folder; the log goes there, move it away")
     if path.is_file():
-        for line in path.read_text("utf-8").splitlines(keepends=True)[1:]:
+        for line in path.read_text("utf-8", "replace").splitlines(keepends=True)[1:]:
             first = line.partition(",")[0]
             if line.endswith("\n") and first.isdecimal() and int(first) <= step:
                 kept.append(line.rstrip("\n"))

@@ -184,6 +184,7 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
     [
         ({"task": "sr"}, "the data gives 'sr' for it"),
         ({"prompt": None}, "the prompt is no string"),
+        ({"prompt": "make it \ud83d"}, "sample 0 .*: the prompt has half a character"),
         ({"condition": None}, "the task needs a condition image"),
         ({"image": GREY[:, :16]}, r"image must be a tensor \[3, 32, 32\], got \[3, 16, 32\]"),
         ({"image": GREY.numpy()}, r"image must be a tensor \[3, 32, 32\], got ndarray"),

@@ -291,6 +291,13 @@ def test_the_log_is_cut_back(tmp_path: Path) -> None:
     path.write_text(",".join(log.HEAD) + "\n5,sr,1,1,1,1\n6,sr,2,1,1,1\n6,ed")
     log.Log(tmp_path, ("csv",), 5).write(10, {"sr": 0.25}, 1e-4, 12.345, 1.0)
     assert path.read_text().splitlines()[1:] == ["5,sr,1,1,1,1", "10,sr,0.25,0.0001,12.35,1.0"]
+    path.write_bytes(path.read_bytes() + b"\xff\xfe, from another program")
+    log.Log(tmp_path, ("csv",), 5)
+    assert path.read_text().splitlines()[1:] == ["5,sr,1,1,1,1"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(PlanError, match=r"log\.csv is a folder"):
+        log.Log(tmp_path, ("csv",), 5)
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     log.Log(tmp_path, (), 0).write(1, {"sr": 0.25}, 1e-4, 1, 1)

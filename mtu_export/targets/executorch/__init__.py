@@ -2,8 +2,8 @@
 
 fp32 is lowered as it is. int8 keeps the codes and scales that arrive in the graph and makes the
 activations around them int8, so that XNNPACK runs those layers with its integer kernels: dynamic
-for linear layers, static around convolutions, which XNNPACK's pass for layouts allows no dynamic
-ones in a graph of many.
+for linear layers and 1 x 1 convolutions, static around others, which ExecuTorch's pass for layouts
+allows no dynamic ones in a graph of many.
 
 Several tasks are methods of one file, named as the tasks; a constant that is the same in two of
 them is stored once, under the hash of its bytes.
