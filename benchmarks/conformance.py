@@ -4,13 +4,15 @@
 
 One export is one child process of `mtu-export ... --json`. A row that is done is kept under
 `~/.cache/mtu-export/conformance` and not run again, so the run can be stopped at any time;
-`--fresh` starts anew, `--done` writes the page of what is done and runs nothing. A failing export
-is a row, not the end of the run.
+`--fresh` starts anew, `--done` writes the page of what is done and runs nothing. Rows of the
+results that are not named, or not done, stay as they are. A failing export is a row, not the end
+of the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -35,6 +37,8 @@ TASKS = ("t2i", "edit", "sr", "inpaint", "fill", "relight")
 CHECKPOINTS = ("tiny", "tiny-sdxl")
 TARGETS = ("onnx", "executorch", "coreml")
 SCHEMES = ("fp32", "fp16", "int8")
+KEY = ("target", "checkpoint", "scheme", "task")
+"""What a row of the results is found by."""
 REFUSED = 2
 """Exit code of a plan that a target does not take, such as fp16 on ExecuTorch."""
 COLUMNS = (
@@ -148,23 +152,24 @@ def main() -> None:
     words = parser.parse_args()
     if words.fresh:
         shutil.rmtree(STATE, ignore_errors=True)
-    rows = []
-    for target in words.targets:
-        for architecture in words.checkpoints:
-            for scheme in words.schemes:
-                for task in TASKS:
-                    kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
-                    if not kept.is_file() and words.done:
-                        continue
-                    if not kept.is_file():
-                        row = measure(architecture, target, scheme, task)
-                        kept.parent.mkdir(parents=True, exist_ok=True)
-                        kept.write_text(json.dumps(row), "utf-8")
-                        print(row, flush=True)
-                    rows.append(json.loads(kept.read_text("utf-8")))
+    results = words.out / "conformance.json"
+    before = json.loads(results.read_text("utf-8")) if results.is_file() else []
+    found = {tuple(row[name] for name in KEY): row for row in before}
+    order = list(itertools.product(TARGETS, CHECKPOINTS, SCHEMES, TASKS))
+    for target, architecture, scheme, task in order:
+        kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
+        meant = (words.targets, words.checkpoints, words.schemes)
+        named = all(x in row for x, row in zip((target, architecture, scheme), meant, strict=True))
+        if named and not kept.is_file() and not words.done:
+            row = measure(architecture, target, scheme, task)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(row), "utf-8")
+            print(row, flush=True)
+        if named and kept.is_file():
+            found[target, architecture, scheme, task] = json.loads(kept.read_text("utf-8"))
+    rows = [found[key] for key in order if key in found]
     words.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(rows, indent=1) + "\n"
-    (words.out / "conformance.json").write_text(text, "utf-8")
+    results.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     (words.out / "conformance.md").write_text(page(rows), "utf-8")
     refused = sum(1 for row in rows if row["exit"] == REFUSED)
     failed = sum(1 for row in rows if row["exit"]) - refused
