@@ -32,7 +32,7 @@ def calibration(
 ) -> tuple[Arrays, ...]:
     """Inputs from another random stream than the goldens, over the range of timesteps.
 
-    They are wilder than a loop's: ranges that hold for both clip less.
+    They differ from what a loop meets: ranges that hold for both clip less.
     """
     return _seeded(specs, task, plan, CALIBRATION_TIMESTEPS, _CALIBRATION_STREAM, words)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from mtu_export import calibrate, exporter, generate, plan, schedule
+from mtu_export import calibrate, capture, exporter, generate, plan, schedule
 from mtu_export.exporter.reference import PROMPT, Reference
-from mtu_export.models import mtu
+from mtu_export.models import mtu, stock
 
 PROMPTS = {"sr": "", "edit": PROMPT}
 ZEROS = "force_zeros_for_empty_prompt"
@@ -84,6 +84,33 @@ def test_ranges_come_from_another_loop_than_the_golden_one(
     assert np.abs(met[-1]["sample"][:, width:]).max() > 1
     golden = calibrate.goldens(graph.inputs, task, row)
     assert not any(np.array_equal(a["sample"], b["sample"]) for a in golden for b in met)
+
+
+def test_ranges_see_another_picture_and_other_words_than_the_goldens(pipeline: Path) -> None:
+    row = plan.resolve(target="executorch", model=pipeline, task="edit", scheme="int8")
+    (task,), scheduler = row.tasks, schedule.load(pipeline, None)
+    reference = Reference(row, task, scheduler, schedule.tables(scheduler, [4]))
+    encoder = stock.load_text_encoder(pipeline, "text_encoder")
+    text = stock.text_encoder_graph(encoder, encoder.config, penultimate=False, pooled=False)
+    reference.take_text("text_encoder", list(capture.run(text, reference.ids("text_encoder"))))
+    vae = stock.load_vae(pipeline)
+    reference.take_encoder(stock.vae_encoder_graph(vae, row.height, row.width))
+    graph = mtu.graph(mtu.load(pipeline).components["unet"], row, task)
+    met, origin = reference.calibration(graph, calibrate.calibration(graph.inputs, task, row))
+    assert origin == calibrate.LOOP
+    golden, shown = reference.arrays["channels"], met[-1]["sample"][:, row.config["out_channels"] :]
+    assert not np.allclose(shown, golden, atol=0.1)
+    assert not np.allclose(shown, 0, atol=0.1)
+    words = [case["encoder_hidden_states"] for case in met]
+    told = {
+        case
+        for case in range(3)
+        for found in words
+        if np.array_equal(found, reference.words(case)["encoder_hidden_states"])
+    }
+    assert told == {1, 2}  # the empty prompt, and one that is not the goldens'
+    other = plan.resolve(target="onnx", model=pipeline, task="edit", scheme="int8")
+    assert not Reference(other, task, scheduler, schedule.tables(scheduler, [4])).calibrated
 
 
 def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(

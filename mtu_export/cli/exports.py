@@ -139,8 +139,8 @@ def _export(
             )
     if found.manifest["scheme"]["calibration"] == "seeded":
         sys.stderr.write(
-            "warning: activation ranges come from random text or image latents, as no encoder was "
-            "there to make them; check the quality on your own pictures\n"
+            "warning: activation ranges come from random text or image latents, as the encoder was "
+            "not exported; check the quality on your own pictures\n"
         )
 
 

@@ -25,7 +25,7 @@ from mtu_export.exporter.reference import Reference
 from mtu_export.models import stock
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, Cost, IntWeights, Plan, Program, Verdict
+from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
 
 Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
 """Inputs and reference outputs by task."""
@@ -122,7 +122,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
     for reference in references:
         task, graph = reference.task, graphs[reference.task.name]
         ranges[task.name] = calibrate.calibration(graph.inputs, task, plan, reference.known)
-        if isinstance(plan.scheme.weights, IntWeights) and targets.load(plan.target).calibrated:
+        if reference.calibrated:
             of_task = f" of {task.name}" if several else ""
             with job.stage(f"run a loop{of_task} for the ranges of activations"):
                 met, origin = reference.calibration(graph, ranges[task.name])

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mtu_export import calibrate, capture, checkpoint, generate, sampler, tokenizer
+from mtu_export import calibrate, capture, checkpoint, generate, sampler, targets, tokenizer
 from mtu_export.manifest import scaling_factor
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, Plan, Schedule, Session, Task, TensorSpec
+from mtu_export.spec import Arrays, IntWeights, Plan, Schedule, Session, Task, TensorSpec
 
 PROMPT = "a photo of a red circle on a blue table"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
@@ -26,7 +26,10 @@ _RANGES = "calibration/"
 
 
 class Reference:
-    """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ..."""
+    """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ...
+
+    ``calibrated`` says whether the plan's target wants inputs for ranges of activations.
+    """
 
     def __init__(
         self, plan: Plan, task: Task, scheduler: Any, tables: Mapping[int, Schedule]
@@ -35,6 +38,8 @@ class Reference:
         self.scheduler, self.tables = scheduler, tables
         self.schedule = tables[self.steps]
         self.whole = set(needed(self.task, plan.config)) <= set(plan.components)
+        integer = isinstance(plan.scheme.weights, IntWeights)
+        self.calibrated = integer and targets.load(plan.target).calibrated
         xl = plan.config.get("addition_embed_type") == "text_time"
         self.encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
         self.xl = xl
@@ -120,7 +125,8 @@ class Reference:
             return found[graph.outputs[0].name]
 
         self._take_channels(encode, self.request)
-        self._take_channels(encode, self._request(1), _RANGES)
+        if self.calibrated:
+            self._take_channels(encode, self._request(1), _RANGES)
 
     def _take_channels(self, encode: Any, request: generate.Request, mark: str = "") -> None:
         full, without = generate.conditioning(

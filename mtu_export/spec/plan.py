@@ -147,7 +147,7 @@ class Lowered:
     ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
     ``borders`` maps a name of bundle.md to the name that the file has for this input or output,
     where the two differ. ``activations`` is ``"float32"``, ``"float16"``, ``"dynamic_int8"`` or
-    ``"mixed_int8"`` (static around convolutions, dynamic before linear layers); ``calibration`` is
+    ``"mixed_int8"`` (some static, some dynamic); ``calibration`` is
     null or the origin of the static ranges. ``kept_float`` adds layers that the target itself left
     in float. ``weight_dtype`` is that of matrices that are no integer codes, ``vector_dtype`` that
     of tensors with one axis: biases, norms, scales.

@@ -13,7 +13,7 @@ from mtu_export import capture, quantize
 from mtu_export.catalog import SCHEMES
 from mtu_export.models.blocks import Graph
 from mtu_export.spec import Arrays, TensorSpec
-from mtu_export.targets.executorch.activations import HEADROOM, make_int8
+from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.verify import psnr
 
 IN = TensorSpec(name="sample", shape=(1, 8, 12, 16))
@@ -39,6 +39,20 @@ class Pointwise(nn.Module):
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         return self.layer(sample)
+
+
+class Viewed(nn.Module):
+    """Convolutions of one pixel and of nine, then groups as a view."""
+
+    def __init__(self, bias: bool, words: dict[str, int]) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 24, 1, bias=bias, **words)  # type: ignore[arg-type]
+        self.other = nn.Conv2d(24, 24, 3, bias=bias)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        pixels = self.layer(sample)
+        rows = pixels.view(1, 4, -1) + 1
+        return rows.sum(1, keepdim=True) + self.other(pixels).reshape(1, 4, -1).mean()
 
 
 class Tokens(nn.Module):
@@ -81,9 +95,9 @@ def test_a_convolution_has_room_above_what_calibration_reached() -> None:
     torch.manual_seed(0)
     db, name = made(Convolution(), [case(1), case(2)])
     assert name == "mixed_int8"
-    assert db(case(3)) > 36
-    assert db(case(3, 0.95 * HEADROOM)) > 36
-    assert db(case(3, 2 * HEADROOM)) < 25  # else nothing is static
+    assert db(case(3)) > 45
+    assert db(case(3, 1.19)) > 45
+    assert db(case(3, 2.5)) < 25  # else nothing is static
 
 
 @pytest.mark.parametrize("module", [Tokens, Pointwise])
@@ -97,6 +111,17 @@ def test_a_layer_on_tokens_takes_any_reach_and_needs_no_inputs(module: type[nn.M
     mixed["sample"][:, :, 0] *= 1000  # one token in twelve
     assert np.abs(mixed["sample"][:, :, 1:]).max() <= 1
     assert db(mixed) > 40
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("words", [{}, {"padding": 1}, {"stride": 2}, {"groups": 4}])
+def test_convolutions_of_one_pixel_and_what_views_them(bias: bool, words: dict[str, int]) -> None:
+    """Pixels as tokens leave another order in memory than a convolution does."""
+    torch.manual_seed(0)
+    module = Viewed(bias, words)
+    db, name = made(module, [case(1), case(2)])
+    assert name == "mixed_int8"
+    assert db(case(3)) > 38
 
 
 @pytest.mark.parametrize("module", [Convolution(), Tokens(picture=True)])

@@ -39,7 +39,8 @@ class Mini(nn.Module):
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         hidden = torch.nn.functional.silu(self.up(self.first(sample)))
-        return self.last(self.gated(hidden))
+        tokens = self.gated(hidden.flatten(1, 2))  # dynamic; `up` and `last` on pictures are static
+        return self.last(tokens.reshape(1, 4, 8, WIDE))
 
 
 def specs(task: str) -> tuple[TensorSpec, ...]:
@@ -59,7 +60,6 @@ def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays
         "middle": nn.Linear(8, WIDE),
         "last": nn.Linear(WIDE, 16, bias=False),
     }
-    nn.init.zeros_(shared["middle"].bias)  # type: ignore[arg-type]
     modules = {task: Mini(CHANNELS[task], shared, 1 + i).eval() for i, task in enumerate(CHANNELS)}
     modules = {task: modules[task] for task in tasks}
     graphs = {

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtu_export.spec import (
     FloatWeights,
@@ -38,6 +39,9 @@ from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
 from mtu_export.targets.executorch.reading import first_line, structure
 from mtu_export.targets.executorch.running import open, runner
+
+if TYPE_CHECKING:
+    import torch
 
 suffix = ".pte"
 packages = ("executorch", "torch")
@@ -129,6 +133,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     }
     folder.mkdir(parents=True, exist_ok=True)
     apart: dict[str, None] = {}
+    common = _common(program) if integer else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,7 +142,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
                 if integer:
                     names = [tensor.name for tensor in program.inputs[task]]
                     feeds = program.calibration[task]
-                    exported, activations, biases = make_int8(exported, names, feeds, mark)
+                    exported, activations, biases = make_int8(exported, names, feeds, mark, common)
                     apart |= dict.fromkeys(biases)
                 methods[entries[task]] = exported
             notes = write(methods, constants, folder / name)
@@ -166,3 +171,12 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
             **({"task_delegates": unlike} if unlike else {}),
         },
     )
+
+
+def _common(program: Program) -> dict[str, torch.Tensor]:
+    """The largest value over all methods of scales and biases that are not the same in each."""
+    import torch
+
+    states = [method.state_dict for method in program.methods.values()]
+    names = (name for name in program.own if name.endswith((".scales", ".bias")))
+    return {name: torch.stack([state[name].detach() for state in states]).amax(0) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mtu_export.spec import Arrays
@@ -25,6 +25,7 @@ def make_int8(
     names: Sequence[str],
     feeds: Sequence[Arrays],
     mark: int = 0,
+    common: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[torch.export.ExportedProgram, str, tuple[str, ...]]:
     """Quantise the activations around every layer whose weight arrives as int8 codes.
 
@@ -37,15 +38,20 @@ def make_int8(
     float. XNNPACK's own quantiser is not used: it chooses weight scales anew and clamps them at
     2^-12.
 
-    ``mark`` is one number for each method of a file that shares codes; it changes every layer's
-    first bias by as much as is seen. XNNPACK's cache of packed weights, which a runtime may have
-    on, takes equal codes and biases for equal layers, whatever their scales.
+    XNNPACK's cache of packed weights, which a runtime may have on, takes equal codes for equal
+    layers, whatever their scales, and in dynamic ones whatever their biases. So that methods of one
+    file may share codes, ``mark``, one number for each, changes the first bias of every static
+    layer; and ``common`` maps each tensor of scales or biases that differs between methods to one
+    that all may have: what a dynamic layer differs in is multiplied and added after it, in float.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
 
     aten, quantised = torch.ops.aten, torch.ops.quantized_decomposed
     program = exported.run_decompositions({})
+    for node in program.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default  # of what is no longer contiguous, too
     layers = [
         node
         for node in program.graph.nodes
@@ -61,10 +67,11 @@ def make_int8(
     made: dict[Any, Any] = {}
     apart: list[str] = []
     for layer in layers:
-        if layer in static:
-            apart += _quantise_layer(program, layer, ranges, made)
-        else:
+        if layer not in static:
             _quantise_tokens(layer)
+            _set_apart(program, layer, common or {})
+            continue
+        apart += _quantise_layer(program, layer, ranges, made)
         if mark:
             _mark_bias(program, layer, mark)
     program.graph_module.recompile()
@@ -77,7 +84,7 @@ def _is_pointwise(layer: Any) -> bool:
 
     if layer.target is not torch.ops.aten.conv2d.default:
         return False
-    strides, padding, _, groups = (*layer.args[3:], *_DEFAULTS[len(layer.args) - 3 :])
+    strides, padding, _, groups = (*layer.args[3:], *_DEFAULTS[max(0, len(layer.args) - 3) :])
     plain = [*strides, *padding, groups] == [1, 1, 0, 0, 1]
     return plain and tuple(layer.args[1].meta["val"].shape[2:]) == (1, 1)
 
@@ -227,29 +234,57 @@ def _quantise_layer(
 
 
 def _mark_bias(program: torch.export.ExportedProgram, layer: Any, mark: int) -> None:
-    """Change bias 0 by ``mark`` steps, the least that is stored; a layer without bias gets one.
-
-    A step is a unit of the int32 accumulator, or the next float32 of a layer that has none.
-    """
+    """Add ``mark`` units of the int32 accumulator to row 0; a layer without bias gets one."""
     import torch
-    from executorch.backends.transforms.utils import create_constant_placeholder
-    from torch.export.graph_signature import InputKind
 
     tensors = _tensors(program)
     codes, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
     scales = tensors[weight.args[1].name]
     marked = torch.zeros_like(scales) if bias is None else tensors[bias.name].detach().clone()
-    static = codes.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default
-    if static:
-        marked[0] += mark * scales[0] * codes.args[1]
-    for _ in range(0 if static else mark):
-        marked[0] = torch.nextafter(marked[0], torch.tensor(torch.inf))
+    marked[0] += mark * scales[0] * codes.args[1]
+    layer.args = (codes, weight, _constant(program, f"{layer.name}_marked_bias", marked), *rest)
+
+
+def _set_apart(
+    program: torch.export.ExportedProgram, layer: Any, common: Mapping[str, torch.Tensor]
+) -> None:
+    """Rewrite ``linear(x, s·codes, b)`` as ``linear(x, c·codes) · s/c + b``, c the common scales.
+
+    Only what is in ``common`` leaves the layer: b alone where the scales are all methods' own.
+    """
+    import torch
+
+    aten, tensors = torch.ops.aten, _tensors(program)
+    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+    _, weight, *rest = layer.args
+    scales, bias = weight.args[1], rest[0] if rest else None
+    ours = common.get(targets[scales.name] or "")
+    if ours is None and (bias is None or targets[bias.name] not in common):
+        return
+    result, after = layer, layer.next
+    users, like = list(layer.users), layer.meta["val"]
+    if ours is not None:
+        weight.replace_input_with(scales, _constant(program, f"{layer.name}_scales", ours))
+        gain = _constant(program, f"{layer.name}_gain", tensors[scales.name].detach() / ours)
+        result = _call(aten.mul.Tensor, (result, gain), like, after)
+    if bias is not None:
+        layer.update_arg(2, None)
+        result = _call(aten.add.Tensor, (result, bias), like, after)
+    for user in users:
+        user.replace_input_with(layer, result)
+    program.graph_signature.replace_all_uses(layer.name, result.name)
+
+
+def _constant(program: torch.export.ExportedProgram, name: str, value: torch.Tensor) -> Any:
+    """A tensor as a new input of the graph."""
+    from executorch.backends.transforms.utils import create_constant_placeholder
+    from torch.export.graph_signature import InputKind
+
     first = next(iter(program.graph.nodes))
     with program.graph.inserting_before(first):
-        node = create_constant_placeholder(
-            program, program.graph, f"{layer.name}_marked_bias", InputKind.BUFFER, marked, False
+        return create_constant_placeholder(
+            program, program.graph, name, InputKind.BUFFER, value, False
         )
-    layer.args = (codes, weight, node, *rest)
 
 
 def _steps(low: float, high: float, least: float = 1e-12) -> tuple[float, int]:
