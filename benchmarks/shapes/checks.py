@@ -20,6 +20,12 @@ from benchmarks.shapes.world import SIZES, World, draw
 
 UNCHANGED_DB = 25.0
 """PSNR outside of the changed thing's surroundings from which the rest counts as unchanged."""
+MEASURES = {
+    "t2i": ("all right",),
+    "edit": ("done, rest unchanged", "done", "PSNR outside"),
+    "sr": ("PSNR",),
+    "inpaint": ("removed, rest unchanged", "PSNR inside", "PSNR outside"),
+}
 _LEAST = 1e-9
 MOST_DB = 10 * math.log10(4 / _LEAST)
 _ROUND = 1.6
@@ -55,20 +61,22 @@ def surroundings(world: World, cases: Sequence[Case]) -> Tensor:
 
 
 def measures(world: World, cases: Sequence[Case], made: Tensor) -> dict[str, Tensor]:
-    """Numbers [B] by measure for pictures ``made`` [B, 3, side, side] of cases of one task."""
+    """Numbers [B] for pictures ``made`` [B, 3, side, side] of cases of one task.
+
+    They are those of :data:`MEASURES`, in their order.
+    """
     task, truth = cases[0].task, draw(world, [row.after for row in cases])
     errors = (made - truth).square()
     if task == "sr":
-        return {"PSNR": psnr(errors)}
+        return dict(zip(MEASURES[task], [psnr(errors)], strict=True))
     right = torch.tensor(checker.right(checker.read(world, made), [row.after for row in cases]))
     if task == "t2i":
-        return {"all right": right.float()}
+        return dict(zip(MEASURES[task], [right.float()], strict=True))
     where = surroundings(world, cases)
     inside, outside = psnr(errors, where), psnr(errors, ~where)
     whole = (right & (outside >= UNCHANGED_DB)).float()
-    if task == "inpaint":
-        return {"removed, rest unchanged": whole, "PSNR inside": inside, "PSNR outside": outside}
-    return {"done, rest unchanged": whole, "done": right.float(), "PSNR outside": outside}
+    between = inside if task == "inpaint" else right.float()
+    return dict(zip(MEASURES[task], [whole, between, outside], strict=True))
 
 
 def bicubic(world: World, cases: Sequence[Case]) -> Tensor:
