@@ -215,8 +215,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `make shared` from `shared.json`. Each figure is four tasks (t2i, edit, sr, "
         f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
-        "with graphs and goldens (embedded and sd15-whole: all parts, sd15: the UNet alone); a "
-        f"pass (passes that take turns, medians of {ROUNDS} rounds, 2 cores shared with other "
+        "with graphs and goldens (embedded, tiny and sd15-whole: all parts, sd15: the UNet alone); "
+        f"a pass (passes that take turns, medians of {ROUNDS} rounds, 2 cores shared with other "
         "work); peak memory of a process that goes through the four tasks; seconds of CPU (one "
         "thread, so wall on an idle machine) and peak memory of the export, proof included. `own` "
         "is what a task has for itself in bytes of weights, `dB` the largest difference of a "
