@@ -10,14 +10,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
-from benchmarks.shapes import checks, grids, table
-from benchmarks.shapes.cases import inputs
-from benchmarks.shapes.world import WORLDS
-from mtu_export import checkpoint
 from mtu_export.console import Console
-from mtu_export.pictures import to_image
+
+with Console().quiet():  # what toolchains print as they are imported
+    from torch import Tensor
+
+    from benchmarks.shapes import checks, grids, table
+    from benchmarks.shapes.cases import inputs
+    from benchmarks.shapes.world import WORLDS
+    from mtu_export import checkpoint
+    from mtu_export.pictures import to_image
 
 _TARGETS, _COUNT = ("onnx", "coreml", "executorch"), 4
 
@@ -28,7 +30,7 @@ def main() -> None:
     bundles = {f"{target} int8": folder / f"inpaint-{target}-int8" for target in _TARGETS}
     out, given = folder / "inpaint.png", folder / "input.png"
     cases = table.held_out(world, "inpaint", _COUNT)
-    with Console().quiet():  # what the toolchains print
+    with Console().quiet():
         columns = grids.compare(world, checkpoint.EMBEDDED, bundles, {"inpaint": _COUNT}, out)
     shown = inputs(world, cases)
     assert shown is not None
