@@ -127,8 +127,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
             with job.stage(f"run a loop{of_task} for the ranges of activations"):
                 met, origin = reference.calibration(graph, ranges[task.name])
             ranges[task.name], origins = (*ranges[task.name], *met), [*origins, origin]
-    looped = bool(origins) and calibrate.SEEDED not in origins
-    origin = calibrate.LOOP if looped else calibrate.SEEDED
+    origin = calibrate.LOOP if {*origins} == {calibrate.LOOP} else calibrate.SEEDED
     return _capture(job, graphs, modules, (ranges, origin), cases, proof, cost)
 
 

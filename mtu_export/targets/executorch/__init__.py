@@ -142,7 +142,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
                 if integer:
                     names = [tensor.name for tensor in program.inputs[task]]
                     feeds = program.calibration[task]
-                    exported, activations, biases = make_int8(exported, names, feeds, mark, common)
+                    exported, activations, biases = make_int8(
+                        exported, names, feeds, mark, program.own, common
+                    )
                     apart |= dict.fromkeys(biases)
                 methods[entries[task]] = exported
             notes = write(methods, constants, folder / name)
@@ -174,9 +176,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
 
 
 def _common(program: Program) -> dict[str, torch.Tensor]:
-    """The largest value over all methods of scales and biases that are not the same in each."""
+    """The largest value over all methods of scales that are not the same in each."""
     import torch
 
     states = [method.state_dict for method in program.methods.values()]
-    names = (name for name in program.own if name.endswith((".scales", ".bias")))
+    names = (name for name in program.own if name.endswith(".scales"))
     return {name: torch.stack([state[name].detach() for state in states]).amax(0) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from mtu_export.spec import Arrays
@@ -25,6 +25,7 @@ def make_int8(
     names: Sequence[str],
     feeds: Sequence[Arrays],
     mark: int = 0,
+    own: Collection[str] = (),
     common: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[torch.export.ExportedProgram, str, tuple[str, ...]]:
     """Quantise the activations around every layer whose weight arrives as int8 codes.
@@ -41,8 +42,9 @@ def make_int8(
     XNNPACK's cache of packed weights, which a runtime may have on, takes equal codes for equal
     layers, whatever their scales, and in dynamic ones whatever their biases. So that methods of one
     file may share codes, ``mark``, one number for each, changes the first bias of every static
-    layer; and ``common`` maps each tensor of scales or biases that differs between methods to one
-    that all may have: what a dynamic layer differs in is multiplied and added after it, in float.
+    layer; and what a dynamic layer differs in is multiplied and added after it, in float: ``own``
+    names the tensors that differ between methods, ``common`` has scales that all may share for
+    those of them that are scales.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
@@ -69,7 +71,7 @@ def make_int8(
     for layer in layers:
         if layer not in static:
             _quantise_tokens(layer)
-            _set_apart(program, layer, common or {})
+            _set_apart(program, layer, own, common or {})
             continue
         apart += _quantise_layer(program, layer, ranges, made)
         if mark:
@@ -246,11 +248,14 @@ def _mark_bias(program: torch.export.ExportedProgram, layer: Any, mark: int) -> 
 
 
 def _set_apart(
-    program: torch.export.ExportedProgram, layer: Any, common: Mapping[str, torch.Tensor]
+    program: torch.export.ExportedProgram,
+    layer: Any,
+    own: Collection[str],
+    common: Mapping[str, torch.Tensor],
 ) -> None:
     """Rewrite ``linear(x, s·codes, b)`` as ``linear(x, c·codes) · s/c + b``, c the common scales.
 
-    Only what is in ``common`` leaves the layer: b alone where the scales are all methods' own.
+    Where the scales are the same in all methods, b alone leaves the layer; nothing where b is too.
     """
     import torch
 
@@ -259,7 +264,7 @@ def _set_apart(
     _, weight, *rest = layer.args
     scales, bias = weight.args[1], rest[0] if rest else None
     ours = common.get(targets[scales.name] or "")
-    if ours is None and (bias is None or targets[bias.name] not in common):
+    if ours is None and (bias is None or targets[bias.name] not in own):
         return
     result, after = layer, layer.next
     users, like = list(layer.users), layer.meta["val"]
