@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtu_export import calibrate, capture, models, plan, quantize, rewrite, targets, upcycle, verify
+from mtu_export import capture, models, plan, quantize, rewrite, seeded, targets, upcycle, verify
 from mtu_export.models.blocks import Graph
 from mtu_export.targets import executorch
 from mtu_export.targets.executorch import lowering
@@ -41,7 +41,7 @@ class Half(nn.Module):
 def measure(found: Graph, cases: Any, wanted: Any, words: plan.Plan, path: Path) -> dict[str, Any]:
     """Lower one graph, run it, count."""
     task = words.tasks[0].name
-    program = capture.capture("unet", {task: found}, {task: cases}, "seeded")
+    program = capture.capture("unet", {task: found})
     names = {
         "inputs": [spec.name for spec in found.inputs],
         "outputs": [spec.name for spec in found.outputs],
@@ -87,7 +87,7 @@ def compare(model: Path, name: str) -> dict[str, Any]:
     rewrite.apply(folded, targets.load("executorch").rewrites)
     quantize.quantize([folded], words.scheme)
     graph = family.graph(folded, words, task)
-    cases = calibrate.goldens(graph.inputs, task, words)
+    cases = seeded.goldens(graph.inputs, task, words)
     wanted = capture.run(graph, cases)
     with tempfile.TemporaryDirectory() as home:
         full = measure(graph, cases, wanted, words, Path(home, "fp32.pte"))

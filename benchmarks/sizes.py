@@ -30,8 +30,8 @@ TASKS = ("t2i", "edit", "sr", "inpaint")
 SIZE = {"sd15": ("512", "512"), "sdxl": ("512", "512")}
 NAMES = {"sd15": "SD 1.5", "sdxl": "SDXL"}
 FRESH_SEED = 20_261_121
-FRESH = (1, 4, 6)
-"""Of the calibration timesteps: 901, 451 and 151; the goldens have 981, 501 and 21."""
+FRESH = (901.0, 451.0, 151.0)
+"""Timesteps; the goldens have 981, 501 and 21."""
 
 
 def exports() -> Iterator[tuple[str, str, str, str]]:
@@ -103,7 +103,7 @@ def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
     """Write three inputs and the live-router model's outputs for one task to ``out``."""
     from safetensors.numpy import save_file
 
-    from mtu_export import calibrate, capture, models, plan
+    from mtu_export import capture, models, plan, seeded
 
     resolved = plan.resolve(
         target="onnx", model=model, task=task, height=int(height), width=int(width), out="none"
@@ -111,8 +111,7 @@ def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
     family, row = models.load(resolved.family), resolved.tasks[0]
     pipeline = family.load(resolved.checkpoint)
     graph = family.graph(pipeline.components["unet"], resolved, row)
-    cases = calibrate.calibration(graph.inputs, row, replace(resolved, seed=FRESH_SEED))
-    cases = [cases[i] for i in FRESH]
+    cases = seeded.goldens(graph.inputs, row, replace(resolved, seed=FRESH_SEED), (), FRESH)
     rows = {}
     for i, pair in enumerate(zip(cases, capture.run(graph, cases), strict=True)):
         rows |= {f"{i}/{name}": array for arrays in pair for name, array in arrays.items()}

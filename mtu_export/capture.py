@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -50,21 +49,15 @@ def cost(graph: Graph) -> Cost:
     )
 
 
-def capture(
-    name: str,
-    graphs: Mapping[str, Graph],
-    calibration: Mapping[str, Sequence[Arrays]],
-    origin: str,
-) -> Program:
+def capture(name: str, graphs: Mapping[str, Graph]) -> Program:
     """Trace one graph a task with ``torch.export``; weights are referred to, not copied.
 
-    ``origin`` says where ``calibration`` comes from. Raises ``ToolchainError``.
+    Raises ``ToolchainError``.
     """
     methods = {}
     for task, graph in graphs.items():
         example = tuple(
-            torch.from_numpy(np.ascontiguousarray(calibration[task][0][spec.name]))
-            for spec in graph.inputs
+            torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in graph.inputs
         )
         try:
             with torch.no_grad():
@@ -78,6 +71,4 @@ def capture(
         methods=methods,
         inputs={task: graph.inputs for task, graph in graphs.items()},
         outputs=first.outputs,
-        calibration={task: tuple(cases) for task, cases in calibration.items()},
-        origin=origin,
     )

@@ -193,7 +193,7 @@ def _scheme(plan: Plan, lowered: Lowered, kept: Sequence[tuple[str, str]]) -> di
         "name": plan.scheme.name,
         "weights": {"bits": bits, "granularity": "per_channel" if quantised else None},
         "activations": lowered.activations,
-        "calibration": lowered.calibration,
+        "calibration": None,  # no target fixes ranges of activations
         "kept_float": [{"layer": layer, "why": why} for layer, why in (*kept, *lowered.kept_float)],
     }
 

@@ -50,8 +50,7 @@ def test_every_target_exports_every_scheme_it_accepts(
         (*key, row.passed) for key, row in rows.items()
     ]
     if target == "executorch" and scheme == "int8":
-        assert found.manifest["scheme"]["calibration"] == "loop"
-        assert found.manifest["scheme"]["activations"] == "mixed_int8"
+        assert found.manifest["scheme"]["activations"] == "dynamic_int8"
         (unet,) = (row for row in found.manifest["parts"] if row["component"] == "unet")
         outside = unet["notes"]["outside"]
         assert not any(

@@ -37,7 +37,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "quantize": ({"models.blocks"}, {"torch"}),
     "rewrite": ({"models.blocks"}, {"torch"}),
     "capture": ({"models.blocks"}, {"torch", "numpy"}),
-    "calibrate": (set(), NUMPY),
+    "seeded": (set(), NUMPY),
     "random_parts": ({"catalog", "checkpoint", "models.stock", "vocabulary"}, {"torch"}),
     "tokenizer": ({"checkpoint", "vocabulary"}, {"numpy", "tokenizers"}),
     "vocabulary": (set(), set()),
@@ -71,9 +71,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets.executorch": ({"targets.executorch"}, {"numpy"}),
     "models": (set(), set()),
     "exporter": (
-        {"budget", "bundle", "calibrate", "capture", "catalog", "checkpoint", "generate", "lora"}
+        {"budget", "bundle", "capture", "catalog", "checkpoint", "generate", "lora"}
         | {"manifest", "models", "models.blocks", "models.stock", "plan", "quantize", "rewrite"}
-        | {"sampler", "schedule", "sensitivity", "targets", "tokenizer", "verify"},
+        | {"sampler", "schedule", "seeded", "sensitivity", "targets", "tokenizer", "verify"},
         {"numpy"},
     ),
     "generate": ({"bundle", "pictures", "sampler", "targets", "tokenizer"}, {"numpy"}),

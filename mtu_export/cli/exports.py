@@ -46,7 +46,7 @@ def _export(
     height: Annotated[int | None, typer.Option("--height", help="Image height, pixels.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Image width, pixels.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Batch of the denoiser.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of goldens and calibration.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the goldens.")] = 0,
     min_psnr: MinPsnr = None,
     keep_float: Annotated[
         list[str] | None,
@@ -137,11 +137,6 @@ def _export(
             sys.stderr.write(
                 f"warning: {row['name']}: {count} layers of {name} had nowhere to go\n"
             )
-    if found.manifest["scheme"]["calibration"] == "seeded":
-        sys.stderr.write(
-            "warning: activation ranges come from random text or image latents, as the encoder was "
-            "not exported; check the quality on your own pictures\n"
-        )
 
 
 def _counts(text: str | None) -> list[int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import (
-    calibrate,
     capture,
     generate,
     lora,
@@ -18,6 +17,7 @@ from mtu_export import (
     models,
     quantize,
     rewrite,
+    seeded,
     targets,
 )
 from mtu_export.exporter import proving
@@ -96,7 +96,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
         of_task = f" of {task.name}" if several else ""
         with job.stage(f"run live-router model{of_task}"):
             graph = family.graph(live, plan, task)
-            given = calibrate.goldens(graph.inputs, task, plan, reference.known)
+            given = seeded.goldens(graph.inputs, task, plan, reference.known)
             cases[task.name] = list(zip(given, capture.run(graph, given), strict=True))
         if reference.whole:
             count = len(reference.schedule.passes)
@@ -118,17 +118,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
             found = capture.run(graphs[task.name], given)
             proof.append(proving.folded(wanted, found, task))
             proving.refuse_failure(proof)
-    ranges, origins = {}, []
-    for reference in references:
-        task, graph = reference.task, graphs[reference.task.name]
-        ranges[task.name] = calibrate.calibration(graph.inputs, task, plan, reference.known)
-        if reference.calibrated:
-            of_task = f" of {task.name}" if several else ""
-            with job.stage(f"run a loop{of_task} for the ranges of activations"):
-                met, origin = reference.calibration(graph, ranges[task.name])
-            ranges[task.name], origins = (*ranges[task.name], *met), [*origins, origin]
-    origin = calibrate.LOOP if {*origins} == {calibrate.LOOP} else calibrate.SEEDED
-    return _capture(job, graphs, modules, (ranges, origin), cases, proof, cost)
+    return _capture(job, graphs, modules, cases, proof, cost)
 
 
 def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
@@ -155,7 +145,7 @@ def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
             make = stock.vae_encoder_graph if encodes else stock.vae_decoder_graph
             graph = make(vae, plan.height, plan.width)
             name, shape = graph.inputs[0].name, graph.inputs[0].shape
-            values = calibrate.pictures((plan.height, plan.width), plan.seed)
+            values = seeded.pictures((plan.height, plan.width), plan.seed)
             if not encodes:
                 values = [generate.noise(shape, plan.seed + i) for i in range(len(values))]
             cases = [{name: value} for value in values]
@@ -166,8 +156,7 @@ def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
         return None
     cost, task = capture.cost(graph), users[0].task.name
     rows = list(zip(cases, wanted, strict=True))
-    ranges = {task: cases}, calibrate.SEEDED
-    return _capture(job, {task: graph}, [graph.module], ranges, {task: rows}, [], cost)
+    return _capture(job, {task: graph}, [graph.module], {task: rows}, [], cost)
 
 
 def _apply(job: Job, module: Any) -> None:
@@ -185,15 +174,13 @@ def _capture(
     job: Job,
     graphs: Mapping[str, Graph],
     modules: Sequence[Any],
-    ranges: tuple[Mapping[str, Sequence[Arrays]], str],
     cases: Cases,
     proof: list[Verdict],
     cost: Cost,
 ) -> _Captured:
     """Rewrite, quantise and capture graphs whose mathematics are settled, one a task.
 
-    ``modules`` are what the schemes' layers are named in, ``ranges`` are inputs by task for the
-    ranges of activations, with their origin.
+    ``modules`` are what the schemes' layers are named in.
     """
     plan = job.plan.part(job.component)
     with job.stage("rewrite and quantise"):
@@ -201,7 +188,7 @@ def _capture(
             rewrite.apply(module, targets.rewrites(plan))
         kept = quantize.quantize(modules, plan.scheme)
     with job.stage("capture"):
-        program = capture.capture(job.component, graphs, *ranges)
+        program = capture.capture(job.component, graphs)
     return _Captured(program=program, kept=kept, cases=cases, proof=proof, cost=cost)
 
 

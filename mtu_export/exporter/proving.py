@@ -314,7 +314,7 @@ def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]]
 
     One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
     """
-    from mtu_export import calibrate, lora, models, quantize, rewrite, sensitivity
+    from mtu_export import lora, models, quantize, rewrite, seeded, sensitivity
 
     assert isinstance(plan.scheme.weights, IntWeights)
     family, task = models.load(plan.family), next(t for t in plan.tasks if t.name == name)
@@ -331,7 +331,7 @@ def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]]
         work *= height * width / (small.height * small.width)
         small = replace(small, height=height, width=width)
     graph = family.graph(folded, small, task)
-    cases = calibrate.goldens(graph.inputs, task, small)[1:2]
+    cases = seeded.goldens(graph.inputs, task, small)[1:2]
     together, losses = sensitivity.measure(graph, folded, plan.scheme, cases)
     size = (small.height, small.width)
     return sensitivity.describe(together, losses, size, plan.scheme.weights.bits)

@@ -6,30 +6,24 @@ arrays, so that no two of them are in memory together and a stopped export goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mtu_export import calibrate, capture, checkpoint, generate, sampler, targets, tokenizer
+from mtu_export import capture, checkpoint, generate, sampler, seeded, tokenizer
 from mtu_export.manifest import scaling_factor
 from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
-from mtu_export.spec import Arrays, IntWeights, Plan, Schedule, Session, Task, TensorSpec
+from mtu_export.spec import Arrays, Plan, Schedule, Session, Task
 
 PROMPT = "a photo of a red circle on a blue table"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
 """Of the golden request, and of the cases of a text encoder."""
 
-_RANGES = "calibration/"
-"""Before the names of what the loop for the ranges of activations is told."""
-
 
 class Reference:
-    """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ...
-
-    ``calibrated`` says whether the plan's target wants inputs for ranges of activations.
-    """
+    """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ..."""
 
     def __init__(
         self, plan: Plan, task: Task, scheduler: Any, tables: Mapping[int, Schedule]
@@ -38,8 +32,6 @@ class Reference:
         self.scheduler, self.tables = scheduler, tables
         self.schedule = tables[self.steps]
         self.whole = set(needed(self.task, plan.config)) <= set(plan.components)
-        integer = isinstance(plan.scheme.weights, IntWeights)
-        self.calibrated = integer and targets.load(plan.target).calibrated
         xl = plan.config.get("addition_embed_type") == "text_time"
         self.encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
         self.xl = xl
@@ -48,16 +40,15 @@ class Reference:
         self.arrays: dict[str, np.ndarray] = {}
         self.request = self._request()
 
-    def _request(self, turn: int = 0) -> generate.Request:
-        """The golden request; with ``turn`` 1 or 2 another, of other noise and picture."""
+    def _request(self) -> generate.Request:
         plan, kinds = self.plan, {entry.kind for entry in self.task.conditioning}
         size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
         return generate.Request(
             prompt=PROMPT if self.task.prompt is None else self.task.prompt,
-            noise=generate.noise(shape, plan.seed + turn),
+            noise=generate.noise(shape, plan.seed),
             steps=self.steps,
-            image=calibrate.pictures(size, plan.seed)[turn] if kinds - {"mask"} else None,
-            mask=calibrate.mask(size) if any("mask" in kind for kind in kinds) else None,
+            image=seeded.pictures(size, plan.seed)[0] if kinds - {"mask"} else None,
+            mask=seeded.mask(size) if any("mask" in kind for kind in kinds) else None,
         )
 
     # ------------------------------------------------------------------------------- text
@@ -124,73 +115,28 @@ class Reference:
             (found,) = capture.run(graph, [{graph.inputs[0].name: image}])
             return found[graph.outputs[0].name]
 
-        self._take_channels(encode, self.request)
-        if self.calibrated:
-            self._take_channels(encode, self._request(1), _RANGES)
+        self._take_channels(encode)
 
-    def _take_channels(self, encode: Any, request: generate.Request, mark: str = "") -> None:
+    def _take_channels(self, encode: Any) -> None:
         full, without = generate.conditioning(
-            self.task, request, encode, scaling_factor(self.plan), self.plan.latent_size
+            self.task, self.request, encode, scaling_factor(self.plan), self.plan.latent_size
         )
-        self.arrays |= {f"{mark}channels": full, f"{mark}without": without}
+        self.arrays |= {"channels": full, "without": without}
 
     def take_unet(self, graph: Graph) -> None:
         """Run the guided passes with the live router; keep the latent after each."""
         if not self.whole:
             return
         if "channels" not in self.arrays:
-            self._take_channels(None, self.request)
+            self._take_channels(None)
         channels = self.arrays["channels"], self.arrays["without"]
-        words = self.words(0), generate.named(self.constants(), "empty/")
-        found = self._latents(_session(graph), graph.inputs, self.request.noise, words, channels)
-        self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
-
-    def _latents(
-        self,
-        session: Session,
-        specs: Sequence[TensorSpec],
-        noise: np.ndarray,
-        words: tuple[Arrays, Arrays],
-        channels: tuple[np.ndarray, np.ndarray],
-    ) -> list[np.ndarray]:
-        """The latent after each guided pass; ``words`` are of the prompt and of the empty one."""
         sizes = generate.named(self.constants(), "sizes/")
-        given = ({**words[0], **sizes}, {**words[1], **sizes})
-        denoise = generate.denoiser(session, specs, self.task.guidance, given, channels)
-        return list(sampler.latents(self.schedule, noise, denoise))
-
-    def calibration(self, graph: Graph, seeded: Sequence[Arrays]) -> tuple[tuple[Arrays, ...], str]:
-        """UNet inputs that a loop over another request than the golden one meets; their origin.
-
-        Without the checkpoint's own encoders its text and latents of images are those of
-        ``seeded``, and normal noise.
-        """
-        task, plan, specs = self.task, self.plan, graph.inputs
-        words, empty = self.words(0 if task.prompt is not None else 2), self.words(1)
-        real = bool(words)
-        if not real:
-            names = [spec.name for spec in specs[2:] if spec.name != "time_ids"]
-            words, empty = ({name: row[name][:1] for name in names} for row in seeded[:2])
-        elif task.guidance.kind != "none":
-            empty = generate.named(self.constants(), "empty/")
-        if f"{_RANGES}channels" not in self.arrays:
-            real = real and "vae_encoder" not in needed(task, plan.config)
-            other = self._request(2).noise / np.float32(scaling_factor(plan))
-            self._take_channels(lambda _: other, self._request(1), _RANGES)
-        channels = self.arrays[f"{_RANGES}channels"], self.arrays[f"{_RANGES}without"]
-        met: list[Arrays] = []
-        run = _session(graph)
-
-        def session(inputs: Arrays) -> dict[str, np.ndarray]:
-            met.append(inputs)
-            return run(inputs)
-
-        self._latents(session, specs, self._request(1).noise, (words, empty), channels)
-        passes = len(self.schedule.passes)
-        runs, kept = len(met) // passes, min(passes, calibrate.LOOP_PASSES)
-        places = [round(x) for x in np.linspace(0, passes - 1, kept)]
-        origin = calibrate.LOOP if real else calibrate.SEEDED
-        return tuple(row for i in places for row in met[i * runs : (i + 1) * runs]), origin
+        empty = generate.named(self.constants(), "empty/")
+        words = ({**self.words(0), **sizes}, {**empty, **sizes})
+        guidance = self.task.guidance
+        denoise = generate.denoiser(_session(graph), graph.inputs, guidance, words, channels)
+        found = sampler.latents(self.schedule, self.request.noise, denoise)
+        self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
 
     def take_decoder(self, graph: Graph) -> None:
         """Keep the picture of the last latent."""

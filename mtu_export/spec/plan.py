@@ -104,17 +104,13 @@ class Program:
     """One component, captured: the narrow waist between models and targets.
 
     ``methods`` maps a task to its ``torch.export.ExportedProgram``; inputs and outputs are the
-    same for every method up to the width of ``sample``. ``calibration`` holds inputs that are
-    not those of the goldens, at least one a task, for targets that choose activation ranges;
-    ``origin`` says where they come from.
+    same for every method up to the width of ``sample``.
     """
 
     name: str
     methods: Mapping[str, torch.export.ExportedProgram]
     inputs: Mapping[str, tuple[TensorSpec, ...]]
     outputs: tuple[TensorSpec, ...]
-    calibration: Mapping[str, tuple[Arrays, ...]]
-    origin: str
 
     @cached_property
     def own(self) -> frozenset[str]:
@@ -146,11 +142,10 @@ class Lowered:
 
     ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
     ``borders`` maps a name of bundle.md to the name that the file has for this input or output,
-    where the two differ. ``activations`` is ``"float32"``, ``"float16"``, ``"dynamic_int8"`` or
-    ``"mixed_int8"`` (some static, some dynamic); ``calibration`` is
-    null or the origin of the static ranges. ``kept_float`` adds layers that the target itself left
-    in float. ``weight_dtype`` is that of matrices that are no integer codes, ``vector_dtype`` that
-    of tensors with one axis: biases, norms, scales.
+    where the two differ. ``activations`` is ``"float32"``, ``"float16"`` or ``"dynamic_int8"``.
+    ``kept_float`` adds layers that the target itself left in float. ``weight_dtype`` is that of
+    matrices that are no integer codes, ``vector_dtype`` that of tensors with one axis: biases,
+    norms, scales.
     ``notes`` go into the part's row of the manifest.
     """
 
@@ -158,7 +153,6 @@ class Lowered:
     entries: Mapping[str, str]
     activations: str
     borders: Mapping[str, str] = field(default_factory=dict)
-    calibration: str | None = None
     kept_float: tuple[tuple[str, str], ...] = ()
     weight_dtype: str = "float32"
     vector_dtype: str = "float32"

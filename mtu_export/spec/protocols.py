@@ -53,8 +53,6 @@ class Target(Runtime, Protocol):
     """Names from ``rewrite.py`` that make its graphs run well."""
     gates: tuple[str, ...]
     """More of them where tasks share float weights: where their gates go."""
-    calibrated: bool
-    """Whether integer schemes fix ranges of activations, which need inputs of the real loop."""
     default_scheme: str
     memory: Mapping[str, float]
     """Peak memory of an export by scheme, in multiples of the float32 weights."""

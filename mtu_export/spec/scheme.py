@@ -58,8 +58,8 @@ class KeepFloat:
 class Scheme:
     """How weights are stored and how close to PyTorch the artefact must be.
 
-    ``floor_db`` holds for float activations, ``static_floor_db`` where the target quantises
-    activations, statically or as they come; ``loop_floor_db`` for the last latent and the picture
+    ``floor_db`` holds for float activations, ``int8_floor_db`` where the target quantises
+    activations too; ``loop_floor_db`` for the last latent and the picture
     of a loop, where guidance multiplies the error of a pass. Of ``overrides`` the first that
     matches a layer wins.
     """
@@ -68,10 +68,11 @@ class Scheme:
     weights: FloatWeights | IntWeights
     floor_db: float
     loop_floor_db: float
-    static_floor_db: float | None = None
+    int8_floor_db: float | None = None
     overrides: tuple[KeepFloat, ...] = ()
 
     def floor(self, activations: str) -> float:
         """The floor in dB for ``Lowered.activations``."""
-        coded = activations in ("dynamic_int8", "mixed_int8") and self.static_floor_db is not None
-        return self.static_floor_db if coded else self.floor_db  # type: ignore[return-value]
+        if activations == "dynamic_int8" and self.int8_floor_db is not None:
+            return self.int8_floor_db
+        return self.floor_db

@@ -1,33 +1,27 @@
-"""Int8 activations in PyTorch, before anything is lowered: what they cost, and what they clip."""
+"""Int8 activations: what they cost in PyTorch, and that the runtime has the same."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mtu_export import capture, quantize
+from mtu_export import capture, quantize, targets
 from mtu_export.catalog import SCHEMES
 from mtu_export.models.blocks import Graph
 from mtu_export.spec import Arrays, TensorSpec
+from mtu_export.targets.executorch import lowering
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.verify import psnr
 
+executorch = targets.load("executorch")
 IN = TensorSpec(name="sample", shape=(1, 8, 12, 16))
-
-
-class Convolution(nn.Module):
-    """Named so that no scheme leaves it in float."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(8, 24, 3, padding=1)
-
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        return self.layer(sample)
 
 
 class Pointwise(nn.Module):
@@ -55,6 +49,18 @@ class Viewed(nn.Module):
         return rows.sum(1, keepdim=True) + self.other(pixels).reshape(1, 4, -1).mean()
 
 
+class Convolution(nn.Module):
+    """Of several pixels; its picture is used beside it, too."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 24, **words)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        curved = torch.nn.functional.silu(sample)
+        return self.layer(curved) + curved.mean()
+
+
 class Tokens(nn.Module):
     """A linear layer on tokens, or on a picture's rows."""
 
@@ -66,13 +72,38 @@ class Tokens(nn.Module):
         return self.layer(sample if self.picture else sample.flatten(1, 2))
 
 
+class Chain(nn.Module):
+    """What a UNet has: two convolutions of one value, a norm, a residual, half and twice the size.
+
+    ExecuTorch's pass for layouts goes from a dynamic convolution back to the first value of all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.across, self.norm = nn.Conv2d(8, 16, 1), nn.GroupNorm(4, 16)
+        self.down, self.up = nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.Conv2d(16, 8, 3)
+        self.middle = nn.Linear(16, 16)
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.silu(self.norm(self.first(sample)))
+        hidden = self.second(hidden) + self.across(sample)
+        small = self.down(hidden)
+        tokens = self.middle(small.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(small.shape)
+        wide = torch.nn.functional.interpolate(tokens + small, scale_factor=2.0, mode="nearest")
+        return self.up(torch.nn.functional.pad(wide, (1, 1, 0, 2))) + sample
+
+
 def case(seed: int, scale: float = 1.0) -> Arrays:
     value = np.random.default_rng(seed).uniform(-scale, scale, IN.shape)
     return {"sample": value.astype(np.float32)}
 
 
-def made(module: nn.Module, feeds: list[Arrays]) -> tuple[Callable[..., float], str]:
-    """dB of the quantised layer against the float one for an input, and what it is called.
+Db = Callable[..., float]
+
+
+def made(module: nn.Module) -> tuple[Db, torch.export.ExportedProgram]:
+    """dB of the quantised layers against the float ones for an input, and the program.
 
     Of all that comes out, or of the input's rows from ``first_row`` on.
     """
@@ -80,9 +111,7 @@ def made(module: nn.Module, feeds: list[Arrays]) -> tuple[Callable[..., float], 
     exact = torch.export.export(module, (torch.zeros(IN.shape),)).module()
     wanted = {name: value.clone() for name, value in module.state_dict().items()}
     quantize.quantize([module], SCHEMES["int8"])
-    program = capture.capture("unet", {"edit": graph}, {"edit": [case(0)]}, "seeded")
-    found, name, apart = make_int8(program.methods["edit"], ["sample"], feeds)
-    assert not apart
+    found = make_int8(capture.capture("unet", {"edit": graph}).methods["edit"])
     run = found.module()
     assert all(torch.equal(exact.state_dict()[n], value) for n, value in wanted.items())
 
@@ -90,33 +119,54 @@ def made(module: nn.Module, feeds: list[Arrays]) -> tuple[Callable[..., float], 
         value = torch.from_numpy(given["sample"])
         with torch.no_grad():
             both = exact(value).numpy(), run(value).numpy()
+        assert both[0].shape == both[1].shape
         if first_row:
             rows = [found.reshape(1, -1, IN.shape[2], found.shape[-1]) for found in both]
             return psnr(rows[0][:, :, first_row:], rows[1][:, :, first_row:])
         return psnr(*both)
 
-    return db, name
+    return db, found
 
 
-def test_a_convolution_has_room_above_what_calibration_reached() -> None:
+KERNELS = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "padding": 0},
+    {"kernel_size": 3, "padding": (0, 1)},
+    {"kernel_size": 3, "padding": (2, 0), "dilation": 2},
+    {"kernel_size": 3, "padding": 1, "stride": 2},
+    {"kernel_size": 3, "padding": 0, "stride": 2},
+    {"kernel_size": 5, "padding": 2, "groups": 2, "bias": False},
+    {"kernel_size": (1, 3)},
+]
+
+
+@pytest.mark.parametrize("words", KERNELS)
+def test_a_convolution_takes_any_reach(words: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    db, name = made(Convolution(), [case(1), case(2)])
-    assert name == "mixed_int8"
-    assert db(case(3)) > 45
-    assert db(case(3, 1.19)) > 45
-    assert db(case(3, 2.5)) < 25  # else nothing is static
-
-
-@pytest.mark.parametrize("module", [Tokens, Pointwise])
-def test_a_layer_on_tokens_takes_any_reach_and_needs_no_inputs(module: type[nn.Module]) -> None:
-    torch.manual_seed(0)
-    db, name = made(module(), [])
-    assert name == "dynamic_int8"
+    db, program = made(Convolution(**words))
     reached = [db(case(3, scale)) for scale in (0.01, 1.0, 100.0)]
-    assert min(reached) > 40
+    assert 40 < min(reached) <= reached[1] < 70  # else nothing is quantised
+    assert coded(program) == 1
+    assert db(case(3, 0.0)) == 300  # zeros are exact, padding too
+
+
+@pytest.mark.parametrize("module", [Tokens(), Tokens(picture=True), Pointwise()])
+def test_a_layer_on_tokens_takes_any_reach(module: nn.Module) -> None:
+    torch.manual_seed(0)
+    db, program = made(module)
+    reached = [db(case(3, scale)) for scale in (0.01, 1.0, 100.0)]
+    assert 40 < min(reached) <= reached[1] < 70
     mixed = case(4)
     mixed["sample"][:, :, 0] *= 1000  # the tokens of one row in twelve
     assert db(mixed, first_row=1) > 40
+    assert coded(program) == 1
+
+
+def coded(program: torch.export.ExportedProgram) -> int:
+    """Layers whose input is quantised."""
+    quantised = torch.ops.quantized_decomposed
+    kinds = (quantised.quantize_per_token.default, quantised.quantize_per_tensor.tensor)
+    return sum(node.target in kinds for node in program.graph.nodes)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -124,13 +174,29 @@ def test_a_layer_on_tokens_takes_any_reach_and_needs_no_inputs(module: type[nn.M
 def test_convolutions_of_one_pixel_and_what_views_them(bias: bool, words: dict[str, int]) -> None:
     """Pixels as tokens leave another order in memory than a convolution does."""
     torch.manual_seed(0)
-    module = Viewed(bias, words)
-    db, name = made(module, [case(1), case(2)])
-    assert name == "mixed_int8"
+    db, program = made(Viewed(bias, words))
+    assert coded(program) == 2
     assert db(case(3)) > 38
 
 
-@pytest.mark.parametrize("module", [Convolution(), Tokens(picture=True)])
-def test_a_layer_on_pictures_wants_inputs(module: nn.Module) -> None:
-    with pytest.raises(ValueError, match="calibration inputs"):
-        made(module, [])
+def test_a_depthwise_convolution_is_refused() -> None:
+    with pytest.raises(ValueError, match="no depthwise convolution of dynamic int8"):
+        made(Convolution(kernel_size=3, groups=8))
+
+
+@pytest.mark.slow
+def test_the_runtime_makes_of_a_chain_what_pytorch_makes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    db, program = made(Chain())
+    assert coded(program) == 6
+    given = case(3)
+    assert 38 < db(given) < 70
+    interface = {"forward": {"inputs": ["sample"], "outputs": ["y"]}}
+    names = {"_identity": "{}", "_interface": json.dumps(interface)}
+    notes = lowering.write({"forward": program}, names, tmp_path / "chain.pte")
+    layers = ("aten_convolution", "aten_linear", "quantized_decomposed")
+    assert not any(kind.startswith(layers) for kind in notes["forward"]["outside"])
+    found = executorch.open(tmp_path / "chain.pte", "forward")(given)["y"]
+    with torch.no_grad():
+        wanted = program.module()(torch.from_numpy(given["sample"])).numpy()
+    assert psnr(wanted, found) > 45

@@ -18,7 +18,6 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from mtu_export import bundle, capture, exporter, models, plan, quantize, rewrite, targets
-from mtu_export.calibrate import goldens
 from mtu_export.models.blocks import GatedLinear, Graph
 from mtu_export.spec import Arrays, Plan, Program, TensorSpec, ToolchainError, Unsupported
 from mtu_export.targets.coreml import mil, multifunction, package
@@ -91,8 +90,7 @@ def several(tiny: Path) -> MakeSeveral:
         }
         wanted = {t: capture.run(graphs[t], [cases[t]])[0]["out_sample"] for t in TASKS}
         quantize.quantize(list(modules.values()), resolved.scheme)
-        ranges = {task: [case] for task, case in cases.items()}
-        program = capture.capture("unet", graphs, ranges, "seeded")
+        program = capture.capture("unet", graphs)
         return program, resolved, cases, wanted
 
     return make
@@ -110,7 +108,6 @@ def alone(program: Program, task: str) -> Program:
         program,
         methods={task: program.methods[task]},
         inputs={task: program.inputs[task]},
-        calibration={task: program.calibration[task]},
     )
 
 
@@ -283,8 +280,7 @@ def test_a_fold_of_two_own_tensors_is_refused(tiny: Path, tmp_path: Path) -> Non
     modules = {"t2i": Gained(1).eval(), "edit": Gained(2).eval()}
     modules["edit"].conv = modules["t2i"].conv
     graphs = {t: Graph(module=m, inputs=(spec,), outputs=(out,)) for t, m in modules.items()}
-    case = {"sample": np.ones(spec.shape, np.float32)}
-    program = capture.capture("unet", graphs, {t: [case] for t in graphs}, "seeded")
+    program = capture.capture("unet", graphs)
     assert program.own == {"gain"}
     with pytest.raises(ToolchainError, match=r"'gain' .* 0 times after coremltools"):
         lower(program, resolved, tmp_path / "out")
@@ -360,10 +356,7 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
     graphs = {
         task.name: family.graph(folded[task.name].module, resolved, task) for task in resolved.tasks
     }
-    cases = {
-        task.name: goldens(graphs[task.name].inputs, task, resolved, []) for task in resolved.tasks
-    }
-    program = capture.capture("unet", graphs, cases, "seeded")
+    program = capture.capture("unet", graphs)
     (tmp_path / "all").mkdir()
     check_equal_to_stock(program, resolved, tmp_path / "all")
 

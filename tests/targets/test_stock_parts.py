@@ -120,7 +120,7 @@ def test_a_part_lowers_reads_and_runs(
     quantize.quantize([graph.module], row)
     quantised = [p for p, m in graph.module.named_modules() if hasattr(m, "codes")]
     assert bool(quantised) == isinstance(row.weights, IntWeights)
-    program = capture.capture(part, {"t2i": graph}, {"t2i": cases[2:]}, "seeded")
+    program = capture.capture(part, {"t2i": graph})
     lowered = target.lower(program, whole, tmp_path, {"name": "parts"})
 
     path, entry = tmp_path / lowered.path, lowered.entries["t2i"]
@@ -160,8 +160,8 @@ def test_the_onnx_files_of_sdxl_say_what_optimum_reads(pipeline_sdxl: Path, tmp_
 
     whole = plan.resolve(target="onnx", model=pipeline_sdxl, task="t2i")
     for part in ("text_encoder", "text_encoder_2"):
-        graph, cases = graph_of(pipeline_sdxl, part, (128, 128))
-        program = capture.capture(part, {"t2i": graph}, {"t2i": cases}, "seeded")
+        graph, _ = graph_of(pipeline_sdxl, part, (128, 128))
+        program = capture.capture(part, {"t2i": graph})
         targets.load("onnx").lower(program, whole, tmp_path, {})
         config = json.loads((tmp_path / part / "config.json").read_text())
         assert config["num_hidden_layers"] == 1

@@ -158,7 +158,7 @@ def test_a_norm_of_a_million_numbers_keeps_its_digits(
         module.float()
     rewrite.apply(module, target.rewrites)
     graph = Graph(module=module, inputs=(spec,), outputs=(out,))
-    program = capture.capture("unet", {"t2i": graph}, {"t2i": [{"sample": values}]}, "seeded")
+    program = capture.capture("unet", {"t2i": graph})
     resolved = plan.resolve(target=name, model=tiny, task="t2i", scheme="fp32")
     lowered = target.lower(program, resolved, tmp_path, IDENTITY)
     (found,) = target.open(tmp_path / lowered.path, lowered.entries["t2i"])(

@@ -42,7 +42,6 @@ suffix = ".mlpackage"
 packages = ("coremltools",)
 rewrites: tuple[str, ...] = ()
 gates = ("geglu",)
-calibrated = False
 default_scheme = "fp16"
 memory = {"fp32": 2.2, "fp16": 1.6, "int8": 1.1}
 staging = 1

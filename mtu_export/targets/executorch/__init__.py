@@ -1,9 +1,8 @@
 """ExecuTorch: one ``.pte`` a component, its work handed to the XNNPACK backend.
 
 fp32 is lowered as it is. int8 keeps the codes and scales that arrive in the graph and makes the
-activations around them int8, so that XNNPACK runs those layers with its integer kernels: dynamic
-for linear layers and 1 x 1 convolutions, static around others, which ExecuTorch's pass for layouts
-allows no dynamic ones in a graph of many.
+activations before them int8, by ranges of their own as they run, so that XNNPACK runs those layers
+with its integer kernels and nothing is to be calibrated.
 
 Several tasks are methods of one file, named as the tasks; a constant that is the same in two of
 them is stored once, under the hash of its bytes.
@@ -47,7 +46,6 @@ suffix = ".pte"
 packages = ("executorch", "torch")
 __all__ = [
     "Options",
-    "calibrated",
     "check",
     "default_scheme",
     "gates",
@@ -67,7 +65,6 @@ __all__ = [
 
 rewrites = ("attention", "geglu", "group_norm")
 gates: tuple[str, ...] = ()
-calibrated = True
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None
@@ -119,7 +116,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     The method of a single task is ``forward``.
     """
     name = f"{program.name}_{plan.options.backend}_{plan.scheme.name}{suffix}"
-    integer, activations = isinstance(plan.scheme.weights, IntWeights), "float32"
+    integer = isinstance(plan.scheme.weights, IntWeights)
     several = len(program.methods) > 1
     entries = {task: task if several else ENTRY for task in program.methods}
     outputs = [tensor.name for tensor in program.outputs]
@@ -132,21 +129,14 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         "_interface": json.dumps(interface),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    apart: dict[str, None] = {}
     common = _common(program) if integer else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             methods = {}
-            for mark, (task, exported) in enumerate(program.methods.items()):
-                if integer:
-                    names = [tensor.name for tensor in program.inputs[task]]
-                    feeds = program.calibration[task]
-                    exported, activations, biases = make_int8(
-                        exported, names, feeds, mark, program.own, common
-                    )
-                    apart |= dict.fromkeys(biases)
-                methods[entries[task]] = exported
+            for task, exported in program.methods.items():
+                made = make_int8(exported, program.own, common) if integer else exported
+                methods[entries[task]] = made
             notes = write(methods, constants, folder / name)
     except (OSError, MemoryError):
         raise
@@ -161,12 +151,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     return Lowered(
         path=name,
         entries=entries,
-        activations=activations,
-        calibration=program.origin if activations == "mixed_int8" else None,
-        kept_float=tuple(
-            (program.layer(bias), "its bias is beyond int32 codes: added in float32")
-            for bias in apart
-        ),
+        activations="dynamic_int8" if integer else "float32",
         notes={
             "backend": plan.options.backend,
             **notes[first],

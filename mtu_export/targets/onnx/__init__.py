@@ -44,7 +44,6 @@ suffix = ".onnx"
 packages = ("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime")
 __all__ = [
     "Options",
-    "calibrated",
     "check",
     "default_scheme",
     "gates",
@@ -64,7 +63,6 @@ __all__ = [
 
 rewrites: tuple[str, ...] = ()
 gates = ("geglu", "gate_weight")
-calibrated = False
 default_scheme = "fp32"
 runtimes: Mapping[str, Runtime] = {}
 slow = witness = None

@@ -1,4 +1,4 @@
-"""Inputs of a component, seeded: for its goldens, and for the ranges of activations."""
+"""Inputs of a component from a seed: of its goldens, and the pictures of a loop."""
 
 from __future__ import annotations
 
@@ -9,43 +9,19 @@ import numpy as np
 from mtu_export.spec import Arrays, Plan, Task, TensorSpec
 
 GOLDEN_TIMESTEPS = (981.0, 501.0, 21.0)
-CALIBRATION_TIMESTEPS = (999.0, 901.0, 751.0, 601.0, 451.0, 301.0, 151.0, 1.0)
-LOOP, SEEDED = "loop", "seeded"
-"""Where inputs for ranges come from, as the manifest says it: a loop beside seeded ones, or seeded
-in all that no encoder is there to make."""
-LOOP_PASSES = 8
-"""Passes of a loop that ranges are taken from, at most: a graph is run again for each branch."""
-_CALIBRATION_STREAM = 1
-_PICTURE_STREAM = 2
+_GOLDEN_STREAM, _PICTURE_STREAM = 0, 2
 _PICTURES = 3
 
 
 def goldens(
-    specs: Sequence[TensorSpec], task: Task, plan: Plan, words: Sequence[Arrays] = ()
-) -> tuple[Arrays, ...]:
-    """One input a golden timestep; ``words`` are text inputs [1, ...] that take turns."""
-    return _seeded(specs, task, plan, GOLDEN_TIMESTEPS, 0, words)
-
-
-def calibration(
-    specs: Sequence[TensorSpec], task: Task, plan: Plan, words: Sequence[Arrays] = ()
-) -> tuple[Arrays, ...]:
-    """Inputs from another random stream than the goldens, over the range of timesteps.
-
-    They differ from what a loop meets: ranges that hold for both clip less.
-    """
-    return _seeded(specs, task, plan, CALIBRATION_TIMESTEPS, _CALIBRATION_STREAM, words)
-
-
-def _seeded(
     specs: Sequence[TensorSpec],
     task: Task,
     plan: Plan,
-    timesteps: Sequence[float],
-    stream: int,
-    words: Sequence[Arrays],
+    words: Sequence[Arrays] = (),
+    timesteps: Sequence[float] = GOLDEN_TIMESTEPS,
 ) -> tuple[Arrays, ...]:
-    random = np.random.default_rng((plan.seed, stream))
+    """One input a timestep; ``words`` are text inputs [1, ...] that take turns."""
+    random = np.random.default_rng((plan.seed, _GOLDEN_STREAM))
     found = []
     for turn, timestep in enumerate(timesteps):
         row = {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}

@@ -1,28 +1,29 @@
-"""Seeded inputs look like the real ones, and calibration never sees the goldens."""
+"""Seeded inputs look like the real ones, and come again."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mtu_export import calibrate, plan
+from mtu_export import plan, seeded
 from mtu_export.models import mtu
 
 
-def test_goldens_and_calibration_are_different_streams(tiny_sdxl: Path) -> None:
+def test_goldens_are_of_the_seed_alone(tiny_sdxl: Path) -> None:
     found = plan.resolve(target="onnx", model=tiny_sdxl, task="fill")
     task = found.tasks[0]
     specs = mtu.graph(mtu.load(tiny_sdxl).components["unet"], found, task).inputs
-    goldens = calibrate.goldens(specs, task, found)
-    ranges = calibrate.calibration(specs, task, found)
+    goldens = seeded.goldens(specs, task, found)
+    others = seeded.goldens(specs, task, replace(found, seed=1))
     assert [float(case["timestep"][0]) for case in goldens] == [981.0, 501.0, 21.0]
     for golden in goldens:
         assert set(np.unique(golden["sample"][:, 4])) == {0.0, 1.0}
         assert golden["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
-        for case in ranges:
+        for case in others:
             assert not np.array_equal(golden["sample"], case["sample"])
-    again = calibrate.goldens(specs, task, found)
+    again = seeded.goldens(specs, task, found)
     assert all(
         np.array_equal(a["sample"], b["sample"]) for a, b in zip(goldens, again, strict=True)
     )
