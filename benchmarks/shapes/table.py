@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import checks, guidance, sampling, stamps
+from benchmarks.shapes import checks, guidance, page, sampling, stamps
 from benchmarks.shapes.cases import TASKS, Case, case, inputs
 from benchmarks.shapes.shipping import SHIPPED, gates_said, read_gates
 from benchmarks.shapes.stamps import PARTS, UNET
@@ -38,7 +38,6 @@ ARTEFACTS = [
     ("coreml", "fp16"),
     ("coreml", "int8"),
 ]
-MULTI = ("MTU N=1", "MTU N=4")
 Made = Callable[[Sequence[Case]], Tensor]
 
 
@@ -196,120 +195,6 @@ def ladder(home: Path) -> dict[str, dict[str, dict[str, float | None]]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------- page
-
-
-def _cells(found: Mapping[str, Sequence[float]]) -> str:
-    return ", ".join(f"{name} {_cell(name, values)}" for name, values in found.items())
-
-
-def _cell(name: str, values: Sequence[float]) -> str:
-    mean, low, high = checks.interval(torch.tensor(values), checks.is_share(name))
-    if checks.is_share(name):
-        return f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    return f"{mean:.2f} dB ({low:.2f} to {high:.2f})"
-
-
-def _paired(exports: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean differences artefact less PyTorch over the same cases, with their intervals."""
-    return {
-        model: {
-            task: {
-                name: checks.difference(
-                    torch.tensor(values) - torch.tensor(reference[task][name][: len(values)]),
-                    checks.is_share(name),
-                )
-                for name, values in found.items()
-            }
-            for task, found in tasks.items()
-            if task in reference
-        }
-        for model, tasks in exports.items()
-    }
-
-
-def _difference(name: str, values: Sequence[float]) -> str:
-    scale, unit, digits = (100, "points", 1) if checks.is_share(name) else (1, "dB", 2)
-    mean, low, high = (f"{scale * x:+.{digits}f}" for x in values)
-    return f"{mean} {unit} ({low} to {high})"
-
-
-def page(
-    size: str,
-    rows: Mapping[str, Any],
-    exports: Mapping[str, Any],
-    rungs: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-    said: str,
-) -> str:
-    """The rows and the ladder as Markdown."""
-    pictures = f"[pictures](shapes_{size}.png), [the routers' weights](shapes_{size}_router.png)"
-    lines = [f"# The small world, size `{size}`", "", said, "", f"Beside it: {pictures}.", ""]
-    reference = rows.get("MTU N=4", {})
-    for task in TASKS:
-        if task not in reference:
-            continue
-        names = list(reference[task])
-        lines += [f"## {task}", "", "| model | " + " | ".join(names) + " |"]
-        lines += ["|---|" + "---|" * len(names)]
-        for model, found in rows.items():
-            if task in found:
-                cells = [_cell(name, found[task][name]) for name in names]
-                lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        if task == "edit":
-            lines += ["", _changed(WORLDS[size])]
-        if task == "inpaint":
-            lines += ["", _left(WORLDS[size])]
-        several = {model: found for model, found in rows.items() if model in MULTI}
-        for head, pairs in (
-            ("MTU less single-task, paired", _paired(several, rows.get("single-task", {}))),
-            ("artefact less PyTorch, paired", _paired(exports, reference)),
-        ):
-            lines += ["", f"| {head} | " + " | ".join(names) + " |"]
-            lines += ["|---|" + "---|" * len(names)]
-            for model, found in pairs.items():
-                if task in found:
-                    cells = [_difference(name, found[task][name]) for name in names]
-                    lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        lines.append("")
-    if rungs:
-        lines += _ladder_page(rungs)
-    return "\n".join(lines)
-
-
-def _ladder_page(
-    found: Mapping[str, Mapping[str, Mapping[str, float | None]]],
-) -> list[str]:
-    lines = [
-        "## The ladder",
-        "",
-        "dB (PSNR, the worst of the export's proofs): each part and the loop against PyTorch with "
-        "the live router. An empty cell is a part that the task does not need.",
-        "",
-        "| artefact | task | " + " | ".join(_RUNGS.values()) + " |",
-        "|---" * (2 + len(_RUNGS)) + "|",
-    ]
-    for model, tasks in found.items():
-        for task, said in tasks.items():
-            cells = [_rung(said, name) for name in _RUNGS]
-            lines.append(f"| {model} | {task} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def _rung(said: Mapping[str, float | None], name: str) -> str:
-    value = said.get(name)
-    return f"{value:.1f}" if value is not None else "not run" if name in said else ""
-
-
-_RUNGS = {
-    "text_encoder": "text encoder",
-    "vae_encoder": "VAE encoder",
-    "folded": "UNet folded",
-    "unet": "UNet",
-    "vae_decoder": "VAE decoder",
-    "pipeline": "loop",
-}
-
-
 def _changed(world: World) -> str:
     """In how many edits it is the changed thing that no model was trained on."""
     count = 0
@@ -357,19 +242,22 @@ def make(size: str, home: Path, rows: str = "") -> None:
     gates = read_gates(home)
     said += f" Gates: {gates_said(gates)}."
     RESULTS.mkdir(exist_ok=True)
-    several = {model: tasks for model, tasks in found[0].items() if model in MULTI}
+    several = {model: tasks for model, tasks in found[0].items() if model in page.MULTI}
     figures = {
         "cases": {"torch": TORCH_CASES, "artefacts": ARTEFACT_CASES},
         "torch": _means(found[0]),
         "artefacts": _means({**_first(found[0]), **found[1]}),
-        "multi": _paired(several, found[0].get("single-task", {})),
-        "paired": _paired(found[1], found[0].get("MTU N=4", {})),
+        "multi": page.paired(several, found[0].get("single-task", {})),
+        "paired": page.paired(found[1], found[0].get("MTU N=4", {})),
         "ladder": ladder(home),
         "gates": gates,
     }
     text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
-    (RESULTS / f"shapes_{size}.md").write_text(page(size, *found, figures["ladder"], said), "utf-8")
+    world = WORLDS[size]
+    notes = {"edit": _changed(world), "inpaint": _left(world)}
+    written = page.page(size, said, *found, figures["ladder"], notes)
+    (RESULTS / f"shapes_{size}.md").write_text(written, "utf-8")
 
 
 def _first(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -396,7 +284,7 @@ def _measure(world: World, row: Row, path: Path) -> None:
     private = path.with_suffix(".partial")
     private.write_text(json.dumps(numbers), "utf-8")
     private.replace(path)
-    print(f"{row.name}, {row.task}: {_cells(numbers)}", flush=True)
+    print(f"{row.name}, {row.task}: {page.cells(numbers)}", flush=True)
 
 
 def _means(rows: Mapping[str, Any]) -> dict[str, Any]:
