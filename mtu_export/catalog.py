@@ -40,7 +40,7 @@ SCHEMES: Mapping[str, Scheme] = {
             weights=IntWeights(bits=8, granularity=PerChannel(axis=0)),
             floor_db=35.0,
             loop_floor_db=10.0,
-            int8_floor_db=25.0,
+            int8_floor_db=30.0,
             overrides=_BORDERS,
         ),
     )
