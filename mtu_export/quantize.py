@@ -106,7 +106,8 @@ def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str
 def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[nn.Module]:
     """Replace the layer at ``path`` in each module by its quantised twin; returns the float layers.
 
-    Layers on the same weight share codes; where no gain differs, scales too.
+    Layers on the same weight share codes; where no gain differs, scales too. Raises ``Unsupported``
+    for a convolution that pads with other than a count of zeros.
     """
     import torch.ao.quantization.fx._decomposed
 
@@ -115,6 +116,8 @@ def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[n
     for module in modules:
         layer = module.get_submodule(path)
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, nn.Conv2d):
+            _check_padding(layer, path)
         weight = layer.weight
         key = (weight.data_ptr(), weight.shape)
         if key not in known:
@@ -125,6 +128,14 @@ def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[n
         module.set_submodule(path, make(layer, known[key], bits))  # type: ignore[arg-type]
         layers.append(layer)
     return layers
+
+
+def _check_padding(layer: nn.Conv2d, path: str) -> None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise Unsupported(
+            f"{path}: padding {layer.padding!r} of {layer.padding_mode!r} is not quantised; "
+            f"numbers of 'zeros' are, or keep the layer: --keep-float {path}"
+        )
 
 
 def quantize(modules: Sequence[nn.Module], scheme: Scheme) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from mtu_export.spec import Arrays, Plan, Task, TensorSpec
 
 GOLDEN_TIMESTEPS = (981.0, 501.0, 21.0)
-_GOLDEN_STREAM, _PICTURE_STREAM = 0, 2
+_GOLDEN_STREAM, _PICTURE_STREAM = 0, 2  # other numbers are other goldens
 _PICTURES = 3
 
 

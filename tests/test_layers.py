@@ -36,7 +36,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "fold": ({"models.blocks"}, {"torch"}),
     "quantize": ({"models.blocks"}, {"torch"}),
     "rewrite": ({"models.blocks"}, {"torch"}),
-    "capture": ({"models.blocks"}, {"torch", "numpy"}),
+    "capture": ({"models.blocks"}, {"torch"}),
     "seeded": (set(), NUMPY),
     "random_parts": ({"catalog", "checkpoint", "models.stock", "vocabulary"}, {"torch"}),
     "tokenizer": ({"checkpoint", "vocabulary"}, {"numpy", "tokenizers"}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,3 +89,11 @@ def test_other_granularities_are_refused() -> None:
     )
     with pytest.raises(Unsupported, match="per output channel"):
         quantize.quantize([_net()], scheme)
+
+
+@pytest.mark.parametrize("words", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}])
+def test_other_paddings_than_zeros_are_refused(words: dict[str, Any]) -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, **words))
+    with pytest.raises(Unsupported, match=r"^0: padding .* --keep-float 0$"):
+        quantize.quantize([module], SCHEMES["int8"])
+    assert isinstance(module[0], nn.Conv2d)

@@ -15,7 +15,7 @@ from torch import nn
 from mtu_export import capture, quantize, targets
 from mtu_export.catalog import SCHEMES
 from mtu_export.models.blocks import Graph
-from mtu_export.spec import Arrays, TensorSpec
+from mtu_export.spec import Arrays, Session, TensorSpec
 from mtu_export.targets.executorch import lowering
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.verify import psnr
@@ -146,6 +146,8 @@ def test_a_convolution_takes_any_reach(words: dict[str, Any]) -> None:
     db, program = made(Convolution(**words))
     reached = [db(case(3, scale)) for scale in (0.01, 1.0, 100.0)]
     assert 40 < min(reached) <= reached[1] < 70  # else nothing is quantised
+    faint = made(Convolution(**{**words, "bias": False}))[0]  # which is not hidden by a bias
+    assert faint(case(3, 1e-5)) > 40
     assert coded(program) == 1
     assert db(case(3, 0.0)) == 300  # zeros are exact, padding too
 
@@ -179,9 +181,13 @@ def test_convolutions_of_one_pixel_and_what_views_them(bias: bool, words: dict[s
     assert db(case(3)) > 38
 
 
-def test_a_depthwise_convolution_is_refused() -> None:
+@pytest.mark.parametrize("channels", [8, 1])
+def test_a_depthwise_convolution_is_refused(channels: int) -> None:
+    module = nn.Conv2d(channels, 24, 3, groups=channels)
+    quantize.quantize([whole := nn.Sequential(module)], SCHEMES["int8"])
+    program = torch.export.export(whole, (torch.zeros(1, channels, 12, 16),))
     with pytest.raises(ValueError, match="no depthwise convolution of dynamic int8"):
-        made(Convolution(kernel_size=3, groups=8))
+        make_int8(program)
 
 
 @pytest.mark.slow
@@ -191,12 +197,32 @@ def test_the_runtime_makes_of_a_chain_what_pytorch_makes(tmp_path: Path) -> None
     assert coded(program) == 6
     given = case(3)
     assert 38 < db(given) < 70
-    interface = {"forward": {"inputs": ["sample"], "outputs": ["y"]}}
-    names = {"_identity": "{}", "_interface": json.dumps(interface)}
-    notes = lowering.write({"forward": program}, names, tmp_path / "chain.pte")
+    session, notes = run(program, tmp_path)
     layers = ("aten_convolution", "aten_linear", "quantized_decomposed")
-    assert not any(kind.startswith(layers) for kind in notes["forward"]["outside"])
-    found = executorch.open(tmp_path / "chain.pte", "forward")(given)["y"]
+    assert not any(kind.startswith(layers) for kind in notes["outside"])
+    found = session(given)["y"]
     with torch.no_grad():
         wanted = program.module()(torch.from_numpy(given["sample"])).numpy()
     assert psnr(wanted, found) > 45
+
+
+@pytest.mark.slow
+def test_the_runtime_takes_a_range_for_each_picture_of_a_batch(tmp_path: Path) -> None:
+    """Passes of guidance are one batch, and may reach further than one another."""
+    torch.manual_seed(0)
+    module = nn.Sequential(Chain()).eval()
+    values = torch.from_numpy(np.concatenate([case(3)["sample"], case(4, 100.0)["sample"]]))
+    with torch.no_grad():
+        wanted = module(values).numpy()
+    quantize.quantize([module], SCHEMES["int8"])
+    session, _ = run(make_int8(torch.export.export(module, (values,))), tmp_path)
+    found = session({"sample": values.numpy()})["y"]
+    assert all(psnr(*both) > 38 for both in zip(wanted, found, strict=True))
+
+
+def run(program: torch.export.ExportedProgram, folder: Path) -> tuple[Session, dict[str, Any]]:
+    """The lowered program in ExecuTorch's runtime, and what lowering said of it."""
+    interface = {"forward": {"inputs": ["sample"], "outputs": ["y"]}}
+    names = {"_identity": "{}", "_interface": json.dumps(interface)}
+    notes = lowering.write({"forward": program}, names, folder / "made.pte")
+    return executorch.open(folder / "made.pte", "forward"), notes["forward"]

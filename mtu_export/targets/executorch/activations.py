@@ -21,8 +21,9 @@ def make_int8(
     """Quantise, as it runs, the input of every layer whose weight arrives as int8 codes.
 
     Linear layers and 1 x 1 convolutions take the range of each token, other convolutions that of
-    the picture; outputs are float32. Returns a new program that shares the tensors of ``exported``.
-    Raises ``ValueError`` for a depthwise convolution, for which XNNPACK has no such kernel.
+    the picture: XNNPACK of each in a batch, the program in PyTorch of all. Outputs are float32.
+    Returns a new program that shares the tensors of ``exported``. Raises ``ValueError`` for a
+    depthwise convolution, or one of a single channel: XNNPACK has no such kernel.
     XNNPACK's own quantiser is not used: it chooses weight scales anew and clamps them at 2^-12.
 
     XNNPACK's cache of packed weights, which a runtime may have on, takes equal codes for equal
@@ -141,7 +142,7 @@ def _quantise_picture(program: torch.export.ExportedProgram, layer: Any) -> Any:
     aten, quantised = torch.ops.aten, torch.ops.quantized_decomposed
     source, weight, *rest = layer.args
     strides, padding, dilation, groups = _convolution(layer)
-    if groups > 1 and weight.meta["val"].shape[1] == 1:
+    if weight.meta["val"].shape[1] == 1:
         raise ValueError(f"{layer.name}: XNNPACK has no depthwise convolution of dynamic int8")
     batch, channels, _, width = source.meta["val"].shape
     zeros = torch.zeros(batch, channels, max(1, padding[0]), width)
