@@ -88,6 +88,21 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     assert after > before
 
 
+@pytest.mark.slow
+def test_a_failed_loop_of_good_parts_says_that_another_request_may_pass(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    asked = plan.resolve(
+        target="onnx", model=pipeline, task="sr", scheme="int8", out=tmp_path / "o"
+    )
+    asked = replace(asked, scheme=replace(asked.scheme, loop_floor_db=200.0))
+    with pytest.raises(
+        ParityError, match=r"loop, onnxruntime.*floor 200 dB; each part.* --seed N$"
+    ):
+        exporter.export(asked)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_scheme_that_quantises_nothing_is_refused() -> None:
     everything = (KeepFloat(pattern=".*", why="asked for", required=True),)
     with pytest.raises(PlanError, match="leaves no layer to quantise"):

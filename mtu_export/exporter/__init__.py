@@ -104,7 +104,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             of_task = f" of {reference.task.name}" if len(references) > 1 else ""
             with watch(f"verify the loop{of_task}"):
                 ladder += proving.loop(bundle.read(folder), reference.task)
-            proving.refuse_failure(ladder)
+            proving.refuse_failure(ladder, _CHAOS if _coded(plan) else None)
         if resume.stamps(plan) != before:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
         said["proof"] = [asdict(row) for row in ladder]
@@ -226,11 +226,21 @@ def _refuse(plan: Plan, one: Made, loras: Sequence[tuple[Lora, float]], watch: W
     from mtu_export.exporter import proving
 
     more = None
-    if one.component == "unet" and isinstance(plan.scheme.weights, IntWeights):
+    if one.component == "unet" and _coded(plan):
         failed = next(verdict.task for verdict in one.proof if verdict.passed is False)
         with watch("measure what each layer loses"):
             more = proving.losses(plan, failed, one.cost, loras)
     proving.refuse_failure(one.proof, more)
+
+
+_CHAOS = (
+    "each part passes: a loop of few steps can turn a rounding into another picture; see whether "
+    "it is so for other noise and another picture: --seed N"
+)
+
+
+def _coded(plan: Plan) -> bool:
+    return isinstance(plan.scheme.weights, IntWeights)
 
 
 def _check_overrides(plan: Plan) -> None:

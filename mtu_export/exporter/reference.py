@@ -17,7 +17,7 @@ from mtu_export.models.blocks import Graph
 from mtu_export.plan import needed
 from mtu_export.spec import Arrays, Plan, Schedule, Session, Task
 
-PROMPT = "a photo of a red circle on a blue table"
+PROMPT = "make the red circle blue"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
 """Of the golden request, and of the cases of a text encoder."""
 
