@@ -72,6 +72,8 @@ def test_shared(tmp_path: Path) -> None:
     run("shared.py", tmp_path, "--only", "nothing")
     assert json.loads((tmp_path / "shared.json").read_text("utf-8")) == [rows[0], done]
     page = (tmp_path / "shared.md").read_text("utf-8")
-    figures = "2.000 | 2.000 | 3.000 | not run | {} | 1.667 | 2.000 | 2.000 | 7 | inside | 1.00"
+    figures = (
+        "2.000 | 2.000 | 3.000 | not run | {} | not run | 1.667 | 2.000 | 2.000 | 7 | inside | 1.00"
+    )
     assert f"| sd15 | onnx | int8 | {figures.format('not run')} |" in page
     assert f"| sd15 | onnx | fp32 | {figures.format('1.500')} |" in page
