@@ -245,11 +245,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `make shared` from `shared.json`. Each figure is four tasks (t2i, edit, sr, "
         f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
-        "with graphs and goldens, and without goldens (embedded, tiny and sd15-whole: all parts, "
+        "with graphs and goldens, and without goldens (embedded and sd15-whole: all parts, "
         "sd15: the UNet alone); "
-        f"a pass (passes that take turns, medians of {ROUNDS} rounds, 2 cores shared with other "
-        "work); peak memory of a process that goes through the four tasks, and of one in which "
-        "glibc gives back what is freed (`MALLOC_MMAP_THRESHOLD_=131072`); seconds of what makes "
+        f"a pass (passes that take turns, medians of {ROUNDS} rounds; ONNX rows with nothing "
+        "beside them, others with other work on 2 cores); peak memory of a process that goes "
+        "through the four tasks, and of one in which glibc gives back what is freed "
+        "(`MALLOC_MMAP_THRESHOLD_=131072`); seconds of what makes "
         "the file (load, fold, quantise, capture, lower); seconds of CPU (one thread, so wall on "
         "an idle machine) and peak memory of the whole export with its proofs, of which four tasks "
         "have four: each task is run in PyTorch, folded, and as a file. `own` "
@@ -283,12 +284,13 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 _WHY = (
-    "- Bytes of the embedded model: it has 5 MB of weights, so vectors of a task, graphs and "
+    "- Bytes of the embedded model: its matrices are few, so vectors of a task, graphs and "
     "goldens weigh more. Goldens hold a whole loop of each task; an app need not ship them.",
     "- Latency: in int8 a task's graph has the same operators as that of its own bundle (ONNX) and "
-    "its rounds scatter around 1 on shared cores; in floats the gates are products more.",
-    "- Memory: glibc keeps what the session before has freed; where it gives that back, nothing is "
-    "left of one task in the next. Core ML: of the evaluator, which keeps a program a task.",
+    "its rounds scatter around 1; in floats, and on ExecuTorch, gates are products more.",
+    "- Memory: glibc keeps what the session before has freed; where it gives that back (measured "
+    "on ONNX), nothing is left of one task in the next. Core ML: of the evaluator, "
+    "which keeps a program a task.",
     "- Making: ExecuTorch lowers each method by itself. The whole export: four proofs.",
     "- dB: above 60 dB it is the order of roundings that differs, and the gate is a product of its "
     "own.",
