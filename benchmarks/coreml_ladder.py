@@ -69,7 +69,8 @@ def evaluate(folder: Path) -> dict[str, Any]:
     """
     import resource
 
-    from mtu_export import bundle, verify
+    from mtu_export import bundle
+    from mtu_export.bundle import metrics
     from mtu_export.targets.coreml import mil
 
     found = bundle.read(folder)
@@ -82,12 +83,12 @@ def evaluate(folder: Path) -> dict[str, Any]:
         start = time.monotonic()
         got = session(inputs)
         seconds.append(round(time.monotonic() - start, 2))
-        figures.append(round(min(verify.psnr(v, got[name]) for name, v in outputs.items()), 2))
+        figures.append(round(min(metrics.psnr(v, got[name]) for name, v in outputs.items()), 2))
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
     row = {"db": figures, "pass_s": seconds, "open_s": round(opened, 2), "peak_rss_gb": peak}
     (inputs, outputs), *_ = cases[f"unet/{task}"]
     got = mil.open(part.path, entry, accumulate="float16")(inputs)
-    narrow = min(verify.psnr(v, got[name]) for name, v in outputs.items())
+    narrow = min(metrics.psnr(v, got[name]) for name, v in outputs.items())
     return row | {"narrow_db": round(narrow, 2), "bytes": part.bytes, "runner": mil.runner()[0]}
 
 
@@ -104,7 +105,7 @@ def kept(name: str, make: Any) -> dict[str, Any]:
 
 def tiny_rows() -> list[dict[str, Any]]:
     """Every task, deployment target and scheme on a tiny checkpoint with random weights."""
-    from mtu_export import upcycle
+    from mtu_export.authoring import upcycle
 
     model, rows = STATE / "tiny", []
     if not model.is_dir():

@@ -17,8 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtu_export import capture, models, plan, quantize, rewrite, seeded, targets, upcycle, verify
-from mtu_export.models.blocks import Graph
+from mtu_export import models, targets
+from mtu_export.authoring import upcycle
+from mtu_export.bundle import metrics
+from mtu_export.exporter import golden_inputs, options
+from mtu_export.graph import capture, quantize, rewrite
+from mtu_export.graph.capture import Graph
 from mtu_export.targets import executorch
 from mtu_export.targets.executorch import lowering
 
@@ -38,7 +42,9 @@ class Half(nn.Module):
         return self.module(*(x.half() for x in inputs)).float()
 
 
-def measure(found: Graph, cases: Any, wanted: Any, words: plan.Plan, path: Path) -> dict[str, Any]:
+def measure(
+    found: Graph, cases: Any, wanted: Any, words: options.Plan, path: Path
+) -> dict[str, Any]:
     """Lower one graph, run it, count."""
     task = words.tasks[0].name
     program = capture.capture("unet", {task: found})
@@ -53,7 +59,7 @@ def measure(found: Graph, cases: Any, wanted: Any, words: plan.Plan, path: Path)
     notes = lowering.write({"forward": program.methods[task]}, constants, path)["forward"]
     session = executorch.open(path, executorch.ENTRY)
     worst = min(
-        verify.psnr(want[name], array)
+        metrics.psnr(want[name], array)
         for want, case in zip(wanted, cases, strict=True)
         for name, array in session(case).items()
     )
@@ -81,13 +87,13 @@ def main() -> None:
 
 def compare(model: Path, name: str) -> dict[str, Any]:
     """One task of a checkpoint in fp32 and in fp16."""
-    words = plan.resolve(target="executorch", model=model, task=name, out="none")
+    words = options.resolve(target="executorch", model=model, task=name, out="none")
     family, task = models.load(words.family), words.tasks[0]
     folded = family.specialise(family.load(words.checkpoint), [task])[task.name].module
     rewrite.apply(folded, targets.load("executorch").rewrites)
     quantize.quantize([folded], words.scheme)
     graph = family.graph(folded, words, task)
-    cases = seeded.goldens(graph.inputs, task, words)
+    cases = golden_inputs.goldens(graph.inputs, task, words)
     wanted = capture.run(graph, cases)
     with tempfile.TemporaryDirectory() as home:
         full = measure(graph, cases, wanted, words, Path(home, "fp32.pte"))

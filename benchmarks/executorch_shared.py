@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtu_export.models.blocks import GatedLinear
+from mtu_export.graph.gated import GatedLinear
 from mtu_export.targets.executorch import lowering
 
 

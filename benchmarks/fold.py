@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from mtu_export import upcycle
+from mtu_export.authoring import upcycle
+from mtu_export.bundle.metrics import psnr
 from mtu_export.models import mtu
-from mtu_export.verify import psnr
 
 TASKS = ("t2i", "edit", "sr", "inpaint", "fill")
 

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtu_export import bundle, generate, upcycle
-from mtu_export.verify import psnr
+from mtu_export import bundle
+from mtu_export.authoring import upcycle
+from mtu_export.bundle import denoising, runner
+from mtu_export.bundle.metrics import psnr
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -66,14 +68,14 @@ def by_us(folder: Path, noise: Path, out: Path) -> tuple[np.ndarray, np.ndarray]
     """Last latent and clipped image; `mtu-export run` writes ``out`` (a PNG)."""
     words = ["run", str(folder), "-o", str(out), "--prompt", PROMPT, "--noise", str(noise)]
     mtu_export(*words, "--steps", str(STEPS), "--guidance", str(GUIDANCE))
-    loop = generate.loop(bundle.read(folder))
-    request = generate.Request(
+    loop = runner.loop(bundle.read(folder))
+    request = denoising.Request(
         prompt=PROMPT,
         noise=np.load(noise),
         steps=STEPS,
-        guidance=generate.Guidance(kind="text", text=GUIDANCE),
+        guidance=runner.Guidance(kind="text", text=GUIDANCE),
     )
-    latents, image = generate.picture(loop, request)
+    latents, image = runner.picture(loop, request)
     return latents[-1], np.clip(image, -1, 1)
 
 
@@ -97,9 +99,9 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One row and the versions of the other environment."""
     folder = export(*case, home)
-    loop = generate.loop(bundle.read(folder))
+    loop = runner.loop(bundle.read(folder))
     noise = home / f"{folder.name}-noise.npy"
-    np.save(noise, generate.noise((1, *loop.latent), SEED))
+    np.save(noise, denoising.noise((1, *loop.latent), SEED))
     theirs = home / f"{folder.name}-optimum"
     versions = by_optimum(python, folder, noise, theirs)
     ours_png = home / f"{folder.name}-ours.png"

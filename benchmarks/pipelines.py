@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mtu_export import pictures  # noqa: E402
+from mtu_export.bundle import images  # noqa: E402
 from tests import pipelines, pipelines_lora  # noqa: E402
 
 KEYS = ("latents_db", "image_db")
@@ -39,7 +39,7 @@ def measure(pairs: pipelines.Pairs, case: pipelines.Case, keep: Path | None) -> 
     found = pipelines.compare(theirs, ours)
     if keep is not None:
         both = np.concatenate([theirs.image, ours.image], 2)
-        pictures.save(np.clip(both, -1, 1).astype(np.float32), keep / f"{case}.png")
+        images.save(np.clip(both, -1, 1).astype(np.float32), keep / f"{case}.png")
     return {
         "task": case.task,
         "pipeline": case.pipeline,

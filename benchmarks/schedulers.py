@@ -21,10 +21,11 @@ import diffusers
 import numpy as np
 import torch
 
-from mtu_export import sampler, schedule
-from mtu_export.catalog import BAKED_STEPS
+from mtu_export.bundle import sampler
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import schedule
 from mtu_export.spec import MtuExportError
-from mtu_export.verify import psnr
+from mtu_export.spec.catalog import BAKED_STEPS
 
 OFFERED = ("ddim", "euler", "dpm++2m", "dpm++2m-karras", "pndm", "unipc")
 PREDICTIONS = ("epsilon", "v_prediction")

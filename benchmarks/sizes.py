@@ -103,15 +103,17 @@ def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
     """Write three inputs and the live-router model's outputs for one task to ``out``."""
     from safetensors.numpy import save_file
 
-    from mtu_export import capture, models, plan, seeded
+    from mtu_export import models
+    from mtu_export.exporter import golden_inputs, options
+    from mtu_export.graph import capture
 
-    resolved = plan.resolve(
+    resolved = options.resolve(
         target="onnx", model=model, task=task, height=int(height), width=int(width), out="none"
     )
     family, row = models.load(resolved.family), resolved.tasks[0]
     pipeline = family.load(resolved.checkpoint)
     graph = family.graph(pipeline.components["unet"], resolved, row)
-    cases = seeded.goldens(graph.inputs, row, replace(resolved, seed=FRESH_SEED), (), FRESH)
+    cases = golden_inputs.goldens(graph.inputs, row, replace(resolved, seed=FRESH_SEED), (), FRESH)
     rows = {}
     for i, pair in enumerate(zip(cases, capture.run(graph, cases), strict=True)):
         rows |= {f"{i}/{name}": array for arrays in pair for name, array in arrays.items()}
@@ -122,7 +124,8 @@ def compare(bundle_folder: str, task: str, reference: str) -> None:
     """Print the worst PSNR of a bundle on the inputs of ``reference``, as JSON."""
     from safetensors.numpy import load_file
 
-    from mtu_export import bundle, targets, verify
+    from mtu_export import bundle, targets
+    from mtu_export.bundle import metrics
 
     found = bundle.read(Path(bundle_folder))
     part, target = found.parts[0], targets.load(found.manifest["target"])
@@ -133,7 +136,7 @@ def compare(bundle_folder: str, task: str, reference: str) -> None:
     rows = load_file(reference)
     session = target.open(part.path, part.entries[task])
     worst = min(
-        verify.psnr(rows[f"{i}/{name}"], array)
+        metrics.psnr(rows[f"{i}/{name}"], array)
         for i in range(len(FRESH))
         for name, array in session({s.name: rows[f"{i}/{s.name}"] for s in part.inputs}).items()
     )

@@ -18,7 +18,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from mtu_export import bundle, exporter, generate, pictures, plan, tokenizer, upcycle
+from mtu_export import bundle, exporter
+from mtu_export.authoring import upcycle
+from mtu_export.bundle import denoising, images, runner, tokenizer
+from mtu_export.exporter import options
 
 HERE = Path(__file__).parent.parent / "runtime" / "testdata"
 NAME = "edit-onnx-int8"
@@ -66,29 +69,29 @@ def make_bundle(out: Path) -> bundle.Bundle:
         upcycle.write_random("tiny-half", source, tasks=["edit"], seed=SEED)
         words: dict[str, Any] = {"target": "onnx", "task": "edit", "scheme": "int8", "seed": SEED}
         words |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 20), "force": True}
-        return exporter.export(plan.resolve(model=source, out=out, **words))
+        return exporter.export(options.resolve(model=source, out=out, **words))
 
 
 def make_request(found: bundle.Bundle) -> None:
     """Write the request, its picture and the arrays on the way."""
-    loop = generate.loop(found)
+    loop = runner.loop(found)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise
     drawing().save(HERE / FILES["image"], exif=exif)
-    request = generate.Request(
+    request = denoising.Request(
         prompt=PROMPT,
-        noise=generate.noise((1, *loop.latent), SEED),
+        noise=denoising.noise((1, *loop.latent), SEED),
         steps=4,
-        image=pictures.fit(pictures.read(HERE / FILES["image"]), WIDTH, HEIGHT),
+        image=images.fit(images.read(HERE / FILES["image"]), WIDTH, HEIGHT),
     )
     assert request.image is not None
-    latents, made = generate.picture(loop, request)
+    latents, made = runner.picture(loop, request)
     words = tokenizer.load(found.folder / "tokenizer")
     given = {"noise": request.noise, "image": request.image, "ids": words.encode(PROMPT)[0]}
     given |= {f"latents/{i}": x for i, x in enumerate(latents)}
     save_file({**given, "picture": made}, HERE / FILES["tensors"])
     np.save(HERE / FILES["noise"], request.noise)
-    pictures.save(made, HERE / FILES["picture"])
+    images.save(made, HERE / FILES["picture"])
     rows = [(text, *words.encode(text)) for text in TEXTS]
     tokens = [{"text": text, "ids": ids[0].tolist(), "cut": cut} for text, ids, cut in rows]
     dump("tokens.json", tokens)

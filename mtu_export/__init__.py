@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
     from mtu_export.exporter import check, export
+    from mtu_export.exporter.options import resolve
     from mtu_export.models.mtu import MTUUNet2DConditionModel
-    from mtu_export.plan import resolve
     from mtu_export.spec import (
         BundleError,
         CheckpointError,
@@ -73,7 +73,7 @@ _ELSEWHERE = {
     "MTUUNet2DConditionModel": "models.mtu",
     "check": "exporter",
     "export": "exporter",
-    "resolve": "plan",
+    "resolve": "exporter.options",
 }
 
 

@@ -39,7 +39,8 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory, relight: str) -> Callabl
 
     Only ``whole`` ones have text encoder, tokenizer, VAE and scheduler beside the UNet.
     """
-    from mtu_export import parts, upcycle
+    from mtu_export.authoring import upcycle
+    from mtu_export.checkpoint import pipeline_files
 
     made: dict[str, Path] = {}
 
@@ -53,7 +54,7 @@ def make_tiny(tmp_path_factory: pytest.TempPathFactory, relight: str) -> Callabl
                 if part.is_dir() and part.name != "unet":
                     shutil.rmtree(part)
             if not whole:
-                parts.write_index(folder, {})
+                pipeline_files.write_index(folder, {})
             made[key] = folder
         return made[key]
 
@@ -85,8 +86,9 @@ def pipeline_sdxl(make_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def onnx_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int8 ONNX bundle of `edit`; tests copy it before they change it."""
-    from mtu_export import exporter, plan
+    from mtu_export import exporter
+    from mtu_export.exporter import options
 
     out = tmp_path_factory.mktemp("bundle") / "edit-onnx-int8"
-    exporter.export(plan.resolve(target="onnx", model=tiny, task="edit", scheme="int8", out=out))
+    exporter.export(options.resolve(target="onnx", model=tiny, task="edit", scheme="int8", out=out))
     return out

@@ -17,8 +17,8 @@ from diffusers.models.attention import FeedForward
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtu_export import catalog
 from mtu_export.models.experts import transformer_blocks
+from mtu_export.testing import architectures
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 FF = f"unet.{BLOCK}.ff"
@@ -100,7 +100,7 @@ class Foreign(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         torch.manual_seed(len(kind))
-        unet = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES["tiny"]))
+        unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES["tiny"]))
         assert isinstance(unet, UNet2DConditionModel)
         self.kind, self.now, self.unet = kind, Now(), unet.eval()
         self.tasks = ["t2i", "edit", "fill"] if kind == "stacked" else ["t2i", "edit"]
@@ -152,7 +152,7 @@ def save(kind: str, folder: Path) -> tuple[Foreign, Path]:
         save_file(state, folder / "step-9000.safetensors")
         return model, folder / "step-9000.safetensors"
     (folder / "config.json").write_text(
-        json.dumps({"_class_name": "UNet2DConditionModel", **catalog.ARCHITECTURES["tiny"]})
+        json.dumps({"_class_name": "UNet2DConditionModel", **architectures.ARCHITECTURES["tiny"]})
     )
     names = sorted(state)
     shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mtu_export import bundle, vocabulary
+from mtu_export import bundle
 from mtu_export.spec import Task
+from mtu_export.testing import vocabulary
 
 HEIGHT, WIDTH, FACTOR, LATENT, WORDS, TOKENS = 16, 24, 8, 4, 8, 77
 SCALING = 0.5

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtu_export import exporter, generate, pictures, plan, schedule, upcycle
+from mtu_export import exporter
+from mtu_export.authoring import upcycle
+from mtu_export.bundle import denoising, images, runner
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options, schedule
 from mtu_export.spec import Guidance
-from mtu_export.verify import psnr
 
 STEPS = 20
 HEIGHT, WIDTH = 64, 128
@@ -166,9 +169,9 @@ def noise() -> np.ndarray:
 
 def export(
     folder: Path, task: str, out: Path, *, batch: int = 1, lora: Sequence[str] = ()
-) -> generate.Loop:
+) -> runner.Loop:
     """The loop of an ONNX float32 bundle of ``task``, made at ``out``."""
-    row = plan.resolve(
+    row = options.resolve(
         target="onnx",
         model=folder,
         task=task,
@@ -180,10 +183,10 @@ def export(
         lora=lora,
         out=out,
     )
-    return generate.loop(exporter.export(row))
+    return runner.loop(exporter.export(row))
 
 
-def with_table(loop: generate.Loop, case: Case, folder: Path, scratch: Path) -> generate.Loop:
+def with_table(loop: runner.Loop, case: Case, folder: Path, scratch: Path) -> runner.Loop:
     """The loop with the table that an export with the case's scheduler would have.
 
     The checkpoint's own needs no change: its table is the one in the bundle.
@@ -200,16 +203,16 @@ def with_table(loop: generate.Loop, case: Case, folder: Path, scratch: Path) -> 
     return replace(loop, schedules=found)
 
 
-def by_us(loop: generate.Loop, prompt: str = PROMPT) -> Made:
+def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Made:
     """The picture of a prompt by a bundle."""
-    request = generate.Request(
+    request = denoising.Request(
         prompt=prompt,
         noise=noise(),
         steps=STEPS,
-        image=pictures.fit(photo(), WIDTH, HEIGHT),
-        mask=pictures.fit_mask(mask(), WIDTH, HEIGHT),
+        image=images.fit(photo(), WIDTH, HEIGHT),
+        mask=images.fit_mask(mask(), WIDTH, HEIGHT),
     )
-    latents, image = generate.picture(loop, request)
+    latents, image = runner.picture(loop, request)
     return Made(latent=latents[-1], image=np.clip(image, -1, 1))
 
 
@@ -220,7 +223,9 @@ def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
     """The checkpoint at ``folder`` as a pipeline of diffusers, the UNet folded for ``task``."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("unet"))
     exporter.save_folded(
-        plan.resolve(target="diffusers", model=folder, task=task, scheme="fp32", out=out / "unet")
+        options.resolve(
+            target="diffusers", model=folder, task=task, scheme="fp32", out=out / "unet"
+        )
     )
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     index |= {"_class_name": kind, "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -317,7 +322,7 @@ class Pairs:
         name = f"{kind}-encoded"
         return self._once(name, lambda: without_zeros(whole, self.home / name))
 
-    def loop(self, case: Case) -> generate.Loop:
+    def loop(self, case: Case) -> runner.Loop:
         """Our side of a case."""
         folder = self.folder(case)
         name = f"bundle-{folder.name}-{case.task}"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtu_export import generate
+from mtu_export.bundle import denoising, runner
+from mtu_export.bundle.metrics import psnr
 from mtu_export.spec import Guidance, Pass, Schedule
-from mtu_export.verify import psnr
 from tests import loras, pipelines
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -72,17 +72,17 @@ def pass_by_diffusers(pipe: Any) -> np.ndarray:
         return pipe.unet(torch.from_numpy(pipelines.noise()), 500.0, **words).sample.numpy()
 
 
-def pass_by_us(loop: generate.Loop) -> np.ndarray:
+def pass_by_us(loop: runner.Loop) -> np.ndarray:
     """The same by a bundle: its first output for a table of one pass."""
     only = Pass(timestep=500.0, input_scale=1.0, x=(0.0,) * 4, m=(1.0, 0.0, 0.0, 0.0))
     table = Schedule(init_noise_sigma=1.0, passes=(only,))
-    request = generate.Request(
+    request = denoising.Request(
         prompt=pipelines.PROMPT,
         noise=pipelines.noise(),
         steps=1,
         guidance=Guidance(kind="text", text=1.0),
     )
-    return generate.picture(replace(loop, schedules={1: table}), request)[0][0]
+    return runner.picture(replace(loop, schedules={1: table}), request)[0][0]
 
 
 def measure(pairs: pipelines.Pairs, pipeline: str) -> Likeness:

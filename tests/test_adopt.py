@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtu_export import MTUUNet2DConditionModel, checkpoint, cli, exporter, plan
-from mtu_export.adopt import adopt, survey
+from mtu_export import MTUUNet2DConditionModel, checkpoint, cli, exporter
+from mtu_export.authoring.adopt import adopt, survey
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
 from mtu_export.spec import CheckpointError, OutputExists, PlanError
-from mtu_export.verify import psnr
 
 from .foreign import BLOCK, EXAMPLES, FF, ZERO, example, inputs, put, save, stacked_state
 
@@ -54,7 +55,7 @@ def test_an_exported_example_equals_its_own_forward(kind: str, tmp_path: Path) -
     adopt(weights, tmp_path / "out", EXAMPLES / f"{kind}.json")
     for task in foreign.tasks:
         words = {"model": tmp_path / "out", "task": task, "scheme": "fp32"}
-        bundle = exporter.export(plan.resolve(target="onnx", out=tmp_path / task, **words))
+        bundle = exporter.export(options.resolve(target="onnx", out=tmp_path / task, **words))
         (model,) = bundle.folder.rglob("*.onnx")
         session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         x = inputs(task)

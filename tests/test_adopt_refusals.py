@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtu_export.adopt import adopt, mapping
+from mtu_export.authoring.adopt import adopt, mapping
 from mtu_export.spec import CheckpointError, PlanError
 
 from .foreign import BLOCK, FF, ZERO, example, put, stacked_state

@@ -15,10 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mtu_export import anatomy, capture, catalog, checkpoint, models, plan, report, upcycle
-from mtu_export.models import mtu
+from mtu_export import checkpoint, models
+from mtu_export.authoring import upcycle
+from mtu_export.checkpoint import presets
+from mtu_export.cli import report
+from mtu_export.exporter import options
+from mtu_export.graph import capture
+from mtu_export.models import analysis, mtu
 from mtu_export.models.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError
+from mtu_export.testing import architectures
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -26,7 +32,7 @@ BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
 def dense(folder: Path) -> Path:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES["tiny"]))
+    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES["tiny"]))
     assert isinstance(unet, UNet2DConditionModel)
     unet.save_pretrained(folder)
     return folder
@@ -66,7 +72,7 @@ def unequal(folder: Path, out: Path) -> Path:
 
 def folded_cost(folder: Path, task: str) -> object:
     """The cost that an export records."""
-    made = plan.resolve(target="onnx", model=folder, task=task, out=folder / "none")
+    made = options.resolve(target="onnx", model=folder, task=task, out=folder / "none")
     family = models.load("mtu")
     module = family.specialise(family.load(folder), made.tasks[:1])[made.tasks[0].name].module
     return capture.cost(family.graph(module, made, made.tasks[0]))
@@ -85,17 +91,17 @@ def test_cost_is_that_of_the_folded_module(
     make_tiny: Callable[..., Path], architecture: str, words: dict[str, object], task: str
 ) -> None:
     folder = make_tiny(architecture, **words)
-    source = anatomy.read(folder)
-    size, latent, reason = anatomy.image_size(source, None, None)
+    source = analysis.read(folder)
+    size, latent, reason = analysis.image_size(source, None, None)
     assert (size, reason) == ((128, 128), "")
-    assert anatomy.costs(source, latent)[task] == folded_cost(folder, task)
+    assert analysis.costs(source, latent)[task] == folded_cost(folder, task)
 
 
 def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     folder = unequal(tiny, tmp_path / "unequal")
-    found = anatomy.costs(anatomy.read(folder), (16, 16))["edit"]
+    found = analysis.costs(analysis.read(folder), (16, 16))["edit"]
     assert found == folded_cost(folder, "edit")
-    assert found.flops_total < anatomy.costs(anatomy.read(tiny), (16, 16))["edit"].flops_total
+    assert found.flops_total < analysis.costs(analysis.read(tiny), (16, 16))["edit"].flops_total
 
 
 @pytest.mark.parametrize(
@@ -106,19 +112,19 @@ def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     ],
 )
 def test_published_sizes(architecture: str, narrow: float, whole: float, parameters: int) -> None:
-    task = catalog.TASKS["t2i"]["sd"].to_json()
-    config = {**catalog.ARCHITECTURES[architecture], "tasks": [task]}
+    task = presets.TASKS["t2i"]["sd"].to_json()
+    config = {**architectures.ARCHITECTURES[architecture], "tasks": [task]}
     family = models.load("mtu")
-    source = anatomy.Source(folder=Path(), config=config, found={}, family=family)
-    found = anatomy.costs(source, (64, 64))["t2i"]
+    source = analysis.Source(folder=Path(), config=config, found={}, family=family)
+    found = analysis.costs(source, (64, 64))["t2i"]
     assert round(found.flops_conv_linear / 1e12, 3) == narrow
     assert round(found.flops_total / 1e12, 3) == whole
     assert found.parameters == parameters
 
 
 def test_parameters_of_the_published_checkpoint() -> None:
-    stock = catalog.ARCHITECTURES["sd15"]
-    rows = plan.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
+    stock = architectures.ARCHITECTURES["sd15"]
+    rows = presets.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
     config = upcycle._config(stock, rows, 4, (768, 768), "replace")
     with torch.device("meta"):
         live = mtu.MTUUNet2DConditionModel.from_config(config)
@@ -126,8 +132,8 @@ def test_parameters_of_the_published_checkpoint() -> None:
         name: checkpoint.Header(dtype="F32", shape=tuple(value.shape), file=Path())
         for name, value in live.state_dict().items()
     }
-    source = anatomy.Source(folder=Path(), config=config, found=found, family=models.load("mtu"))
-    kinds = anatomy.parameters(source)
+    source = analysis.Source(folder=Path(), config=config, found=found, family=models.load("mtu"))
+    kinds = analysis.parameters(source)
     assert round(sum(kinds.values()) / 1e6) == 869
     assert sum(kinds.values()) == sum(p.numel() for p in live.parameters())
     assert round(kinds["routers"] / 1e6, 2) == 9.50
@@ -135,10 +141,10 @@ def test_parameters_of_the_published_checkpoint() -> None:
 
 
 def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
-    source = anatomy.read(tiny)
-    assert anatomy.image_size(source, 64, 256)[:2] == ((64, 256), (8, 32))
+    source = analysis.read(tiny)
+    assert analysis.image_size(source, 64, 256)[:2] == ((64, 256), (8, 32))
     with pytest.raises(PlanError, match="--height must be a multiple of 16"):
-        anatomy.image_size(source, 50, None)
+        analysis.image_size(source, 50, None)
     folder = changed(tiny, tmp_path / "unsized")
     config_of(folder, sample_size=None)
     found = report.of_checkpoint(folder)
@@ -164,7 +170,7 @@ def test_expert_weights_are_those_of_the_live_routers(
     make_tiny: Callable[..., Path], architecture: str, words: dict[str, object]
 ) -> None:
     folder = make_tiny(architecture, **words)
-    found = anatomy.expert_weights(anatomy.read(folder))
+    found = analysis.expert_weights(analysis.read(folder))
     live = mtu.load(folder).components["unet"].double()
     blocks = dict(transformer_blocks(live))
     assert set(found) == set(blocks)
@@ -179,8 +185,8 @@ def test_expert_weights_are_those_of_the_live_routers(
 # -------------------------------------------------------------------------------------- deviation
 
 
-def compare(one: Path, other: Path) -> anatomy.Deviation:
-    return anatomy.deviation(*(anatomy.read(path, dense=True) for path in (one, other)))
+def compare(one: Path, other: Path) -> analysis.Deviation:
+    return analysis.deviation(*(analysis.read(path, dense=True) for path in (one, other)))
 
 
 def test_nothing_deviates_from_itself(tiny: Path) -> None:
@@ -189,7 +195,7 @@ def test_nothing_deviates_from_itself(tiny: Path) -> None:
     assert found.left_out == ()
     count = sum(row.parameters for row in found.rows)
     assert count == sum(row.parameters for row in found.kinds)
-    assert count == sum(anatomy.parameters(anatomy.read(tiny)).values())
+    assert count == sum(analysis.parameters(analysis.read(tiny)).values())
 
 
 CHANGES = {
@@ -251,7 +257,7 @@ def test_an_upcycled_model_is_its_dense_source(
     assert left_out[f"{BLOCK}.ff.router.fc2.bias"] == "a dense UNet has none"
     assert left_out["conv_in.edit.weight"].startswith("another shape: [32, 8, 3, 3]")
     assert (f"{BLOCK}.norm3.edit.bias" in left_out) == (task_norm == "stacked")
-    own = anatomy.read(tmp_path / "mtu").found
+    own = analysis.read(tmp_path / "mtu").found
     compared = sum(row.parameters for row in found.rows)
     assert compared == sum(
         math.prod(header.shape) for name, header in own.items() if name not in left_out
@@ -325,7 +331,7 @@ def test_deviation_is_a_distance(
 
     whole = by_layer(a, c)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anatomy, "_CHUNK", chunk)
+        patch.setattr(analysis, "_CHUNK", chunk)
         ac, ab, bc, ca = by_layer(a, c), by_layer(a, b), by_layer(b, c), by_layer(c, a)
     for layer, value in ac.items():
         assert value == pytest.approx(whole[layer], rel=1e-12)

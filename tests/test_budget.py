@@ -10,18 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtu_export import budget, exporter, plan, targets
-from mtu_export.catalog import ARCHITECTURES
+from mtu_export import exporter, targets
+from mtu_export.exporter import budget, options
 from mtu_export.spec import PlanError, ResourceError
+from mtu_export.testing.architectures import ARCHITECTURES
 
 
 @pytest.fixture
-def resolved(tiny: Path, tmp_path: Path) -> plan.Plan:
-    return plan.resolve(target="onnx", model=tiny, task="sr", out=tmp_path / "a" / "o")
+def resolved(tiny: Path, tmp_path: Path) -> options.Plan:
+    return options.resolve(target="onnx", model=tiny, task="sr", out=tmp_path / "a" / "o")
 
 
 def test_too_little_memory_is_refused_before_any_work(
-    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolved: options.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages: list[str] = []
 
@@ -36,7 +37,7 @@ def test_too_little_memory_is_refused_before_any_work(
 
 
 def test_the_line_names_what_fits(
-    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolved: options.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "_START", 0.0)
     big = replace(resolved, height=8, width=8, memory=5.5e6)  # of 3.3 MB of weights
@@ -51,7 +52,7 @@ def test_the_line_names_what_fits(
 
 
 def test_a_full_disk_is_refused_before_any_work(
-    resolved: plan.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolved: options.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ResourceError, match=r"of disk, .* free"):
@@ -63,19 +64,19 @@ def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = {"target": "onnx", "model": pipeline, "scheme": "fp32", "task": "edit"}
-    made = plan.resolve(**words, out=tmp_path / "o")
+    made = options.resolve(**words, out=tmp_path / "o")
     alone = {
-        name: plan.resolve(**words, components=[name], out=tmp_path / "o")
+        name: options.resolve(**words, components=[name], out=tmp_path / "o")
         for name in made.components
     }
 
-    def disk(row: plan.Plan) -> float:
+    def disk(row: options.Plan) -> float:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
         with pytest.raises(ResourceError) as caught:
             budget.check(row)
         return float(str(caught.value).split("needs about ")[1].split(" MB")[0])
 
-    def memory(row: plan.Plan) -> str:
+    def memory(row: options.Plan) -> str:
         with pytest.raises(ResourceError) as caught:
             budget.check(replace(row, memory=1.0))
         return str(caught.value)
@@ -110,7 +111,7 @@ def test_a_control_group_limits_what_is_available(
     assert budget.available() == pytest.approx(free, rel=0.5)
 
 
-def test_scores_grow_with_the_fourth_power_of_the_side(resolved: plan.Plan) -> None:
+def test_scores_grow_with_the_fourth_power_of_the_side(resolved: options.Plan) -> None:
     sd = replace(resolved, config=ARCHITECTURES["sd15"], height=512, width=512)
     assert budget._scores(sd) == 8 * 4096**2 * 4
     assert budget._scores(replace(sd, height=1024, width=1024)) == 16 * budget._scores(sd)
@@ -122,7 +123,7 @@ def test_scores_grow_with_the_fourth_power_of_the_side(resolved: plan.Plan) -> N
 def test_every_scheme_that_a_target_takes_has_a_figure(name: str, tiny: Path) -> None:
     for scheme in ("fp32", "fp16", "int8"):
         try:
-            plan.resolve(target=name, model=tiny, task="sr", scheme=scheme)
+            options.resolve(target=name, model=tiny, task="sr", scheme=scheme)
         except PlanError as error:
             assert re.search(r"use|nearest|choose", str(error))
             assert scheme not in targets.load(name).memory
@@ -133,4 +134,4 @@ def test_every_scheme_that_a_target_takes_has_a_figure(name: str, tiny: Path) ->
 @pytest.mark.parametrize("memory", [0, -1, float("nan"), 1e9])
 def test_memory_is_a_number_of_gigabytes(memory: float, tiny: Path) -> None:
     with pytest.raises(PlanError, match="--memory"):
-        plan.resolve(target="onnx", model=tiny, task="sr", memory=memory)
+        options.resolve(target="onnx", model=tiny, task="sr", memory=memory)

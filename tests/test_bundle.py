@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mtu_export import bundle, exporter
+from mtu_export.bundle.metrics import psnr
 from mtu_export.spec import BundleError
-from mtu_export.verify import psnr
 
 
 @pytest.fixture

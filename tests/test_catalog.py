@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from mtu_export import vocabulary
-from mtu_export.catalog import ARCHITECTURES, SCHEMES, STOCK_PARTS, scheme_of
-from mtu_export.plan import LATENT_FACTOR
+from mtu_export.checkpoint.layout import LATENT_FACTOR
 from mtu_export.spec import KeepFloat
+from mtu_export.spec.catalog import SCHEMES, scheme_of
+from mtu_export.testing import vocabulary
+from mtu_export.testing.architectures import ARCHITECTURES, STOCK_PARTS
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_doctor_compares_with_what_was_tried(
 def test_an_internal_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from mtu_export import report
+    from mtu_export.cli import report
 
     def broken() -> None:
         raise RuntimeError("first\nsecond")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import bundle, exporter, models, plan, targets
-from mtu_export.catalog import SCHEMES
+from mtu_export import bundle, exporter, models, targets
+from mtu_export.exporter import options
 from mtu_export.spec import Unsupported
+from mtu_export.spec.catalog import SCHEMES
 
 from .conftest import TASKS
 
@@ -28,7 +29,7 @@ def test_every_target_exports_every_scheme_it_accepts(
     words = {"target": target, "model": pipeline, "scheme": scheme, "task": "inpaint"}
     words |= {"out": tmp_path / "b"}
     try:
-        resolved = plan.resolve(**words)
+        resolved = options.resolve(**words)
     except Unsupported as refusal:
         assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
         return
@@ -69,7 +70,9 @@ def test_every_target_exports_every_scheme_it_accepts(
 )
 def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
     found = exporter.export(
-        plan.resolve(target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64)
+        options.resolve(
+            target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64
+        )
     )
     shape = found.parts[0].inputs[0].shape
     assert shape[0] == 2
@@ -80,7 +83,9 @@ def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sdxl_exports_with_its_extra_inputs(tiny_sdxl: Path, tmp_path: Path) -> None:
     found = exporter.export(
-        plan.resolve(target="onnx", model=tiny_sdxl, task="edit", scheme="int8", out=tmp_path / "b")
+        options.resolve(
+            target="onnx", model=tiny_sdxl, task="edit", scheme="int8", out=tmp_path / "b"
+        )
     )
     names = [spec.name for spec in found.parts[0].inputs]
     assert names == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import draft as room
-from mtu_export.draft import Mark, draft
 from mtu_export.spec import OutputExists, PlanError, ResourceError
+from mtu_export.storage import draft as room
+from mtu_export.storage.draft import Mark, draft
 
 MARK = Mark(file="m", key="ours")
 OURS = '{"ours": 1}'

@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.shapes import checks, sampling, table
 from benchmarks.shapes.world import WORLDS
-from mtu_export import anatomy, checkpoint, exporter, plan
+from mtu_export import checkpoint, exporter
 from mtu_export.checkpoint import EMBEDDED
+from mtu_export.exporter import options
+from mtu_export.models import analysis
 
 WORLD = WORLDS["small"]
 LIMIT = 24_000_000
@@ -33,10 +35,10 @@ def test_it_is_small_and_has_a_card() -> None:
 
 
 def test_experts_are_mixed_by_task() -> None:
-    source = anatomy.read(EMBEDDED)
+    source = analysis.read(EMBEDDED)
     names = [task.name for task in checkpoint.tasks(source.config)]
     assert names == ["t2i", "edit", "sr", "inpaint"]
-    for name, weights in anatomy.expert_weights(source).items():
+    for name, weights in analysis.expert_weights(source).items():
         assert all(len(row) == 4 for row in weights)
         for one, other in itertools.combinations(weights, 2):
             apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
@@ -70,7 +72,7 @@ def test_it_does_its_tasks_on_combinations_it_never_saw() -> None:
 @pytest.mark.slow
 def test_int8_removes_as_pytorch_does(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    exporter.export(plan.resolve(target="onnx", task="inpaint", scheme="int8", out=out))
+    exporter.export(options.resolve(target="onnx", task="inpaint", scheme="int8", out=out))
     int8 = _mean("inpaint", 4, table.artefact(out, WORLD, "inpaint"))
     live = _mean("inpaint", 4)
     assert abs(int8["PSNR inside"] - live["PSNR inside"]) < 1

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from mtu_export import exporter, plan, tokenizer
-from mtu_export.exporter import component
+from mtu_export import exporter
+from mtu_export.bundle import tokenizer
+from mtu_export.checkpoint import layout
+from mtu_export.exporter import component, options
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
 
 
@@ -39,7 +41,7 @@ def export(folder: Path, task: str = "edit", **words: Any) -> None:
     out = folder.parent / "out"
     words = {"target": "onnx", "scheme": "fp32", "bake_steps": [2], **words}
     try:
-        exporter.export(plan.resolve(model=folder, task=task, out=out, **words))
+        exporter.export(options.resolve(model=folder, task=task, out=out, **words))
     finally:
         assert [path.name for path in folder.parent.iterdir() if path != folder] == []
 
@@ -140,7 +142,7 @@ def test_only_the_unet_is_compulsory(
     """What a checkpoint lacks is not exported (checkpoint.md)."""
     for name in gone:
         shutil.rmtree(copied / name)
-    assert plan.resolve(target="onnx", model=copied, task="edit").components == parts
+    assert options.resolve(target="onnx", model=copied, task="edit").components == parts
     with pytest.raises(Began, match=first):
         export(copied)
 
@@ -194,14 +196,14 @@ def test_words_that_are_refused(
 
 @pytest.mark.parametrize("name", ["text_encoder", "vae_encoder"])
 def test_a_component_that_the_checkpoint_lacks(copied: Path, name: str) -> None:
-    home = plan.source_folder(name)
+    home = layout.source_folder(name)
     shutil.rmtree(copied / home)
     with pytest.raises(CheckpointError, match=rf"has no {home}/: no {name} to export"):
         export(copied, components=[name])
 
 
 def test_picks_are_in_the_order_of_a_loop_and_bring_the_words_of_the_unet(copied: Path) -> None:
-    found = plan.resolve(
+    found = options.resolve(
         target="onnx", model=copied, task="edit", components=["vae_decoder", "text_encoder"]
     )
     assert found.components == ("text_encoder", "vae_decoder")
@@ -235,7 +237,7 @@ def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
         return exporter.unwatched(stage)
 
     with pytest.raises(Began):
-        exporter.export(plan.resolve(model=copied, out=copied.parent / "out", **words), watch)
+        exporter.export(options.resolve(model=copied, out=copied.parent / "out", **words), watch)
     assert any(said in stage for stage in stages)
 
 
@@ -243,4 +245,4 @@ def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
 def test_keep_float_names_layers_of_the_unet_alone(pipeline: Path, parts: list[str]) -> None:
     words = {"task": "edit", "scheme": "int8", "out": "none", "keep_float": ["mlp.fc1"]}
     with pytest.raises(PlanError, match="--keep-float names layers of the UNet, which is not"):
-        plan.resolve(target="onnx", model=pipeline, components=parts, **words)
+        options.resolve(target="onnx", model=pipeline, components=parts, **words)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import fold, plan, quantize, rewrite
-from mtu_export.catalog import SCHEMES
+from mtu_export.checkpoint import presets
+from mtu_export.graph import fold, quantize, rewrite
+from mtu_export.graph.gated import GatedLinear, bake
 from mtu_export.models import mtu
-from mtu_export.models.blocks import GatedLinear, bake
 from mtu_export.spec import NotFoldable
+from mtu_export.spec.catalog import SCHEMES
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -174,6 +175,6 @@ def test_experts_in_float64_go_block_by_block(tiny: Path, monkeypatch: pytest.Mo
         return prove(block, live, *rest)
 
     monkeypatch.setattr(fold, "prove", watch)
-    mtu.specialise(pipeline, plan.task_rows(["sr"], pipeline.config))
+    mtu.specialise(pipeline, presets.task_rows(["sr"], pipeline.config))
     assert alive == [0] * len(alive)
     assert len(alive) > 2

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import bundle, generate, pictures, sampler
-from mtu_export.generate import Request
+from mtu_export import bundle
+from mtu_export.bundle import denoising, images, runner, sampler
+from mtu_export.bundle.denoising import Request
 from mtu_export.spec import BundleError, Guidance, PlanError, TensorSpec, ToolchainError
 from tests import handmade
 
@@ -34,7 +35,7 @@ def request(name: str, **words: Any) -> Request:
     kinds = {entry.kind for entry in handmade.task(name).conditioning}
     given = {
         "prompt": "a red cat",
-        "noise": generate.noise((1, 4, *CELLS), 1),
+        "noise": denoising.noise((1, 4, *CELLS), 1),
         "steps": 4,
         "image": IMAGE if kinds - {"mask"} else None,
         "mask": MASK if "mask" in kinds else None,
@@ -53,21 +54,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_conditioning_of_every_kind_in_the_order_of_the_task() -> None:
     fill = handmade.task("fill")
-    full, without = generate.conditioning(fill, request("fill"), encode, 0.5, CELLS)
-    masked = encode(pictures.masked_image(IMAGE, MASK))
+    full, without = denoising.conditioning(fill, request("fill"), encode, 0.5, CELLS)
+    masked = encode(images.masked_image(IMAGE, MASK))
     np.testing.assert_array_equal(full[:, :1], MASK[..., ::8, ::8])
     np.testing.assert_allclose(full[:, 1:], masked * np.float32(0.5))
     np.testing.assert_array_equal(without[:, :1], full[:, :1])
     assert not without[:, 1:].any()
 
     sr = handmade.task("sr")
-    full, without = generate.conditioning(sr, request("sr"), encode, 0.5, CELLS)
+    full, without = denoising.conditioning(sr, request("sr"), encode, 0.5, CELLS)
     cells = IMAGE.reshape(1, 3, 2, 8, 3, 8).mean((3, 5))
     np.testing.assert_allclose(full, cells, atol=1e-6)
     assert not without.any()
 
     t2i = handmade.task("t2i")
-    for found in generate.conditioning(t2i, request("t2i"), encode, 0.5, CELLS):
+    for found in denoising.conditioning(t2i, request("t2i"), encode, 0.5, CELLS):
         assert found.shape == (1, 0, *CELLS)
 
 
@@ -76,7 +77,7 @@ def test_a_latent_is_scaled_unless_the_task_says_no(scaled: bool) -> None:
     task = handmade.task("edit")
     entry = replace(task.conditioning[0], scaled=scaled)
     task = replace(task, conditioning=(entry,))
-    full, without = generate.conditioning(task, request("edit"), encode, 0.5, CELLS)
+    full, without = denoising.conditioning(task, request("edit"), encode, 0.5, CELLS)
     np.testing.assert_allclose(full, encode(IMAGE) * (0.5 if scaled else 1), rtol=1e-6)
     assert not without.any()
 
@@ -84,7 +85,7 @@ def test_a_latent_is_scaled_unless_the_task_says_no(scaled: bool) -> None:
 @pytest.mark.parametrize(("name", "word"), [("edit", "image"), ("fill", "mask"), ("sr", "image")])
 def test_what_a_task_needs(name: str, word: str) -> None:
     with pytest.raises(PlanError, match=f"task '{name}' needs --{word}"):
-        generate.conditioning(
+        denoising.conditioning(
             handmade.task(name), request(name, **{word: None}), encode, 0.5, CELLS
         )
 
@@ -121,8 +122,8 @@ def test_any_batch_gives_what_one_branch_after_the_other_gives(
     ]
     words = tuple({"words": np.full((1, 5, 7), v, np.float32)} for v in (0.25, -1.0))
     channels = (np.ones((1, 2, *CELLS), np.float32), np.zeros((1, 2, *CELLS), np.float32))
-    x = generate.noise((1, 4, *CELLS), 3)
-    found = generate.denoiser(session, specs, guidance, words, channels)(x, 981.0)  # type: ignore[arg-type]
+    x = denoising.noise((1, 4, *CELLS), 3)
+    found = denoising.denoiser(session, specs, guidance, words, channels)(x, 981.0)  # type: ignore[arg-type]
     rows = [0.25 if branch.text else -1.0 for branch in sampler.branches(guidance)]
     wanted = sampler.guide(guidance, [x + np.float32(v) for v in rows])
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -134,18 +135,18 @@ def test_any_batch_gives_what_one_branch_after_the_other_gives(
 
 @pytest.mark.parametrize("name", list(handmade.TASKS))
 def test_every_task_makes_a_picture(bundles: dict[str, Path], name: str) -> None:
-    found = generate.loop(bundle.read(bundles[name]))
+    found = runner.loop(bundle.read(bundles[name]))
     seen: list[tuple[int, int]] = []
-    latents, image = generate.picture(
+    latents, image = runner.picture(
         found, request(name), lambda number, count, x: seen.append((number, count))
     )
     assert seen == [(i, 5) for i in range(1, 6)]
     assert (len(latents), image.shape) == (5, (1, 3, *SIZE))
     assert 0.05 < image.std() < 1
-    np.testing.assert_array_equal(generate.preview(found, latents[-1]), image)
-    _, again = generate.picture(found, request(name))
+    np.testing.assert_array_equal(runner.preview(found, latents[-1]), image)
+    _, again = runner.picture(found, request(name))
     np.testing.assert_array_equal(again, image)
-    _, other = generate.picture(found, request(name, steps=2))
+    _, other = runner.picture(found, request(name, steps=2))
     assert np.abs(other - image).max() > 1e-3
 
 
@@ -153,28 +154,28 @@ def test_every_task_makes_a_picture(bundles: dict[str, Path], name: str) -> None
 def test_the_batch_of_the_denoiser_does_not_change_the_picture(
     bundles: dict[str, Path], tmp_path: Path, batch: int
 ) -> None:
-    one = generate.picture(generate.loop(bundle.read(bundles["edit"])), request("edit"))[1]
+    one = runner.picture(runner.loop(bundle.read(bundles["edit"])), request("edit"))[1]
     folder = handmade.write(tmp_path / "many", batch=batch)
-    many = generate.picture(generate.loop(bundle.read(folder)), request("edit"))[1]
+    many = runner.picture(runner.loop(bundle.read(folder)), request("edit"))[1]
     np.testing.assert_allclose(many, one, atol=1e-5)
 
 
 def test_what_is_asked_counts(bundles: dict[str, Path]) -> None:
     """Prompt, image, noise and both scales change the picture; a fixed prompt's words do not."""
-    found = generate.loop(bundle.read(bundles["edit"]))
-    base = generate.picture(found, request("edit"))[1]
+    found = runner.loop(bundle.read(bundles["edit"]))
+    base = runner.picture(found, request("edit"))[1]
     for words in (
         {"prompt": "a blue dog"},
         {"image": -IMAGE},
-        {"noise": generate.noise((1, 4, *CELLS), 2)},
+        {"noise": denoising.noise((1, 4, *CELLS), 2)},
         {"guidance": Guidance(kind="text_image", text=1.0, image=1.5)},
         {"guidance": Guidance(kind="text_image", text=3.0, image=4.0)},
     ):
-        assert np.abs(generate.picture(found, request("edit", **words))[1] - base).max() > 1e-4
-    sr = generate.loop(bundle.read(bundles["sr"]))
-    one, other = (generate.picture(sr, request("sr", prompt=p))[1] for p in ("a cat", ""))
+        assert np.abs(runner.picture(found, request("edit", **words))[1] - base).max() > 1e-4
+    sr = runner.loop(bundle.read(bundles["sr"]))
+    one, other = (runner.picture(sr, request("sr", prompt=p))[1] for p in ("a cat", ""))
     np.testing.assert_array_equal(one, other)
-    assert generate.cut(sr, "photo " * 99) == ""
+    assert runner.cut(sr, "photo " * 99) == ""
 
 
 def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
@@ -187,8 +188,8 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
         row["component"]: onnxruntime.InferenceSession(folder / row["path"] / "model.onnx")
         for row in manifest["parts"]
     }
-    found = generate.loop(bundle.read(folder))
-    from mtu_export import tokenizer
+    found = runner.loop(bundle.read(folder))
+    from mtu_export.bundle import tokenizer
 
     ids, _ = tokenizer.load(folder / "tokenizer").encode("a red cat")
     (words,) = sessions["text_encoder"].run(None, {"input_ids": ids})
@@ -210,15 +211,15 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
         x = (row["x"][0] * x + row["m"][0] * m).astype(np.float32)
     scaled = x / np.float32(handmade.SCALING)
     (image,) = sessions["vae_decoder"].run(None, {"latent_sample": scaled})
-    np.testing.assert_allclose(generate.picture(found, request("t2i"))[1], image, atol=1e-5)
+    np.testing.assert_allclose(runner.picture(found, request("t2i"))[1], image, atol=1e-5)
 
 
 def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
-    found = generate.loop(bundle.read(bundles["edit"]))
-    assert generate.cut(found, "photo " * 75) == ""
-    assert generate.cut(found, "photo " * 75 + "of a Cat") == "of a Cat"
+    found = runner.loop(bundle.read(bundles["edit"]))
+    assert runner.cut(found, "photo " * 75) == ""
+    assert runner.cut(found, "photo " * 75 + "of a Cat") == "of a Cat"
     with pytest.raises(PlanError, match="half a character"):
-        generate.cut(found, "\ud800")
+        runner.cut(found, "\ud800")
 
 
 @pytest.mark.parametrize(
@@ -235,16 +236,16 @@ def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
 def test_requests_that_are_refused(
     bundles: dict[str, Path], words: dict[str, Any], message: str
 ) -> None:
-    found = generate.loop(bundle.read(bundles["fill"]))
+    found = runner.loop(bundle.read(bundles["fill"]))
     with pytest.raises(PlanError, match=message):
-        generate.picture(found, request("fill", **words))
+        runner.picture(found, request("fill", **words))
 
 
 def test_the_task_is_named_where_it_must_be(bundles: dict[str, Path]) -> None:
     found = bundle.read(bundles["edit"])
-    assert generate.loop(found, "edit").task.name == "edit"
+    assert runner.loop(found, "edit").task.name == "edit"
     with pytest.raises(PlanError, match="unknown task 'x'; choose from: edit"):
-        generate.loop(found, "x")
+        runner.loop(found, "x")
 
 
 def test_a_file_that_is_not_what_the_manifest_says(
@@ -256,9 +257,9 @@ def test_a_file_that_is_not_what_the_manifest_says(
         (bundles["edit"] / "unet" / "model.onnx").read_bytes()
     )
     handmade.reseal(folder)
-    found = generate.loop(bundle.read(folder))
+    found = runner.loop(bundle.read(folder))
     with pytest.raises(BundleError, match="not those of the manifest"):
-        generate.picture(found, request("t2i"))
+        runner.picture(found, request("t2i"))
 
 
 def test_a_target_that_does_not_run_here_says_so(
@@ -267,7 +268,7 @@ def test_a_target_that_does_not_run_here_says_so(
     from mtu_export.targets import onnx as target
 
     monkeypatch.setattr(target, "runner", lambda: (None, "no runtime here"))
-    found = generate.loop(bundle.read(bundles["t2i"]))
+    found = runner.loop(bundle.read(bundles["t2i"]))
     assert found.runner == "no runtime here"
     with pytest.raises(ToolchainError, match="cannot run here: no runtime here"):
-        generate.picture(found, request("t2i"))
+        runner.picture(found, request("t2i"))

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter, generate, tokenizer
+from mtu_export import bundle, exporter
+from mtu_export.bundle import runner, tokenizer
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
 from tests.mutations.values import ODD
@@ -130,8 +131,8 @@ def test_a_manifest_that_is_refused(copied: Path, path: Path_, value: Any, messa
 
 
 def attempt(folder: Path) -> np.ndarray:
-    found = generate.loop(bundle.read(folder))
-    return generate.picture(found, request("fill"))[1]
+    found = runner.loop(bundle.read(folder))
+    return runner.picture(found, request("fill"))[1]
 
 
 def test_the_valid_one_is_a_picture(copied: Path) -> None:
@@ -230,7 +231,7 @@ def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied
     (copied / bundle.MANIFEST).write_text(json.dumps(found))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match="has no vae_encoder: task 'fill' needs it"):
-        generate.loop(read)
+        runner.loop(read)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +253,8 @@ def test_a_second_task_that_does_not_name_what_its_loop_needs(
     (copied / bundle.MANIFEST).write_text(json.dumps(found))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match=f"{missing} has no entry for task 'other'"):
-        generate.loop(read, "other")
-    generate.loop(read, "fill")
+        runner.loop(read, "other")
+    runner.loop(read, "fill")
 
 
 def test_a_tokenizer_that_makes_other_ids_than_the_encoder_has(copied: Path) -> None:

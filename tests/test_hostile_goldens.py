@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import bundle, exporter, generate, targets
-from mtu_export.exporter import proving
+from mtu_export import bundle, exporter, targets
+from mtu_export.bundle import runner, verification
 from mtu_export.spec import BundleError
 from tests import handmade
 from tests.test_generate import request
@@ -25,7 +25,7 @@ def copied(tmp_path: Path) -> Path:
 def with_golden(folder: Path, **changes: Any) -> Path:
     """Write what the loop itself makes as its golden; None takes a tensor out."""
     given = request("fill")
-    latents, image = generate.picture(generate.loop(bundle.read(folder)), given)
+    latents, image = runner.picture(runner.loop(bundle.read(folder)), given)
     rows = {"noise": given.noise, "image": image, "input": given.image, "mask": given.mask}
     rows |= {f"latents/{i}": x for i, x in enumerate(latents)}
     rows |= {name.replace("_", "/"): value for name, value in changes.items()}
@@ -37,10 +37,10 @@ def with_golden(folder: Path, **changes: Any) -> Path:
 
 def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
     found = bundle.read(with_golden(copied))
-    (row,) = proving.loop(found, found.tasks[0])
+    (row,) = verification.loop(found, found.tasks[0])
     assert (row.component, row.passed, row.psnr_db) == ("pipeline", True, 300.0)
     wrong = bundle.read(with_golden(copied, image=np.ones((1, 3, 16, 24), np.float32)))
-    assert proving.loop(wrong, wrong.tasks[0])[0].passed is False
+    assert verification.loop(wrong, wrong.tasks[0])[0].passed is False
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_goldens_of_a_loop_that_are_refused(
         handmade.edit(copied, "loop", "golden", value=golden)
     found = bundle.read(copied)
     with pytest.raises(BundleError, match=message):
-        proving.loop(found, found.tasks[0])
+        verification.loop(found, found.tasks[0])
 
 
 def of_two_tasks(folder: Path, *lost: str) -> Path:
@@ -82,7 +82,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
         inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
         cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
     cases["unet/other"] = cases["unet/fill"]
-    latents, image = generate.picture(generate.loop(read, "fill"), given)
+    latents, image = runner.picture(runner.loop(read, "fill"), given)
     loop: dict[str, Any] = {"noise": given.noise, "input": given.image, "mask": given.mask}
     loop |= {f"latents/{i}": x for i, x in enumerate(latents)} | {"image": image}
     loops = {f"loop/{task}": loop for task in ("fill", "other")}

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtu_export import exporter, generate, plan, targets, tokenizer
-from mtu_export.bundle import Bundle
-from mtu_export.verify import psnr
+from mtu_export import exporter, targets
+from mtu_export.bundle import Bundle, denoising, runner, tokenizer
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
 from tests import independent_loop
 
 SCRIPT = Path(independent_loop.__file__)
@@ -175,7 +176,7 @@ def test_it_refuses_what_the_contract_refuses(
 def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle:
     words: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
     words |= {"height": 48, "width": 32, "batch": batch}
-    return exporter.export(plan.resolve(model=folder, task=task, out=out, **words))
+    return exporter.export(options.resolve(model=folder, task=task, out=out, **words))
 
 
 @pytest.mark.slow
@@ -200,7 +201,7 @@ def test_fresh_bundles_with_a_mask(
     alpha = np.where(x < 12, 0, 255)
     mask = np.stack([disc, disc * 0.8, disc, alpha], -1)
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    np.save(tmp_path / "noise.npy", generate.noise((1, *generate.loop(found).latent), 3))
+    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.loop(found).latent), 3))
     words = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
     words += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
     words += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
@@ -211,8 +212,8 @@ def test_fresh_bundles_with_a_mask(
 @pytest.mark.slow
 def test_a_bundle_of_several_tasks(pipeline: Path, tmp_path: Path) -> None:
     found = export(pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
-    shape = (1, *generate.loop(found, "t2i").latent)
-    np.save(tmp_path / "noise.npy", generate.noise(shape, 3))
+    shape = (1, *runner.loop(found, "t2i").latent)
+    np.save(tmp_path / "noise.npy", denoising.noise(shape, 3))
     for task in ("t2i", "edit", "sr"):
         words = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
         words += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []

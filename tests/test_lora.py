@@ -14,8 +14,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from mtu_export import catalog, lora
-from mtu_export.verify import psnr
+from mtu_export.bundle.metrics import psnr
+from mtu_export.models import lora
+from mtu_export.testing import architectures
 from tests import loras
 
 FLOOR_DB = 90.0
@@ -33,7 +34,7 @@ ATTENTION = [
 
 def make_unet(architecture: str = "tiny") -> UNet2DConditionModel:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES[architecture]))
+    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES[architecture]))
     assert isinstance(unet, UNet2DConditionModel)
     return unet.eval()
 
@@ -289,10 +290,12 @@ def test_every_first_name_is_that_of_diffusers(architecture: str) -> None:
         _maybe_map_sgm_blocks_to_diffusers,
     )
 
-    from mtu_export.lora.model import Names
+    from mtu_export.models.lora.model import Names
 
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES[architecture]))
+        unet: Any = UNet2DConditionModel.from_config(
+            dict(architectures.ARCHITECTURES[architecture])
+        )
     names = Names("unet", unet)
     first = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb", "out_2")
     rows = {flat: t.path for flat, t in names.flat.items() if flat.startswith(first)}

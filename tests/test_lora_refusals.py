@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtu_export import catalog, lora
-from mtu_export.models import mtu
+from mtu_export.models import lora, mtu
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
+from mtu_export.testing import architectures
 from tests import loras
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
@@ -34,7 +34,7 @@ OTHER = "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 @pytest.fixture(scope="module")
 def stock() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES["tiny"]))
+    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES["tiny"]))
     assert isinstance(unet, UNet2DConditionModel)
     return unet
 

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtu_export import catalog, lora, upcycle
-from mtu_export.lora.model import Target
-from mtu_export.models import mtu
+from mtu_export.authoring import upcycle
+from mtu_export.bundle.metrics import psnr
+from mtu_export.models import lora, mtu
+from mtu_export.models.lora.model import Target
 from mtu_export.spec import CheckpointError
-from mtu_export.verify import psnr
+from mtu_export.testing import architectures
 from tests import loras
 
 needs_peft = pytest.mark.skipif(
@@ -31,7 +32,7 @@ WORDS: dict[str, Any] = {"tasks": ["t2i", "edit", "fill"], "sizes": (8, 8)}
 
 def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    config = {**catalog.ARCHITECTURES["tiny"], "in_channels": in_channels}
+    config = {**architectures.ARCHITECTURES["tiny"], "in_channels": in_channels}
     unet = UNet2DConditionModel.from_config(config)
     assert isinstance(unet, UNet2DConditionModel)
     unet.save_pretrained(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import lora
+from mtu_export.models import lora
 from mtu_export.spec import PlanError
 
 

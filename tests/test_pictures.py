@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mtu_export import pictures
+from mtu_export.bundle import images
 from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
 
 RANDOM = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_fit_is_scale_to_cover_then_centre_crop(
     large = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.LANCZOS)
     left, top = (large.width - wanted[0]) // 2, (large.height - wanted[1]) // 2
     by_hand = np.asarray(large.crop((left, top, left + wanted[0], top + wanted[1])), np.float32)
-    found = pictures.fit(image, *wanted)
+    found = images.fit(image, *wanted)
     assert found.shape == (1, 3, wanted[1], wanted[0])
     assert found.dtype == np.float32
     assert np.abs((found[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
@@ -67,7 +67,7 @@ def test_fit_is_scale_to_cover_then_centre_crop(
 
 def test_values_are_from_minus_one_to_one() -> None:
     for value, wanted in ((0, -1.0), (255, 1.0)):
-        found = pictures.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
+        found = images.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
         np.testing.assert_array_equal(found, np.full((1, 3, 8, 8), wanted, np.float32))
 
 
@@ -77,12 +77,12 @@ def test_values_are_from_minus_one_to_one() -> None:
     height=st.integers(1, 90),
     to_width=st.integers(1, 70),
     to_height=st.integers(1, 70),
-    filter=st.sampled_from(list(pictures.FILTERS)),
+    filter=st.sampled_from(list(images.FILTERS)),
 )
 def test_any_size_gives_the_size_asked_and_keeps_a_flat_colour(
     width: int, height: int, to_width: int, to_height: int, filter: str
 ) -> None:
-    found = pictures.fit(
+    found = images.fit(
         Image.new("RGB", (width, height), (10, 200, 90)), to_width, to_height, filter
     )
     assert found.shape == (1, 3, to_height, to_width)
@@ -92,7 +92,7 @@ def test_any_size_gives_the_size_asked_and_keeps_a_flat_colour(
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (1, 20_000)])
 def test_extreme_pictures_work(size: tuple[int, int]) -> None:
-    found = pictures.fit(Image.new("RGB", size, (255, 0, 0)), 512, 512)
+    found = images.fit(Image.new("RGB", size, (255, 0, 0)), 512, 512)
     np.testing.assert_array_equal(found[0, :, 5, 5], (1, -1, -1))
 
 
@@ -120,7 +120,7 @@ MODES: list[tuple[str, Image.Image, tuple[int, int, int]]] = [
 
 @pytest.mark.parametrize(("name", "image", "colour"), MODES, ids=[row[0] for row in MODES])
 def test_every_mode(name: str, image: Image.Image, colour: tuple[int, int, int]) -> None:
-    found = pictures.upright_rgb(image)
+    found = images.upright_rgb(image)
     assert (found.mode, found.size) == ("RGB", (4, 4))
     assert np.abs(np.asarray(found)[2, 2].astype(int) - colour).max() <= 1
 
@@ -130,7 +130,7 @@ def test_a_palette_with_a_clear_colour_lies_on_white(tmp_path: Path) -> None:
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.info["transparency"] = 0
     image.save(tmp_path / "a.png")
-    assert pictures.upright_rgb(pictures.read(tmp_path / "a.png")).getpixel((1, 1)) == (255,) * 3
+    assert images.upright_rgb(images.read(tmp_path / "a.png")).getpixel((1, 1)) == (255,) * 3
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
@@ -141,7 +141,7 @@ def test_exif_turns_the_picture_upright(tmp_path: Path, suffix: str) -> None:
     wide.paste((0, 0, 0), (0, 0, 20, 20))  # black on the left: after the turn, at the top
     path = tmp_path / f"a.{suffix}"
     wide.save(path, exif=exif)
-    found = pictures.upright_rgb(pictures.read(path))
+    found = images.upright_rgb(images.read(path))
     assert found.size == (20, 40)
     assert max(found.getpixel((10, 5))) < 20  # type: ignore[arg-type]
     assert min(found.getpixel((10, 35))) > 235  # type: ignore[arg-type]
@@ -149,12 +149,12 @@ def test_exif_turns_the_picture_upright(tmp_path: Path, suffix: str) -> None:
 
 def test_no_pixels_and_no_size_are_refused() -> None:
     with pytest.raises(PlanError, match="no pixels"):
-        pictures.fit(Image.new("RGB", (0, 5)), 8, 8)
+        images.fit(Image.new("RGB", (0, 5)), 8, 8)
     for size in ((0, 8), (8, -1), (8, 10**9)):
         with pytest.raises(PlanError, match="must be 1 to"):
-            pictures.fit(photo(4, 4), *size)
+            images.fit(photo(4, 4), *size)
     with pytest.raises(UnknownName, match="lanczos"):
-        pictures.fit(photo(4, 4), 8, 8, "sharp")
+        images.fit(photo(4, 4), 8, 8, "sharp")
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -165,7 +165,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, size: tuple[int,
     path = tmp_path / "bomb.png"
     path.write_bytes(grey_png(*size))
     with pytest.raises(PlanError, match="100 megapixels"):
-        pictures.read(path)
+        images.read(path)
 
 
 def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:
     names = ["empty.png", "text.png", "half.png", "none.png", "a.eps", "missing.png", ".", "a\0b"]
     for name in names:
         with pytest.raises(PlanError) as caught:
-            pictures.read(tmp_path / name)
+            images.read(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
@@ -196,7 +196,7 @@ def test_damaged_files_give_a_picture_or_an_error_of_ours(
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     try:
-        found = pictures.fit(pictures.read(path), 8, 8)
+        found = images.fit(images.read(path), 8, 8)
     except (PlanError, ResourceError) as error:
         assert "\n" not in str(error)
     else:
@@ -208,7 +208,7 @@ def test_damaged_files_give_a_picture_or_an_error_of_ours(
 
 def test_a_mask_is_zero_or_one_at_one_half() -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    found = pictures.fit_mask(ramp, 16, 16)
+    found = images.fit_mask(ramp, 16, 16)
     assert found.shape == (1, 1, 16, 16)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.reshape(-1), (np.arange(256) / 255 >= 0.5))
@@ -225,7 +225,7 @@ def test_a_mask_takes_the_nearest_pixels(sides: tuple[int, int, int, int], seed:
         [floor((Fraction(side) - scale * count) / 2 + (i + Fraction(1, 2)) * scale) for i in every]
         for side, count, every in ((down, height, range(height)), (across, width, range(width)))
     )
-    found = pictures.fit_mask(Image.fromarray(given), width, height)
+    found = images.fit_mask(Image.fromarray(given), width, height)
     np.testing.assert_array_equal(found[0, 0], given[rows][:, columns] >= 128)
 
 
@@ -233,8 +233,8 @@ def test_mask_and_picture_are_cut_alike() -> None:
     """A white half of a wide picture, as picture and as mask."""
     wide = Image.new("RGB", (120, 40))
     wide.paste((255, 255, 255), (60, 0, 120, 40))
-    seen = pictures.fit(wide, 40, 40, "nearest")[:, :1] > 0
-    np.testing.assert_array_equal(pictures.fit_mask(wide, 40, 40), seen)
+    seen = images.fit(wide, 40, 40, "nearest")[:, :1] > 0
+    np.testing.assert_array_equal(images.fit_mask(wide, 40, 40), seen)
 
 
 def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
@@ -242,7 +242,7 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
 
     image = photo(64, 32)
     mask = Image.fromarray((RANDOM.random((32, 64)) * 255).astype(np.uint8))
-    found, cut = pictures.fit(image, 64, 32), pictures.fit_mask(mask, 64, 32)
+    found, cut = images.fit(image, 64, 32), images.fit_mask(mask, 64, 32)
     theirs = VaeImageProcessor(vae_scale_factor=8).preprocess(image, height=32, width=64)
     cut_theirs = VaeImageProcessor(
         vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True
@@ -250,11 +250,11 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
     np.testing.assert_allclose(found, theirs.numpy(), atol=1e-6)
     np.testing.assert_array_equal(cut, cut_theirs.numpy())
     wanted = theirs * (cut_theirs < 0.5)
-    np.testing.assert_allclose(pictures.masked_image(found, cut), wanted.numpy(), atol=1e-6)
+    np.testing.assert_allclose(images.masked_image(found, cut), wanted.numpy(), atol=1e-6)
     small = torch.nn.functional.interpolate(cut_theirs, size=(4, 8))
-    np.testing.assert_array_equal(pictures.latent_mask(cut, 8), small.numpy())
+    np.testing.assert_array_equal(images.latent_mask(cut, 8), small.numpy())
     with pytest.raises(PlanError, match="1/7"):
-        pictures.latent_mask(cut, 7)
+        images.latent_mask(cut, 7)
 
 
 # --------------------------------------------------------------------------------------- writing
@@ -262,22 +262,22 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "new/b.png"])
 def test_what_is_written_can_be_read(tmp_path: Path, name: str) -> None:
-    wanted = pictures.fit(photo(48, 32), 48, 32)
-    pictures.save(wanted, tmp_path / name)
-    found = pictures.fit(pictures.read(tmp_path / name), 48, 32)
+    wanted = images.fit(photo(48, 32), 48, 32)
+    images.save(wanted, tmp_path / name)
+    found = images.fit(images.read(tmp_path / name), 48, 32)
     assert np.abs(found - wanted).max() <= (0 if name.lower().endswith("png") else 0.15)
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 
 
 def test_values_beyond_are_clipped_and_rounded() -> None:
     array = np.array([-9, -1, 0.2 / 127.5, 1, 9], np.float32).reshape(1, 1, 1, 5).repeat(3, 1)
-    assert np.asarray(pictures.to_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert np.asarray(images.to_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize("name", ["a", "a.gif", "a.png.txt", ".png"])
 def test_other_suffixes_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(PlanError, match=r"legal suffixes: \.png, \.jpg, \.jpeg, \.webp"):
-        pictures.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
+        images.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
 
 
 def test_a_refused_picture_leaves_the_old_one(tmp_path: Path) -> None:
@@ -286,10 +286,10 @@ def test_a_refused_picture_leaves_the_old_one(tmp_path: Path) -> None:
     bad = np.zeros((1, 3, 4, 4), np.float32)
     bad[0, 0, 0, 0] = np.nan
     with pytest.raises(ParityError, match="NaN"):
-        pictures.save(bad, path)
+        images.save(bad, path)
     for shape in ((3, 4, 4), (1, 1, 4, 4), (1, 3, 0, 4)):
         with pytest.raises(PlanError, match="an image is"):
-            pictures.save(np.zeros(shape, np.float32), path)
+            images.save(np.zeros(shape, np.float32), path)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -304,7 +304,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(ResourceError, match="No space left"):
-        pictures.save(np.zeros((1, 3, 4, 4), np.float32), path)
+        images.save(np.zeros((1, 3, 4, 4), np.float32), path)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -314,4 +314,4 @@ def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     for name in ("file/a.png", "folder.png", "x" * 300 + ".png"):
         with pytest.raises(ResourceError, match="cannot write"):
-            pictures.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
+            images.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)

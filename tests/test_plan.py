@@ -8,28 +8,24 @@ from typing import Any
 
 import pytest
 
-from mtu_export import checkpoint, manifest, plan
-from mtu_export.spec import (
-    CheckpointError,
-    OutputExists,
-    PlanError,
-    UnknownName,
-    Unsupported,
-)
+from mtu_export import checkpoint
+from mtu_export.exporter import manifest, options
+from mtu_export.exporter.options import resolve
+from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName, Unsupported
 
 
 def test_defaults(tiny: Path) -> None:
-    found = plan.resolve(target="onnx", model=tiny, task="edit")
+    found = options.resolve(target="onnx", model=tiny, task="edit")
     assert (found.height, found.width, found.factor, found.batch) == (128, 128, 8, 1)
     assert found.latent_size == (16, 16)
     assert found.out == Path("edit-onnx-fp32")
     assert found.scheme.name == "fp32"
     assert found.options.opset == 20
-    assert plan.resolve(target="coreml", task="sr").checkpoint == checkpoint.EMBEDDED
+    assert options.resolve(target="coreml", task="sr").checkpoint == checkpoint.EMBEDDED
 
 
 def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
-    assert plan.resolve(target="onnx", model=make_tiny(tasks=["sr"])).tasks[0].name == "sr"
+    assert options.resolve(target="onnx", model=make_tiny(tasks=["sr"])).tasks[0].name == "sr"
 
 
 @pytest.mark.parametrize(
@@ -59,33 +55,33 @@ def test_refusals(
 ) -> None:
     given = {"target": "onnx", "model": tiny, "task": "edit", **words}
     with pytest.raises(kind, match=message):
-        plan.resolve(**given)  # type: ignore[arg-type]
+        options.resolve(**given)  # type: ignore[arg-type]
 
 
 def test_an_existing_output_is_refused_before_any_work(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputExists, match="pass --force"):
-        plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path)
+        options.resolve(target="onnx", model=tiny, task="edit", out=tmp_path)
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(PlanError, match="replaces only what this command made"):
-        plan.resolve(target="onnx", model=tiny, task="edit", out=tmp_path, force=True)
+        options.resolve(target="onnx", model=tiny, task="edit", out=tmp_path, force=True)
 
 
 def test_the_checkpoint_is_never_the_output(tiny: Path) -> None:
     with pytest.raises(PlanError, match="is or holds the source"):
-        plan.resolve(target="diffusers", model=tiny, task="edit", out=tiny, force=True)
+        options.resolve(target="diffusers", model=tiny, task="edit", out=tiny, force=True)
 
 
 def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
     row = {"component": "unet", "scheme": {}, "entries": {"edit": "main"}}
     for baked, steps in (([4, 8], 8), ([4, 20, 50], 20), ((), 20)):
-        made = plan.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
+        made = options.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
         (task,) = manifest.describe(made, manifest.identity(made), [row])["tasks"]
         assert task["steps"] == steps
 
 
 def options_of(tiny: Path, task: object, **options: object) -> Any:
     words: Any = {"target": "coreml", "model": tiny, "task": task, "options": options}
-    return plan.resolve(**words).options
+    return resolve(**words).options
 
 
 def test_several_tasks_get_a_system_that_knows_functions(tiny: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mtu_export import plot
+from mtu_export.cli import plot
 from mtu_export.spec import PlanError, ResourceError, ToolchainMissing
 from tests.typed import run
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtu_export import quantize
-from mtu_export.catalog import SCHEMES
-from mtu_export.models.blocks import GatedLinear
+from mtu_export.graph import quantize
+from mtu_export.graph.gated import GatedLinear
 from mtu_export.spec import IntWeights, PerGroup, Scheme, Unsupported
+from mtu_export.spec.catalog import SCHEMES
 
 
 @settings(max_examples=50, deadline=None)

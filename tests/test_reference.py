@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from mtu_export import exporter, plan, schedule
+from mtu_export import exporter
+from mtu_export.exporter import options, schedule
 from mtu_export.exporter.reference import PROMPT, Reference
 
 PROMPTS = {"sr": "", "edit": PROMPT}
@@ -27,7 +28,7 @@ def empty_prompt(source: Path, out: Path, said: bool | None) -> dict[str, np.nda
     (out / "model_index.json").write_text(
         json.dumps(index if said is None else {**index, ZEROS: said}), "utf-8"
     )
-    row = plan.resolve(target="onnx", model=out, task="t2i")
+    row = options.resolve(target="onnx", model=out, task="t2i")
     scheduler = schedule.load(out, None)
     reference = Reference(row, row.tasks[0], scheduler, schedule.tables(scheduler, [4]))
     ones = {"hidden_states": np.ones((1, 77, 8), np.float32), "pooled": np.ones((1, 8), np.float32)}
@@ -61,7 +62,7 @@ def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(
 ) -> None:
     """`sr` comes first and has a prompt of its own, which is none of `edit`'s."""
     folder = make_tiny("tiny", whole=True, tasks=["sr", "edit"])
-    row = plan.resolve(target="onnx", model=folder, task=list(PROMPTS))
+    row = options.resolve(target="onnx", model=folder, task=list(PROMPTS))
     scheduler = schedule.load(folder, None)
     tables = schedule.tables(scheduler, [4])
     references = [Reference(row, task, scheduler, tables) for task in row.tasks]

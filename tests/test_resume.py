@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mtu_export import bundle, cli, exporter, plan
+from mtu_export import bundle, cli, exporter
 from mtu_export.bundle import Bundle
-from mtu_export.exporter import component
+from mtu_export.exporter import component, options
 from mtu_export.spec import CheckpointError, MtuExportError, OutputExists, PlanError
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ PARTS = ["text_encoder", "vae_encoder"]
 
 def resolved(checkpoint: Path, out: Path, **words: Any) -> Any:
     given = {"target": "onnx", "task": "edit", "components": PARTS, "bake_steps": [2], "height": 64}
-    return plan.resolve(model=checkpoint, out=out, **{**given, "skip_existing": True, **words})
+    return options.resolve(model=checkpoint, out=out, **{**given, "skip_existing": True, **words})
 
 
 class Stopped(BaseException):
@@ -124,7 +124,7 @@ def test_a_killed_export_goes_on_where_it_was(
 def test_a_complete_bundle_of_another_version_is_refused(
     pipeline: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtu_export import manifest
+    from mtu_export.exporter import manifest
     from tests import handmade
 
     out = handmade.write(tmp_path / "out")
@@ -147,8 +147,7 @@ def test_a_complete_bundle_of_another_version_is_refused(
 
 
 def mark(one: Any) -> str:
-    from mtu_export import manifest
-    from mtu_export.exporter import resume
+    from mtu_export.exporter import manifest, resume
 
     return resume.fingerprint(one, manifest.identity(one), manifest.versions(one))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from mtu_export import rewrite
+from mtu_export.bundle.metrics import psnr
+from mtu_export.graph import rewrite
 from mtu_export.models import mtu, stock
 from mtu_export.spec import UnknownName
-from mtu_export.verify import psnr
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtu_export import cli, generate, pictures
+from mtu_export import cli
+from mtu_export.bundle import denoising, images, runner
 from tests import handmade
 from tests.test_pictures import photo
 
@@ -102,7 +103,7 @@ def test_a_seed_is_a_picture(run: Run) -> None:
 
 
 def test_noise_of_a_file_is_that_of_the_seed(run: Run) -> None:
-    np.save("n.npy", generate.noise(SHAPE, 7))
+    np.save("n.npy", denoising.noise(SHAPE, 7))
     assert run("edit", *EDIT, "--seed", "7", out="a.png")[0] == 0
     assert run("edit", *EDIT, "--noise", "n.npy", out="b.png")[0] == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
@@ -168,27 +169,28 @@ def test_an_export_with_a_mask_runs(
     pipeline: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real bundle, wider than high, whose denoiser takes both branches at once."""
-    from mtu_export import exporter, plan
+    from mtu_export import exporter
+    from mtu_export.exporter import options
     from mtu_export.targets import onnx as target
 
     monkeypatch.setattr(target, "_simplify", lambda model: (model, "none"))  # for speed
     words = {"height": 64, "width": 96, "batch": 2, "bake_steps": [2], "scheme": "int8"}
     made = exporter.export(
-        plan.resolve(target="onnx", model=pipeline, task="fill", out=tmp_path / "b", **words)
+        options.resolve(target="onnx", model=pipeline, task="fill", out=tmp_path / "b", **words)
     )
     assert made.part("unet").inputs[0].shape == (2, 9, 8, 12)
     assert all(row.passed for row in exporter.check(made))
     assert run(made.folder, *FILL, "--steps", "2", "--seed", "3", "--save-every", "1")[0] == 0
     assert Image.open("out.png").size == Image.open("out-001.png").size == (96, 64)
-    found = generate.loop(made)
-    request = generate.Request(
+    found = runner.loop(made)
+    request = denoising.Request(
         prompt="make it red",
-        noise=generate.noise((1, *found.latent), 3),
+        noise=denoising.noise((1, *found.latent), 3),
         steps=2,
-        image=pictures.fit(pictures.read(Path("in.png")), 96, 64),
-        mask=pictures.fit_mask(pictures.read(Path("m.png")), 96, 64),
+        image=images.fit(images.read(Path("in.png")), 96, 64),
+        mask=images.fit_mask(images.read(Path("m.png")), 96, 64),
     )
-    wanted = np.asarray(pictures.to_image(generate.picture(found, request)[1]))
+    wanted = np.asarray(images.to_image(runner.picture(found, request)[1]))
     np.testing.assert_array_equal(pixels("out.png"), wanted)
     assert made.tasks[0].steps == 2
     code, _, err = run(made.folder, *FILL, "--steps", "20", out="more.png")
@@ -331,5 +333,5 @@ def test_the_disk_is_full_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sizes_are_those_of_the_picture_upright() -> None:
-    assert pictures.same_shape((48, 32), (480, 321))
-    assert not pictures.same_shape((48, 32), (480, 340))
+    assert images.same_shape((48, 32), (480, 321))
+    assert not images.same_shape((48, 32), (480, 340))

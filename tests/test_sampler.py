@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import sampler, schedule
-from mtu_export.sampler import Branch
+from mtu_export.bundle import sampler
+from mtu_export.bundle.metrics import psnr
+from mtu_export.bundle.sampler import Branch
+from mtu_export.exporter import schedule
 from mtu_export.spec import Guidance, ParityError, Pass, PlanError, Schedule
-from mtu_export.verify import psnr
 
 FLOOR_DB = 120.0
 SHAPE = (1, 4, 16, 16)
@@ -192,6 +193,8 @@ def test_the_sampler_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mtu_export.sampler, mtu_export.pictures; print('torch' in sys.modules)"
+    code = (
+        "import sys\nfrom mtu_export.bundle import images, sampler\nprint('torch' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import schedule
+from mtu_export.exporter import schedule
 from mtu_export.spec import (
     BundleError,
     CheckpointError,

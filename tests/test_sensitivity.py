@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from mtu_export import exporter, plan, quantize, sensitivity, verify
-from mtu_export.catalog import SCHEMES
-from mtu_export.exporter import proving
-from mtu_export.models.blocks import Graph
+from mtu_export import exporter
+from mtu_export.bundle import metrics, verification
+from mtu_export.exporter import options, sensitivity
+from mtu_export.graph import quantize
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import KeepFloat, ParityError, PlanError, TensorSpec, UnknownName
+from mtu_export.spec.catalog import SCHEMES
 
 INT8 = SCHEMES["int8"]
 
@@ -49,7 +51,7 @@ def test_each_layer_alone_is_what_rounding_its_weights_by_hand_gives() -> None:
         step = np.abs(weight).max(1, keepdims=True) / 127
         layer.weight.data = torch.from_numpy(np.round(weight / step) * step)
         found = twin(torch.from_numpy(x)).detach().numpy()
-        assert row.psnr_db == pytest.approx(verify.psnr(want, found), abs=0.1)
+        assert row.psnr_db == pytest.approx(metrics.psnr(want, found), abs=0.1)
     assert losses[0].layer == "2"
     assert together <= losses[0].psnr_db + 1
     line = sensitivity.describe(together, losses, (64, 32), 8)
@@ -70,8 +72,8 @@ def test_the_model_is_quantised_in_the_end() -> None:
 def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     tiny: Path, tmp_path: Path
 ) -> None:
-    def words(**more: Any) -> plan.Plan:
-        return plan.resolve(
+    def words(**more: Any) -> options.Plan:
+        return options.resolve(
             target="onnx", model=tiny, task="edit", scheme="int8", out=tmp_path / "o", **more
         )
 
@@ -93,11 +95,11 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
 def test_a_failed_loop_of_good_parts_says_that_another_request_may_pass(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = plan.resolve(
+    asked = options.resolve(
         target="onnx", model=pipeline, task="sr", scheme="int8", out=tmp_path / "o"
     )
     high = {**SCHEMES, "int8": replace(INT8, loop_floor_db=200.0)}
-    monkeypatch.setattr(proving, "SCHEMES", high)
+    monkeypatch.setattr(verification, "SCHEMES", high)
     with pytest.raises(
         ParityError, match=r"loop, onnxruntime.*floor 200 dB; each part.* --seed N$"
     ):
@@ -123,7 +125,7 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
         stages.append(stage)
         return nullcontext()
 
-    asked = plan.resolve(
+    asked = options.resolve(
         target="onnx",
         model=tiny,
         task="sr",
@@ -139,11 +141,11 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])
 def test_patterns_that_cannot_be_are_refused(pattern: str, tiny: Path) -> None:
     with pytest.raises(PlanError, match="--keep-float"):
-        plan.resolve(
+        options.resolve(
             target="onnx", model=tiny, task="sr", scheme="int8", keep_float=[pattern], out="none"
         )
 
 
 def test_a_float_scheme_has_nothing_to_keep(tiny: Path) -> None:
     with pytest.raises(PlanError, match="keeps every layer in float; choose int8"):
-        plan.resolve(target="onnx", model=tiny, task="sr", keep_float=["conv_in"], out="none")
+        options.resolve(target="onnx", model=tiny, task="sr", keep_float=["conv_in"], out="none")

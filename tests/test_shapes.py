@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from benchmarks.shapes import cases, checker, checks, fitting, guidance, world
-from mtu_export import pictures as product
+from mtu_export.bundle import images as product
 from mtu_export.spec import PlanError
 
 WORLDS = list(world.WORLDS.values())

@@ -15,10 +15,10 @@ import pytest
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from mtu_export import bundle, exporter, generate, plan
-from mtu_export.bundle import Bundle
+from mtu_export import bundle, exporter
+from mtu_export.bundle import Bundle, runner
 from mtu_export.cli import app
-from mtu_export.exporter import component
+from mtu_export.exporter import component, options
 from mtu_export.spec import BundleError, PlanError, ToolchainError, Unsupported
 
 NEAR_DB = {"int8": 0.1, "fp16": 0.3, "fp32": 3}
@@ -30,7 +30,7 @@ THREE = ("t2i", "sr", "fill")
 
 def export(folder: Path, out: Path, tasks: tuple[str, ...], scheme: str, **words: Any) -> Bundle:
     words = {"target": "onnx", "model": folder, "scheme": scheme, "out": out, **words}
-    return exporter.export(plan.resolve(task=list(tasks), **words))
+    return exporter.export(options.resolve(task=list(tasks), **words))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_whole_pipeline_of_three_tasks(pipeline: Path, tmp_path: Path) -> None
     assert all(row.passed and row.psnr_db and row.psnr_db > 90 for row in found.proof)
     assert not (found.folder / "model_index.json").exists()
     with pytest.raises(PlanError, match="name a --task; this bundle has: t2i, sr, fill"):
-        generate.loop(found)
+        runner.loop(found)
     alone = export(pipeline, tmp_path / "alone", ("sr",), "fp32", bake_steps=[4])
     golden, own = (bundle.read_loop(row, "sr") for row in (found, alone))
     assert {name: value.tobytes() for name, value in golden.items()} == {
@@ -355,20 +355,20 @@ def test_inspect_says_what_is_shared(shared: Bundle) -> None:
 
 def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
     """A bundle made here is unpacked on file systems that do not tell case."""
-    source = plan.resolve(target="onnx", all_tasks=True).checkpoint
+    source = options.resolve(target="onnx", all_tasks=True).checkpoint
     folder = Path(shutil.copytree(source, tmp_path / "c"))
     said = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
     said["tasks"][0]["name"] = "Edit"
     (folder / "unet" / "config.json").write_text(json.dumps(said), "utf-8")
     words = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
     with pytest.raises(Unsupported, match=r"tasks 'Edit' and 'edit' .* one file"):
-        plan.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
-    assert plan.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
+        options.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
+    assert options.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
     parts = ["vae_decoder"]
-    assert plan.resolve(task=["Edit", "edit"], components=parts, **words)  # type: ignore[arg-type]
+    assert options.resolve(task=["Edit", "edit"], components=parts, **words)  # type: ignore[arg-type]
 
 
 def test_all_tasks_and_a_task_contradict_one_another() -> None:
     with pytest.raises(PlanError, match="give no --task with it"):
-        plan.resolve(target="onnx", task="edit", all_tasks=True)
-    assert len(plan.resolve(target="onnx", all_tasks=True).tasks) == 4
+        options.resolve(target="onnx", task="edit", all_tasks=True)
+    assert len(options.resolve(target="onnx", all_tasks=True).tasks) == 4

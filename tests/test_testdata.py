@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPTokenizer
 
-from mtu_export import bundle, cli, exporter, generate, pictures
-from mtu_export.verify import psnr
+from mtu_export import bundle, cli, exporter
+from mtu_export.bundle import denoising, images, runner
+from mtu_export.bundle.metrics import psnr
 
 HERE = Path(__file__).parent.parent / "runtime" / "testdata"
 FLOOR_DB = 60.0
@@ -69,17 +70,17 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
     request_: dict[str, Any], found: bundle.Bundle
 ) -> None:
     rows = load_file(HERE / request_["tensors"])
-    loop = generate.loop(found)
+    loop = runner.loop(found)
     height, width = loop.size
-    fitted = pictures.fit(pictures.read(HERE / request_["image"]), width, height)
+    fitted = images.fit(images.read(HERE / request_["image"]), width, height)
     np.testing.assert_allclose(rows["image"], fitted, atol=2.1 / 127.5)
     np.testing.assert_array_equal(rows["noise"], np.load(HERE / request_["noise"]))
     np.testing.assert_array_equal(
-        rows["noise"], generate.noise((1, *loop.latent), request_["seed"])
+        rows["noise"], denoising.noise((1, *loop.latent), request_["seed"])
     )
-    latents, made = generate.picture(
+    latents, made = runner.picture(
         loop,
-        generate.Request(
+        denoising.Request(
             prompt=request_["prompt"],
             noise=rows["noise"],
             steps=request_["steps"],
@@ -96,11 +97,11 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
 
 def test_one_ulp_of_noise_moves_nothing(request_: dict[str, Any], found: bundle.Bundle) -> None:
     """Activations are float32; by ONNX Runtime's default they were int8, and this 53 dB."""
-    rows, loop = load_file(HERE / request_["tensors"]), generate.loop(found)
+    rows, loop = load_file(HERE / request_["tensors"]), runner.loop(found)
     words = {name: request_[name] for name in ("prompt", "steps")}
     noise = np.nextafter(rows["noise"], np.float32(9))
-    request = generate.Request(**words, image=rows["image"], noise=noise)
-    assert psnr(rows["picture"], generate.picture(loop, request)[1]) > 80
+    request = denoising.Request(**words, image=rows["image"], noise=noise)
+    assert psnr(rows["picture"], runner.picture(loop, request)[1]) > 80
 
 
 def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:

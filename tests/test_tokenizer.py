@@ -15,8 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from mtu_export import checkpoint, tokenizer, vocabulary
+from mtu_export import checkpoint
+from mtu_export.bundle import tokenizer
 from mtu_export.spec import BundleError, CheckpointError, PlanError
+from mtu_export.testing import vocabulary
 
 PARTS = ("tokenizer", "tokenizer_2")
 """Padding with the end, and with "!" as the second one of SDXL."""
@@ -36,7 +38,7 @@ LINES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("tokenizers")
-    for name, pad in zip(PARTS, (vocabulary.END, "!"), strict=True):
+    for name, pad in zip(PARTS, (tokenizer.END, "!"), strict=True):
         vocabulary.write(home / name, start=49406, end=49407, pad=pad)
     return home
 
@@ -84,7 +86,7 @@ def test_a_long_text_says_what_it_lost(folder: Path) -> None:
 
 def test_neither_torch_nor_transformers_is_imported() -> None:
     code = (
-        "import sys, mtu_export.tokenizer; "
+        "import sys, mtu_export.bundle.tokenizer; "
         "print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -122,7 +124,7 @@ def test_the_vocabulary_is_real_byte_pair_encoding(folder: Path, tmp_path: Path)
 
 
 def test_the_bytes_have_the_ids_of_clip() -> None:
-    letters = list(vocabulary.bytes_as_letters().values())
+    letters = list(tokenizer.bytes_as_letters().values())
     assert len(set(letters)) == 256
     assert (letters.index("!"), letters.index("a"), letters.index("~")) == (0, 64, 93)
 
@@ -155,7 +157,7 @@ def test_the_tokenizers_of_old_checkpoints_load(folder: Path, tmp_path: Path) ->
         (made / name).write_bytes(data.replace(b"\n", b"\r\n"))
     bare = tokenizer.load(made)
     assert (bare.bos, bare.eos, bare.pad, bare.limit) == (49406, 49407, 49407, None)
-    row = {"content": vocabulary.END, "lstrip": False, "normalized": True}
+    row = {"content": tokenizer.END, "lstrip": False, "normalized": True}
     config = {"eos_token": row, "pad_token": "!", "model_max_length": 77}
     (made / "tokenizer_config.json").write_text(json.dumps(config))
     found = tokenizer.load(made)
@@ -186,8 +188,8 @@ def broken_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Non
         (broken_json(lambda v: v.update(extra=-1)), "'extra' has the id -1"),
         (broken_json(lambda v: v.update(extra="7")), "'extra' has the id '7'"),
         (broken_json(lambda v: v.pop("a")), "no token 'a'"),
-        (broken_json(lambda v: v.pop(vocabulary.END)), "eos_token '<.endoftext.>' is not in"),
-        (broken_json(lambda v: v.pop(vocabulary.START)), "bos_token '<.startoftext.>' is not in"),
+        (broken_json(lambda v: v.pop(tokenizer.END)), "eos_token '<.endoftext.>' is not in"),
+        (broken_json(lambda v: v.pop(tokenizer.START)), "bos_token '<.startoftext.>' is not in"),
         (
             lambda f: (f / "tokenizer_config.json").write_text('{"pad_token": ["a"]}'),
             "pad_token .* is not in the vocabulary",

@@ -136,7 +136,7 @@ def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     code = f"""if True:
         import os
         from pathlib import Path
-        from mtu_export.draft import CHECKPOINT, draft
+        from mtu_export.storage.draft import CHECKPOINT, draft
         if os.getuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
@@ -306,7 +306,7 @@ def test_two_exports_into_one_place(tmp_path: Path) -> None:
 RACE = """
 import json, sys
 from pathlib import Path
-from mtu_export.draft import BUNDLE, draft
+from mtu_export.storage.draft import BUNDLE, draft
 from mtu_export.spec import OutputExists
 
 ends = [0, 0]

@@ -14,15 +14,19 @@ import torch
 import transformers
 from diffusers import UNet2DConditionModel
 
-from mtu_export import capture, catalog, checkpoint, quantize, tokenizer, upcycle
+from mtu_export import checkpoint
+from mtu_export.authoring import upcycle
+from mtu_export.bundle import tokenizer
+from mtu_export.bundle.metrics import psnr
+from mtu_export.graph import capture, quantize
 from mtu_export.models import mtu, stock
-from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName
-from mtu_export.verify import psnr
+from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName, catalog
+from mtu_export.testing import architectures
 
 
 def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    config = {**catalog.ARCHITECTURES["tiny"], "in_channels": in_channels}
+    config = {**architectures.ARCHITECTURES["tiny"], "in_channels": in_channels}
     unet = UNet2DConditionModel.from_config(config)
     assert isinstance(unet, UNet2DConditionModel)
     unet.save_pretrained(folder)
@@ -169,7 +173,11 @@ def test_a_source_of_an_impossible_config_is_one_line(tmp_path: Path) -> None:
     for change in ({"norm_num_groups": 7}, {"act_fn": [1]}, {"cross_attention_dim": -1}):
         path.write_text(
             json.dumps(
-                {**catalog.ARCHITECTURES["tiny"], **change, "_class_name": "UNet2DConditionModel"}
+                {
+                    **architectures.ARCHITECTURES["tiny"],
+                    **change,
+                    "_class_name": "UNet2DConditionModel",
+                }
             )
         )
         with pytest.raises(CheckpointError):
@@ -273,7 +281,7 @@ def test_every_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
 def test_real_sizes_are_the_published_ones(name: str) -> None:
     """Parameters of CLIP ViT-L/14 text, OpenCLIP bigG text with its projection, and the VAE."""
     wanted = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
-    rows = catalog.STOCK_PARTS[name]
+    rows = architectures.STOCK_PARTS[name]
     for part, count in wanted.items():
         if part not in rows:
             continue

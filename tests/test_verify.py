@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtu_export import verify
+from mtu_export.bundle import metrics
 
 
 def test_psnr_is_the_published_formula() -> None:
     reference = np.array([1.0, -2.0, 4.0], np.float32)
     found = reference + np.array([0.1, -0.1, 0.1], np.float32)
-    assert verify.psnr(reference, found) == pytest.approx(20 * np.log10(4 / 0.1), abs=1e-4)
-    assert verify.psnr(reference, reference) == verify.CEILING_DB
-    assert verify.psnr(reference, found * np.nan) == -np.inf
-    assert verify.psnr(reference, found[:2]) == -np.inf
-    assert verify.psnr(np.zeros(3), np.ones(3)) == -np.inf
+    assert metrics.psnr(reference, found) == pytest.approx(20 * np.log10(4 / 0.1), abs=1e-4)
+    assert metrics.psnr(reference, reference) == metrics.CEILING_DB
+    assert metrics.psnr(reference, found * np.nan) == -np.inf
+    assert metrics.psnr(reference, found[:2]) == -np.inf
+    assert metrics.psnr(np.zeros(3), np.ones(3)) == -np.inf
 
 
-def _judge(found: np.ndarray, floor: float) -> verify.Verdict:
+def _judge(found: np.ndarray, floor: float) -> metrics.Verdict:
     reference = np.linspace(-1, 1, 50, dtype=np.float32)
-    return verify.judge(
+    return metrics.judge(
         [{"y": reference}, {"y": reference}],
         [{"y": reference}, {"y": found}],
         component="unet",
@@ -38,8 +38,8 @@ def test_the_worst_case_decides() -> None:
     assert passed.passed is True
     assert failed.passed is False
     assert passed.psnr_db == pytest.approx(60, abs=0.1)
-    assert "floor 70 dB" in str(verify.failure([passed, failed]))
-    assert verify.failure([passed]) is None
+    assert "floor 70 dB" in str(metrics.failure([passed, failed]))
+    assert metrics.failure([passed]) is None
 
 
 def test_nan_fails_with_a_reason() -> None:
@@ -50,6 +50,6 @@ def test_nan_fails_with_a_reason() -> None:
 
 
 def test_not_run_is_never_a_pass() -> None:
-    row = verify.not_run(component="unet", task="t", rung="r", floor_db=1, reason="no Mac")
+    row = metrics.not_run(component="unet", task="t", rung="r", floor_db=1, reason="no Mac")
     assert row.passed is None
-    assert verify.failure([row]) is None
+    assert metrics.failure([row]) is None

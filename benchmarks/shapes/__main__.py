@@ -20,8 +20,9 @@ from pathlib import Path
 from benchmarks.shapes import building, grids, guidance, pace, shipping, table
 from benchmarks.shapes.cases import TASKS
 from benchmarks.shapes.world import WORLDS
-from mtu_export import plot, report, training
-from mtu_export.console import Console
+from mtu_export import training
+from mtu_export.cli import plot, report
+from mtu_export.cli.console import Console
 from mtu_export.spec import Interrupted, MtuExportError
 
 CONFIGS = Path(__file__).parent / "configs"

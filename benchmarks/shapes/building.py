@@ -19,8 +19,8 @@ from benchmarks.shapes import checker, text, vae
 from benchmarks.shapes.cases import case
 from benchmarks.shapes.world import WORLDS, World, draw
 from mtu_export import checkpoint
-from mtu_export.catalog import STOCK_PARTS
-from mtu_export.tokenizer import of_source
+from mtu_export.bundle.tokenizer import of_source
+from mtu_export.testing.architectures import STOCK_PARTS
 
 VAE_DB, READ_SHARE, PROBE_SHARE = 33.0, 0.99, 0.99
 """Gates: held-out PSNR of the VAE, pictures read right, prompts' words read right."""

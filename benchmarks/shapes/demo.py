@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mtu_export.console import Console
+from mtu_export.cli.console import Console
 
 with Console().quiet():  # what toolchains print as they are imported
     from torch import Tensor
@@ -19,7 +19,7 @@ with Console().quiet():  # what toolchains print as they are imported
     from benchmarks.shapes.cases import inputs
     from benchmarks.shapes.world import WORLDS
     from mtu_export import checkpoint
-    from mtu_export.pictures import to_image
+    from mtu_export.bundle.images import to_image
 
 _TARGETS, _COUNT = ("onnx", "coreml", "executorch"), 4
 

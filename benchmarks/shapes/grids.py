@@ -13,7 +13,7 @@ from benchmarks.shapes import sampling, table
 from benchmarks.shapes.cases import TASKS, Case, inputs
 from benchmarks.shapes.shipping import SHIPPED
 from benchmarks.shapes.world import WORLDS, World, draw
-from mtu_export.pictures import to_image
+from mtu_export.bundle.images import to_image
 
 _CELL, _GAP, _WORDS, _HEAD = 96, 8, 250, 28
 _INK, _PAPER, _NONE = (30, 30, 30), (255, 255, 255), (225, 225, 225)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtu_export import training
-from mtu_export.console import Console
+from mtu_export.cli.console import Console
 from mtu_export.training import Recipe
 
 _SECONDS = 8.0

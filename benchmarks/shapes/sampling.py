@@ -19,7 +19,8 @@ from transformers import CLIPTextModel
 
 from benchmarks.shapes.cases import Case, inputs
 from benchmarks.shapes.world import World
-from mtu_export import generate, sampler, schedule, tokenizer
+from mtu_export.bundle import denoising, sampler, tokenizer
+from mtu_export.exporter import schedule
 from mtu_export.models import mtu
 from mtu_export.spec import Guidance, Task
 
@@ -90,7 +91,7 @@ def noise(parts: Parts, numbers: Sequence[int], side: int) -> np.ndarray:
     """The noise of cases [B, 4, h, w]."""
     factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
     shape = (1, 4, side // factor, side // factor)
-    return np.concatenate([generate.noise(shape, number) for number in numbers])
+    return np.concatenate([denoising.noise(shape, number) for number in numbers])
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from benchmarks.shapes.guidance import guided
 from benchmarks.shapes.world import WORLDS, fresh
-from mtu_export import anatomy, checkpoint
+from mtu_export import checkpoint
+from mtu_export.models import analysis
 from mtu_export.training import Recipe
 
 MODEL, SHIPPED = "mtu-n4", "shipped"
@@ -81,7 +82,7 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
     gates = read_gates(home)
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
     kept, every = fresh(WORLDS[size])
-    layers = anatomy.expert_weights(anatomy.read(home / SHIPPED)).values()
+    layers = analysis.expert_weights(analysis.read(home / SHIPPED)).values()
     mixes = [row for tasks in layers for row in tasks]
     mixed = [weight for row in mixes for weight in row]
     hours = {name: _hours(recipe) for name, recipe in recipes.items()}

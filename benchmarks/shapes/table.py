@@ -22,8 +22,9 @@ from benchmarks.shapes.cases import TASKS, Case, case, inputs
 from benchmarks.shapes.shipping import SHIPPED, gates_said, read_gates
 from benchmarks.shapes.stamps import PARTS, UNET
 from benchmarks.shapes.world import WORLDS, World, draw, is_fresh
-from mtu_export import bundle, generate
-from mtu_export.catalog import TASKS as TASK_PRESETS
+from mtu_export import bundle
+from mtu_export.bundle import denoising, runner
+from mtu_export.checkpoint.presets import TASKS as TASK_PRESETS
 from mtu_export.spec import Task
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -147,15 +148,15 @@ def artefact(folder: Path, world: World, task: str) -> Made:
     """Pictures of a bundle in its own runtime; case i has the noise of number i, as in PyTorch."""
 
     def made(cases: Sequence[Case]) -> Tensor:
-        loop, given, found = generate.loop(bundle.read(folder), task), inputs(world, cases), []
+        loop, given, found = runner.loop(bundle.read(folder), task), inputs(world, cases), []
         for number, one in enumerate(cases):
-            request = generate.Request(
+            request = denoising.Request(
                 prompt=one.prompt if loop.task.prompt is None else loop.task.prompt,
-                noise=generate.noise((1, *loop.latent), number),
+                noise=denoising.noise((1, *loop.latent), number),
                 steps=loop.task.steps,
                 image=None if given is None else given[number : number + 1].numpy(),
             )
-            _, picture = generate.picture(loop, request)
+            _, picture = runner.picture(loop, request)
             found.append(torch.from_numpy(picture).clamp(-1, 1))
         return torch.cat(found)
 

@@ -20,8 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from benchmarks.shapes.cases import Case, case, inputs
 from benchmarks.shapes.fitting import DEVICE, fit
 from benchmarks.shapes.world import World, draw
-from mtu_export import vocabulary
-from mtu_export.tokenizer import Tokenizer, of_source
+from mtu_export.bundle.tokenizer import Tokenizer, of_source
+from mtu_export.testing import vocabulary
 
 _SPOKEN = ("t2i", "edit", "inpaint")
 _MIX = (*["t2i"] * 5, "edit", "edit", "inpaint")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export.bundle.card import card, sharing
+from mtu_export.bundle.compatibility import check as check_wiring
+from mtu_export.bundle.compatibility import check_text
 from mtu_export.bundle.goldens import (
     CASES,
     CONSTANTS,
@@ -40,8 +42,6 @@ from mtu_export.bundle.schema import (
     check_task,
     typed,
 )
-from mtu_export.bundle.wiring import check as check_wiring
-from mtu_export.bundle.wiring import check_text
 from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict, shown
 
 __all__ = [

@@ -22,13 +22,7 @@ from mtu_export.bundle.schema import (
     TEXT,
     Types,
 )
-from mtu_export.spec import (
-    COMPONENTS,
-    CONDITIONING_CHANNELS,
-    GUIDANCE_SCALES,
-    HISTORY,
-    MOST_PASSES,
-)
+from mtu_export.spec import COMPONENTS, CONDITIONING_CHANNELS, GUIDANCE_SCALES, HISTORY, MOST_PASSES
 
 _WORDS = {str: "string", int: "integer", float: "number", bool: "boolean"} | {
     dict: "object",

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtu_export.spec import CheckpointError, ToolchainMissing
 
-EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "shapes"
+EMBEDDED = Path(__file__).parent / "embedded" / "shapes"
 _JSON_LIMIT = 64_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAID = ("*.json", "*.txt", "LICENSE*")

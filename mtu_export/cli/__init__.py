@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
 from mtu_export.cli import checkpoints, exports, reading, running, training
-from mtu_export.console import plain
+from mtu_export.cli.console import plain
 from mtu_export.spec import Interrupted, MtuExportError, PlanError, ResourceError, UnknownName
 
 _INTERRUPTED = 130

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from mtu_export.catalog import ARCHITECTURES, TASKS
-from mtu_export.cli.words import Force, Json, Verbose, print_json
-from mtu_export.console import Console, plain
+from mtu_export.checkpoint.presets import TASKS
+from mtu_export.cli.console import Console, plain
+from mtu_export.cli.options import Force, Json, Verbose, print_json
 from mtu_export.spec import PlanError, UnknownName
+from mtu_export.testing.architectures import ARCHITECTURES
 
 
 def upcycle(
@@ -49,8 +50,8 @@ def upcycle(
 
     Without a source: upcycle --arch tiny --random OUT
     """
-    from mtu_export import plan
-    from mtu_export.draft import CHECKPOINT, refuse_existing
+    from mtu_export.checkpoint import presets
+    from mtu_export.storage.draft import CHECKPOINT, refuse_existing
 
     if random and arch is None:
         raise PlanError(f"--random needs --arch: {', '.join(ARCHITECTURES)}")
@@ -69,12 +70,12 @@ def upcycle(
     if arch is not None and arch not in ARCHITECTURES:
         raise UnknownName("architecture", arch, list(ARCHITECTURES))
     words = task or (list(TASKS)[:4] if random else [])
-    plan.task_rows(words, ARCHITECTURES.get(arch or "", {}))
+    presets.task_rows(words, ARCHITECTURES.get(arch or "", {}))
     refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint
-        from mtu_export import upcycle as room
+        from mtu_export.authoring import upcycle as room
 
         if source is None:
             assert arch is not None
@@ -119,7 +120,7 @@ def adopt(
     verbose: Verbose = False,
 ) -> None:
     """Make an MTU checkpoint of weights in another layout: adopt WEIGHTS OUT --map MAP.json"""
-    from mtu_export.draft import CHECKPOINT, refuse_existing
+    from mtu_export.storage.draft import CHECKPOINT, refuse_existing
 
     if map_file is None:
         raise PlanError("adopt needs --map MAP.json; docs/adopt.md describes maps")
@@ -129,7 +130,7 @@ def adopt(
         refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("map"):
-        from mtu_export.adopt import survey, write
+        from mtu_export.authoring.adopt import survey, write
 
         found = survey(weights, map_file)
     if not dry_run:

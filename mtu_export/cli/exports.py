@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from mtu_export import targets
-from mtu_export.catalog import BAKED_STEPS, SCHEDULERS
-from mtu_export.cli.words import (
+from mtu_export.cli.console import Console, table, verdict_cells
+from mtu_export.cli.options import (
     PROOF_HEAD,
     Force,
     Json,
@@ -25,8 +25,8 @@ from mtu_export.cli.words import (
     part_sizes,
     print_json,
 )
-from mtu_export.console import Console, table, verdict_cells
 from mtu_export.spec import Interrupted, PlanError
+from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS
 
 _SCHEDULERS = [name for name in SCHEDULERS if name.islower()]
 _STEPS = ",".join(map(str, BAKED_STEPS))
@@ -86,12 +86,13 @@ def _export(
     verbose: Verbose = False,
     **options: Any,
 ) -> None:
-    from mtu_export import bundle, exporter, plan
+    from mtu_export import bundle, exporter
+    from mtu_export.exporter.options import resolve
 
     words = {scheme, *(n for n, flag in (("int8", int8), ("fp16", fp16)) if flag)} - {None}
     if len(words) > 1:
         raise PlanError(f"name one scheme, got {', '.join(sorted(map(str, words)))}")
-    resolved = plan.resolve(
+    resolved = resolve(
         target=target,
         model=model,
         task=task,
@@ -194,9 +195,10 @@ def diffusers(
     verbose: Verbose = False,
 ) -> None:
     """Fold one task and save it as a stock diffusers UNet2DConditionModel folder."""
-    from mtu_export import exporter, plan
+    from mtu_export import exporter
+    from mtu_export.exporter.options import FOLD_ONLY, resolve
 
-    resolved = plan.resolve(target=plan.FOLD_ONLY, model=model, task=task, out=output, force=force)
+    resolved = resolve(target=FOLD_ONLY, model=model, task=task, out=output, force=force)
     console = Console(verbose=verbose)
     with console.quiet():
         found = exporter.save_folded(resolved, console.stage)

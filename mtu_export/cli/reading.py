@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtu_export.cli.words import PROOF_HEAD, Force, Json, MinPsnr, Verbose, part_sizes, print_json
-from mtu_export.console import Console, table, verdict_cells
+from mtu_export.cli.console import Console, table, verdict_cells
+from mtu_export.cli.options import PROOF_HEAD, Force, Json, MinPsnr, Verbose, part_sizes, print_json
 from mtu_export.spec import PlanError, Verdict
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ def verify(
 
     The rung of the fold needs the checkpoint: it is shown as the export recorded it.
     """
-    from mtu_export import bundle, exporter, plan
-    from mtu_export import verify as room
+    from mtu_export import bundle, exporter
+    from mtu_export.bundle import metrics as room
+    from mtu_export.exporter import options
 
-    plan.check_floor(min_psnr)
+    options.check_floor(min_psnr)
     console = Console(verbose=verbose)
     found: list[tuple[Any, list[Verdict]]] = []
     for folder in bundles:
@@ -109,7 +110,8 @@ def inspect_(
 
     Of a checkpoint: tasks, parameters, FLOPs and the expert weights of each layer and task.
     """
-    from mtu_export import bundle, checkpoint, plot, report
+    from mtu_export import bundle, checkpoint
+    from mtu_export.cli import plot, report
 
     asked = {"--against": against, "--plot": picture, "--height": height, "--width": width}
     source = checkpoint.locate(path)
@@ -148,7 +150,7 @@ def inspect_(
 
 def list_(as_json: Json = False) -> None:
     """List targets, schemes, model families and task presets."""
-    from mtu_export import report
+    from mtu_export.cli import report
 
     found = report.names()
     print_json(found) if as_json else report.show(found)
@@ -156,7 +158,7 @@ def list_(as_json: Json = False) -> None:
 
 def doctor(as_json: Json = False) -> None:
     """Compare the packages found with the versions that were tried together."""
-    from mtu_export import report
+    from mtu_export.cli import report
 
     found = report.packages()
     if as_json:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtu_export.cli.words import Force, Json, Verbose, print_json
-from mtu_export.console import Console
+from mtu_export.cli.console import Console
+from mtu_export.cli.options import Force, Json, Verbose, print_json
 from mtu_export.spec import Guidance, Interrupted, OutputExists, PlanError, ResourceError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mtu_export.generate import Loop, Request
+    from mtu_export.bundle.denoising import Request
+    from mtu_export.bundle.runner import Loop
 
 _SHOWN = 80
 """Letters of a prompt that a warning repeats."""
@@ -60,16 +61,17 @@ def run(
     """
     import time
 
-    from mtu_export import bundle, generate, pictures
+    from mtu_export import bundle
+    from mtu_export.bundle import images, runner
 
-    pictures.check_suffix(output)
+    images.check_suffix(output)
     _check_place(output, force)
     if save_every is not None and save_every < 1:
         raise PlanError(f"--save-every must be 1 or more, got {save_every}")
     console = Console(verbose=verbose)
     with console.quiet():
         with console.stage(f"read {folder}"):
-            found = generate.loop(bundle.read(folder), task)
+            found = runner.loop(bundle.read(folder), task)
         given = _noise(found, seed, noise)
         request = _request(found, prompt, image, mask, steps, given, console.warn)
         request = replace(
@@ -77,7 +79,7 @@ def run(
         )
         if found.slow is not None:
             console.warn(found.slow)
-        lost = generate.cut(found, request.prompt)
+        lost = runner.cut(found, request.prompt)
         if lost:
             said = repr(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
             console.warn(f"the prompt is longer than the text encoder reads; cut: {said}")
@@ -92,11 +94,11 @@ def run(
                 def progress(number: int, count: int, latent: np.ndarray) -> None:
                     advance(number, count)
                     if number in paths:
-                        pictures.save(generate.preview(found, latent), paths[number])
+                        images.save(runner.preview(found, latent), paths[number])
                         written.append(paths[number])
 
-                latents, made = generate.picture(found, request, progress)
-            pictures.save(made, output)
+                latents, made = runner.picture(found, request, progress)
+            images.save(made, output)
         except KeyboardInterrupt:
             if not written:
                 raise
@@ -125,7 +127,7 @@ def _request(
     warn: Callable[[str], None],
 ) -> Request:
     """The request of the words; refuses what the task needs and lacks, or does not take."""
-    from mtu_export import generate, pictures
+    from mtu_export.bundle import denoising, images
 
     task = found.task
     kinds = {entry.kind for entry in task.conditioning}
@@ -140,21 +142,21 @@ def _request(
     if task.prompt is not None and prompt is not None:
         raise PlanError(f"task {task.name!r} has a prompt of its own, {task.prompt!r}")
     height, width = found.size
-    picture = None if image is None else pictures.read(image)
-    stencil = None if mask is None else pictures.read(mask)
+    picture = None if image is None else images.read(image)
+    stencil = None if mask is None else images.read(mask)
     if picture is not None and stencil is not None:
-        sizes = [pictures.upright_size(row) for row in (picture, stencil)]
-        if not pictures.same_shape(*sizes):
+        sizes = [images.upright_size(row) for row in (picture, stencil)]
+        if not images.same_shape(*sizes):
             warn(
                 f"the image has {sizes[0][0]} x {sizes[0][1]} pixels, the mask {sizes[1][0]} x "
                 f"{sizes[1][1]}: each is cut to fit on its own, so they do not lie on one another"
             )
-    return generate.Request(
+    return denoising.Request(
         prompt=prompt if prompt is not None else "",
         noise=noise,
         steps=task.steps if steps is None else steps,
-        image=None if picture is None else pictures.fit(picture, width, height, found.filter),
-        mask=None if stencil is None else pictures.fit_mask(stencil, width, height),
+        image=None if picture is None else images.fit(picture, width, height, found.filter),
+        mask=None if stencil is None else images.fit_mask(stencil, width, height),
     )
 
 
@@ -162,7 +164,7 @@ def _noise(found: Loop, seed: int | None, path: Path | None) -> np.ndarray:
     """Normal noise [1, C, h, w] of a seed or of a ``.npy`` file."""
     import numpy as np
 
-    from mtu_export import generate
+    from mtu_export.bundle import denoising
 
     if seed is not None and path is not None:
         raise PlanError("--noise FILE is the noise itself; give no --seed")
@@ -170,7 +172,7 @@ def _noise(found: Loop, seed: int | None, path: Path | None) -> np.ndarray:
         raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
     shape = (1, *found.latent)
     if path is None:
-        return generate.noise(shape, seed or 0)
+        return denoising.noise(shape, seed or 0)
     name = f"--noise {str(path)[:200]}"
     try:
         if path.exists() and not path.is_file():

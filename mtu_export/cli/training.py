@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mtu_export.cli.words import Force, Verbose
-from mtu_export.console import Console, table
+from mtu_export.cli.console import Console, table
+from mtu_export.cli.options import Force, Verbose
 from mtu_export.spec import PlanError
 
 

@@ -16,10 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtu_export import budget, bundle, checkpoint, manifest, targets
+from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle
-from mtu_export.draft import BUNDLE, FOLDED, draft, tidy
-from mtu_export.exporter import joints, resume
+from mtu_export.exporter import budget, compatibility, manifest, resume
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -30,11 +29,12 @@ from mtu_export.spec import (
     Unsupported,
     Verdict,
 )
+from mtu_export.storage.draft import BUNDLE, FOLDED, draft, tidy
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
     from mtu_export.exporter.reference import Reference
-    from mtu_export.lora import Lora
+    from mtu_export.models.lora import Lora
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """Called with the name of each stage; entered for as long as it takes."""
@@ -55,11 +55,12 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     if plan.resume and (found := _finished(plan)) is not None:
         return found
     budget.check(plan)
-    joints.check(plan, _order(plan))
+    compatibility.check(plan, _order(plan))
     with watch("import PyTorch"):
-        from mtu_export import generate, lora, schedule
-        from mtu_export.exporter import component, proving
+        from mtu_export.bundle import denoising, verification
+        from mtu_export.exporter import component, schedule
         from mtu_export.exporter.reference import Reference
+        from mtu_export.models import lora
     with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
         scheduler = schedule.load(plan.checkpoint, plan.scheduler)
         tables = schedule.tables(scheduler, plan.steps)
@@ -94,7 +95,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
                 with watch(f"{name}: taken from the export before"):
                     one, given = done
                     for reference in references:
-                        reference.arrays |= generate.named(given, f"{reference.task.name}/")
+                        reference.arrays |= denoising.named(given, f"{reference.task.name}/")
             parts += [] if one is None else [one]
         said = manifest.describe(plan, identity, [one.row for one in parts])
         said["source"] |= {"loras": lora.identity(loras, order), "fingerprint": mark}
@@ -103,8 +104,8 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         for reference in (row for row in references if row.golden()):
             of_task = f" of {reference.task.name}" if len(references) > 1 else ""
             with watch(f"verify the loop{of_task}"):
-                ladder += proving.loop(bundle.read(folder), reference.task)
-            proving.refuse_failure(ladder, _CHAOS if _coded(plan) else None)
+                ladder += verification.loop(bundle.read(folder), reference.task)
+            verification.refuse_failure(ladder, _CHAOS if _coded(plan) else None)
         if resume.stamps(plan) != before:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
         said["proof"] = [asdict(row) for row in ladder]
@@ -144,7 +145,7 @@ def _order(plan: Plan) -> list[str]:
 
 def _loras(plan: Plan) -> list[tuple[Lora, float]]:
     """The plan's LoRAs, read; refuses one that has layers for nothing that is exported."""
-    from mtu_export import lora
+    from mtu_export.models import lora
 
     found, order = [], _order(plan)
     for word in plan.loras:
@@ -168,7 +169,7 @@ def _write_rest(
     parts: Sequence[Made],
 ) -> None:
     """Write what belongs to a bundle beside its parts, and say so in its manifest."""
-    from mtu_export import tokenizer
+    from mtu_export.bundle import tokenizer
 
     files, words, constants = [bundle.GOLDENS], {}, {}
     cases = {f"{one.component}/{task}": rows for one in parts for task, rows in one.cases.items()}
@@ -223,14 +224,15 @@ def _text(reference: Reference, parts: Sequence[Made]) -> dict[str, list[dict[st
 
 def _refuse(plan: Plan, one: Made, loras: Sequence[tuple[Lora, float]], watch: Watch) -> None:
     """Raise ``ParityError``; for integer weights of the UNet with the layers that cost most."""
-    from mtu_export.exporter import proving
+    from mtu_export.bundle import verification
+    from mtu_export.exporter import sensitivity
 
     more = None
     if one.component == "unet" and _coded(plan):
         failed = next(verdict.task for verdict in one.proof if verdict.passed is False)
         with watch("measure what each layer loses"):
-            more = proving.losses(plan, failed, one.cost, loras)
-    proving.refuse_failure(one.proof, more)
+            more = sensitivity.losses(plan, failed, one.cost, loras)
+    verification.refuse_failure(one.proof, more)
 
 
 _CHAOS = (
@@ -245,7 +247,8 @@ def _coded(plan: Plan) -> bool:
 
 def _check_overrides(plan: Plan) -> None:
     """Refuse, before any work, an override that matches no layer of what will be quantised."""
-    from mtu_export import models, quantize, rewrite
+    from mtu_export import models
+    from mtu_export.graph import quantize, rewrite
 
     if isinstance(plan.scheme.weights, IntWeights) and "unet" in plan.components:
         found = checkpoint.headers(plan.checkpoint / "unet")
@@ -257,9 +260,9 @@ def _check_overrides(plan: Plan) -> None:
 
 def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
     """Run a bundle against its goldens: :func:`proving.check`."""
-    from mtu_export.exporter import proving
+    from mtu_export.bundle import verification
 
-    return proving.check(found, floor_db, runner)
+    return verification.check(found, floor_db, runner)
 
 
 def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
@@ -269,7 +272,8 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
     """
     with draft(plan.out, force=plan.force, mark=FOLDED, sources=[plan.checkpoint]) as folder:
         with watch("import PyTorch"):
-            from mtu_export import models, quantize
+            from mtu_export import models
+            from mtu_export.graph import quantize
         with watch("load checkpoint"):
             family = models.load(plan.family)
             pipeline = family.load(plan.checkpoint)

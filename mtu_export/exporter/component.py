@@ -9,22 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtu_export import (
-    capture,
-    generate,
-    lora,
-    manifest,
-    models,
-    quantize,
-    rewrite,
-    seeded,
-    targets,
-)
-from mtu_export.exporter import proving
+from mtu_export import models, targets
+from mtu_export.bundle import denoising, verification
+from mtu_export.checkpoint.layout import needed
+from mtu_export.exporter import golden_inputs, manifest
 from mtu_export.exporter.reference import Reference
-from mtu_export.models import stock
-from mtu_export.models.blocks import Graph
-from mtu_export.plan import needed
+from mtu_export.graph import capture, quantize, rewrite
+from mtu_export.graph.capture import Graph
+from mtu_export.models import lora, stock
 from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
 
 Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
@@ -96,7 +88,7 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
         of_task = f" of {task.name}" if several else ""
         with job.stage(f"run live-router model{of_task}"):
             graph = family.graph(live, plan, task)
-            given = seeded.goldens(graph.inputs, task, plan, reference.known)
+            given = golden_inputs.goldens(graph.inputs, task, plan, reference.known)
             cases[task.name] = list(zip(given, capture.run(graph, given), strict=True))
         if reference.whole:
             count = len(reference.schedule.passes)
@@ -116,8 +108,8 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
             task = reference.task
             given, wanted = zip(*cases[task.name], strict=True)
             found = capture.run(graphs[task.name], given)
-            proof.append(proving.folded(wanted, found, task))
-            proving.refuse_failure(proof)
+            proof.append(verification.folded(wanted, found, task))
+            verification.refuse_failure(proof)
     return _capture(job, graphs, modules, cases, proof, cost)
 
 
@@ -145,9 +137,9 @@ def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
             make = stock.vae_encoder_graph if encodes else stock.vae_decoder_graph
             graph = make(vae, plan.height, plan.width)
             name, shape = graph.inputs[0].name, graph.inputs[0].shape
-            values = seeded.pictures((plan.height, plan.width), plan.seed)
+            values = golden_inputs.pictures((plan.height, plan.width), plan.seed)
             if not encodes:
-                values = [generate.noise(shape, plan.seed + i) for i in range(len(values))]
+                values = [denoising.noise(shape, plan.seed + i) for i in range(len(values))]
             cases = [{name: value} for value in values]
             wanted = capture.run(graph, cases)
             for row in users:
@@ -208,9 +200,9 @@ def _lower(job: Job, captured: _Captured) -> Made:
     with job.stage("verify"):
         for task, pairs in captured.cases.items():
             cases[task] = _renamed(row, pairs)
-            proof = [*proof, *proving.part(plan, row, job.folder, task, cases[task])]
+            proof = [*proof, *verification.part(plan, row, job.folder, task, cases[task])]
         if all(verdict.passed is not False for verdict in proof):
-            row = {**row, **proving.witness(plan, row, job.folder, cases)}
+            row = {**row, **verification.witness(plan, row, job.folder, cases)}
     return Made(
         component=job.component, row=row, proof=tuple(proof), cases=cases, cost=captured.cost
     )

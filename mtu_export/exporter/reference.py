@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from mtu_export import capture, checkpoint, generate, sampler, seeded, tokenizer
-from mtu_export.manifest import scaling_factor
-from mtu_export.models.blocks import Graph
-from mtu_export.plan import needed
+from mtu_export import checkpoint
+from mtu_export.bundle import denoising, sampler, tokenizer
+from mtu_export.checkpoint.layout import needed
+from mtu_export.exporter import golden_inputs
+from mtu_export.exporter.manifest import scaling_factor
+from mtu_export.graph import capture
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import Arrays, Plan, Schedule, Session, Task
 
 PROMPT = "make the red circle blue"
@@ -40,15 +43,15 @@ class Reference:
         self.arrays: dict[str, np.ndarray] = {}
         self.request = self._request()
 
-    def _request(self) -> generate.Request:
+    def _request(self) -> denoising.Request:
         plan, kinds = self.plan, {entry.kind for entry in self.task.conditioning}
         size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
-        return generate.Request(
+        return denoising.Request(
             prompt=PROMPT if self.task.prompt is None else self.task.prompt,
-            noise=generate.noise(shape, plan.seed),
+            noise=denoising.noise(shape, plan.seed),
             steps=self.steps,
-            image=seeded.pictures(size, plan.seed)[0] if kinds - {"mask"} else None,
-            mask=seeded.mask(size) if any("mask" in kind for kind in kinds) else None,
+            image=golden_inputs.pictures(size, plan.seed)[0] if kinds - {"mask"} else None,
+            mask=golden_inputs.mask(size) if any("mask" in kind for kind in kinds) else None,
         )
 
     # ------------------------------------------------------------------------------- text
@@ -118,7 +121,7 @@ class Reference:
         self._take_channels(encode)
 
     def _take_channels(self, encode: Any) -> None:
-        full, without = generate.conditioning(
+        full, without = denoising.conditioning(
             self.task, self.request, encode, scaling_factor(self.plan), self.plan.latent_size
         )
         self.arrays |= {"channels": full, "without": without}
@@ -130,18 +133,18 @@ class Reference:
         if "channels" not in self.arrays:
             self._take_channels(None)
         channels = self.arrays["channels"], self.arrays["without"]
-        sizes = generate.named(self.constants(), "sizes/")
-        empty = generate.named(self.constants(), "empty/")
+        sizes = denoising.named(self.constants(), "sizes/")
+        empty = denoising.named(self.constants(), "empty/")
         words = ({**self.words(0), **sizes}, {**empty, **sizes})
         guidance = self.task.guidance
-        denoise = generate.denoiser(_session(graph), graph.inputs, guidance, words, channels)
+        denoise = denoising.denoiser(_session(graph), graph.inputs, guidance, words, channels)
         found = sampler.latents(self.schedule, self.request.noise, denoise)
         self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
 
     def take_decoder(self, graph: Graph) -> None:
         """Keep the picture of the last latent."""
         if self.last is not None:
-            self.arrays["image"] = generate.decode(
+            self.arrays["image"] = denoising.decode(
                 _session(graph), graph.inputs[0], self.last, scaling_factor(self.plan)
             )
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mtu_export
-from mtu_export import bundle, checkpoint, manifest
-from mtu_export.draft import SCRATCH
+from mtu_export import bundle, checkpoint
+from mtu_export.exporter import manifest
 from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
+from mtu_export.storage.draft import SCRATCH
 
 if TYPE_CHECKING:
     from mtu_export.exporter.component import Made
@@ -70,7 +71,7 @@ def _read_too(plan: Plan) -> dict[str, Path]:
 
 
 def _lora_files(word: str) -> list[Path]:
-    from mtu_export import lora
+    from mtu_export.models import lora
 
     path, _ = lora.parse(word)
     config = lora.config_beside(path)

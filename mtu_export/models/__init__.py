@@ -8,7 +8,7 @@ from typing import cast
 
 from mtu_export.spec import Family, UnknownName
 
-_SHARED = ("__init__", "blocks", "experts", "stock")
+_SHARED = ("__init__", "analysis", "experts", "stock", "unet")
 
 
 def names() -> tuple[str, ...]:

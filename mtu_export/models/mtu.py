@@ -19,8 +19,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from mtu_export import checkpoint, fold
-from mtu_export.models.blocks import Graph, describing_a_unet, dry_run, unet_graph
+from mtu_export import checkpoint
+from mtu_export.graph import fold
+from mtu_export.graph.capture import Graph
 from mtu_export.models.experts import (
     ActiveTask,
     Expert,
@@ -31,6 +32,7 @@ from mtu_export.models.experts import (
     shares,
     transformer_blocks,
 )
+from mtu_export.models.unet import describing_a_unet, dry_run, unet_graph
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from mtu_export import checkpoint
-from mtu_export.models.blocks import TEXT_TOKENS, Graph
+from mtu_export.graph.capture import Graph
+from mtu_export.models.unet import TEXT_TOKENS
 from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec, shown
 
 TEXT_CLASSES: Mapping[str, type] = {

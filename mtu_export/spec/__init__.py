@@ -36,13 +36,7 @@ from mtu_export.spec.plan import (
     TensorSpec,
     Verdict,
 )
-from mtu_export.spec.protocols import (
-    Family,
-    Runtime,
-    Session,
-    Target,
-    Witness,
-)
+from mtu_export.spec.protocols import Family, Runtime, Session, Target, Witness
 from mtu_export.spec.scheme import (
     FloatWeights,
     Granularity,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mtu_export import pictures
+from mtu_export.bundle import images
 from mtu_export.spec import MtuExportError, PlanError, shown
 
 if TYPE_CHECKING:
@@ -141,21 +141,21 @@ class Folder:
         import torch
 
         row = self.rows[index]
-        image = pictures.read(self.folder / row["file_name"])
-        size = pictures.upright_size(image)
+        image = images.read(self.folder / row["file_name"])
+        size = images.upright_size(image)
         found: dict[str, Tensor] = {}
         for key in ("condition", "mask"):
             if key not in row:
                 continue
-            other = pictures.read(self.folder / row[key])
-            if not pictures.same_shape(size, pictures.upright_size(other)):
+            other = images.read(self.folder / row[key])
+            if not images.same_shape(size, images.upright_size(other)):
                 raise PlanError(
                     f"{self.folder / METADATA}: line {index + 1}: {key} {row[key]!r} has another "
                     f"shape than {row['file_name']!r}"
                 )
-            cut = pictures.fit if key == "condition" else pictures.fit_mask
+            cut = images.fit if key == "condition" else images.fit_mask
             found[key] = torch.from_numpy(cut(other, self.width, self.height)[0])
-        pixels = pictures.fit(image, self.width, self.height)[0]
+        pixels = images.fit(image, self.width, self.height)[0]
         return Sample(
             task=row["task"], prompt=row.get("text", ""), image=torch.from_numpy(pixels), **found
         )

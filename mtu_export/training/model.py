@@ -14,12 +14,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from mtu_export import checkpoint, models, parts, plan, upcycle
-from mtu_export.catalog import SD_DEFAULT
-from mtu_export.draft import CHECKPOINT, Mark, draft
+from mtu_export import checkpoint, models
+from mtu_export.authoring import upcycle
+from mtu_export.checkpoint import pipeline_files, presets
 from mtu_export.models import mtu
-from mtu_export.models.blocks import describing_a_unet
+from mtu_export.models.unet import describing_a_unet
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
+from mtu_export.spec.catalog import SD_DEFAULT
+from mtu_export.storage.draft import CHECKPOINT, Mark, draft
 from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import newest, refuse_other
 
@@ -85,7 +87,7 @@ def find(recipe: Recipe) -> Model:
     config = {**checkpoint.STOCK_DEFAULTS, **config}
     if not recipe.tasks:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
-    rows = plan.task_rows(recipe.tasks, config)
+    rows = presets.task_rows(recipe.tasks, config)
     if recipe.upcycle is not None:
         return Model(folder=folder, config=config, tasks=tuple(rows), multi=True)
     if len(rows) > 1 or recipe.train != "all":
@@ -255,7 +257,7 @@ def write(
 
     home = found.folder
     whole = (home / "model_index.json").is_file()
-    index = parts.read(home) if whole else {}
+    index = pipeline_files.read(home) if whole else {}
     with draft(out, force=force, mark=found.mark, sources=[home]) as folder:
         config = dict(found.config)
         if not found.multi:
@@ -263,9 +265,9 @@ def write(
             config = {**stock, DENSE.key: DENSE.value}
         checkpoint.write(folder / "unet", config, rows())
         if whole:
-            parts.copy(home, folder, index)
+            pipeline_files.copy(home, folder, index)
         if found.multi:
-            parts.write_index(folder, index)
+            pipeline_files.write_index(folder, index)
         elif whole:
             said = checkpoint.read_json(home / "model_index.json")
             row = {**said, "unet": ["diffusers", checkpoint.CLASS_SUFFIX]}

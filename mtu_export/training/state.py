@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from mtu_export import checkpoint
-from mtu_export.draft import system_error
 from mtu_export.spec import CheckpointError, PlanError, ResourceError, shown
+from mtu_export.storage.draft import system_error
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{8})")

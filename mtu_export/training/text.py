@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtu_export import checkpoint, tokenizer
+from mtu_export import checkpoint
+from mtu_export.bundle import tokenizer
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError
 

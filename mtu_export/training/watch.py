@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 class Console(Protocol):
-    """What of ``mtu_export.console.Console`` a run uses."""
+    """What of ``mtu_export.cli.console.Console`` a run uses."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Show a stage while it runs."""

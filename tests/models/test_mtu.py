@@ -15,23 +15,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mtu_export import (
-    MTUUNet2DConditionModel,
-    catalog,
-    checkpoint,
-    exporter,
-    plan,
-    random_parts,
-    upcycle,
-)
+from mtu_export import MTUUNet2DConditionModel, checkpoint, exporter
+from mtu_export.authoring import upcycle
+from mtu_export.bundle.metrics import psnr
+from mtu_export.checkpoint import presets
+from mtu_export.exporter import options
 from mtu_export.models import mtu
 from mtu_export.models.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, NotFoldable, UnknownName
-from mtu_export.verify import psnr
+from mtu_export.testing import architectures, random_parts
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SD2 = {
-    **catalog.ARCHITECTURES["tiny"],
+    **architectures.ARCHITECTURES["tiny"],
     "use_linear_projection": True,
     "attention_head_dim": [2, 4],
     "upcast_attention": True,
@@ -190,7 +186,7 @@ def test_keys_with_stock_defaults_may_be_left_out(tiny: Path, tmp_path: Path) ->
     for key in ("in_channels", "out_channels"):
         del config[key]
     path.write_text(json.dumps(config))
-    resolved = plan.resolve(target="onnx", model=folder, task="edit")
+    resolved = options.resolve(target="onnx", model=folder, task="edit")
     pipeline = mtu.load(folder)
     graph = mtu.graph(pipeline.components["unet"], resolved, resolved.tasks[0])
     assert graph.inputs[0].shape == (1, 8, 16, 16)
@@ -199,7 +195,7 @@ def test_keys_with_stock_defaults_may_be_left_out(tiny: Path, tmp_path: Path) ->
 def test_a_newer_format_is_refused_before_its_keys(tiny: Path, tmp_path: Path) -> None:
     folder = edit_config(tiny, tmp_path / "new", mtu_format=2, tasks=[{"new_key": 1}], foo=1)
     with pytest.raises(CheckpointError, match="mtu_format 2 needs a newer"):
-        plan.resolve(target="onnx", model=folder, task="edit")
+        options.resolve(target="onnx", model=folder, task="edit")
 
 
 # -------------------------------------------------------------------------------------- the fold
@@ -285,7 +281,7 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
 
 
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    config = upcycle._config(SD2, plan.task_rows(["edit"], SD2), 4, (8, 8), "replace")
+    config = upcycle._config(SD2, presets.task_rows(["edit"], SD2), 4, (8, 8), "replace")
     shapes = upcycle._shapes(config)
     rows = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
     checkpoint.write(tmp_path / "sd2" / "unet", config, rows)
@@ -326,7 +322,7 @@ with torch.no_grad():
 
 
 def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> None:
-    resolved = plan.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
+    resolved = options.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
     exporter.save_folded(resolved)
     unet = load(tiny)
     given = inputs(unet, "edit")

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from mtu_export import capture
+from mtu_export.bundle.metrics import psnr
+from mtu_export.graph import capture
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError, MissingWeights
-from mtu_export.verify import psnr
 
 TEXT: dict[str, Any] = {
     "vocab_size": 120,

@@ -25,7 +25,8 @@ def _refused(error: Exception) -> str:
 
 
 def _inspect(folder: Path) -> None:
-    from mtu_export import bundle, checkpoint, report
+    from mtu_export import bundle, checkpoint
+    from mtu_export.cli import report
 
     if (folder / bundle.MANIFEST).is_file():
         found = report.of_bundle(bundle.read(folder))
@@ -43,7 +44,8 @@ def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[st
     ``whole`` is an ONNX export in float32 with its proof, else the fold alone. Returns the
     class of the error, or ``CORRECT``, and the message. Raises ``Unexpected``.
     """
-    from mtu_export import exporter, plan
+    from mtu_export import exporter
+    from mtu_export.exporter import options
     from mtu_export.spec import MtuExportError
 
     with contextlib.suppress(MtuExportError):
@@ -51,7 +53,7 @@ def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[st
     target = "onnx" if whole else "diffusers"
     try:
         parts = ["unet"] if whole else ()
-        made = plan.resolve(
+        made = options.resolve(
             target=target,
             model=folder,
             task=task,
@@ -60,7 +62,7 @@ def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[st
             out=home / "out",
         )
         if max(made.height, made.width) > 256:  # a large latent is legal, and slow
-            made = plan.resolve(
+            made = options.resolve(
                 target=target,
                 model=folder,
                 task=task,
@@ -102,14 +104,15 @@ def _open_folded(folder: Path) -> str:
 
 def attempt_bundle(folder: Path) -> tuple[str, str]:
     """Inspect and verify a mutated bundle; as :func:`attempt`, with ``VERIFIED``."""
-    from mtu_export import bundle, exporter, verify
+    from mtu_export import bundle, exporter
+    from mtu_export.bundle import metrics
     from mtu_export.spec import MtuExportError, ParityError
 
     before = sorted(folder.rglob("*"))
     with contextlib.suppress(MtuExportError):
         _inspect(folder)
     try:
-        failed = verify.failure(exporter.check(bundle.read(folder)))
+        failed = metrics.failure(exporter.check(bundle.read(folder)))
         if failed is not None:
             raise ParityError(failed)
     except MtuExportError as error:

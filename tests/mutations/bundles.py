@@ -12,12 +12,13 @@ from tests.mutations.values import ODD
 
 def make_bundle(home: Path, checkpoint: Path) -> Path:
     """A valid int8 ONNX bundle below ``home``."""
-    from mtu_export import exporter, plan
+    from mtu_export import exporter
+    from mtu_export.exporter import options
 
     out = home / "edit-onnx-int8"
     if not out.is_dir():
         words = {"target": "onnx", "task": "edit", "scheme": "int8", "out": out}
-        exporter.export(plan.resolve(model=checkpoint, height=64, width=64, **words))  # type: ignore[arg-type]
+        exporter.export(options.resolve(model=checkpoint, height=64, width=64, **words))  # type: ignore[arg-type]
     return out
 
 

@@ -26,7 +26,9 @@ SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1}
 
 def make_base(home: Path, name: str) -> Path:
     """The valid checkpoint ``name`` of ``BASES`` below ``home``; made once."""
-    from mtu_export import checkpoint, parts, upcycle
+    from mtu_export import checkpoint
+    from mtu_export.authoring import upcycle
+    from mtu_export.checkpoint import pipeline_files
 
     folder, draft = home / name, home / f"{name}.new"
     if folder.is_dir():
@@ -35,7 +37,7 @@ def make_base(home: Path, name: str) -> Path:
     upcycle.write_random(name.removesuffix("-sharded"), draft, tasks=TASKS)
     for part in [path for path in draft.iterdir() if path.is_dir() and path.name != "unet"]:
         shutil.rmtree(part)
-    parts.write_index(draft, {})
+    pipeline_files.write_index(draft, {})
     if name.endswith("-sharded"):
         whole = draft / "whole"
         (draft / "unet").rename(whole)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtu_export import capture, plan, quantize
-from mtu_export.models.blocks import Graph
+from mtu_export.exporter.options import resolve
+from mtu_export.graph import capture, quantize
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import Arrays, Plan, Program, TensorSpec
 
 SPEC = TensorSpec(name="sample", shape=(1, 4, 8, 8))
@@ -43,9 +44,7 @@ def mini(tiny: Path) -> MakeMini:
     """Program, plan, cases, float outputs and the quantised module of one target and scheme."""
 
     def make(target: str, scheme: str, dead: bool = False, **options: object):
-        resolved = plan.resolve(
-            target=target, model=tiny, task="t2i", scheme=scheme, options=options
-        )
+        resolved = resolve(target=target, model=tiny, task="t2i", scheme=scheme, options=options)
         random = np.random.default_rng(0)
         cases = tuple({"sample": random.standard_normal(SPEC.shape, np.float32)} for _ in range(4))
         graph = Graph(module=Mini(dead).eval(), inputs=(SPEC,), outputs=(OUT,))

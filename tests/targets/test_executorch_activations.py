@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from mtu_export import capture, quantize, targets
-from mtu_export.catalog import SCHEMES
-from mtu_export.models.blocks import Graph
+from mtu_export import targets
+from mtu_export.bundle.metrics import psnr
+from mtu_export.graph import capture, quantize
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import Arrays, Session, TensorSpec
+from mtu_export.spec.catalog import SCHEMES
 from mtu_export.targets.executorch import lowering
 from mtu_export.targets.executorch.activations import make_int8
-from mtu_export.verify import psnr
 
 executorch = targets.load("executorch")
 IN = TensorSpec(name="sample", shape=(1, 8, 12, 16))

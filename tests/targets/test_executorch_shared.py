@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from mtu_export import capture, plan, quantize, targets
-from mtu_export.models.blocks import GatedLinear, Graph, bake
+from mtu_export import targets
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
+from mtu_export.graph import capture, quantize
+from mtu_export.graph.capture import Graph
+from mtu_export.graph.gated import GatedLinear, bake
 from mtu_export.spec import Arrays, BundleError, Plan, Program, TensorSpec
-from mtu_export.verify import psnr
 
 executorch = targets.load("executorch")
 CHANNELS = {"t2i": 4, "edit": 8, "inpaint": 9}
@@ -82,7 +85,9 @@ def lowered(
     found: dict[str, Any] = {"scheme": request.param}
     for key in ("all", ALONE):
         tasks = list(CHANNELS) if key == "all" else [key]
-        resolved = plan.resolve(target="executorch", model=tiny, task=tasks, scheme=request.param)
+        resolved = options.resolve(
+            target="executorch", model=tiny, task=tasks, scheme=request.param
+        )
         made, wanted = program(tasks, resolved)
         folder = tmp_path_factory.mktemp(key)
         result = executorch.lower(made, resolved, folder, {"name": key})

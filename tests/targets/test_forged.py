@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mtu_export import bundle, exporter, plan
+from mtu_export import bundle, exporter
 from mtu_export.bundle import Bundle
+from mtu_export.exporter import options
 from mtu_export.spec import BundleError
 from mtu_export.targets.coreml import package
 
@@ -22,7 +23,7 @@ Change = Callable[[dict[str, Any]], None]
 
 def export(folder: Path, out: Path, target: str) -> Bundle:
     words: Any = {"target": target, "model": folder, "scheme": "int8", "components": ["unet"]}
-    return exporter.export(plan.resolve(**words, task=TWO, out=out))
+    return exporter.export(options.resolve(**words, task=TWO, out=out))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import bundle, exporter, plan, verify
-from mtu_export.bundle import Bundle
-from mtu_export.exporter import proving
+from mtu_export import bundle, exporter
+from mtu_export.bundle import Bundle, metrics, verification
+from mtu_export.exporter import options
 from mtu_export.spec import ParityError, ToolchainError, UnknownName
 from mtu_export.targets import coreml
 from mtu_export.targets.coreml import mil, native, package
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 def _export(tmp_path_factory: pytest.TempPathFactory, **words: Any) -> Path:
     out = tmp_path_factory.mktemp("coreml") / "bundle"
-    exporter.export(plan.resolve(target="coreml", task="inpaint", out=out, **words))
+    exporter.export(options.resolve(target="coreml", task="inpaint", out=out, **words))
     return out
 
 
@@ -115,7 +115,7 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
         (row,) = exporter.check(_without_loop(found, component))
         assert row.passed is False, (kind, place, row)
         with pytest.raises(ParityError):
-            proving.refuse_failure([row])
+            verification.refuse_failure([row])
 
 
 def test_runners_by_name(whole: Path) -> None:
@@ -171,7 +171,7 @@ def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
     assert unet.passed is False
     assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
     assert "layer 'unet_conv_in'" in str(unet.reason)
-    line = str(verify.failure(rows))
+    line = str(metrics.failure(rows))
     assert "NaN first appears" in line
 
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from mtu_export import capture, plan, quantize, targets
-from mtu_export.models.blocks import Graph
+from mtu_export import targets
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
+from mtu_export.graph import capture, quantize
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import TensorSpec
 from mtu_export.targets.coreml import mil, package
-from mtu_export.verify import psnr
 
 from .mil_packages import mb, save
 
@@ -61,7 +63,7 @@ class StableDiffusion2(nn.Module):
 def test_a_unet_of_sd_2_is_evaluated(
     scheme: str, system: str, floor: float, tiny: Path, tmp_path: Path
 ) -> None:
-    whole = plan.resolve(
+    whole = options.resolve(
         target="coreml",
         model=tiny,
         task="t2i",

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from mtu_export import bundle, capture, exporter, models, plan, quantize, rewrite, targets
-from mtu_export.models.blocks import GatedLinear, Graph
+from mtu_export import bundle, exporter, models, targets
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter.options import resolve
+from mtu_export.graph import capture, quantize, rewrite
+from mtu_export.graph.capture import Graph
+from mtu_export.graph.gated import GatedLinear
 from mtu_export.spec import Arrays, Plan, Program, TensorSpec, ToolchainError, Unsupported
 from mtu_export.targets.coreml import mil, multifunction, package
 from mtu_export.targets.coreml.mil import program as reading
-from mtu_export.verify import psnr
 
 TASKS = ("t2i", "edit", "fill")
 WIDTHS = {"t2i": 4, "edit": 8, "fill": 9}
@@ -71,9 +74,7 @@ def several(tiny: Path) -> MakeSeveral:
     """Program, plan, an input and the float output of each task."""
 
     def make(scheme: str, **options: object) -> Several:
-        resolved = plan.resolve(
-            target="coreml", model=tiny, task=TASKS, scheme=scheme, options=options
-        )
+        resolved = resolve(target="coreml", model=tiny, task=TASKS, scheme=scheme, options=options)
         shared, random = Shared(), np.random.default_rng(0)
         modules = {t: OneTask(shared, w, w, 64).eval() for t, w in WIDTHS.items()}
         graphs = {
@@ -274,7 +275,7 @@ def test_a_fold_of_two_own_tensors_is_refused(tiny: Path, tmp_path: Path) -> Non
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             return self.conv(sample) * self.gain
 
-    resolved = plan.resolve(target="coreml", model=tiny, task=["t2i", "edit"], scheme="fp32")
+    resolved = resolve(target="coreml", model=tiny, task=["t2i", "edit"], scheme="fp32")
     spec = TensorSpec(name="sample", shape=(1, 4, 8, 8))
     out = TensorSpec(name="out_sample", shape=(1, 24, 8, 8))
     modules = {"t2i": Gained(1).eval(), "edit": Gained(2).eval()}
@@ -330,7 +331,7 @@ def test_halves_are_those_of_coremltools(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["my-task", "3d", "main"])
 def test_a_task_that_names_no_function_is_refused(name: str, tiny: Path) -> None:
-    whole = plan.resolve(target="coreml", model=tiny, task=["edit", "t2i"])
+    whole = resolve(target="coreml", model=tiny, task=["edit", "t2i"])
     target, odd = targets.load("coreml"), replace(whole.tasks[0], name=name)
     with pytest.raises(Unsupported, match=f"task '{name}' cannot name a function"):
         target.check(replace(whole, tasks=(odd, whole.tasks[1])))
@@ -346,7 +347,7 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
     model: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     folder = request.getfixturevalue(model)
-    resolved = plan.resolve(target="coreml", model=folder, task=("t2i", "fill"), scheme=scheme)
+    resolved = resolve(target="coreml", model=folder, task=("t2i", "fill"), scheme=scheme)
     family = models.load(resolved.family)
     folded = family.specialise(family.load(folder), resolved.tasks)
     modules = [folded[task.name].module for task in resolved.tasks]
@@ -367,8 +368,8 @@ def test_a_bundle_of_several_tasks_is_proved_and_its_weights_are_shared(
 ) -> None:
     """The whole way: one package, a witness and verdicts of each task, a flipped scale is seen."""
     words: Any = {"target": "coreml", "model": tiny, "scheme": "int8", "components": ["unet"]}
-    made = exporter.export(plan.resolve(**words, task=TASKS, out=tmp_path / "all"))
-    one = exporter.export(plan.resolve(**words, task="edit", out=tmp_path / "one"))
+    made = exporter.export(resolve(**words, task=TASKS, out=tmp_path / "all"))
+    one = exporter.export(resolve(**words, task="edit", out=tmp_path / "one"))
     assert made.manifest["options"]["deployment_target"] == "iOS18"
     (row,) = made.manifest["parts"]
     assert row["entries"] == {task: task for task in TASKS}

@@ -7,7 +7,8 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from mtu_export import checkpoint, plan, schedule
+from mtu_export import checkpoint
+from mtu_export.exporter import options, schedule
 from mtu_export.targets.onnx.stock import write_configs
 
 
@@ -15,7 +16,7 @@ from mtu_export.targets.onnx.stock import write_configs
 def test_an_onnx_bundle_names_the_scheduler_of_its_tables(
     pipeline: Path, tmp_path: Path, name: str | None
 ) -> None:
-    row = plan.resolve(target="onnx", model=pipeline, task="t2i", scheduler=name)
+    row = options.resolve(target="onnx", model=pipeline, task="t2i", scheduler=name)
     write_configs("unet", row, tmp_path)
     index = checkpoint.read_json(tmp_path / "model_index.json")
     kind = getattr(diffusers, index["scheduler"][1])
@@ -30,7 +31,9 @@ def test_tokenizers_are_named_with_their_encoders(
     request: pytest.FixtureRequest, tmp_path: Path, size: str
 ) -> None:
     """The exporter writes their folders when every part is lowered."""
-    row = plan.resolve(target="onnx", model=request.getfixturevalue(f"pipeline{size}"), task="t2i")
+    row = options.resolve(
+        target="onnx", model=request.getfixturevalue(f"pipeline{size}"), task="t2i"
+    )
     write_configs("unet", row, tmp_path)
     assert not {n for n in checkpoint.read_json(tmp_path / "model_index.json") if "token" in n}
     parts = [part for part in row.components if part.startswith("text_encoder")]

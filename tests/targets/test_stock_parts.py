@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import capture, checkpoint, plan, quantize, rewrite, targets, tokenizer
-from mtu_export.catalog import scheme_of
+from mtu_export import checkpoint, targets
+from mtu_export.bundle import tokenizer
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
+from mtu_export.graph import capture, quantize, rewrite
+from mtu_export.graph.capture import Graph
 from mtu_export.models import stock
-from mtu_export.models.blocks import Graph
 from mtu_export.spec import Arrays, FloatWeights, IntWeights
-from mtu_export.verify import psnr
+from mtu_export.spec.catalog import scheme_of
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +114,7 @@ def test_a_part_lowers_reads_and_runs(
 ) -> None:
     folder: Path = request.getfixturevalue(architecture)
     target = targets.load(name)
-    whole = plan.resolve(target=name, model=folder, task="t2i", scheme=scheme)
+    whole = options.resolve(target=name, model=folder, task="t2i", scheme=scheme)
     row = scheme_of(part, whole.scheme, name, {})
     whole = replace(whole, scheme=row)
     graph, cases = graph_of(folder, part, (whole.height, whole.width))
@@ -158,7 +161,7 @@ def test_the_onnx_files_of_sdxl_say_what_optimum_reads(pipeline_sdxl: Path, tmp_
     """One layer in the config, and the first encoder's states under two names."""
     import onnx
 
-    whole = plan.resolve(target="onnx", model=pipeline_sdxl, task="t2i")
+    whole = options.resolve(target="onnx", model=pipeline_sdxl, task="t2i")
     for part in ("text_encoder", "text_encoder_2"):
         graph, _ = graph_of(pipeline_sdxl, part, (128, 128))
         program = capture.capture(part, {"t2i": graph})

@@ -11,10 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtu_export import bundle, capture, plan, rewrite, targets
-from mtu_export.models.blocks import Graph
+from mtu_export import bundle, targets
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
+from mtu_export.graph import capture, rewrite
+from mtu_export.graph.capture import Graph
 from mtu_export.spec import BundleError, TensorSpec
-from mtu_export.verify import psnr
 
 from .conftest import OUT, SPEC, MakeMini
 
@@ -159,7 +161,7 @@ def test_a_norm_of_a_million_numbers_keeps_its_digits(
     rewrite.apply(module, target.rewrites)
     graph = Graph(module=module, inputs=(spec,), outputs=(out,))
     program = capture.capture("unet", {"t2i": graph})
-    resolved = plan.resolve(target=name, model=tiny, task="t2i", scheme="fp32")
+    resolved = options.resolve(target=name, model=tiny, task="t2i", scheme="fp32")
     lowered = target.lower(program, resolved, tmp_path, IDENTITY)
     (found,) = target.open(tmp_path / lowered.path, lowered.entries["t2i"])(
         {"sample": values}

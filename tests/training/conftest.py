@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from mtu_export import catalog, random_parts
+from mtu_export.testing import architectures, random_parts
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny dense pipeline."""
     home = tmp_path_factory.mktemp("dense") / "pipeline"
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(catalog.ARCHITECTURES["tiny"]))
+    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES["tiny"]))
     assert isinstance(unet, UNet2DConditionModel)
     unet.save_pretrained(home / "unet")
     index = random_parts.write("tiny", home, 0, torch.float32)

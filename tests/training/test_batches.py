@@ -11,7 +11,9 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import capture, checkpoint, generate
+from mtu_export import checkpoint
+from mtu_export.bundle import denoising
+from mtu_export.graph import capture
 from mtu_export.models import stock
 from mtu_export.spec import Guidance, Task
 from mtu_export.training.batches import Encoder, Live, without_image
@@ -40,14 +42,14 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
             image = torch.nn.functional.interpolate(
                 image[None], (SIDE, SIDE), mode="bicubic", antialias=True
             )[0].clamp(-1, 1)
-        request = generate.Request(
+        request = denoising.Request(
             prompt="",
             noise=np.zeros((1, 4, *live.latent), np.float32),
             steps=1,
             image=image[None].numpy(),
             mask=None if sample.mask is None else sample.mask[None].numpy(),
         )
-        full, without = generate.conditioning(task, request, encode, encoder.scaling, live.latent)
+        full, without = denoising.conditioning(task, request, encode, encoder.scaling, live.latent)
         own = found.channels[place : place + 1]
         np.testing.assert_allclose(own.numpy(), full, rtol=0, atol=2e-6)
         bare = without_image(task, own, torch.tensor([True]))

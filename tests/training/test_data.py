@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtu_export import pictures
+from mtu_export.bundle import images
 from mtu_export.spec import CheckpointError, PlanError, Task
 from mtu_export.training.batches import Encoder, Live, lists
 from mtu_export.training.data import Folder, Sample, Samples, fetch, load
@@ -38,10 +38,10 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
     assert isinstance(found, Samples)
     assert (len(found), found.task(0)) == (2, "edit")
     first, second = fetch(found, [0, 1])
-    wanted = pictures.fit(pictures.read(tmp_path / "a.png"), 48, 32)[0]
+    wanted = images.fit(images.read(tmp_path / "a.png"), 48, 32)[0]
     assert np.array_equal(first.image.numpy(), wanted)
     assert first.condition is not None
-    small = pictures.fit(pictures.read(tmp_path / "small.png"), 48, 32)[0]
+    small = images.fit(images.read(tmp_path / "small.png"), 48, 32)[0]
     assert np.array_equal(first.condition.numpy(), small)
     assert (first.prompt, first.mask, second.prompt) == ("make it so", None, "")
     assert second.mask is not None

@@ -14,9 +14,10 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from mtu_export import catalog, checkpoint, training
+from mtu_export import checkpoint, training
 from mtu_export.models import mtu
 from mtu_export.spec import ParityError, PlanError
+from mtu_export.testing import architectures
 from mtu_export.training import model
 from mtu_export.training.draws import Order, draws
 from mtu_export.training.loop import learning_rate, slices, snr_weights
@@ -128,10 +129,11 @@ def test_all_is_every_parameter(four_tasks: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", ["replace", "stacked"])
 def test_the_papers_list_in_sd15(norm: str) -> None:
     """The paper says 158 M of 869 M: experts and routers are 158.3 M, the whole list 158.5 M."""
-    from mtu_export import plan, upcycle
+    from mtu_export.authoring import upcycle
+    from mtu_export.checkpoint import presets
 
-    stock = catalog.ARCHITECTURES["sd15"]
-    tasks = plan.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
+    stock = architectures.ARCHITECTURES["sd15"]
+    tasks = presets.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
     config = upcycle._config(stock, tasks, 4, (768, 768), norm)
     with torch.device("meta"):
         unet = mtu.MTUUNet2DConditionModel.from_config(config)

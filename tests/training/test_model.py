@@ -122,7 +122,9 @@ def test_an_output_is_no_home_of_what_the_run_needs(four_tasks: Path, tmp_path: 
 def test_what_is_trained_is_inspected_and_folds(
     four_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtu_export import exporter, plan, report
+    from mtu_export import exporter
+    from mtu_export.cli import report
+    from mtu_export.exporter import options
 
     training.train(recipe(four_tasks, tmp_path, steps=1, ema_decay=0.9), four())
     found = report.of_checkpoint(tmp_path / "out")
@@ -130,7 +132,7 @@ def test_what_is_trained_is_inspected_and_folds(
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(found["parts"])
     out = tmp_path / "folded"
     exporter.save_folded(
-        plan.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
+        options.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
     )
     folded = UNet2DConditionModel.from_pretrained(out)
     live = mtu.load(tmp_path / "out").components["unet"]

@@ -12,12 +12,12 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.shapes import cases, sampling, world
-from mtu_export import catalog
+from mtu_export.checkpoint import presets
 from mtu_export.spec import Task
 
 
 def _task(name: str) -> Task:
-    return replace(catalog.TASKS[name]["sd"], steps=4)
+    return replace(presets.TASKS[name]["sd"], steps=4)
 
 
 def test_text_to_image_is_that_of_diffusers(dense: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
-from mtu_export.catalog import SCHEDULERS, SD_DEFAULT
 from mtu_export.spec import Plan
+from mtu_export.spec.catalog import SCHEDULERS, SD_DEFAULT
 
 STOCK_PARTS: Mapping[str, tuple[str, str, str]] = {  # folder -> model_index key, library, class
     "unet": ("unet", "diffusers", "UNet2DConditionModel"),

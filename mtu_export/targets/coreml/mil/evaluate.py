@@ -25,14 +25,8 @@ from mtu_export.spec import (
     ToolchainError,
     Unsupported,
 )
-from mtu_export.targets.coreml.mil import (  # noqa: F401 (they enter their operators)
-    elementwise,
-    indexing,
-    norms,
+from mtu_export.targets.coreml.mil import (
     operators,
-    products,
-    shaping,
-    weights,
 )
 from mtu_export.targets.coreml.mil.operators import Operator
 from mtu_export.targets.coreml.mil.program import Constant, Function, Operand, Operation

@@ -1,0 +1,1 @@
+"""Checkpoints made from other weights: upcycled dense models and adopted trainings."""

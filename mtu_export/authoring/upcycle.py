@@ -1,0 +1,212 @@
+"""Dense diffusers UNet -> MTU checkpoint, tensor by tensor.
+
+Experts are the shards of the dense feed-forward, as in the paper. By default they keep its
+weights as they are (checkpoint format 1: expert i takes rows i·hs..(i+1)·hs); behind a neutral
+router, w = 1/N, such a feed-forward starts at 1/N of the dense one. The paper says nothing of a
+correction, so none is the default: results stay comparable with the published ones. With
+``rescale`` the value rows are multiplied by N, and the upcycled model starts equal to the dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtu_export import checkpoint
+from mtu_export.checkpoint import pipeline_files, presets
+from mtu_export.models import mtu
+from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
+from mtu_export.storage.draft import CHECKPOINT, draft
+from mtu_export.testing import random_parts
+from mtu_export.testing.architectures import ARCHITECTURES
+from mtu_export.testing.random_parts import random_tensor
+
+_TINY_ROUTER = 32
+PAPER_ROUTER = 768
+"""d_task and router width by which SD 1.5 has the published 869 M parameters."""
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def _config(
+    stock: Mapping[str, Any],
+    tasks: Sequence[Task],
+    experts: int,
+    sizes: tuple[int, int],
+    task_norm: str,
+) -> dict[str, Any]:
+    """``unet/config.json`` of format 1: the noisy latent alone counts as ``in_channels``."""
+    kept = {k: v for k, v in stock.items() if not k.startswith("_")}
+    return {
+        **kept,
+        "in_channels": stock.get("out_channels", 4),
+        "_class_name": "MTUUNet2DConditionModel",
+        "mtu_format": checkpoint.FORMAT,
+        "num_experts": experts,
+        "task_embedding_dim": sizes[0],
+        "router_hidden_dim": sizes[1],
+        "tasks": [task.to_json() for task in tasks],
+        "task_norm": task_norm,
+    }
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    with mtu.describing_a_unet(), torch.device("meta"):
+        model = mtu.MTUUNet2DConditionModel.from_config(dict(config))
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+# -------------------------------------------------------------------------------------- random
+
+
+def write_random(
+    architecture: str,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    experts: int = 4,
+    seed: int = 0,
+    dtype: str = "fp32",
+    task_norm: str = "replace",
+    force: bool = False,
+) -> None:
+    """A pipeline with seeded random weights at the size of ``architecture``."""
+    if architecture not in ARCHITECTURES:
+        raise UnknownName("architecture", architecture, list(ARCHITECTURES))
+    if dtype not in _DTYPES:
+        raise UnknownName("dtype", dtype, list(_DTYPES))
+    stock = ARCHITECTURES[architecture]
+    size = _TINY_ROUTER if architecture.startswith("tiny") else PAPER_ROUTER
+    config = _config(stock, presets.task_rows(tasks, stock), experts, (size, size), task_norm)
+    with draft(out, force=force, mark=CHECKPOINT) as folder:
+        shapes = _shapes(config)
+        rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
+        checkpoint.write(folder / "unet", config, rows)
+        pipeline_files.write_index(
+            folder, random_parts.write(architecture, folder, seed, _DTYPES[dtype])
+        )
+
+
+# --------------------------------------------------------------------------------- from a source
+
+
+def upcycle(
+    source: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    experts: int = 4,
+    rescale: bool = False,
+    sizes: tuple[int, int] = (PAPER_ROUTER, PAPER_ROUTER),
+    seed: int = 0,
+    task_norm: str = "replace",
+    force: bool = False,
+) -> None:
+    """Upcycle a dense UNet folder or pipeline folder to a checkpoint.
+
+    Routers start neutral (w = 1/N); task norms and input convolutions start as the dense ones,
+    with zeros for channels that the source does not have. ``sizes`` is d_task and the router's
+    width. Other parts of a pipeline are copied. Raises ``CheckpointError`` and ``PlanError``.
+    """
+    home = source / "unet" if (source / "unet").is_dir() else source
+    stock = checkpoint.read_json(home / "config.json")
+    name = stock.get("_class_name")
+    if name != checkpoint.CLASS_SUFFIX:
+        raise CheckpointError(f"{home}: upcycling takes a UNet2DConditionModel, this is {name!r}")
+    for key in stock:
+        if not key.startswith("_") and key not in mtu.STOCK_KEYS:
+            raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
+    config = _config(stock, presets.task_rows(tasks, stock), experts, sizes, task_norm)
+    found = checkpoint.headers(home)
+    _compare_source(stock, found)
+    if source.resolve() in out.resolve().parents:
+        raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
+    index = pipeline_files.read(source) if home != source else {}
+    with draft(out, force=force, mark=CHECKPOINT, sources=[source]) as folder:
+        rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
+        checkpoint.write(folder / "unet", config, rows)
+        pipeline_files.copy(source, folder, index)
+        pipeline_files.write_index(folder, index)
+
+
+def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
+    checkpoint.check_sizes(stock)
+    with mtu.describing_a_unet(), torch.device("meta"):
+        model = mtu.UNet2DConditionModel.from_config(dict(stock))
+    assert isinstance(model, torch.nn.Module)
+    checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+
+
+def _rows(
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, checkpoint.Header],
+    scale: int,
+    seed: int,
+    task_norm: str,
+) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in shapes.items():
+        if name in found:
+            yield name, checkpoint.tensor(found, name)
+        elif name == "task_embedding.weight" or ".ff.router.fc1." in name:
+            zero = name.endswith("bias")
+            yield name, torch.zeros(shape) if zero else random_tensor(name, shape, seed)
+        elif ".ff.router.fc2." in name:
+            yield name, torch.zeros(shape)
+        elif name.startswith("conv_in."):
+            yield name, _conv_in(name, shape, found)
+        elif ".norm3." in name:
+            yield name, _norm(name, shape, found, task_norm)
+        else:
+            yield name, _expert(name, shapes, found, scale)
+
+
+def _conv_in(name: str, shape: tuple[int, ...], found: Mapping[str, checkpoint.Header]) -> Tensor:
+    """The dense convolution; a task with more channels starts with zeros for them.
+
+    A source that is itself wider (inpainting: 9) gives all channels to a task of its width and
+    those of the noisy latent to the others.
+    """
+    if name.endswith("bias"):
+        return checkpoint.tensor(found, "conv_in.bias")
+    stock = checkpoint.tensor(found, "conv_in.weight")
+    if stock.shape[1] == shape[1]:
+        return stock
+    latent = min(stock.shape[1], found["conv_out.weight"].shape[0])
+    wide = torch.zeros(shape, dtype=stock.dtype)
+    wide[:, :latent] = stock[:, :latent]
+    return wide
+
+
+def _norm(
+    name: str,
+    shape: tuple[int, ...],
+    found: Mapping[str, checkpoint.Header],
+    task_norm: str,
+) -> Tensor:
+    """The stock norm3 where it is replaced; the identity where the task norm follows it."""
+    path, leaf = name.split(".norm3.")[0], name.rpartition(".")[2]
+    if task_norm == "replace":
+        return checkpoint.tensor(found, f"{path}.norm3.{leaf}")
+    return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
+
+
+def _expert(
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, checkpoint.Header],
+    scale: int,
+) -> Tensor:
+    """The expert's slice of the dense feed-forward, in order; value rows times ``scale``."""
+    path, _, rest = name.partition(".ff.experts.")
+    number, layer, leaf = rest.split(".")
+    widths = [shapes[f"{path}.ff.experts.{i}.out.weight"][1] for i in range(int(number) + 1)]
+    part = slice(sum(widths[:-1]), sum(widths))
+    if layer == "out":
+        dense = checkpoint.tensor(found, f"{path}.ff.net.2.{leaf}")
+        return dense if leaf == "bias" else dense[:, part]
+    dense = checkpoint.tensor(found, f"{path}.ff.net.0.proj.{leaf}")
+    value, gate = dense.chunk(2)
+    return torch.cat([value[part] * scale, gate[part]])

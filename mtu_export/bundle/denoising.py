@@ -1,0 +1,131 @@
+"""The mathematics of a task's loop in numpy: conditioning, guided denoiser, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtu_export.bundle import images, sampler
+from mtu_export.spec import (
+    Arrays,
+    Guidance,
+    PlanError,
+    Session,
+    Task,
+    TensorSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a picture is made of.
+
+    ``image`` [1, 3, H, W] in −1..1 and ``mask`` [1, 1, H, W] of 0 and 1 where the task's
+    conditioning has them; ``noise`` [1, C, h, w] normal; ``guidance`` replaces the task's scales.
+    """
+
+    prompt: str
+    noise: np.ndarray
+    steps: int
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    guidance: Guidance | None = None
+
+
+def conditioning(
+    task: Task,
+    request: Request,
+    encode: Callable[[np.ndarray], np.ndarray],
+    scaling: float,
+    latent: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The channels after the noisy latent [1, Σc, h, w], and the same without an image.
+
+    ``encode`` maps an image [1, 3, H, W] to its unscaled latent. Without an image (the first
+    branches of ``text_image``) latents and pictures are zero and a mask stays.
+    """
+    rows: list[tuple[np.ndarray, bool]] = []
+    for entry in task.conditioning:
+        if entry.kind == "mask":
+            mask = _given(request.mask, "mask", task)
+            rows.append((images.latent_mask(mask, mask.shape[-2] // latent[0]), True))
+        elif entry.kind == "image":
+            rows.append((_shrunk(_given(request.image, "image", task), latent), False))
+        else:
+            image = _given(request.image, "image", task)
+            if entry.kind == "masked_image_latent":
+                image = images.masked_image(image, _given(request.mask, "mask", task))
+            found = encode(image)
+            rows.append((found * np.float32(scaling) if entry.scaled else found, False))
+    blank = np.zeros((1, 0, *latent), np.float32)
+    full = [blank, *(row for row, _ in rows)]
+    without = [blank, *(row if kept else np.zeros_like(row) for row, kept in rows)]
+    return np.concatenate(full, 1), np.concatenate(without, 1)
+
+
+def _given(value: np.ndarray | None, name: str, task: Task) -> np.ndarray:
+    if value is None:
+        raise PlanError(f"task {task.name!r} needs --{name}")
+    return value
+
+
+def _shrunk(image: np.ndarray, latent: tuple[int, int]) -> np.ndarray:
+    """An image [1, 3, H, W] at latent size: the mean over each cell's pixels."""
+    cells = image.reshape(1, 3, latent[0], -1, latent[1], image.shape[-1] // latent[1])
+    return cells.mean((3, 5), dtype=np.float64).astype(np.float32)
+
+
+def denoiser(
+    session: Session,
+    specs: Sequence[TensorSpec],
+    guidance: Guidance,
+    words: tuple[Arrays, Arrays],
+    channels: tuple[np.ndarray, np.ndarray],
+) -> Callable[[np.ndarray, float], np.ndarray]:
+    """The guided denoiser: x [1, C, h, w] and a timestep to m [1, C, h, w].
+
+    ``specs`` are the inputs of the UNet's session; ``words`` its text inputs [1, ...] by name for
+    the prompt and for the empty prompt; ``channels`` those of :func:`conditioning`. Branches go
+    through the session in batches of its own size.
+    """
+    batch = specs[0].shape[0]
+    text, image = words, channels
+    rows = [
+        (text[0] if branch.text else text[1], image[0] if branch.image else image[1])
+        for branch in sampler.branches(guidance)
+    ]
+    names = [spec.name for spec in specs[2:]]
+
+    def denoise(x: np.ndarray, timestep: float) -> np.ndarray:
+        outputs: list[np.ndarray] = []
+        for begin in range(0, len(rows), batch):
+            chunk = rows[begin : begin + batch]
+            chunk += [chunk[-1]] * (batch - len(chunk))
+            inputs = {name: np.concatenate([row[0][name] for row in chunk]) for name in names}
+            inputs[specs[0].name] = np.concatenate(
+                [np.concatenate([x, row[1]], 1) for row in chunk]
+            )
+            inputs[specs[1].name] = np.full(specs[1].shape, timestep, np.float32)
+            (found,) = session(inputs).values()
+            outputs += [found[i : i + 1] for i in range(batch)]
+        return sampler.guide(guidance, outputs[: len(rows)])
+
+    return denoise
+
+
+def decode(session: Session, spec: TensorSpec, latent: np.ndarray, scaling: float) -> np.ndarray:
+    """The picture [1, 3, H, W] of a latent [1, C, h, w]; ``spec`` is the decoder's input."""
+    (found,) = session({spec.name: (latent / np.float32(scaling)).astype(np.float32)}).values()
+    return found
+
+
+def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Normal float32 noise of a seed: numpy's PCG64, the same on every machine."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def named(constants: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The constants below a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): v for n, v in constants.items() if n.startswith(prefix)}

@@ -1,0 +1,89 @@
+"""Task presets of the paper and of Stable Diffusion inpainting, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtu_export import checkpoint
+from mtu_export.spec import (
+    Conditioning,
+    Guidance,
+    PlanError,
+    Task,
+    UnknownName,
+)
+
+
+def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
+    """Tasks by preset name or JSON file, in order, for a UNet of this config."""
+    xl = config.get("addition_embed_type") == "text_time"
+    rows: list[Task] = []
+    for index, word in enumerate(words):
+        if word in TASKS:
+            task = replace(TASKS[word]["sdxl" if xl else "sd"], index=index)
+        elif word.endswith(".json"):
+            task = Task.from_json(checkpoint.read_json(Path(word)), index)
+        else:
+            raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
+        rows.append(task)
+    names = [task.name for task in rows]
+    if not rows:
+        raise PlanError(f"name at least one --task; presets: {', '.join(TASKS)}")
+    if len(set(names)) < len(names):
+        raise PlanError(f"tasks must have different names, got {', '.join(names)}")
+    return rows
+
+
+_GUIDED = ("sd", "sdxl")
+"""Families of guidance scales and step counts: SD 1.x and 2.x, SDXL."""
+
+
+def _preset(
+    name: str,
+    conditioning: tuple[Conditioning, ...],
+    guidance: Mapping[str, Guidance],
+    prompt: str | None = None,
+) -> dict[str, Task]:
+    return {
+        architecture: Task(
+            name=name,
+            index=0,
+            conditioning=conditioning,
+            guidance=guidance[architecture],
+            steps={"sd": 20, "sdxl": 50}[architecture],
+            prompt=prompt,
+        )
+        for architecture in _GUIDED
+    }
+
+
+_IMAGE = (Conditioning(kind="image_latent", channels=4),)
+
+
+_FILL = (
+    Conditioning(kind="mask", channels=1),
+    Conditioning(kind="masked_image_latent", channels=4),
+)
+
+
+def _text(sd: float, sdxl: float) -> dict[str, Guidance]:
+    return {"sd": Guidance(kind="text", text=sd), "sdxl": Guidance(kind="text", text=sdxl)}
+
+
+def _text_image(sd: tuple[float, float], sdxl: tuple[float, float]) -> dict[str, Guidance]:
+    rows = zip(_GUIDED, (sd, sdxl), strict=True)
+    return {name: Guidance(kind="text_image", text=t, image=i) for name, (t, i) in rows}
+
+
+TASKS: Mapping[str, Mapping[str, Task]] = {
+    "t2i": _preset("t2i", (), _text(7.5, 5.0)),
+    "edit": _preset("edit", _IMAGE, _text_image((7.5, 1.6), (10.0, 1.5))),
+    "sr": _preset("sr", _IMAGE, dict.fromkeys(_GUIDED, Guidance(kind="none")), prompt=""),
+    "inpaint": _preset("inpaint", _IMAGE, _text_image((4.0, 1.5), (4.0, 1.5))),
+    "fill": _preset("fill", _FILL, _text(7.5, 5.0)),
+}
+"""Preset -> architecture -> task. Guidance and steps: MTU paper, section on inference; ``fill``
+is not in the paper: the channels and guidance of Stable Diffusion inpainting."""

@@ -1,0 +1,102 @@
+"""What each layer loses when its weights alone are quantised, measured in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from mtu_export import targets
+from mtu_export.bundle import metrics
+from mtu_export.checkpoint.layout import size_step
+from mtu_export.graph import capture, quantize
+from mtu_export.graph.capture import Graph
+from mtu_export.spec import (
+    Arrays,
+    Cost,
+    IntWeights,
+    Plan,
+    Scheme,
+)
+
+_WORK = 2e13
+"""FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
+
+
+def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> str:
+    """What each layer's weights lose alone in a task; a large model has smaller pictures here.
+
+    One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
+    """
+    from mtu_export import models
+    from mtu_export.exporter import golden_inputs
+    from mtu_export.graph import quantize, rewrite
+    from mtu_export.models import lora
+
+    assert isinstance(plan.scheme.weights, IntWeights)
+    family, task = models.load(plan.family), next(t for t in plan.tasks if t.name == name)
+    pipeline = family.load(plan.checkpoint)
+    rows = [row for row in loras if any(layer.component == "unet" for layer in row[0].layers)]
+    if rows:
+        lora.apply({"unet": pipeline.components["unet"]}, rows)
+    folded = family.specialise(pipeline, [task])[task.name].module
+    rewrite.apply(folded, targets.rewrites(plan))
+    work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
+    step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
+    while work > _WORK and max(small.height, small.width) > step:
+        height, width = (max(step, n // 2 // step * step) for n in (small.height, small.width))
+        work *= height * width / (small.height * small.width)
+        small = replace(small, height=height, width=width)
+    graph = family.graph(folded, small, task)
+    cases = golden_inputs.goldens(graph.inputs, task, small)[1:2]
+    together, losses = measure(graph, folded, plan.scheme, cases)
+    size = (small.height, small.width)
+    return describe(together, losses, size, plan.scheme.weights.bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """PSNR in dB of the whole output when the weights of ``layer`` alone are integer codes."""
+
+    layer: str
+    psnr_db: float
+
+
+def measure(
+    graph: Graph, module: nn.Module, scheme: Scheme, cases: Sequence[Arrays]
+) -> tuple[float, tuple[Loss, ...]]:
+    """PSNR in dB with all layers quantised, and the loss of each layer alone, worst first.
+
+    ``module`` is the float model that ``graph`` runs; it is quantised in the end. The reference
+    is its own float output; a row is the worst of ``cases``. One pass a layer and case.
+    """
+    assert isinstance(scheme.weights, IntWeights)
+    wanted = capture.run(graph, cases)
+    (output,) = graph.outputs
+
+    def psnr() -> float:
+        pairs = zip(wanted, capture.run(graph, cases), strict=True)
+        return min(metrics.psnr(want[output.name], found[output.name]) for want, found in pairs)
+
+    losses = []
+    for path in quantize.layers(module, scheme)[0]:
+        (layer,) = quantize.quantize_layer([module], path, scheme.weights.bits)
+        losses.append(Loss(layer=path, psnr_db=psnr()))
+        module.set_submodule(path, layer)
+    quantize.quantize([module], scheme)
+    return psnr(), tuple(sorted(losses, key=lambda row: row.psnr_db))
+
+
+def describe(together: float, losses: Sequence[Loss], size: tuple[int, int], bits: int) -> str:
+    """One line: all weights together, the layer that costs most alone, and the three next."""
+    worst, *rest = losses[:4]
+    others = ", ".join(f"{row.layer} {row.psnr_db:.1f} dB" for row in rest)
+    return (
+        f"in PyTorch at {size[0]} x {size[1]} pixels all {bits}-bit weights give "
+        f"{together:.1f} dB; the layer that costs most alone is {worst.layer} with "
+        f"{worst.psnr_db:.1f} dB"
+        + (f", then {others}" if others else "")
+        + "; --keep-float NAME keeps a layer in float"
+    )

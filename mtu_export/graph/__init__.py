@@ -1,0 +1,1 @@
+"""Modules as graphs: exact weight algebra, equal rewrites, weight codes, capture."""

@@ -1,0 +1,159 @@
+"""Weight codes and scales, put into the modules of a PyTorch model.
+
+Symmetric signed codes: ``weight ≈ scale · code``, code in −127..127 for 8 bits, no zero point.
+The gain of a ``GatedLinear`` multiplies the scales alone, so its codes do not depend on the task.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtu_export.graph.gated import GatedLinear, bake
+from mtu_export.spec import IntWeights, PerChannel, PlanError, Scheme, UnknownName, Unsupported
+
+
+def codes_and_scales(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Codes int8 [out, ...] and scales float32 [out] of a weight [out, ...].
+
+    The scale of a row is max|row| / (2^(bits−1) − 1); a row of zeros has scale 1.
+    """
+    top = 2 ** (bits - 1) - 1
+    peak = weight.detach().flatten(1).abs().amax(1).to(torch.float32)
+    scales = peak / top
+    scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, torch.ones_like(peak))
+    wide = scales.view(-1, *[1] * (weight.ndim - 1))
+    codes = torch.round(weight.detach() / wide).clamp_(-top, top)
+    return codes.to(torch.int8), scales
+
+
+class _Quantized(nn.Module):
+    """Codes int8 [out, ...], scales float32 [out] and a float bias; dequantised in the graph."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
+        super().__init__()
+        codes, scales, zeros = found
+        bias = layer.bias
+        if isinstance(layer, GatedLinear):
+            least = torch.finfo(torch.float32).tiny
+            scales = (scales * layer.gain.to(torch.float32)).clamp_min(least)
+            bias = nn.Parameter(layer.gain * layer.bias, requires_grad=False)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", zeros)
+        self.bias = bias
+        self.top = 2 ** (bits - 1) - 1
+
+    def weight(self) -> Tensor:
+        """The weight that the codes stand for, in float32."""
+        dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
+        return dequantize(self.codes, self.scales, self.zeros, 0, -self.top, self.top, torch.int8)
+
+
+class QuantizedLinear(_Quantized):
+    """A linear layer with integer weight codes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., in] to [..., out]."""
+        return F.linear(x, self.weight(), self.bias)
+
+
+class QuantizedConv2d(_Quantized):
+    """A 2-d convolution with integer weight codes."""
+
+    def __init__(self, layer: nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
+        super().__init__(layer, found, bits)
+        self.stride, self.padding = layer.stride, layer.padding
+        self.dilation, self.groups = layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, in, h, w] to [B, out, h', w']."""
+        return F.conv2d(
+            x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths of the layers that an integer scheme quantises, and those it keeps, with the reason.
+
+    Raises ``UnknownName`` for a required override that matches no layer, and ``PlanError`` where
+    nothing is left to quantise.
+    """
+    paths = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    for row in scheme.overrides:
+        if row.required and not any(re.fullmatch(row.pattern, path) for path in paths):
+            near = difflib.get_close_matches(row.pattern, paths, 3, 0)
+            raise UnknownName("layer to keep in float", row.pattern, [*near, "..."])
+    taken: list[str] = []
+    kept: list[tuple[str, str]] = []
+    for path in paths:
+        why = next((o.why for o in scheme.overrides if re.fullmatch(o.pattern, path)), None)
+        taken.append(path) if why is None else kept.append((path, why))
+    if not taken:
+        raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")
+    return taken, kept
+
+
+def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[nn.Module]:
+    """Replace the layer at ``path`` in each module by its quantised twin; returns the float layers.
+
+    Layers on the same weight share codes; where no gain differs, scales too. Raises ``Unsupported``
+    for a convolution that pads with other than a count of zeros.
+    """
+    import torch.ao.quantization.fx._decomposed
+
+    layers: list[nn.Module] = []
+    known: dict[tuple[int, torch.Size], tuple[Tensor, ...]] = {}
+    for module in modules:
+        layer = module.get_submodule(path)
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, nn.Conv2d):
+            _check_padding(layer, path)
+        weight = layer.weight
+        key = (weight.data_ptr(), weight.shape)
+        if key not in known:
+            codes, scales = codes_and_scales(weight, bits)
+            known[key] = (codes, scales, torch.zeros(len(scales), dtype=torch.int64))
+        convolution = isinstance(layer, nn.Conv2d)
+        make = QuantizedConv2d if convolution else QuantizedLinear
+        module.set_submodule(path, make(layer, known[key], bits))  # type: ignore[arg-type]
+        layers.append(layer)
+    return layers
+
+
+def _check_padding(layer: nn.Conv2d, path: str) -> None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise Unsupported(
+            f"{path}: padding {layer.padding!r} of {layer.padding_mode!r} is not quantised; "
+            f"numbers of 'zeros' are, or keep the layer: --keep-float {path}"
+        )
+
+
+def quantize(modules: Sequence[nn.Module], scheme: Scheme) -> tuple[tuple[str, str], ...]:
+    """Quantise ``modules`` in place as ``scheme`` says, the same model for one task each.
+
+    Float schemes multiply the gains of a single module in; those of several stay apart, as the
+    weights are the same. Returns the layers that keep float by an override, with the reason. Layers
+    go one by one, so that a float weight is freed before the next is read.
+    """
+    weights, kept = scheme.weights, []
+    if isinstance(weights, IntWeights):
+        if weights.granularity != PerChannel(axis=0):
+            raise Unsupported(
+                f"scheme {scheme.name!r}: weights are quantised per output channel only"
+            )
+        taken, kept = layers(modules[0], scheme)
+        for path in taken:
+            quantize_layer(modules, path, weights.bits)
+    if len(modules) == 1:
+        bake(modules[0])
+    return tuple(kept)

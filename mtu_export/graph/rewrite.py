@@ -1,0 +1,168 @@
+"""Named replacements of equal mathematics that make a graph run well; a target lists names.
+
+``attention``  softmax attention as scale, bmm, softmax, bmm on [B·heads, tokens, d]: no mask, no
+               guard against empty rows, which delegates do not take.
+``geglu``      the value and gate halves of a GEGLU as two linear layers, without a split.
+``gate_weight`` the gains of tasks that share weights on the smaller side of a linear layer, which
+               a runtime that folds constants multiplies in when it loads.
+``group_norm`` the mean and variance of large groups axis by axis, and the variance of what is
+               centred: a kernel that sums a group in one float32 loses digits with its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtu_export.graph.gated import GatedLinear, WeightGatedLinear
+from mtu_export.spec import UnknownName
+
+
+class PlainAttention:
+    """A diffusers attention processor of batched matrix products and one softmax."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from hidden_states [B, n, d] to encoder_hidden_states [B, m, e] or to itself.
+
+        Pictures [B, d, h, w], as in a VAE, attend from cell to cell.
+        """
+        assert attention_mask is None
+        given = hidden_states
+        if given.ndim == 4:
+            hidden_states = given.reshape(*given.shape[:2], -1).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        batch, tokens, _ = hidden_states.shape
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: Tensor) -> Tensor:
+            split = x.reshape(batch, x.shape[1], attn.heads, -1).permute(0, 2, 1, 3)
+            return split.reshape(batch * attn.heads, x.shape[1], -1)
+
+        query, key = heads(attn.to_q(hidden_states)), heads(attn.to_k(context))
+        scores = (query * attn.scale).bmm(key.transpose(1, 2)).softmax(-1)
+        mixed = scores.bmm(heads(attn.to_v(context)))
+        merged = mixed.reshape(batch, attn.heads, tokens, -1).permute(0, 2, 1, 3)
+        found = attn.to_out[0](merged.reshape(batch, tokens, -1))
+        if given.ndim == 4:
+            found = found.transpose(1, 2).reshape(given.shape)
+        return found + given if attn.residual_connection else found
+
+
+def attention(module: nn.Module) -> None:
+    """Give every plain diffusers ``Attention`` below ``module`` the processor above.
+
+    One with norms of queries or keys, a spatial norm or keys of its own is left as it is.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    extras = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
+    for found in module.modules():
+        if not isinstance(found, Attention):
+            continue
+        if found.rescale_output_factor == 1 and all(getattr(found, n) is None for n in extras):
+            found.set_processor(PlainAttention())  # type: ignore[arg-type]
+
+
+class TwoLinearGEGLU(nn.Module):
+    """value(x) · gelu(gate(x)) with a linear layer each."""
+
+    def __init__(self, value: nn.Linear, gate: nn.Linear) -> None:
+        super().__init__()
+        self.value, self.gate = value, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., d] to [..., H]; exact GELU."""
+        return self.value(x) * F.gelu(self.gate(x))
+
+
+def geglu(module: nn.Module) -> None:
+    """Split the projection of every diffusers ``GEGLU`` below ``module`` in two."""
+    from diffusers.models.activations import GEGLU
+
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GEGLU):
+                half = child.proj.out_features // 2
+                value, gate = _rows(child.proj, 0, half), _rows(child.proj, half, 2 * half)
+                setattr(parent, name, TwoLinearGEGLU(value, gate))
+
+
+def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
+    """Output rows ``begin`` to ``end`` of a linear layer, on the same memory."""
+    assert isinstance(layer, nn.Linear)
+    if isinstance(layer, GatedLinear):
+        return layer.rows(begin, end)
+    part = nn.Linear(layer.in_features, end - begin, layer.bias is not None, device="meta")
+    part.weight = nn.Parameter(layer.weight.data[begin:end], requires_grad=False)
+    if layer.bias is not None:
+        part.bias = nn.Parameter(layer.bias.data[begin:end], requires_grad=False)
+    return part
+
+
+def gate_weight(module: nn.Module) -> None:
+    """Let every ``GatedLinear`` below ``module`` put its gain where it costs least."""
+    for found in module.modules():
+        if type(found) is GatedLinear:
+            found.__class__ = WeightGatedLinear
+
+
+_LARGE_GROUP = 1 << 16
+"""Numbers of a group up to which one float32 sum does: the largest of SD 1.5's UNet at 512 x 512
+has 40,960, of its VAE 1,048,576."""
+
+
+class SteadyGroupNorm(nn.GroupNorm):
+    """Group norm of [B, C, ...] whose sums run over one axis at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; groups that are not large go the stock way."""
+        if x[0].numel() // self.num_groups <= _LARGE_GROUP:
+            return super().forward(x)
+        centred = x - self._mean(x)
+        found = centred * (self._mean(centred * centred) + self.eps).rsqrt()
+        if not self.affine:
+            return found
+        ones = (1, -1, *[1] * (x.ndim - 2))
+        return found * self.weight.reshape(ones) + self.bias.reshape(ones)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Mean of each group, [B, C, 1, ...]."""
+        batch, channels, ones = x.shape[0], x.shape[1], [1] * (x.ndim - 2)
+        while x.ndim > 2:
+            x = x.mean(-1)
+        means = x.reshape(batch, self.num_groups, -1).mean(2, keepdim=True)
+        size = channels // self.num_groups
+        return means.expand(-1, -1, size).reshape(batch, channels, *ones)
+
+
+def group_norm(module: nn.Module) -> None:
+    """Let every ``GroupNorm`` below ``module`` sum large groups axis by axis."""
+    for found in module.modules():
+        if type(found) is nn.GroupNorm:
+            found.__class__ = SteadyGroupNorm
+
+
+REWRITES: Mapping[str, Callable[[nn.Module], None]] = {
+    "attention": attention,
+    "geglu": geglu,
+    "gate_weight": gate_weight,
+    "group_norm": group_norm,
+}
+
+
+def apply(module: nn.Module, names: Sequence[str]) -> None:
+    """Apply the named rewrites in order, in place."""
+    for name in names:
+        if name not in REWRITES:
+            raise UnknownName("rewrite", name, list(REWRITES))
+        REWRITES[name](module)

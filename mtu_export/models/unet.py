@@ -1,0 +1,111 @@
+"""The graph of a Stable Diffusion UNet with positional inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_export.graph.capture import Graph
+from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec
+
+TEXT_TOKENS = 77
+
+
+class UNetGraph(nn.Module):
+    """A UNet with positional tensors in and one tensor out."""
+
+    def __init__(self, unet: nn.Module, **fixed: str) -> None:
+        super().__init__()
+        self.unet = unet
+        self.fixed = fixed
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """sample [B, c_τ, h, w], timestep [1], encoder_hidden_states [B, 77, d] to noise."""
+        found = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **self.fixed)
+        return found[0]
+
+
+class XLUNetGraph(UNetGraph):
+    """A UNet that also takes the pooled text embedding and the size ids of SDXL."""
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Tensor:
+        """As :class:`UNetGraph`, with text_embeds [B, p] and time_ids [B, 6]."""
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            added_cond_kwargs=added,
+            return_dict=False,
+            **self.fixed,
+        )[0]
+
+
+def unet_graph(
+    unet: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    channels: int,
+    batch: int,
+    latent: tuple[int, int],
+    **fixed: str,
+) -> Graph:
+    """The graph of an SD or SDXL UNet with ``channels`` inputs; ``fixed`` goes to its forward."""
+    inputs = [
+        TensorSpec(name="sample", shape=(batch, channels, *latent)),
+        TensorSpec(name="timestep", shape=(1,)),
+        TensorSpec(
+            name="encoder_hidden_states",
+            shape=(batch, TEXT_TOKENS, config["cross_attention_dim"]),
+        ),
+    ]
+    xl = config.get("addition_embed_type") == "text_time"
+    if xl:
+        ids = 6 * config["addition_time_embed_dim"]
+        pooled = config["projection_class_embeddings_input_dim"] - ids
+        inputs += [
+            TensorSpec(name="text_embeds", shape=(batch, pooled)),
+            TensorSpec(name="time_ids", shape=(batch, 6)),
+        ]
+    outputs = (TensorSpec(name="out_sample", shape=(batch, config["out_channels"], *latent)),)
+    module = (XLUNetGraph if xl else UNetGraph)(unet, **fixed).eval()
+    return Graph(module=module, inputs=tuple(inputs), outputs=outputs)
+
+
+@contextmanager
+def describing_a_unet() -> Iterator[None]:
+    """Turn what diffusers raises for an impossible config into a ``CheckpointError``."""
+    try:
+        yield
+    except MtuExportError:
+        raise
+    except Exception as error:  # whatever a config of odd types and sizes sets off inside
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = "".join(c if c.isprintable() else "?" for c in line[:300])
+        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+
+
+def dry_run(graph: Graph) -> None:
+    """One pass of a graph on the meta device, without data; refuses another shape than it says.
+
+    What an impossible config sets off inside is raised as it is.
+    """
+    with torch.no_grad(), torch.device("meta"):
+        found = graph.module(*(torch.empty(spec.shape) for spec in graph.inputs))
+    wanted = graph.outputs[0].shape
+    if tuple(found.shape) != wanted:
+        raise CheckpointError(
+            f"unet/config.json describes no UNet: an output of {list(found.shape)} where one of "
+            f"{list(wanted)} is needed"
+        )

@@ -1,0 +1,1 @@
+"""Outputs on disk that appear whole or not at all."""

@@ -1,0 +1,1 @@
+"""Random checkpoints of published and of tiny sizes."""

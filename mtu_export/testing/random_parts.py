@@ -1,0 +1,109 @@
+"""Seeded random weights, and the parts of a random pipeline beside its UNet."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtu_export import checkpoint
+from mtu_export.bundle import tokenizer
+from mtu_export.models import stock
+from mtu_export.testing import vocabulary
+from mtu_export.testing.architectures import STOCK_PARTS
+
+_TEXT_PREFIX = "text_model."
+"""Begins the names of a text encoder's tensors on disk, in every published checkpoint."""
+_BRANCHES = ("self_attn.out_proj.weight", "mlp.fc2.weight")
+"""The last matrices of the two branches that each layer of a text encoder adds to its input."""
+
+
+def _seeded(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
+    """Normal values that depend on name, shape and seed alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    return torch.randn(shape, generator=generator) * std
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """A value of plausible scale: 1/√fan_in for matrices, near 1 for norm weights."""
+    if len(shape) > 1:
+        sharp = 2.0 if name.endswith("router.fc2.weight") else 1.0
+        fan_in = 1 if name == "task_embedding.weight" else math.prod(shape[1:])
+        return _seeded(name, shape, sharp / math.sqrt(fan_in), seed)
+    small = _seeded(name, shape, 0.1, seed)
+    return small + 1 if name.endswith("weight") else small
+
+
+def _text_tensor(name: str, shape: tuple[int, ...], seed: int, layers: int) -> Tensor:
+    """As :func:`random_tensor`, scaled so that hidden states are near 1 after every layer."""
+    if name.endswith("_embedding.weight"):
+        return _seeded(name, shape, math.sqrt(0.5), seed)
+    if name.endswith(_BRANCHES):
+        return random_tensor(name, shape, seed) / math.sqrt(2 * layers)
+    return random_tensor(name, shape, seed)
+
+
+def _vae_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """As :func:`random_tensor`; the last layer is halved, so that pictures stay within ±3."""
+    value = random_tensor(f"vae/{name}", shape, seed)
+    return value / 2 if name == "decoder.conv_out.weight" else value
+
+
+def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Write text encoders, tokenizers, VAE and scheduler of an architecture, all stock.
+
+    Returns their rows of ``model_index.json``. A tensor depends on its part, name, shape and seed.
+    """
+    index: dict[str, Any] = {}
+    for part, config in STOCK_PARTS[architecture].items():
+        if part == "scheduler":
+            path = folder / part / "scheduler_config.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+            index[part] = ["diffusers", config["_class_name"]]
+        elif part == "vae":
+            kind = "AutoencoderKL"
+            with torch.device("meta"):
+                shapes = _shapes(stock.AutoencoderKL(**config))
+            rows = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
+            checkpoint.write(folder / part, {"_class_name": kind, **config}, rows)
+            index[part] = ["diffusers", kind]
+        else:
+            kind = f"CLIPTextModel{'WithProjection' if part.endswith('_2') else ''}"
+            _write_text_encoder(folder / part, kind, config, seed, dtype)
+            index[part] = ["transformers", kind]
+            name = part.replace("text_encoder", "tokenizer")
+            start, end = config["bos_token_id"], config["eos_token_id"]
+            pad = tokenizer.END if config["pad_token_id"] == end else "!"
+            vocabulary.write(folder / name, start=start, end=end, pad=pad)
+            index[name] = ["transformers", "CLIPTokenizer"]
+    if "text_encoder_2" in index:
+        index["force_zeros_for_empty_prompt"] = True
+    return index
+
+
+def _write_text_encoder(
+    home: Path, kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
+) -> None:
+    with torch.device("meta"):
+        shapes = _shapes(stock.TEXT_CLASSES[kind](stock.CLIPTextConfig(**config)))
+
+    def rows() -> Iterator[tuple[str, Tensor]]:
+        for name, shape in shapes.items():
+            inner = name.startswith((_TEXT_PREFIX, "text_projection."))
+            full = name if inner else f"{_TEXT_PREFIX}{name}"
+            value = _text_tensor(f"{home.name}/{full}", shape, seed, config["num_hidden_layers"])
+            yield full, value.to(dtype)
+
+    said = {"architectures": [kind], "model_type": "clip_text_model", **config}
+    checkpoint.write(home, said, rows(), stem=checkpoint.TEXT_WEIGHTS)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
