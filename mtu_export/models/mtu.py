@@ -10,7 +10,6 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +19,9 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from mtu_export import checkpoint
-from mtu_export.graph import fold
 from mtu_export.graph.capture import Graph
 from mtu_export.models.experts import (
     ActiveTask,
-    Expert,
     MTUFeedForward,
     PerTask,
     StackedNorm,
@@ -32,11 +29,11 @@ from mtu_export.models.experts import (
     shares,
     transformer_blocks,
 )
+from mtu_export.models.folding import FoldedBlock, fold_block
 from mtu_export.models.unet import describing_a_unet, dry_run, unet_graph
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
-    NotFoldable,
     Pipeline,
     Plan,
     Specialised,
@@ -287,9 +284,9 @@ def specialise(pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialis
     ``NotFoldable`` names the one that is not exact.
     """
     live: MTUUNet2DConditionModel = pipeline.components["unet"]
-    folds: dict[str, list[_Folded]] = {}
+    folds: dict[str, list[FoldedBlock]] = {}
     for path, block in transformer_blocks(live):
-        folds[path] = _fold_block(path, block, tasks, live.task_embedding.weight)
+        folds[path] = fold_block(path, block, tasks, live.task_embedding.weight)
     convs = [live.conv_in.of(task.name) for task in tasks]  # type: ignore[operator]
     del live.task_embedding, live.conv_in
     found = {}
@@ -302,17 +299,8 @@ def specialise(pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialis
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Folded:
-    """Norm and feed-forward of one block for one task, and the largest error of the fold."""
-
-    norm: nn.Module
-    ff: nn.Module
-    error: float
-
-
 def _stock(
-    live: MTUUNet2DConditionModel, conv: nn.Module, channels: int, rows: Mapping[str, _Folded]
+    live: MTUUNet2DConditionModel, conv: nn.Module, channels: int, rows: Mapping[str, FoldedBlock]
 ) -> Specialised:
     """A stock UNet with copies of the folded modules on the same tensors."""
     with torch.device("meta"):
@@ -333,39 +321,6 @@ def _stock(
     stock.conv_in = conv  # type: ignore[assignment]
     errors = {path: row.error for path, row in rows.items()}
     return Specialised(module=stock.eval(), errors=errors, deviations=tuple(deviations))
-
-
-def _fold_block(path: str, block: Any, tasks: Sequence[Task], embeddings: Tensor) -> list[_Folded]:
-    """Norm and experts of one block as their static equivalents, one a task; frees the experts."""
-    live: MTUFeedForward = block.ff
-    if not isinstance(live, MTUFeedForward) or not isinstance(block.norm3, PerTask):
-        raise NotFoldable(f"{path}: not an MTU feed-forward")
-    experts = [
-        fold.ExpertWeights(
-            proj=e.proj.weight, proj_bias=e.proj.bias, out=e.out.weight, out_bias=e.out.bias
-        )
-        for e in live.experts
-        if isinstance(e, Expert)
-    ]
-    shared: PerTask = block.norm3
-    width, dtype = experts[0].out.shape[0], experts[0].proj.dtype
-    rows = [embeddings[task.index].double() for task in tasks]
-    before, found = live.active.embedding, []
-    try:
-        with torch.no_grad():
-            weights = [live.router.double()(row) for row in rows]
-            modules = fold.fold_experts(experts, weights)
-            for task, row, ff in zip(tasks, rows, modules, strict=True):
-                live.active.embedding = row
-                error = fold.prove(path, live.double(), ff, width, dtype)
-                norm = shared.of(task.name)
-                if isinstance(shared, StackedNorm):
-                    norm = nn.Sequential(shared.stock(), norm)
-                found.append(_Folded(norm=norm, ff=ff, error=error))
-    finally:
-        live.active.embedding = before
-    block.ff = block.norm3 = None
-    return found
 
 
 LAYOUT = (
