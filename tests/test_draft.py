@@ -68,7 +68,7 @@ def test_force_replaces_only_its_like(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from mtu_export import draft
+from mtu_export.storage import draft
 from tests.test_draft import MARK
 
 def kill(*words):

@@ -252,7 +252,8 @@ def test_a_long_prompt_is_cut_and_says_where(run: Run) -> None:
 
 SLOW = """
 import sys, time
-from mtu_export import cli, sampler
+from mtu_export import cli
+from mtu_export.bundle import sampler
 true = sampler.guide
 def guide(*words):
     open("started", "w").close()

@@ -201,7 +201,8 @@ STAGES = (
 RUN = """
 import contextlib, os, signal, sys
 from pathlib import Path
-from mtu_export import exporter, plan
+from mtu_export import exporter
+from mtu_export.exporter import options as plan
 
 @contextlib.contextmanager
 def watch(stage):

@@ -25,8 +25,14 @@ from mtu_export.spec import (
     ToolchainError,
     Unsupported,
 )
-from mtu_export.targets.coreml.mil import (
+from mtu_export.targets.coreml.mil import (  # noqa: F401 (they enter their operators)
+    elementwise,
+    indexing,
+    norms,
     operators,
+    products,
+    shaping,
+    weights,
 )
 from mtu_export.targets.coreml.mil.operators import Operator
 from mtu_export.targets.coreml.mil.program import Constant, Function, Operand, Operation
