@@ -10,7 +10,7 @@ from mtu_export.checkpoint.layout import LATENT_FACTOR
 from mtu_export.spec import KeepFloat
 from mtu_export.spec.catalog import SCHEMES, scheme_of
 from mtu_export.testing import vocabulary
-from mtu_export.testing.architectures import ARCHITECTURES, STOCK_PARTS
+from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED, STOCK_PARTS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,8 @@ def test_stock_parts_fit_their_unets() -> None:
         texts = [config for part, config in parts.items() if part.startswith("text_encoder")]
         assert sum(config["hidden_size"] for config in texts) == unet["cross_attention_dim"]
         assert len(texts) == (2 if "xl" in name else 1)
-        assert 2 ** (len(parts["vae"]["block_out_channels"]) - 1) == LATENT_FACTOR
+        factor = 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
+        assert factor == (2 if name == "atom" else LATENT_FACTOR)
         assert parts["vae"]["latent_channels"] == unet["in_channels"]
-        tiny = name.startswith("tiny")
-        assert {config["vocab_size"] for config in texts} == {vocabulary.SIZE if tiny else 49408}
+        size = 49408 if name in PUBLISHED else vocabulary.SIZE
+        assert {config["vocab_size"] for config in texts} == {size}

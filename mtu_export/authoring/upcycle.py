@@ -22,7 +22,7 @@ from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
 from mtu_export.storage.draft import CHECKPOINT, draft
 from mtu_export.testing import random_parts
-from mtu_export.testing.architectures import ARCHITECTURES
+from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED
 from mtu_export.testing.random_parts import random_tensor
 
 _TINY_ROUTER = 32
@@ -79,7 +79,7 @@ def write_random(
     if dtype not in _DTYPES:
         raise UnknownName("dtype", dtype, list(_DTYPES))
     stock = ARCHITECTURES[architecture]
-    size = _TINY_ROUTER if architecture.startswith("tiny") else PAPER_ROUTER
+    size = PAPER_ROUTER if architecture in PUBLISHED else _TINY_ROUTER
     config = _config(stock, presets.task_rows(tasks, stock), experts, (size, size), task_norm)
     with draft(out, force=force, mark=CHECKPOINT) as folder:
         shapes = _shapes(config)

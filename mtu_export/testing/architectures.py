@@ -68,7 +68,22 @@ _TINY_SDXL = {
 }
 
 
+_ATOM = {
+    **_SD,
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": [16],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+}
+"""One block of each kind; the only transformer block is the middle one's."""
+
+
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "atom": _ATOM,
     "tiny": _TINY,
     "tiny-half": _TINY_HALF,
     "tiny-sdxl": _TINY_SDXL,
@@ -76,6 +91,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "sdxl": _SDXL,
 }
 """Stock UNet configs: the published sizes, and small ones of the same block types."""
+
+
+PUBLISHED = ("sd15", "sdxl")
+"""Architectures of published size; the others have narrow routers too."""
 
 
 _CLIP_L = {
@@ -128,6 +147,9 @@ _CLIP_TINY_HALF = {
 }
 
 
+_CLIP_ATOM = {**_CLIP_TINY_HALF, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 _CLIP_TINY_XL = {**_CLIP_TINY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
 
 
@@ -161,6 +183,16 @@ _VAE_TINY = {
 _VAE_TINY_HALF = {**_VAE_TINY, "block_out_channels": [8, 8, 8, 8]}
 
 
+_VAE_ATOM = {
+    **_VAE_TINY,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "sample_size": 16,
+}
+"""A latent cell is 2 x 2 pixels."""
+
+
 _NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -191,6 +223,7 @@ _EULER = {
 
 
 STOCK_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "atom": {"text_encoder": _CLIP_ATOM, "vae": _VAE_ATOM, "scheduler": _PNDM},
     "tiny": {"text_encoder": _CLIP_TINY, "vae": _VAE_TINY, "scheduler": _PNDM},
     "tiny-half": {"text_encoder": _CLIP_TINY_HALF, "vae": _VAE_TINY_HALF, "scheduler": _PNDM},
     "tiny-sdxl": {
