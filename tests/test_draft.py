@@ -13,15 +13,15 @@ import pytest
 
 from mtu_export.spec import OutputExists, PlanError, ResourceError
 from mtu_export.storage import draft as room
-from mtu_export.storage.draft import Mark, draft
+from mtu_export.storage.draft import OutputMarker, draft
 
-MARK = Mark(file="m", key="ours")
+MARKER = OutputMarker(file="m", key="ours")
 OURS = '{"ours": 1}'
 
 
 def test_it_appears_at_the_end(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
-    with draft(out, force=False, mark=MARK) as folder:
+    with draft(out, force=False, marker=MARKER) as folder:
         (folder / "m").write_text("1")
         assert not out.exists()
     assert [p.name for p in out.parent.iterdir()] == ["b"]
@@ -34,7 +34,7 @@ def test_an_error_leaves_the_old_one(tmp_path: Path, error: type[BaseException])
     (out / "m").write_text(OURS)
 
     def write() -> None:
-        with draft(out, force=True, mark=MARK) as folder:
+        with draft(out, force=True, marker=MARKER) as folder:
             (folder / "m").write_text("new")
             raise error
 
@@ -48,20 +48,20 @@ def test_force_replaces_only_its_like(tmp_path: Path) -> None:
     out = tmp_path / "b"
     out.mkdir()
     (out / "photos").write_text("x")
-    with pytest.raises(PlanError, match="replaces only"), draft(out, force=True, mark=MARK):
+    with pytest.raises(PlanError, match="replaces only"), draft(out, force=True, marker=MARKER):
         pass
     (out / "m").write_text('{"manifest_version": 3, "name": "somebody else\'s"}')
-    with pytest.raises(PlanError, match="replaces only"), draft(out, force=True, mark=MARK):
+    with pytest.raises(PlanError, match="replaces only"), draft(out, force=True, marker=MARKER):
         pass
     (out / "m").write_text(OURS)
-    with pytest.raises(OutputExists), draft(out, force=False, mark=MARK):
+    with pytest.raises(OutputExists), draft(out, force=False, marker=MARKER):
         pass
-    with draft(out, force=True, mark=MARK) as folder:
+    with draft(out, force=True, marker=MARKER) as folder:
         (folder / "m").write_text("new")
     assert [p.name for p in out.iterdir()] == ["m"]
     link = tmp_path / "link"
     link.symlink_to(out)
-    with pytest.raises(PlanError), draft(link, force=True, mark=MARK):
+    with pytest.raises(PlanError), draft(link, force=True, marker=MARKER):
         pass
 
 
@@ -69,7 +69,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from mtu_export.storage import draft
-from tests.test_draft import MARK
+from tests.test_draft import MARKER
 
 def kill(*words):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -81,7 +81,7 @@ if when == "old":
 if when == "renames":
     true = draft._renamed
     draft._renamed = lambda private, out: true(private, out) if out.exists() else kill()
-with draft.draft(Path(sys.argv[1]), force=True, mark=MARK, keep=keep) as folder:
+with draft.draft(Path(sys.argv[1]), force=True, marker=MARKER, keep=keep) as folder:
     (folder / "m").write_text("half")
     if when == "inside":
         kill()
@@ -106,8 +106,8 @@ def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     out = tmp_path / "b"
     killed(out)
     assert {Path(name).suffix for name in names(tmp_path)} == {".partial", ".lock"}
-    assert room.left(out) == len("half")
-    with draft(out, force=False, mark=MARK) as folder:
+    assert room.leftover_bytes(out) == len("half")
+    with draft(out, force=False, marker=MARKER) as folder:
         assert names(tmp_path) == {folder.name, folder.with_suffix(".lock").name}
     assert names(tmp_path) == {"b"}
 
@@ -119,7 +119,7 @@ def test_a_kill_at_the_end_loses_no_output(tmp_path: Path, when: str) -> None:
     (out / "m").write_text(OURS)
     killed(out, when=when)
     assert out.exists() == (when == "old")
-    with pytest.raises(OutputExists), draft(out, force=False, mark=MARK):
+    with pytest.raises(OutputExists), draft(out, force=False, marker=MARKER):
         pass
     assert (out / "m").read_text() == (OURS if when == "renames" else "half")
     room.tidy(out)
@@ -134,7 +134,7 @@ def test_other_outputs_drafts_are_not_its_own(tmp_path: Path) -> None:
         folder.mkdir()
         killed(folder / one, keep="0123abcd")
         before = names(folder)
-        with draft(folder / other, force=False, mark=MARK, keep="0123abcd") as private:
+        with draft(folder / other, force=False, marker=MARKER, keep="0123abcd") as private:
             assert not list(private.iterdir())
         assert names(folder) == {*before, other}
 
@@ -143,7 +143,7 @@ def test_what_is_kept_waits_for_its_like(tmp_path: Path) -> None:
     out = tmp_path / "b"
 
     def stop(keep: str, text: str | None) -> None:
-        with draft(out, force=False, mark=MARK, keep=keep) as folder:
+        with draft(out, force=False, marker=MARKER, keep=keep) as folder:
             assert (folder / "m").exists() == (text is None)
             if text is not None:
                 (folder / "m").write_text(text)
@@ -154,7 +154,7 @@ def test_what_is_kept_waits_for_its_like(tmp_path: Path) -> None:
             stop(keep, text)
     killed(out, keep="0000000c")
     assert len([name for name in names(tmp_path) if name.endswith(".partial")]) == 3
-    with draft(out, force=False, mark=MARK, keep="0000000b") as folder:
+    with draft(out, force=False, marker=MARKER, keep="0000000b") as folder:
         assert (folder / "m").read_text() == "second"
     assert names(tmp_path) == {"b"}
 
@@ -164,7 +164,7 @@ def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
     drafts: list[Path] = []
 
     def lose() -> None:
-        with draft(out, force=False, mark=MARK, keep="0000000a") as folder:
+        with draft(out, force=False, marker=MARKER, keep="0000000a") as folder:
             (folder / room.SCRATCH).mkdir()
             drafts.append(folder)
             out.mkdir()
@@ -172,7 +172,7 @@ def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
     with pytest.raises(OutputExists):
         lose()
     out.rmdir()
-    with draft(out, force=False, mark=MARK, keep="0000000a") as again:
+    with draft(out, force=False, marker=MARKER, keep="0000000a") as again:
         assert [again] == drafts
         assert (again / room.SCRATCH).is_dir()
     assert names(tmp_path) == {"b"}
@@ -182,7 +182,7 @@ def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
 def test_disk_and_permission_are_resource_errors(tmp_path: Path) -> None:
     with (
         pytest.raises(ResourceError, match=r"cannot write .*No space left"),
-        draft(tmp_path / "b", force=False, mark=MARK),
+        draft(tmp_path / "b", force=False, marker=MARKER),
     ):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "b" / "x"))
     assert not list(tmp_path.iterdir())
@@ -190,16 +190,16 @@ def test_disk_and_permission_are_resource_errors(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_place(tmp_path: Path) -> None:
     out = tmp_path / "b"
-    with pytest.raises(OutputExists), draft(out, force=False, mark=MARK):
+    with pytest.raises(OutputExists), draft(out, force=False, marker=MARKER):
         out.mkdir()
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 def test_two_drafts_in_one_process_do_not_touch_each_other(tmp_path: Path) -> None:
     out = tmp_path / "b"
-    with draft(out, force=False, mark=MARK) as first:
+    with draft(out, force=False, marker=MARKER) as first:
         (first / "m").write_text("1")
-        with pytest.raises(ValueError, match="x"), draft(out, force=False, mark=MARK):
+        with pytest.raises(ValueError, match="x"), draft(out, force=False, marker=MARKER):
             raise ValueError("x")
         assert (first / "m").exists()
     assert (out / "m").read_text() == "1"
@@ -219,7 +219,7 @@ def test_an_interruption_between_the_renames_keeps_the_old_one(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), draft(out, force=True, mark=MARK):
+    with pytest.raises(KeyboardInterrupt), draft(out, force=True, marker=MARKER):
         pass
     assert (out / "m").read_text() == OURS
     assert len(list(tmp_path.iterdir())) == 1
@@ -229,13 +229,16 @@ def test_what_a_kill_between_the_renames_left_returns(tmp_path: Path) -> None:
     old = tmp_path / ".b.none.01234567.old"
     old.mkdir()
     (old / "m").write_text(OURS)
-    with pytest.raises(OutputExists), draft(tmp_path / "b", force=False, mark=MARK):
+    with pytest.raises(OutputExists), draft(tmp_path / "b", force=False, marker=MARKER):
         pass
     assert (tmp_path / "b" / "m").read_text() == OURS
 
 
 def test_a_failure_leaves_no_parents_either(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="x"), draft(tmp_path / "a/b/c", force=False, mark=MARK):
+    with (
+        pytest.raises(ValueError, match="x"),
+        draft(tmp_path / "a/b/c", force=False, marker=MARKER),
+    ):
         raise ValueError("x")
     assert list(tmp_path.iterdir()) == []
 
@@ -243,7 +246,7 @@ def test_a_failure_leaves_no_parents_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["file/x", "n" * 300])
 def test_impossible_paths_are_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(PlanError), draft(tmp_path / name, force=False, mark=MARK):
+    with pytest.raises(PlanError), draft(tmp_path / name, force=False, marker=MARKER):
         pass
 
 
@@ -252,13 +255,13 @@ def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     source.mkdir(parents=True)
     for out in (source, tmp_path / "a"):
         with pytest.raises(PlanError, match="is or holds the source"):
-            room.refuse_existing(out, True, MARK, [source])
+            room.refuse_existing(out, True, MARKER, [source])
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        with draft(tmp_path / "b", force=False, mark=MARK) as folder:
+        with draft(tmp_path / "b", force=False, marker=MARKER) as folder:
             (folder / "m").write_text("1")
             (folder / "m").chmod(0o600)
     finally:
@@ -273,10 +276,10 @@ def test_a_full_disk_in_a_library_of_rust_is_a_resource_error(tmp_path: Path) ->
 
     with (
         pytest.raises(ResourceError, match="No space left on device"),
-        draft(tmp_path / "b", force=False, mark=MARK),
+        draft(tmp_path / "b", force=False, marker=MARKER),
     ):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
-    with pytest.raises(SafetensorError), draft(tmp_path / "b", force=False, mark=MARK):
+    with pytest.raises(SafetensorError), draft(tmp_path / "b", force=False, marker=MARKER):
         raise SafetensorError("something else")
     assert not list(tmp_path.iterdir())
 
@@ -297,7 +300,7 @@ def test_another_writer_between_the_last_look_and_the_rename(
 
     monkeypatch.setattr(room, "refuse_existing", late)
     try:
-        with draft(out, force=force, mark=MARK) as folder:
+        with draft(out, force=force, marker=MARKER) as folder:
             (folder / "m").write_text("new")
     except OutputExists:
         assert not force

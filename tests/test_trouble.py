@@ -140,7 +140,7 @@ def test_a_folder_without_write_permission(tmp_path: Path) -> None:
         if os.getuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
-        with draft(Path({str(closed / "out")!r}), force=False, mark=CHECKPOINT):
+        with draft(Path({str(closed / "out")!r}), force=False, marker=CHECKPOINT):
             pass
     """
     for parent in tmp_path.parents:
@@ -313,7 +313,7 @@ from mtu_export.spec import OutputExists
 ends = [0, 0]
 for number in range(150):
     try:
-        with draft(Path("out"), force=sys.argv[1] == "force", mark=BUNDLE) as folder:
+        with draft(Path("out"), force=sys.argv[1] == "force", marker=BUNDLE) as folder:
             said = {"schema_version": sys.argv[2], "source": 0, "parts": 0, "proof": 0}
             (folder / "manifest.json").write_text(json.dumps(said))
             (folder / "also").write_text(sys.argv[2])

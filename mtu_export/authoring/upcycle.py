@@ -81,7 +81,7 @@ def write_random(
     stock = ARCHITECTURES[architecture]
     size = PAPER_ROUTER if architecture in PUBLISHED else _TINY_ROUTER
     config = _config(stock, presets.task_rows(tasks, stock), experts, (size, size), task_norm)
-    with draft(out, force=force, mark=CHECKPOINT) as folder:
+    with draft(out, force=force, marker=CHECKPOINT) as folder:
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / "unet", config, rows)
@@ -125,7 +125,7 @@ def upcycle(
     if source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
     index = pipeline_files.read(source) if home != source else {}
-    with draft(out, force=force, mark=CHECKPOINT, sources=[source]) as folder:
+    with draft(out, force=force, marker=CHECKPOINT, sources=[source]) as folder:
         rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
         checkpoint.write(folder / "unet", config, rows)
         pipeline_files.copy(source, folder, index)

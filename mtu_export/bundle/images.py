@@ -5,16 +5,15 @@ Arrays are float32 [1, 3, H, W] in −1..1; masks are [1, 1, H, W] of 0 and 1, 1
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
+from mtu_export.storage import atomic_file
 
 FILTERS: Mapping[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -226,14 +225,10 @@ def save(array: np.ndarray, path: Path) -> None:
     check_suffix(path)
     image = to_image(array)
     kind, words = _WRITTEN[path.suffix.lower()]
-    private = path.with_name(f".{path.name[:80]}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(private, kind, **words)
-        private.replace(path)
+        with atomic_file(path) as private:
+            image.save(private, kind, **words)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ResourceError(f"cannot write {str(path)[:200]!r}: {reason}") from None
-    finally:
-        with suppress(OSError):
-            private.unlink()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_export.cli.console import plain
 from mtu_export.models.analysis import short
 from mtu_export.spec import PlanError, ResourceError, ToolchainMissing
+from mtu_export.storage import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,24 +140,21 @@ def _save(size: tuple[float, float], draw: Callable[[Any], None], path: Path, fo
     logger = logging.getLogger("matplotlib")  # it says where its font cache is, and why
     level = logger.level
     logger.setLevel(logging.ERROR)
-    private = path.with_name(f".{path.name[:80]}.{os.getpid()}.partial")
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
         # names are text, never formulas, and the same data give the same file
         settings: Any = {"text.parse_math": False, "svg.hashsalt": "mtu-export"}
-        with mpl.rc_context(settings), warnings.catch_warnings():
+        with atomic_file(path) as private, mpl.rc_context(settings), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dpi = min(_DPI, _LARGEST / max(size))
             figure = Figure(figsize=size, dpi=dpi, layout="constrained")
             draw(figure)
             figure.savefig(private, format=path.suffix[1:].lower())
-        check(path, force)
-        private.replace(path)
+            check(path, force)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ResourceError(f"cannot write {path}: {reason}") from error
     finally:
         logger.setLevel(level)
-        private.unlink(missing_ok=True)

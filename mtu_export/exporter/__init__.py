@@ -72,7 +72,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     mark = resume.fingerprint(plan, identity, manifest.versions(plan))
     keep = mark[:8] if plan.resume else None
     sources = resume.source_files(plan)
-    with draft(plan.out, force=plan.force, mark=BUNDLE, sources=sources, keep=keep) as folder:
+    with draft(plan.out, force=plan.force, marker=BUNDLE, sources=sources, keep=keep) as folder:
         state, parts = resume.State(folder, mark), []
         for name in order:
             done = state.get(name) if plan.resume else None
@@ -270,7 +270,7 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
 
     Raises ``Unsupported`` where no stock UNet holds the task.
     """
-    with draft(plan.out, force=plan.force, mark=FOLDED, sources=[plan.checkpoint]) as folder:
+    with draft(plan.out, force=plan.force, marker=FOLDED, sources=[plan.checkpoint]) as folder:
         with watch("import PyTorch"):
             from mtu_export import models
             from mtu_export.graph import quantize

@@ -156,4 +156,4 @@ def _group_limit() -> float:
 def _free(out: Path) -> float:
     """Free bytes where ``out`` will be, with those that an export before has left there."""
     home = next(parent for parent in out.absolute().parents if parent.exists())
-    return float(shutil.disk_usage(home).free + draft.left(out))
+    return float(shutil.disk_usage(home).free + draft.leftover_bytes(out))

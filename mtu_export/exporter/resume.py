@@ -16,6 +16,7 @@ import mtu_export
 from mtu_export import bundle, checkpoint
 from mtu_export.exporter import manifest
 from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
+from mtu_export.storage import atomic_file
 from mtu_export.storage.draft import SCRATCH
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class State:
                 "names": names,
             }
         found = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        save_file(found, self.home / f"{component}.safetensors")
-        draft = self.home / f"{component}.new"
-        draft.write_text(json.dumps(said), "utf-8")
-        draft.rename(self.home / f"{component}.json")
+        with atomic_file(self.home / f"{component}.safetensors") as private:
+            save_file(found, private)
+        with atomic_file(self.home / f"{component}.json") as private:
+            private.write_text(json.dumps(said), "utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError, PlanError, Task
+from mtu_export.storage import atomic_file
 from mtu_export.training.batches import Batch, Live
 from mtu_export.training.model import Model, digest
 from mtu_export.training.recipe import Recipe
@@ -113,9 +113,8 @@ class Cached:
         path.parent.mkdir(parents=True, exist_ok=True)
         if any(path.parent.glob("*.safetensors")):
             raise PlanError(f"{path.parent} has shards without {_JSON}; remove it")
-        private = path.with_name(f".{_JSON}.partial")
-        private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
-        os.replace(private, path)
+        with atomic_file(path) as private:
+            private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
 
     def _fill(self, task: Task, number: int) -> None:
         from safetensors.torch import save_file
@@ -131,10 +130,8 @@ class Cached:
                 values.append(getattr(found, name).to("cpu", self.dtype))
         whole = {name: torch.cat(values).contiguous() for name, values in parts.items()}
         path = self._path(task, number)
-        private = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with written(f"the latents {path}"):
+        with written(f"the latents {path}"), atomic_file(path) as private:
             save_file(whole, private, metadata={"prompts": json.dumps(prompts)})
-            os.replace(private, path)
 
     def _open(self, task: Task, number: int) -> tuple[dict[str, Tensor], list[str]]:
         from safetensors import SafetensorError, safe_open

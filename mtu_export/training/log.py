@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtu_export.spec import PlanError, ToolchainMissing
+from mtu_export.storage import atomic_file
 
 HEAD = ("step", "task", "loss", "lr", "samples_per_second", "seconds")
 CSV = "log.csv"
@@ -65,6 +65,5 @@ def _cut(path: Path, step: int) -> None:
             first = line.partition(",")[0]
             if line.endswith("\n") and first.isdecimal() and int(first) <= step:
                 kept.append(line.rstrip("\n"))
-    private = path.with_name(f".{path.name}.partial")
-    private.write_text("\n".join(kept) + "\n", "utf-8")
-    os.replace(private, path)
+    with atomic_file(path) as private:
+        private.write_text("\n".join(kept) + "\n", "utf-8")

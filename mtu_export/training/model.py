@@ -21,11 +21,12 @@ from mtu_export.models import mtu
 from mtu_export.models.unet import describing_a_unet
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
 from mtu_export.spec.catalog import SD_DEFAULT
-from mtu_export.storage.draft import CHECKPOINT, Mark, draft
+from mtu_export.storage import atomic_file
+from mtu_export.storage.draft import CHECKPOINT, OutputMarker, draft
 from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import newest, refuse_other
 
-DENSE = Mark(file="unet/config.json", key="_trained_by", value="mtu-export")
+DENSE = OutputMarker(file="unet/config.json", key="_trained_by", value="mtu-export")
 """By which a dense pipeline that was trained here is known."""
 MTU_NAMES = re.compile(
     r"task_embedding\.weight|conv_in\..+|.+\.ff\.(router|experts)\..+|.+\.norm3\.[^.]+\.(weight|bias)"
@@ -64,7 +65,7 @@ class Model:
         return self.config.get("addition_embed_type") == "text_time"
 
     @property
-    def mark(self) -> Mark:
+    def marker(self) -> OutputMarker:
         """By which ``--force`` knows an output of this kind."""
         return CHECKPOINT if self.multi else DENSE
 
@@ -139,9 +140,8 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
             task_norm=words.task_norm,
             force=True,
         )
-        private = record.with_name(f".{record.name}.partial")
-        private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
-        private.replace(record)
+        with atomic_file(record) as private:
+            private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
     config = checkpoint.read_config(out)
     return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
 
@@ -258,7 +258,7 @@ def write(
     home = found.folder
     whole = (home / "model_index.json").is_file()
     index = pipeline_files.read(home) if whole else {}
-    with draft(out, force=force, mark=found.mark, sources=[home]) as folder:
+    with draft(out, force=force, marker=found.marker, sources=[home]) as folder:
         config = dict(found.config)
         if not found.multi:
             stock = checkpoint.stock_config(config, config["in_channels"])

@@ -138,7 +138,7 @@ def _prepared(
     """Model, trainer at the step where its state is, and the console of this process."""
     log.check(recipe.log_with)
     found = model.find(recipe)
-    refuse_existing(recipe.output, force, found.mark, [found.folder])
+    refuse_existing(recipe.output, force, found.marker, [found.folder])
     if found.folder.resolve() in recipe.output.resolve().parents:
         raise PlanError(f"output {str(recipe.output)!r} lies inside the model {found.folder}")
     _refuse_inside(recipe)
@@ -154,7 +154,7 @@ def _prepared(
         said = ", ".join(f"{count} of {name}" for name, count in others.items())
         shown.warn(f"samples of tasks that are not trained are left out: {said[:300]}")
     _make_folder(home)
-    with state.alone(home) if main else nullcontext():
+    with state.exclusive_lock(home) if main else nullcontext():
         try:
             with accelerator.main_process_first(), shown.stage("model"):
                 found = model.make(found, recipe, home)

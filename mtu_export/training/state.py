@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError, PlanError, ResourceError, shown
-from mtu_export.storage.draft import system_error
+from mtu_export.storage import locks
+from mtu_export.storage.files import sync, system_error
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{8})")
@@ -78,10 +79,10 @@ def save(
         row = {"format": FORMAT, "progress": asdict(progress), "recipe": dict(identity)}
         (private / _JSON).write_text(json.dumps(row, indent=1) + "\n", "utf-8")
         for path in private.iterdir():
-            _flush(path)
+            sync(path)
         shutil.rmtree(out, ignore_errors=True)
         private.rename(out)
-        _flush(folder)
+        sync(folder)
     for path in folder.glob("step-*"):
         if path != out and _STEP.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -101,30 +102,17 @@ def written(what: str) -> Iterator[None]:
         raise ResourceError(f"cannot write {what}: {reason}") from None
 
 
-def _flush(path: Path) -> None:
-    """Bring a file, or the names of a folder, to the disk itself."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Refuse a second process in the same state folder; raises ``PlanError``.
 
     Raises ``ResourceError`` where the folder cannot be written.
     """
-    import fcntl
-
     with written(f"in {folder}"):
-        opened = (folder / "lock").open("w")
-    with opened as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PlanError(f"another run is at work in {folder}") from None
+        lock = locks.acquire(folder / "lock")
+    if lock is None:
+        raise PlanError(f"another run is at work in {folder}")
+    with lock:
         yield
 
 

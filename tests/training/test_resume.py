@@ -334,7 +334,10 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
 def test_one_run_a_folder(four_tasks: Path, tmp_path: Path) -> None:
     words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
     (tmp_path / "state").mkdir()
-    with state.alone(tmp_path / "state"), pytest.raises(PlanError, match="another run is at work"):
+    with (
+        state.exclusive_lock(tmp_path / "state"),
+        pytest.raises(PlanError, match="another run is at work"),
+    ):
         training.train(words, four())
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match=r"cannot make .*: Not a directory"):

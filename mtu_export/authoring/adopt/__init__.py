@@ -147,7 +147,7 @@ def write(found: Adoption, out: Path, *, force: bool = False) -> None:
     if source.is_dir() and source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
     index = pipeline_files.read(source) if (source / "unet").is_dir() else {}
-    with draft(out, force=force, mark=CHECKPOINT, sources=[source, found.map]) as folder:
+    with draft(out, force=force, marker=CHECKPOINT, sources=[source, found.map]) as folder:
         checkpoint.write(folder / "unet", found.config, _rows(found))
         written = checkpoint.headers(folder / "unet")
         checkpoint.check_config(checkpoint.read_config(folder), mtu.STOCK_KEYS)

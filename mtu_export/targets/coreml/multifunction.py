@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from mtu_export.spec import Program, ResourceError, TensorSpec, ToolchainError
+from mtu_export.storage import atomic_file
 from mtu_export.targets.coreml import package
 
 if TYPE_CHECKING:
@@ -153,10 +154,9 @@ def write(path: Path, program: Program, markers: Sequence[Marker]) -> None:
     template = functions[package.ENTRY]
     block = package.block(template, path.name)
     file = path / "Data" / package.WEIGHT_FILE
-    fresh = file.with_name(f"{file.name}.new")
     rows = {marker.name: marker for marker in markers}
     try:
-        with file.open("rb") as old, fresh.open("xb") as new:
+        with file.open("rb") as old, atomic_file(file) as fresh, fresh.open("xb") as new:
             kinds = _slots(block, markers, old, path.name)
             store = _Store(new)
             _move(block, old, store, path.name)
@@ -172,8 +172,7 @@ def write(path: Path, program: Program, markers: Sequence[Marker]) -> None:
                 _fill(package.block(functions[task], where), rows, own, places, where)
                 _widen(functions[task], program.inputs[task], where)
             store.close()
-        shutil.copymode(file, fresh)
-        os.replace(fresh, file)
+            shutil.copymode(file, fresh)
         del functions[package.ENTRY]
         _describe(model.description, program)
         (path / "Data" / package.MODEL).write_bytes(model.SerializeToString(deterministic=True))
