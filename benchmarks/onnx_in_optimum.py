@@ -68,14 +68,14 @@ def by_us(folder: Path, noise: Path, out: Path) -> tuple[np.ndarray, np.ndarray]
     """Last latent and clipped image; `mtu-export run` writes ``out`` (a PNG)."""
     words = ["run", str(folder), "-o", str(out), "--prompt", PROMPT, "--noise", str(noise)]
     mtu_export(*words, "--steps", str(STEPS), "--guidance", str(GUIDANCE))
-    loop = runner.loop(bundle.read(folder))
+    loop = runner.open_loop(bundle.read(folder))
     request = denoising.Request(
         prompt=PROMPT,
         noise=np.load(noise),
         steps=STEPS,
         guidance=runner.Guidance(kind="text", text=GUIDANCE),
     )
-    latents, image = runner.picture(loop, request)
+    latents, image = runner.generate(loop, request)
     return latents[-1], np.clip(image, -1, 1)
 
 
@@ -99,7 +99,7 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One row and the versions of the other environment."""
     folder = export(*case, home)
-    loop = runner.loop(bundle.read(folder))
+    loop = runner.open_loop(bundle.read(folder))
     noise = home / f"{folder.name}-noise.npy"
     np.save(noise, denoising.noise((1, *loop.latent), SEED))
     theirs = home / f"{folder.name}-optimum"

@@ -74,7 +74,7 @@ def make_bundle(out: Path) -> bundle.Bundle:
 
 def make_request(found: bundle.Bundle) -> None:
     """Write the request, its picture and the arrays on the way."""
-    loop = runner.loop(found)
+    loop = runner.open_loop(found)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise
     drawing().save(HERE / FILES["image"], exif=exif)
@@ -85,7 +85,7 @@ def make_request(found: bundle.Bundle) -> None:
         image=images.fit(images.read(HERE / FILES["image"]), WIDTH, HEIGHT),
     )
     assert request.image is not None
-    latents, made = runner.picture(loop, request)
+    latents, made = runner.generate(loop, request)
     words = tokenizer.load(found.folder / "tokenizer")
     given = {"noise": request.noise, "image": request.image, "ids": words.encode(PROMPT)[0]}
     given |= {f"latents/{i}": x for i, x in enumerate(latents)}

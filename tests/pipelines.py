@@ -183,7 +183,7 @@ def export(
         lora=lora,
         out=out,
     )
-    return runner.loop(exporter.export(row))
+    return runner.open_loop(exporter.export(row))
 
 
 def with_table(loop: runner.Loop, case: Case, folder: Path, scratch: Path) -> runner.Loop:
@@ -212,7 +212,7 @@ def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Made:
         image=images.fit(photo(), WIDTH, HEIGHT),
         mask=images.fit_mask(mask(), WIDTH, HEIGHT),
     )
-    latents, image = runner.picture(loop, request)
+    latents, image = runner.generate(loop, request)
     return Made(latent=latents[-1], image=np.clip(image, -1, 1))
 
 

@@ -82,7 +82,7 @@ def pass_by_us(loop: runner.Loop) -> np.ndarray:
         steps=1,
         guidance=Guidance(kind="text", text=1.0),
     )
-    return runner.picture(replace(loop, schedules={1: table}), request)[0][0]
+    return runner.generate(replace(loop, schedules={1: table}), request)[0][0]
 
 
 def measure(pairs: pipelines.Pairs, pipeline: str) -> Likeness:

@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter
+from mtu_export import bundle
+from mtu_export.bundle import verification
 from mtu_export.bundle.metrics import psnr
 from mtu_export.spec import BundleError
 
@@ -127,9 +128,9 @@ def test_min_psnr_is_recorded_and_used_again(copied: Path) -> None:
         manifest["proof"][1]["floor_db"] = 20.0
 
     edit(copied, lower)
-    (row,) = exporter.check(bundle.read(copied))
+    (row,) = verification.verify_bundle(bundle.read(copied))
     assert row.floor_db == 20.0
-    (row,) = exporter.check(bundle.read(copied), 70.0)
+    (row,) = verification.verify_bundle(bundle.read(copied), 70.0)
     assert row.passed is False
 
 
@@ -146,7 +147,7 @@ def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
         bundle.read(copied)
 
     reseal(copied)
-    (row,) = exporter.check(bundle.read(copied))
+    (row,) = verification.verify_bundle(bundle.read(copied))
     assert row.passed is False
 
 
@@ -191,7 +192,7 @@ def test_links_are_refused(copied: Path) -> None:
 def test_manifests_that_are_refused(copied: Path, change: dict[str, Any], message: str) -> None:
     edit(copied, lambda m: m.update(change))
     with pytest.raises(BundleError, match=message):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 def test_a_greater_minor_and_its_new_keys_are_read(copied: Path) -> None:
@@ -208,21 +209,21 @@ def test_damaged_goldens_are_refused(copied: Path) -> None:
         bundle.read(copied)
     reseal(copied)
     with pytest.raises(BundleError, match=r"goldens"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
     path.write_bytes(path.read_bytes()[:100])
     reseal(copied)
     with pytest.raises(BundleError, match="damaged"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
     path.unlink()
     with pytest.raises(BundleError, match="missing"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 @pytest.mark.parametrize("floor", [-1e9, 1e9])
 def test_a_floor_that_is_none_is_refused(copied: Path, floor: float) -> None:
     edit(copied, lambda m: m["proof"][1].update(floor_db=floor))
     with pytest.raises(BundleError, match="is none"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 def test_a_link_in_the_middle_of_a_path_is_refused(copied: Path) -> None:
@@ -250,7 +251,7 @@ def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value:
     save_file(rows, path)
     reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 def test_goldens_of_another_dtype_are_refused(copied: Path) -> None:
@@ -260,7 +261,7 @@ def test_goldens_of_another_dtype_are_refused(copied: Path) -> None:
     save_file(rows, path)
     reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 def test_text_that_is_none_is_refused(copied: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtu_export import bundle, exporter, models, targets
+from mtu_export.bundle import verification
 from mtu_export.exporter import options
 from mtu_export.spec import Unsupported
 from mtu_export.spec.catalog import SCHEMES
@@ -35,7 +36,7 @@ def test_every_target_exports_every_scheme_it_accepts(
         return
     found = exporter.export(resolved)
     unet = "quantised" if scheme == "int8" else "exported"
-    rows = {(row.component, row.rung): row for row in found.proof}
+    rows = {(row.component, row.stage): row for row in found.proof}
     assert rows.pop(("unet", "folded")).passed
     assert ("unet", unet) in rows
     assert ("pipeline", "loop") in rows
@@ -46,8 +47,8 @@ def test_every_target_exports_every_scheme_it_accepts(
             assert row.reason
         else:
             assert row.passed
-    again = exporter.check(bundle.read(found.folder))
-    assert [(row.component, row.rung, row.passed) for row in again] == [
+    again = verification.verify_bundle(bundle.read(found.folder))
+    assert [(row.component, row.stage, row.passed) for row in again] == [
         (*key, row.passed) for key, row in rows.items()
     ]
     if target == "executorch" and scheme == "int8":

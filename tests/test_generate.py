@@ -135,18 +135,18 @@ def test_any_batch_gives_what_one_branch_after_the_other_gives(
 
 @pytest.mark.parametrize("name", list(handmade.TASKS))
 def test_every_task_makes_a_picture(bundles: dict[str, Path], name: str) -> None:
-    found = runner.loop(bundle.read(bundles[name]))
+    found = runner.open_loop(bundle.read(bundles[name]))
     seen: list[tuple[int, int]] = []
-    latents, image = runner.picture(
+    latents, image = runner.generate(
         found, request(name), lambda number, count, x: seen.append((number, count))
     )
     assert seen == [(i, 5) for i in range(1, 6)]
     assert (len(latents), image.shape) == (5, (1, 3, *SIZE))
     assert 0.05 < image.std() < 1
     np.testing.assert_array_equal(runner.preview(found, latents[-1]), image)
-    _, again = runner.picture(found, request(name))
+    _, again = runner.generate(found, request(name))
     np.testing.assert_array_equal(again, image)
-    _, other = runner.picture(found, request(name, steps=2))
+    _, other = runner.generate(found, request(name, steps=2))
     assert np.abs(other - image).max() > 1e-3
 
 
@@ -154,16 +154,16 @@ def test_every_task_makes_a_picture(bundles: dict[str, Path], name: str) -> None
 def test_the_batch_of_the_denoiser_does_not_change_the_picture(
     bundles: dict[str, Path], tmp_path: Path, batch: int
 ) -> None:
-    one = runner.picture(runner.loop(bundle.read(bundles["edit"])), request("edit"))[1]
+    one = runner.generate(runner.open_loop(bundle.read(bundles["edit"])), request("edit"))[1]
     folder = handmade.write(tmp_path / "many", batch=batch)
-    many = runner.picture(runner.loop(bundle.read(folder)), request("edit"))[1]
+    many = runner.generate(runner.open_loop(bundle.read(folder)), request("edit"))[1]
     np.testing.assert_allclose(many, one, atol=1e-5)
 
 
 def test_what_is_asked_counts(bundles: dict[str, Path]) -> None:
     """Prompt, image, noise and both scales change the picture; a fixed prompt's words do not."""
-    found = runner.loop(bundle.read(bundles["edit"]))
-    base = runner.picture(found, request("edit"))[1]
+    found = runner.open_loop(bundle.read(bundles["edit"]))
+    base = runner.generate(found, request("edit"))[1]
     for words in (
         {"prompt": "a blue dog"},
         {"image": -IMAGE},
@@ -171,11 +171,11 @@ def test_what_is_asked_counts(bundles: dict[str, Path]) -> None:
         {"guidance": Guidance(kind="text_image", text=1.0, image=1.5)},
         {"guidance": Guidance(kind="text_image", text=3.0, image=4.0)},
     ):
-        assert np.abs(runner.picture(found, request("edit", **words))[1] - base).max() > 1e-4
-    sr = runner.loop(bundle.read(bundles["sr"]))
-    one, other = (runner.picture(sr, request("sr", prompt=p))[1] for p in ("a cat", ""))
+        assert np.abs(runner.generate(found, request("edit", **words))[1] - base).max() > 1e-4
+    sr = runner.open_loop(bundle.read(bundles["sr"]))
+    one, other = (runner.generate(sr, request("sr", prompt=p))[1] for p in ("a cat", ""))
     np.testing.assert_array_equal(one, other)
-    assert runner.cut(sr, "photo " * 99) == ""
+    assert runner.truncated_text(sr, "photo " * 99) == ""
 
 
 def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
@@ -188,7 +188,7 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
         row["component"]: onnxruntime.InferenceSession(folder / row["path"] / "model.onnx")
         for row in manifest["parts"]
     }
-    found = runner.loop(bundle.read(folder))
+    found = runner.open_loop(bundle.read(folder))
     from mtu_export.bundle import tokenizer
 
     ids, _ = tokenizer.load(folder / "tokenizer").encode("a red cat")
@@ -211,15 +211,15 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
         x = (row["x"][0] * x + row["m"][0] * m).astype(np.float32)
     scaled = x / np.float32(handmade.SCALING)
     (image,) = sessions["vae_decoder"].run(None, {"latent_sample": scaled})
-    np.testing.assert_allclose(runner.picture(found, request("t2i"))[1], image, atol=1e-5)
+    np.testing.assert_allclose(runner.generate(found, request("t2i"))[1], image, atol=1e-5)
 
 
 def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
-    found = runner.loop(bundle.read(bundles["edit"]))
-    assert runner.cut(found, "photo " * 75) == ""
-    assert runner.cut(found, "photo " * 75 + "of a Cat") == "of a Cat"
+    found = runner.open_loop(bundle.read(bundles["edit"]))
+    assert runner.truncated_text(found, "photo " * 75) == ""
+    assert runner.truncated_text(found, "photo " * 75 + "of a Cat") == "of a Cat"
     with pytest.raises(PlanError, match="half a character"):
-        runner.cut(found, "\ud800")
+        runner.truncated_text(found, "\ud800")
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
 def test_requests_that_are_refused(
     bundles: dict[str, Path], words: dict[str, Any], message: str
 ) -> None:
-    found = runner.loop(bundle.read(bundles["fill"]))
+    found = runner.open_loop(bundle.read(bundles["fill"]))
     with pytest.raises(PlanError, match=message):
-        runner.picture(found, request("fill", **words))
+        runner.generate(found, request("fill", **words))
 
 
 def test_the_task_is_named_where_it_must_be(bundles: dict[str, Path]) -> None:
     found = bundle.read(bundles["edit"])
-    assert runner.loop(found, "edit").task.name == "edit"
+    assert runner.open_loop(found, "edit").task.name == "edit"
     with pytest.raises(PlanError, match="unknown task 'x'; choose from: edit"):
-        runner.loop(found, "x")
+        runner.open_loop(found, "x")
 
 
 def test_a_file_that_is_not_what_the_manifest_says(
@@ -257,9 +257,9 @@ def test_a_file_that_is_not_what_the_manifest_says(
         (bundles["edit"] / "unet" / "model.onnx").read_bytes()
     )
     handmade.reseal(folder)
-    found = runner.loop(bundle.read(folder))
+    found = runner.open_loop(bundle.read(folder))
     with pytest.raises(BundleError, match="not those of the manifest"):
-        runner.picture(found, request("t2i"))
+        runner.generate(found, request("t2i"))
 
 
 def test_a_target_that_does_not_run_here_says_so(
@@ -268,7 +268,7 @@ def test_a_target_that_does_not_run_here_says_so(
     from mtu_export.targets import onnx as target
 
     monkeypatch.setattr(target, "runner", lambda: (None, "no runtime here"))
-    found = runner.loop(bundle.read(bundles["t2i"]))
+    found = runner.open_loop(bundle.read(bundles["t2i"]))
     assert found.runner == "no runtime here"
     with pytest.raises(ToolchainError, match="cannot run here: no runtime here"):
-        runner.picture(found, request("t2i"))
+        runner.generate(found, request("t2i"))

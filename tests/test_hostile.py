@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mtu_export import bundle, exporter
-from mtu_export.bundle import runner, tokenizer
+from mtu_export import bundle
+from mtu_export.bundle import runner, tokenizer, verification
 from mtu_export.spec import BundleError, MtuExportError
 from tests import handmade
 from tests.mutations.values import ODD
@@ -131,8 +131,8 @@ def test_a_manifest_that_is_refused(copied: Path, path: Path_, value: Any, messa
 
 
 def attempt(folder: Path) -> np.ndarray:
-    found = runner.loop(bundle.read(folder))
-    return runner.picture(found, request("fill"))[1]
+    found = runner.open_loop(bundle.read(folder))
+    return runner.generate(found, request("fill"))[1]
 
 
 def test_the_valid_one_is_a_picture(copied: Path) -> None:
@@ -198,7 +198,7 @@ def test_constants_and_goldens_without_a_hash_are_not_read(copied: Path) -> None
     with pytest.raises(BundleError, match="it is missing"):
         attempt(copied)
     with pytest.raises(BundleError, match="not among the files of the manifest"):
-        exporter.check(bundle.read(copied))
+        verification.verify_bundle(bundle.read(copied))
 
 
 def test_files_that_the_manifest_does_not_name_are_left_alone(copied: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied
     (copied / bundle.MANIFEST).write_text(json.dumps(found))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match="has no vae_encoder: task 'fill' needs it"):
-        runner.loop(read)
+        runner.open_loop(read)
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def test_a_second_task_that_does_not_name_what_its_loop_needs(
     (copied / bundle.MANIFEST).write_text(json.dumps(found))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match=f"{missing} has no entry for task 'other'"):
-        runner.loop(read, "other")
-    runner.loop(read, "fill")
+        runner.open_loop(read, "other")
+    runner.open_loop(read, "fill")
 
 
 def test_a_tokenizer_that_makes_other_ids_than_the_encoder_has(copied: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import bundle, exporter, targets
+from mtu_export import bundle, targets
 from mtu_export.bundle import runner, verification
 from mtu_export.spec import BundleError
 from tests import handmade
@@ -25,7 +25,7 @@ def copied(tmp_path: Path) -> Path:
 def with_golden(folder: Path, **changes: Any) -> Path:
     """Write what the loop itself makes as its golden; None takes a tensor out."""
     given = request("fill")
-    latents, image = runner.picture(runner.loop(bundle.read(folder)), given)
+    latents, image = runner.generate(runner.open_loop(bundle.read(folder)), given)
     rows = {"noise": given.noise, "image": image, "input": given.image, "mask": given.mask}
     rows |= {f"latents/{i}": x for i, x in enumerate(latents)}
     rows |= {name.replace("_", "/"): value for name, value in changes.items()}
@@ -82,7 +82,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
         inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
         cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
     cases["unet/other"] = cases["unet/fill"]
-    latents, image = runner.picture(runner.loop(read, "fill"), given)
+    latents, image = runner.generate(runner.open_loop(read, "fill"), given)
     loop: dict[str, Any] = {"noise": given.noise, "input": given.image, "mask": given.mask}
     loop |= {f"latents/{i}": x for i, x in enumerate(latents)} | {"image": image}
     loops = {f"loop/{task}": loop for task in ("fill", "other")}
@@ -106,7 +106,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
 def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Path) -> None:
     """A task whose goldens are gone would be left out in silence, whatever it runs."""
     whole = shutil.copytree(copied, tmp_path / "whole")
-    rows = exporter.check(bundle.read(of_two_tasks(Path(whole))))
+    rows = verification.verify_bundle(bundle.read(of_two_tasks(Path(whole))))
     assert all(row.passed for row in rows)
     assert {(row.component, row.task) for row in rows if row.task == "other"} == {
         ("unet", "other"),
@@ -115,7 +115,7 @@ def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Pa
     for lost, said in (("unet/other", "3 cases of unet/other"), ("loop/other", "no loop/other")):
         folder = Path(shutil.copytree(copied, tmp_path / lost.replace("/", "-")))
         with pytest.raises(BundleError, match=said):
-            exporter.check(bundle.read(of_two_tasks(folder, lost)))
+            verification.verify_bundle(bundle.read(of_two_tasks(folder, lost)))
 
 
 def test_a_second_task_of_the_unet_must_have_goldens_of_its_own(copied: Path) -> None:
@@ -124,4 +124,4 @@ def test_a_second_task_of_the_unet_must_have_goldens_of_its_own(copied: Path) ->
     proof = [row for row in bundle.read(folder).manifest["proof"] if row["task"] != "other"]
     handmade.edit(folder, "proof", value=proof)
     with pytest.raises(BundleError, match="has not 3 cases of unet/other"):
-        exporter.check(bundle.read(folder))
+        verification.verify_bundle(bundle.read(folder))

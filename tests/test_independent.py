@@ -201,7 +201,7 @@ def test_fresh_bundles_with_a_mask(
     alpha = np.where(x < 12, 0, 255)
     mask = np.stack([disc, disc * 0.8, disc, alpha], -1)
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.loop(found).latent), 3))
+    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.open_loop(found).latent), 3))
     words = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
     words += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
     words += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
@@ -212,7 +212,7 @@ def test_fresh_bundles_with_a_mask(
 @pytest.mark.slow
 def test_a_bundle_of_several_tasks(pipeline: Path, tmp_path: Path) -> None:
     found = export(pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
-    shape = (1, *runner.loop(found, "t2i").latent)
+    shape = (1, *runner.open_loop(found, "t2i").latent)
     np.save(tmp_path / "noise.npy", denoising.noise(shape, 3))
     for task in ("t2i", "edit", "sr"):
         words = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]

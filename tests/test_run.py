@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mtu_export import cli
-from mtu_export.bundle import denoising, images, runner
+from mtu_export.bundle import denoising, images, runner, verification
 from tests import handmade
 from tests.test_pictures import photo
 
@@ -179,10 +179,10 @@ def test_an_export_with_a_mask_runs(
         options.resolve(target="onnx", model=pipeline, task="fill", out=tmp_path / "b", **words)
     )
     assert made.part("unet").inputs[0].shape == (2, 9, 8, 12)
-    assert all(row.passed for row in exporter.check(made))
+    assert all(row.passed for row in verification.verify_bundle(made))
     assert run(made.folder, *FILL, "--steps", "2", "--seed", "3", "--save-every", "1")[0] == 0
     assert Image.open("out.png").size == Image.open("out-001.png").size == (96, 64)
-    found = runner.loop(made)
+    found = runner.open_loop(made)
     request = denoising.Request(
         prompt="make it red",
         noise=denoising.noise((1, *found.latent), 3),
@@ -190,7 +190,7 @@ def test_an_export_with_a_mask_runs(
         image=images.fit(images.read(Path("in.png")), 96, 64),
         mask=images.fit_mask(images.read(Path("m.png")), 96, 64),
     )
-    wanted = np.asarray(images.to_image(runner.picture(found, request)[1]))
+    wanted = np.asarray(images.to_image(runner.generate(found, request)[1]))
     np.testing.assert_array_equal(pixels("out.png"), wanted)
     assert made.tasks[0].steps == 2
     code, _, err = run(made.folder, *FILL, "--steps", "20", out="more.png")

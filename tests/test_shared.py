@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from mtu_export import bundle, exporter
-from mtu_export.bundle import Bundle, runner
+from mtu_export.bundle import Bundle, runner, verification
 from mtu_export.cli import app
 from mtu_export.exporter import component, options
 from mtu_export.spec import BundleError, PlanError, ToolchainError, Unsupported
@@ -40,7 +40,7 @@ def shared(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def psnr(found: Bundle) -> dict[tuple[str, str], float]:
-    return {(row.task, row.rung): row.psnr_db or 0 for row in found.proof}
+    return {(row.task, row.stage): row.psnr_db or 0 for row in found.proof}
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_each_task_is_as_near_as_alone(
         cost["task_weight_bytes"].values()
     )
     assert cost["weight_bytes"] < 1.08 * max(sizes)
-    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+    assert all(row.passed for row in verification.verify_bundle(bundle.read(found.folder)))
 
 
 def dequantised(path: Path) -> dict[str, tuple[Any, ...]]:
@@ -169,7 +169,7 @@ def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
         "vae_encoder": {"edit"},
         "vae_decoder": {"t2i", "edit"},
     }
-    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+    assert all(row.passed for row in verification.verify_bundle(bundle.read(found.folder)))
 
 
 def test_float16_is_all_matrices_gated_or_not(tiny: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_whole_pipeline_of_three_tasks(pipeline: Path, tmp_path: Path) -> None
     assert all(row.passed and row.psnr_db and row.psnr_db > 90 for row in found.proof)
     assert not (found.folder / "model_index.json").exists()
     with pytest.raises(PlanError, match="name a --task; this bundle has: t2i, sr, fill"):
-        runner.loop(found)
+        runner.open_loop(found)
     alone = export(pipeline, tmp_path / "alone", ("sr",), "fp32", bake_steps=[4])
     golden, own = (bundle.read_loop(row, "sr") for row in (found, alone))
     assert {name: value.tobytes() for name, value in golden.items()} == {
@@ -239,7 +239,7 @@ def test_a_stopped_export_goes_on_with_all_tasks(
     found = export(pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
     assert made[3:] == ["vae_decoder"]
     assert {row.task for row in found.proof if row.component == "pipeline"} == {"t2i", "edit"}
-    assert all(row.passed for row in exporter.check(bundle.read(found.folder)))
+    assert all(row.passed for row in verification.verify_bundle(bundle.read(found.folder)))
 
 
 def test_graphs_that_are_not_alike_are_refused(
@@ -322,7 +322,7 @@ def test_a_task_with_another_ones_graph_fails(shared: Bundle, tmp_path: Path) ->
         part["entries"]["sr"], part["entries"]["fill"] = "fill.onnx", "sr.onnx"
 
     with pytest.raises(BundleError, match="inputs are not those of the manifest"):
-        exporter.check(bundle.read(spoil(shared, tmp_path / "b", swap)))
+        verification.verify_bundle(bundle.read(spoil(shared, tmp_path / "b", swap)))
 
 
 def test_tasks_of_one_width_are_told_apart_by_their_numbers(tiny: Path, tmp_path: Path) -> None:
@@ -331,13 +331,13 @@ def test_tasks_of_one_width_are_told_apart_by_their_numbers(tiny: Path, tmp_path
     def swap(part: dict[str, Any]) -> None:
         part["entries"] = {"edit": "inpaint.onnx", "inpaint": "edit.onnx"}
 
-    rows = exporter.check(bundle.read(spoil(found, tmp_path / "c", swap)))
+    rows = verification.verify_bundle(bundle.read(spoil(found, tmp_path / "c", swap)))
     assert [row.passed for row in rows] == [False, False]
 
     def same(part: dict[str, Any]) -> None:
         part["entries"]["inpaint"] = "edit.onnx"
 
-    rows = exporter.check(bundle.read(spoil(found, tmp_path / "d", same)))
+    rows = verification.verify_bundle(bundle.read(spoil(found, tmp_path / "d", same)))
     assert {row.task: row.passed for row in rows} == {"edit": True, "inpaint": False}
 
 

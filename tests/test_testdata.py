@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPTokenizer
 
-from mtu_export import bundle, cli, exporter
-from mtu_export.bundle import denoising, images, runner
+from mtu_export import bundle, cli
+from mtu_export.bundle import denoising, images, runner, verification
 from mtu_export.bundle.metrics import psnr
 
 HERE = Path(__file__).parent.parent / "runtime" / "testdata"
@@ -44,7 +44,7 @@ def test_it_is_small_and_whole(found: bundle.Bundle) -> None:
 
 
 def test_it_verifies(found: bundle.Bundle) -> None:
-    verdicts = exporter.check(found)
+    verdicts = verification.verify_bundle(found)
     assert [v.component for v in verdicts] == [*found.needs("edit"), "pipeline"]
     assert [v for v in verdicts if not v.passed] == []
 
@@ -70,7 +70,7 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
     request_: dict[str, Any], found: bundle.Bundle
 ) -> None:
     rows = load_file(HERE / request_["tensors"])
-    loop = runner.loop(found)
+    loop = runner.open_loop(found)
     height, width = loop.size
     fitted = images.fit(images.read(HERE / request_["image"]), width, height)
     np.testing.assert_allclose(rows["image"], fitted, atol=2.1 / 127.5)
@@ -78,7 +78,7 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
     np.testing.assert_array_equal(
         rows["noise"], denoising.noise((1, *loop.latent), request_["seed"])
     )
-    latents, made = runner.picture(
+    latents, made = runner.generate(
         loop,
         denoising.Request(
             prompt=request_["prompt"],
@@ -97,11 +97,11 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
 
 def test_one_ulp_of_noise_moves_nothing(request_: dict[str, Any], found: bundle.Bundle) -> None:
     """Activations are float32; by ONNX Runtime's default they were int8, and this 53 dB."""
-    rows, loop = load_file(HERE / request_["tensors"]), runner.loop(found)
+    rows, loop = load_file(HERE / request_["tensors"]), runner.open_loop(found)
     words = {name: request_[name] for name in ("prompt", "steps")}
     noise = np.nextafter(rows["noise"], np.float32(9))
     request = denoising.Request(**words, image=rows["image"], noise=noise)
-    assert psnr(rows["picture"], runner.picture(loop, request)[1]) > 80
+    assert psnr(rows["picture"], runner.generate(loop, request)[1]) > 80
 
 
 def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def test_a_changed_recipe_fails_its_golden(
     row = said["tasks"][0]["guidance"] if key == "guidance" else said[key]
     row[name] = value
     (folder / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
-    loop = next(v for v in exporter.check(bundle.read(folder)) if v.rung == "loop")
+    loop = next(v for v in verification.verify_bundle(bundle.read(folder)) if v.stage == "loop")
     assert loop.psnr_db is not None
     assert loop.psnr_db > 10
     assert loop.passed is False

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import bundle, exporter
+from mtu_export import bundle
+from mtu_export.bundle import verification
 
 OURS = [sys.executable, "-m", "mtu_export"]
 EXPORT = ("onnx", "--task", "sr", "--height", "64", "--width", "64", "--components", "unet")
@@ -241,7 +242,7 @@ def test_kill_9_at_the_end_of_stages(stages: Sequence[str], tmp_path: Path) -> N
     assert all(name.startswith(".out.") and name.endswith(".partial") for name in left)
     assert ours(*EXPORT, "-o", "out").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+    assert verification.verify_bundle(bundle.read(tmp_path / "out"))[0].passed
 
 
 @pytest.mark.slow
@@ -297,11 +298,11 @@ def test_two_exports_into_one_place(tmp_path: Path) -> None:
     assert [code for code, _ in ends] == [0, 2]
     assert ends[1][1].endswith("exists; choose another -o or pass --force")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+    assert verification.verify_bundle(bundle.read(tmp_path / "out"))[0].passed
     ends = together(*EXPORT, "-o", "out", "--force")
     assert [code for code, _ in ends] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert exporter.check(bundle.read(tmp_path / "out"))[0].passed
+    assert verification.verify_bundle(bundle.read(tmp_path / "out"))[0].passed
 
 
 RACE = """

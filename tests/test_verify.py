@@ -25,7 +25,7 @@ def _judge(found: np.ndarray, floor: float) -> metrics.Verdict:
         [{"y": reference}, {"y": found}],
         component="unet",
         task="edit",
-        rung="exported",
+        stage="exported",
         floor_db=floor,
         runner="test 1",
     )
@@ -50,6 +50,6 @@ def test_nan_fails_with_a_reason() -> None:
 
 
 def test_not_run_is_never_a_pass() -> None:
-    row = metrics.not_run(component="unet", task="t", rung="r", floor_db=1, reason="no Mac")
+    row = metrics.not_run(component="unet", task="t", stage="r", floor_db=1, reason="no Mac")
     assert row.passed is None
     assert metrics.failure([row]) is None

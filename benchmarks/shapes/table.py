@@ -148,7 +148,7 @@ def artefact(folder: Path, world: World, task: str) -> Made:
     """Pictures of a bundle in its own runtime; case i has the noise of number i, as in PyTorch."""
 
     def made(cases: Sequence[Case]) -> Tensor:
-        loop, given, found = runner.loop(bundle.read(folder), task), inputs(world, cases), []
+        loop, given, found = runner.open_loop(bundle.read(folder), task), inputs(world, cases), []
         for number, one in enumerate(cases):
             request = denoising.Request(
                 prompt=one.prompt if loop.task.prompt is None else loop.task.prompt,
@@ -156,7 +156,7 @@ def artefact(folder: Path, world: World, task: str) -> Made:
                 steps=loop.task.steps,
                 image=None if given is None else given[number : number + 1].numpy(),
             )
-            _, picture = runner.picture(loop, request)
+            _, picture = runner.generate(loop, request)
             found.append(torch.from_numpy(picture).clamp(-1, 1))
         return torch.cat(found)
 
@@ -191,7 +191,7 @@ def ladder(home: Path) -> dict[str, dict[str, dict[str, float | None]]]:
         if (folder / "manifest.json").is_file():
             tasks = found.setdefault(f"{target} {scheme}", {})
             for one in bundle.read(folder).proof:
-                rung = "folded" if one.rung == "folded" else one.component
+                rung = "folded" if one.stage == "folded" else one.component
                 tasks.setdefault(one.task, {})[rung] = one.psnr_db
     return found
 

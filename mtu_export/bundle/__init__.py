@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,8 @@ class Bundle:
 
     @property
     def proof(self) -> tuple[Verdict, ...]:
-        """The verdicts that the export recorded; keys of a newer minor schema are left out."""
-        names = [row.name for row in fields(Verdict)]
-        return tuple(Verdict(**{n: row[n] for n in names}) for row in self.manifest["proof"])
+        """The verdicts that the export recorded."""
+        return tuple(map(Verdict.from_json, self.manifest["proof"]))
 
     def part(self, component: str) -> Part:
         """The part of this name; raises ``BundleError`` where the bundle has none."""

@@ -28,7 +28,7 @@ def psnr(reference: np.ndarray, found: np.ndarray) -> float:
     return min(CEILING_DB, float(20 * np.log10(peak / rmse))) if peak > 0 else -np.inf
 
 
-def likeness(reference: np.ndarray, found: np.ndarray) -> float:
+def snr_db(reference: np.ndarray, found: np.ndarray) -> float:
     """10·log10(Σ reference² / Σ (reference − found)²) in dB, up to ``CEILING_DB``."""
     signal, noise = float(np.sum(reference**2)), float(np.sum((reference - found) ** 2))
     if not np.isfinite(noise):
@@ -44,7 +44,7 @@ def judge(
     *,
     component: str,
     task: str,
-    rung: str,
+    stage: str,
     floor_db: float,
     runner: str,
 ) -> Verdict:
@@ -59,7 +59,7 @@ def judge(
     return Verdict(
         component=component,
         task=task,
-        rung=rung,
+        stage=stage,
         psnr_db=round(worst, 2) if finite else None,
         max_abs=max(float(np.abs(a - b).max()) for a, b in pairs) if finite else None,
         floor_db=floor_db,
@@ -69,12 +69,12 @@ def judge(
     )
 
 
-def not_run(*, component: str, task: str, rung: str, floor_db: float, reason: str) -> Verdict:
+def not_run(*, component: str, task: str, stage: str, floor_db: float, reason: str) -> Verdict:
     """The verdict of an artefact that cannot run here; never a pass."""
     return Verdict(
         component=component,
         task=task,
-        rung=rung,
+        stage=stage,
         psnr_db=None,
         max_abs=None,
         floor_db=floor_db,
@@ -85,10 +85,10 @@ def not_run(*, component: str, task: str, rung: str, floor_db: float, reason: st
 
 
 def broken(
-    *, component: str, task: str, rung: str, floor_db: float, runner: str, reason: str
+    *, component: str, task: str, stage: str, floor_db: float, runner: str, reason: str
 ) -> Verdict:
     """The verdict of an artefact whose runtime found it not fit to be compared."""
-    row = not_run(component=component, task=task, rung=rung, floor_db=floor_db, reason=reason)
+    row = not_run(component=component, task=task, stage=stage, floor_db=floor_db, reason=reason)
     return replace(row, runner=runner, passed=False)
 
 
@@ -97,5 +97,5 @@ def failure(verdicts: Sequence[Verdict]) -> str | None:
     for row in verdicts:
         if row.passed is False:
             got = row.reason or f"{row.psnr_db:.1f} dB, floor {row.floor_db:g} dB"
-            return f"{row.component} of task {row.task!r} ({row.rung}, {row.runner}): {got}"
+            return f"{row.component} of task {row.task!r} ({row.stage}, {row.runner}): {got}"
     return None

@@ -1,7 +1,7 @@
 """A task's loop: text, conditioning, guided passes, picture. Shapes and order are bundle.md's.
 
 The mathematics are numpy's; a session (``spec.Session``) runs a part. An export drives them with
-PyTorch to make the goldens, :func:`picture` with the parts of a bundle and their own runtime: no
+PyTorch to make the goldens, :func:`generate` with the parts of a bundle and their own runtime: no
 checkpoint is needed then, and torch only where that runtime is made of it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Loop:
         return self.runtime.slow
 
 
-def loop(found: Bundle, name: str | None = None, runtime: Runtime | None = None) -> Loop:
+def open_loop(found: Bundle, name: str | None = None, runtime: Runtime | None = None) -> Loop:
     """The loop of a task (the only one where none is named) in a runtime, else the default one.
 
     Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing
@@ -131,10 +131,15 @@ def _check_words_of(manifest: Mapping[str, Any], task: Task) -> None:
         raise BundleError(f"{bundle.MANIFEST}: image: filter {shown(said)}; legal: {legal}")
 
 
-def picture(
-    found: Loop, request: Request, progress: Progress = lambda *_: None
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Latents after each pass and the picture [1, 3, H, W] in −1..1 (not clipped).
+class Generation(NamedTuple):
+    """``latents`` [1, C, h, w] after each pass; ``image`` [1, 3, H, W] in −1..1, not clipped."""
+
+    latents: list[np.ndarray]
+    image: np.ndarray
+
+
+def generate(found: Loop, request: Request, progress: Progress = lambda *_: None) -> Generation:
+    """Run a task's loop for one request.
 
     Parts are loaded one after the other, used and let go. Raises ``PlanError`` for a request that
     the task cannot serve, ``BundleError`` for a part that is not what the manifest says of it, and
@@ -157,7 +162,8 @@ def picture(
         latents.append(x)
         progress(len(latents), len(schedule.passes), x)
     del denoise
-    return latents, decode(_open(found, decoder), decoder.inputs[0], latents[-1], scaling)
+    image = decode(_open(found, decoder), decoder.inputs[0], latents[-1], scaling)
+    return Generation(latents, image)
 
 
 def preview(found: Loop, latent: np.ndarray) -> np.ndarray:
@@ -167,7 +173,7 @@ def preview(found: Loop, latent: np.ndarray) -> np.ndarray:
     return decode(_open(found, decoder), decoder.inputs[0], latent, scaling)
 
 
-def cut(found: Loop, prompt: str) -> str:
+def truncated_text(found: Loop, prompt: str) -> str:
     """What of a prompt no text encoder sees, as it has room for 77 tokens; usually nothing."""
     if found.task.prompt is not None:
         return ""

@@ -36,10 +36,12 @@ LOOP_DB, LOOP_LOSS_DB = 60.0, 10.0
 WITNESS_DB = 100.0
 """Other kernels on one machine agree on a witness to 133 dB; flipped int8 codes are below 100."""
 RUNTIMES = "runtimes"
-"""The rung of a verdict on two runtimes of one artefact."""
+"""The stage of a verdict on two runtimes of one artefact."""
 
 
-def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
+def verify_bundle(
+    found: Bundle, floor_db: float | None = None, runner: str | None = None
+) -> list[Verdict]:
     """Run every artefact of a bundle against its goldens; read structure where nothing runs.
 
     Then the loop, where the bundle has a golden of it. The floor of a part is ``floor_db``, else
@@ -58,13 +60,13 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
     if runner is not None and all(row.runner()[0] is None for row in runtimes):
         raise ToolchainError(f"{runner} cannot run here: {runtimes[0].runner()[1]}")
     goldens = bundle.read_goldens(found)
-    recorded = {(v.component, v.task, v.rung): v for v in found.proof}
+    recorded = {(v.component, v.task, v.stage): v for v in found.proof}
     verdicts = []
     for part in found.parts:
         scheme = SCHEMES[part.scheme["name"]]
         for task in part.entries:
             cases = goldens.get(f"{part.component}/{task}")
-            before = recorded.get((part.component, task, rung(scheme)))
+            before = recorded.get((part.component, task, stage_of(scheme)))
             if not cases and task not in part.proved and before is None:
                 continue
             if not cases or len(cases) < bundle.CASES:
@@ -73,7 +75,7 @@ def check(found: Bundle, floor_db: float | None = None, runner: str | None = Non
                 )
             floor = scheme.floor(part.scheme["activations"]) if before is None else before.floor_db
             floor = _floor(floor if floor_db is None else floor_db)
-            rows = _entry(name, runtimes, part, task, cases, rung(scheme), floor)
+            rows = _entry(name, runtimes, part, task, cases, stage_of(scheme), floor)
             verdicts += _witnessed(found, part, task, cases[0][0], rows)
     for task in found.tasks:
         before = recorded.get((PIPELINE, task.name, LOOP))
@@ -153,15 +155,15 @@ def _witnessed(
     now = np.array(runtime.witness(part.path, part.entries[task], inputs))
     if len(numbers) != len(now):
         raise BundleError(f"{where} is malformed")
-    same = metrics.likeness(np.array(numbers, np.float64), now)
+    same = metrics.snr_db(np.array(numbers, np.float64), now)
     if same >= WITNESS_DB:
         return verdicts
     reason = f"its weights are not those of the export: only {same:.0f} dB alike"
     return [replace(v, passed=False, reason=reason) if v.passed else v for v in verdicts]
 
 
-def rung(scheme: Scheme) -> str:
-    """Where on the ladder torch → folded → exported → quantised an artefact stands."""
+def stage_of(scheme: Scheme) -> str:
+    """The last stage of the way torch → folded → exported → quantised that an artefact took."""
     return "quantised" if isinstance(scheme.weights, IntWeights) else "exported"
 
 
@@ -173,7 +175,7 @@ def part(
     floor = floor if plan.floor_db is None else plan.floor_db
     found = bundle.part(folder, row)
     runtimes = targets.runtimes(targets.load(plan.target))
-    return _entry(plan.target, runtimes, found, task, cases, rung(plan.scheme), floor)
+    return _entry(plan.target, runtimes, found, task, cases, stage_of(plan.scheme), floor)
 
 
 def _entry(
@@ -182,7 +184,7 @@ def _entry(
     part: Part,
     task: str,
     cases: Cases,
-    rung: str,
+    stage: str,
     floor: float,
 ) -> list[Verdict]:
     """Structure first, then each runtime that is here; two that ran are compared."""
@@ -209,20 +211,20 @@ def _entry(
         if runner is None:
             count = sum(structure.operators.values())
             reason = f"{reason}; its structure was checked ({count} operators)"
-            verdicts.append(metrics.not_run(**row, rung=rung, reason=reason))
+            verdicts.append(metrics.not_run(**row, stage=stage, reason=reason))
             continue
         session = runtime.open(part.path, entry)
         try:
             found: list[Arrays] = [session(inputs) for inputs, _ in cases]
         except ParityError as error:
-            verdicts.append(metrics.broken(**row, rung=rung, runner=runner, reason=str(error)))
+            verdicts.append(metrics.broken(**row, stage=stage, runner=runner, reason=str(error)))
             continue
         wanted = [outputs for _, outputs in cases]
-        verdicts.append(metrics.judge(wanted, found, **row, rung=rung, runner=runner))
+        verdicts.append(metrics.judge(wanted, found, **row, stage=stage, runner=runner))
         ran.append((runner, found))
     for runner, found in ran[1:]:
         pair = f"{runner} against {ran[0][0]}"
-        verdicts.append(metrics.judge(ran[0][1], found, **row, rung=RUNTIMES, runner=pair))
+        verdicts.append(metrics.judge(ran[0][1], found, **row, stage=RUNTIMES, runner=pair))
     return verdicts
 
 
@@ -241,21 +243,21 @@ def loop(
     row = {
         "component": PIPELINE,
         "task": task.name,
-        "rung": LOOP,
+        "stage": LOOP,
         "floor_db": scheme.loop_floor_db if floor is None else floor,
     }
     name, reason = runtime.runner()
     if name is None:
         return [metrics.not_run(**row, reason=str(reason))]
     request = _request(found, golden)
-    known = runner.loop(found, task.name, runtime)
+    known = runner.open_loop(found, task.name, runtime)
     if request.steps not in known.schedules:
         raise BundleError(f"{bundle.MANIFEST}: loop.golden: no table for {request.steps} steps")
     last = f"latents/{len(known.schedules[request.steps].passes) - 1}"
     if last not in golden:
         raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}/{last} is missing")
     try:
-        latents, image = runner.picture(known, request)
+        latents, image = runner.generate(known, request)
     except ParityError as error:
         return [metrics.broken(**row, runner=name, reason=str(error))]
     except PlanError as error:
@@ -290,7 +292,7 @@ def folded(wanted: Sequence[Arrays], found: Sequence[Arrays], task: Task) -> Ver
         found,
         component="unet",
         task=task.name,
-        rung="folded",
+        stage="folded",
         floor_db=SCHEMES["fp32"].floor_db,
         runner=f"torch {version}",
     )

@@ -145,7 +145,7 @@ def verdict_cells(verdict: Verdict) -> list[str]:
     return [
         verdict.component,
         verdict.task,
-        verdict.rung,
+        verdict.stage,
         db,
         f"{verdict.floor_db:g} dB",
         passed,

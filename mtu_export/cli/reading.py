@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,8 +34,9 @@ def verify(
 
     The rung of the fold needs the checkpoint: it is shown as the export recorded it.
     """
-    from mtu_export import bundle, exporter
+    from mtu_export import bundle
     from mtu_export.bundle import metrics as room
+    from mtu_export.bundle import verification
     from mtu_export.exporter import options
 
     options.check_floor(min_psnr)
@@ -44,14 +45,14 @@ def verify(
     for folder in bundles:
         with console.quiet(), console.stage(f"verify {folder}"):
             read = bundle.read(folder)
-            found.append((read, exporter.check(read, min_psnr, runner)))
+            found.append((read, verification.verify_bundle(read, min_psnr, runner)))
     if as_json:
         rows = [
             {
                 "bundle": str(b.folder),
                 "bytes": b.bytes,
-                "proof": [asdict(v) for v in verdicts],
-                "recorded": [asdict(v) for v in _recorded(b)],
+                "proof": [v.to_json() for v in verdicts],
+                "recorded": [v.to_json() for v in _recorded(b)],
             }
             for b, verdicts in found
         ]
@@ -76,7 +77,7 @@ def _recorded(found: Bundle) -> list[Verdict]:
     return [
         replace(row, runner=f"{row.runner}, at the export")
         for row in found.proof
-        if row.rung == "folded"
+        if row.stage == "folded"
     ]
 
 

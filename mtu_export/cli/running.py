@@ -71,7 +71,7 @@ def run(
     console = Console(verbose=verbose)
     with console.quiet():
         with console.stage(f"read {folder}"):
-            found = runner.loop(bundle.read(folder), task)
+            found = runner.open_loop(bundle.read(folder), task)
         given = _noise(found, seed, noise)
         request = _request(found, prompt, image, mask, steps, given, console.warn)
         request = replace(
@@ -79,7 +79,7 @@ def run(
         )
         if found.slow is not None:
             console.warn(found.slow)
-        lost = runner.cut(found, request.prompt)
+        lost = runner.truncated_text(found, request.prompt)
         if lost:
             said = repr(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
             console.warn(f"the prompt is longer than the text encoder reads; cut: {said}")
@@ -97,7 +97,7 @@ def run(
                         images.save(runner.preview(found, latent), paths[number])
                         written.append(paths[number])
 
-                latents, made = runner.picture(found, request, progress)
+                latents, made = runner.generate(found, request, progress)
             images.save(made, output)
         except KeyboardInterrupt:
             if not written:

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +107,7 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
             verification.refuse_failure(ladder, _CHAOS if _coded(plan) else None)
         if resume.stamps(plan) != before:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
-        said["proof"] = [asdict(row) for row in ladder]
+        said["proof"] = [row.to_json() for row in ladder]
         bundle.write_manifest(folder, said)
     return bundle.read(plan.out)
 
@@ -231,7 +230,7 @@ def _refuse(plan: Plan, one: Made, loras: Sequence[tuple[Lora, float]], watch: W
     if one.component == "unet" and _coded(plan):
         failed = next(verdict.task for verdict in one.proof if verdict.passed is False)
         with watch("measure what each layer loses"):
-            more = sensitivity.losses(plan, failed, one.cost, loras)
+            more = sensitivity.layer_sensitivity(plan, failed, one.cost, loras)
     verification.refuse_failure(one.proof, more)
 
 
@@ -259,10 +258,10 @@ def _check_overrides(plan: Plan) -> None:
 
 
 def check(found: Bundle, floor_db: float | None = None, runner: str | None = None) -> list[Verdict]:
-    """Run a bundle against its goldens: :func:`proving.check`."""
+    """Run a bundle against its goldens: :func:`verification.verify_bundle`."""
     from mtu_export.bundle import verification
 
-    return verification.check(found, floor_db, runner)
+    return verification.verify_bundle(found, floor_db, runner)
 
 
 def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:

@@ -132,7 +132,7 @@ class State:
         made = Made(
             component=component,
             row=said["row"],
-            proof=tuple(Verdict(**row) for row in said["proof"]),
+            proof=tuple(Verdict.from_json(row) for row in said["proof"]),
             cases=cases,
             cost=Cost(**said["cost"]),
         )
@@ -154,7 +154,7 @@ class State:
                         arrays |= found
             said = {
                 "row": made.row,
-                "proof": [asdict(row) for row in made.proof],
+                "proof": [row.to_json() for row in made.proof],
                 "cost": asdict(made.cost),
                 "cases": {task: len(cases) for task, cases in made.cases.items()},
                 "names": names,

@@ -25,7 +25,9 @@ _WORK = 2e13
 """FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
 
 
-def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()) -> str:
+def layer_sensitivity(
+    plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()
+) -> str:
     """What each layer's weights lose alone in a task; a large model has smaller pictures here.
 
     One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
@@ -57,7 +59,7 @@ def losses(plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class LayerSensitivity:
     """PSNR in dB of the whole output when the weights of ``layer`` alone are integer codes."""
 
     layer: str
@@ -66,7 +68,7 @@ class Loss:
 
 def measure(
     graph: Graph, module: nn.Module, scheme: Scheme, cases: Sequence[Arrays]
-) -> tuple[float, tuple[Loss, ...]]:
+) -> tuple[float, tuple[LayerSensitivity, ...]]:
     """PSNR in dB with all layers quantised, and the loss of each layer alone, worst first.
 
     ``module`` is the float model that ``graph`` runs; it is quantised in the end. The reference
@@ -83,13 +85,15 @@ def measure(
     losses = []
     for path in quantize.layers(module, scheme)[0]:
         (layer,) = quantize.quantize_layer([module], path, scheme.weights.bits)
-        losses.append(Loss(layer=path, psnr_db=psnr()))
+        losses.append(LayerSensitivity(layer=path, psnr_db=psnr()))
         module.set_submodule(path, layer)
     quantize.quantize([module], scheme)
     return psnr(), tuple(sorted(losses, key=lambda row: row.psnr_db))
 
 
-def describe(together: float, losses: Sequence[Loss], size: tuple[int, int], bits: int) -> str:
+def describe(
+    together: float, losses: Sequence[LayerSensitivity], size: tuple[int, int], bits: int
+) -> str:
     """One line: all weights together, the layer that costs most alone, and the three next."""
     worst, *rest = losses[:4]
     others = ", ".join(f"{row.layer} {row.psnr_db:.1f} dB" for row in rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,10 +190,20 @@ class Verdict:
 
     component: str
     task: str
-    rung: str
+    stage: str
     psnr_db: float | None
     max_abs: float | None
     floor_db: float
     runner: str | None
     passed: bool | None
     reason: str | None = None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
+        """Read a row of a manifest's ``proof``; keys of a newer minor schema are left out."""
+        names = [key.name for key in fields(cls) if key.name != "stage"]
+        return cls(stage=row["rung"], **{name: row[name] for name in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of a manifest's ``proof``; inverse of :meth:`from_json`."""
+        return {"rung" if name == "stage" else name: v for name, v in asdict(self).items()}

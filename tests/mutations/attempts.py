@@ -104,15 +104,15 @@ def _open_folded(folder: Path) -> str:
 
 def attempt_bundle(folder: Path) -> tuple[str, str]:
     """Inspect and verify a mutated bundle; as :func:`attempt`, with ``VERIFIED``."""
-    from mtu_export import bundle, exporter
-    from mtu_export.bundle import metrics
+    from mtu_export import bundle
+    from mtu_export.bundle import metrics, verification
     from mtu_export.spec import MtuExportError, ParityError
 
     before = sorted(folder.rglob("*"))
     with contextlib.suppress(MtuExportError):
         _inspect(folder)
     try:
-        failed = metrics.failure(exporter.check(bundle.read(folder)))
+        failed = metrics.failure(verification.verify_bundle(bundle.read(folder)))
         if failed is not None:
             raise ParityError(failed)
     except MtuExportError as error:

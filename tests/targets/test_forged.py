@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mtu_export import bundle, exporter
-from mtu_export.bundle import Bundle
+from mtu_export.bundle import Bundle, verification
 from mtu_export.exporter import options
 from mtu_export.spec import BundleError
 from mtu_export.targets.coreml import package
@@ -61,7 +61,7 @@ def test_a_witness_of_one_task_alone_is_refused(
 ) -> None:
     forged = forge(coreml, tmp_path / "b", change)
     with pytest.raises(BundleError, match=r"the witness of unet (is malformed|has no task 'sr')"):
-        exporter.check(forged)
+        verification.verify_bundle(forged)
 
 
 def _described_twice(model: Any) -> None:

@@ -62,16 +62,16 @@ def test_an_export_is_proved_by_figures(whole: Path) -> None:
     for row in proof:
         assert row.passed, row
         assert row.psnr_db is not None
-        if row.rung != "folded":
+        if row.stage != "folded":
             assert str(row.runner).startswith("mil-evaluator ")
 
 
 def test_verify_finds_the_same_figures(whole: Path) -> None:
     found = bundle.read(whole)
-    before = {(v.component, v.rung): v.psnr_db for v in found.proof}
-    for row in exporter.check(found):
+    before = {(v.component, v.stage): v.psnr_db for v in found.proof}
+    for row in verification.verify_bundle(found):
         assert row.passed
-        assert row.psnr_db == pytest.approx(before[row.component, row.rung], abs=0.5)
+        assert row.psnr_db == pytest.approx(before[row.component, row.stage], abs=0.5)
 
 
 def _blobs(path: Path) -> list[tuple[int, int, str]]:
@@ -112,7 +112,7 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
         data[start + place] ^= 0xFF
         file.write_bytes(data)
         found = _rehash(folder)
-        (row,) = exporter.check(_without_loop(found, component))
+        (row,) = verification.verify_bundle(_without_loop(found, component))
         assert row.passed is False, (kind, place, row)
         with pytest.raises(ParityError):
             verification.refuse_failure([row])
@@ -121,10 +121,10 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
 def test_runners_by_name(whole: Path) -> None:
     found = _without_loop(bundle.read(whole), "unet")
     with pytest.raises(UnknownName, match="choose from: coreml, mil-evaluator, both"):
-        exporter.check(found, runner="onnxruntime")
+        verification.verify_bundle(found, runner="onnxruntime")
     with pytest.raises(ToolchainError, match="coreml cannot run here: Core ML runs on macOS only"):
-        exporter.check(found, runner="coreml")
-    assert [row.passed for row in exporter.check(found, runner="both")] == [None, True]
+        verification.verify_bundle(found, runner="coreml")
+    assert [row.passed for row in verification.verify_bundle(found, runner="both")] == [None, True]
 
 
 def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,17 +140,17 @@ def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(native, "open", noisy)
     assert coreml.runner() == ("coreml 15.1", None)
     found = _without_loop(bundle.read(whole), "unet")
-    rows = exporter.check(found, runner="both")
-    assert [row.rung for row in rows] == ["quantised", "quantised", "runtimes"]
+    rows = verification.verify_bundle(found, runner="both")
+    assert [row.stage for row in rows] == ["quantised", "quantised", "runtimes"]
     assert rows[2].runner == f"{mil.runner()[0]} against coreml 15.1"
     assert all(row.passed for row in rows)
     assert rows[2].psnr_db is not None
     assert 75 < rows[2].psnr_db < 100
-    (only,) = exporter.check(found)
+    (only,) = verification.verify_bundle(found)
     assert (only.runner, only.passed) == ("coreml 15.1", True)
     (row,) = [r for r in found.manifest["parts"] if r["component"] == "unet"]
     row["witness"]["inpaint"][0] *= 1.01  # of other weights than these
-    (only,) = exporter.check(found)
+    (only,) = verification.verify_bundle(found)
     assert (only.runner, only.passed) == ("coreml 15.1", False)
 
 
@@ -166,7 +166,7 @@ def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
         weights.seek(start)
         weights.write(b"\x00\x7e" * (length // 2))
     assert file.is_file()
-    rows = exporter.check(_rehash(copy))
+    rows = verification.verify_bundle(_rehash(copy))
     unet = next(row for row in rows if row.component == "unet")
     assert unet.passed is False
     assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
@@ -183,7 +183,7 @@ def test_an_unknown_operator_stops_verify(copy: Path) -> None:
         row.type = "swish" if row.type == "silu" else row.type
     (path / "Data" / package.MODEL).write_bytes(model.SerializeToString())
     with pytest.raises(ToolchainError, match=r"has no operator swish \(\d+\)"):
-        exporter.check(_rehash(copy))
+        verification.verify_bundle(_rehash(copy))
 
 
 def test_run_makes_a_picture_and_says_that_it_is_slow(whole: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from mtu_export import bundle, exporter, models, targets
+from mtu_export.bundle import verification
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter.options import resolve
 from mtu_export.graph import capture, quantize, rewrite
@@ -379,12 +380,12 @@ def test_a_bundle_of_several_tasks_is_proved_and_its_weights_are_shared(
     path, single = (found.folder / "Unet.mlpackage" for found in (made, one))
     assert len(weights_of(path)) < 1.1 * len(weights_of(single))
     db = {
-        found: {v.task: v.psnr_db for v in bundle.read(found).proof if v.rung == "quantised"}
+        found: {v.task: v.psnr_db for v in bundle.read(found).proof if v.stage == "quantised"}
         for found in (made.folder, one.folder)
     }
     assert db[made.folder].keys() == set(TASKS)
     assert db[made.folder]["edit"] == pytest.approx(db[one.folder]["edit"], abs=1)
-    verdicts = exporter.check(bundle.read(made.folder))
+    verdicts = verification.verify_bundle(bundle.read(made.folder))
     assert {v.task for v in verdicts} == set(TASKS)
     assert all(v.passed for v in verdicts)
     assert mil.runner()[0] in {v.runner for v in verdicts}
