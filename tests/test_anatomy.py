@@ -124,7 +124,7 @@ def test_published_sizes(architecture: str, narrow: float, whole: float, paramet
 
 def test_parameters_of_the_published_checkpoint() -> None:
     stock = architectures.ARCHITECTURES["sd15"]
-    rows = presets.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
+    rows = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
     config = upcycle._config(stock, rows, 4, (768, 768), "replace")
     with torch.device("meta"):
         live = mtu.MTUUNet2DConditionModel.from_config(config)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mtu_export.checkpoint.layout import LATENT_FACTOR
+from mtu_export.checkpoint.layout import VAE_SCALE_FACTOR, vae_scale_factor
 from mtu_export.spec import KeepFloat
 from mtu_export.spec.catalog import SCHEMES, scheme_of
 from mtu_export.testing import vocabulary
@@ -45,8 +45,8 @@ def test_stock_parts_fit_their_unets() -> None:
         texts = [config for part, config in parts.items() if part.startswith("text_encoder")]
         assert sum(config["hidden_size"] for config in texts) == unet["cross_attention_dim"]
         assert len(texts) == (2 if "xl" in name else 1)
-        factor = 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
-        assert factor == (2 if name == "atom" else LATENT_FACTOR)
+        factor = vae_scale_factor(parts["vae"])
+        assert factor == (2 if name == "atom" else VAE_SCALE_FACTOR)
         assert parts["vae"]["latent_channels"] == unet["in_channels"]
         size = 49408 if name in PUBLISHED else vocabulary.SIZE
         assert {config["vocab_size"] for config in texts} == {size}

@@ -175,6 +175,6 @@ def test_experts_in_float64_go_block_by_block(tiny: Path, monkeypatch: pytest.Mo
         return prove(block, live, *rest)
 
     monkeypatch.setattr(fold, "prove", watch)
-    mtu.specialise(pipeline, presets.task_rows(["sr"], pipeline.config))
+    mtu.specialise(pipeline, presets.resolve_tasks(["sr"], pipeline.config))
     assert alive == [0] * len(alive)
     assert len(alive) > 2

@@ -80,7 +80,7 @@ def write_random(
         raise UnknownName("dtype", dtype, list(_DTYPES))
     stock = ARCHITECTURES[architecture]
     size = PAPER_ROUTER if architecture in PUBLISHED else _TINY_ROUTER
-    config = _config(stock, presets.task_rows(tasks, stock), experts, (size, size), task_norm)
+    config = _config(stock, presets.resolve_tasks(tasks, stock), experts, (size, size), task_norm)
     with draft(out, force=force, marker=CHECKPOINT) as folder:
         shapes = _shapes(config)
         rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
@@ -119,7 +119,7 @@ def upcycle(
     for key in stock:
         if not key.startswith("_") and key not in mtu.STOCK_KEYS:
             raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
-    config = _config(stock, presets.task_rows(tasks, stock), experts, sizes, task_norm)
+    config = _config(stock, presets.resolve_tasks(tasks, stock), experts, sizes, task_norm)
     found = checkpoint.headers(home)
     _compare_source(stock, found)
     if source.resolve() in out.resolve().parents:

@@ -62,10 +62,10 @@ def check(found: Bundle, task: Task, constants: Mapping[str, np.ndarray]) -> Non
     if size[0] % factor or size[1] % factor:
         raise BundleError(f"{MANIFEST}: image and latent: {size} is no multiple of {factor}")
     pixels, latent = (3, *size), (row["channels"], size[0] // factor, size[1] // factor)
-    if any(entry.kind.endswith("image_latent") for entry in task.conditioning):
+    if task.encodes_image:
         _check_sides(_part(found, "vae_encoder", task), pixels, latent)
         for entry in task.conditioning:
-            if entry.kind.endswith("image_latent") and entry.channels != latent[0]:
+            if entry.encodes_image and entry.channels != latent[0]:
                 raise BundleError(
                     f"{MANIFEST}: task {task.name!r}: conditioning {entry.kind!r} has "
                     f"{entry.channels} channels, the latent {latent[0]}"

@@ -119,7 +119,7 @@ def _check_words_of(manifest: Mapping[str, Any], task: Task) -> None:
     if target not in targets.names():
         raise BundleError(f"{bundle.MANIFEST}: unknown target {shown(target)}")
     wanted = [("image", "fit", _FIT), ("image", "range", _RANGE)]
-    if any("mask" in entry.kind for entry in task.conditioning):
+    if task.needs_mask:
         wanted += [("mask", key, value) for key, value in _MASK.items()]
     for key, name, value in wanted:
         said = manifest[key].get(name, value)

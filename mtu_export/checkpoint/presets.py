@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.spec import (
     Conditioning,
     Guidance,
@@ -17,13 +18,13 @@ from mtu_export.spec import (
 )
 
 
-def task_rows(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
+def resolve_tasks(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
     """Tasks by preset name or JSON file, in order, for a UNet of this config."""
-    xl = config.get("addition_embed_type") == "text_time"
+    sdxl = PipelineLayout(config).is_sdxl
     rows: list[Task] = []
     for index, word in enumerate(words):
         if word in TASKS:
-            task = replace(TASKS[word]["sdxl" if xl else "sd"], index=index)
+            task = replace(TASKS[word]["sdxl" if sdxl else "sd"], index=index)
         elif word.endswith(".json"):
             task = Task.from_json(checkpoint.read_json(Path(word)), index)
         else:

@@ -70,7 +70,7 @@ def upcycle(
     if arch is not None and arch not in ARCHITECTURES:
         raise UnknownName("architecture", arch, list(ARCHITECTURES))
     words = task or (list(TASKS)[:4] if random else [])
-    presets.task_rows(words, ARCHITECTURES.get(arch or "", {}))
+    presets.resolve_tasks(words, ARCHITECTURES.get(arch or "", {}))
     refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("upcycle"):

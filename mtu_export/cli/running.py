@@ -130,8 +130,7 @@ def _request(
     from mtu_export.bundle import denoising, images
 
     task = found.task
-    kinds = {entry.kind for entry in task.conditioning}
-    wants = {"image": bool(kinds - {"mask"}), "mask": any("mask" in kind for kind in kinds)}
+    wants = {"image": task.needs_image, "mask": task.needs_mask}
     for name, given in (("image", image), ("mask", mask)):
         if wants[name] and given is None:
             raise PlanError(f"task {task.name!r} needs --{name} FILE")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle
+from mtu_export.checkpoint.layout import tokenizer_folder
 from mtu_export.exporter import budget, compatibility, manifest, resume
 from mtu_export.spec import (
     COMPONENTS,
@@ -182,7 +183,7 @@ def _write_rest(
         shutil.copyfile(path, folder / path.name)
         files.append(path.name)
     for name in (one.component for one in parts if one.component.startswith("text_encoder")):
-        home = name.replace("text_encoder", "tokenizer")
+        home = tokenizer_folder(name)
         shutil.rmtree(folder / home, ignore_errors=True)  # of an export that was stopped here
         found = tokenizer.export(plan.checkpoint / home, folder / home)
         ids = {"bos": found.bos, "eos": found.eos, "pad": found.pad, "length": found.length}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtu_export import checkpoint
-from mtu_export.exporter import manifest
+from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.spec import CheckpointError, Plan, shown
 
 
@@ -23,7 +23,7 @@ def check(plan: Plan, components: Sequence[str]) -> None:
         _check_width(plan, encoders)
         if any(name.startswith("vae_") for name in components):
             _check_latent(plan)
-    manifest.scaling_factor(plan)
+    _ = PipelineLayout.read(plan.checkpoint, plan.config).scaling_factor  # refuses a wrong one
 
 
 def _config(plan: Plan, part: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _config(plan: Plan, part: str) -> dict[str, Any]:
 def _check_tokenizer(plan: Plan, encoder: str) -> None:
     from mtu_export.bundle import tokenizer
 
-    home = plan.checkpoint / encoder.replace("text_encoder", "tokenizer")
+    home = plan.checkpoint / tokenizer_folder(encoder)
     if not home.is_dir():
         raise CheckpointError(f"{plan.checkpoint} has {encoder}/ but no {home.name}/ to go with it")
     found = tokenizer.of_source(home)
@@ -45,8 +45,7 @@ def _check_tokenizer(plan: Plan, encoder: str) -> None:
 
 def _check_width(plan: Plan, encoders: Sequence[str]) -> None:
     """Words of all encoders are joined; one that is not there cannot be asked."""
-    xl = plan.config.get("addition_embed_type") == "text_time"
-    if len(encoders) != (2 if xl else 1):
+    if len(encoders) != len(PipelineLayout(plan.config).text_encoders):
         return
     widths = [_config(plan, name).get("hidden_size", 512) for name in encoders]
     wanted = plan.config.get("cross_attention_dim")
@@ -61,12 +60,7 @@ def _check_width(plan: Plan, encoders: Sequence[str]) -> None:
 def _check_latent(plan: Plan) -> None:
     channels = _config(plan, "vae").get("latent_channels", 4)
     own = [plan.config["in_channels"], plan.config["out_channels"]]
-    rows = [
-        row.channels
-        for task in plan.tasks
-        for row in task.conditioning
-        if row.kind.endswith("image_latent")
-    ]
+    rows = [row.channels for task in plan.tasks for row in task.conditioning if row.encodes_image]
     if {*own, *rows} != {channels}:
         raise CheckpointError(
             f"vae/config.json: latent_channels {shown(channels)}; the UNet has {own[0]} in and "

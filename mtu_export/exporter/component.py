@@ -11,7 +11,7 @@ from typing import Any
 
 from mtu_export import models, targets
 from mtu_export.bundle import denoising, verification
-from mtu_export.checkpoint.layout import needed
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.exporter import golden_inputs, manifest
 from mtu_export.exporter.reference import Reference
 from mtu_export.graph import capture, quantize, rewrite
@@ -115,7 +115,8 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
 
 def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
     plan, component = job.plan, job.component
-    users = [row for row in references if component in needed(row.task, plan.config)]
+    layout = PipelineLayout(plan.config)
+    users = [row for row in references if component in layout.components(row.task)]
     with job.stage("load and run"):
         if component.startswith("text_encoder"):
             module = stock.load_text_encoder(plan.checkpoint, component)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import __version__, bundle, checkpoint, targets
-from mtu_export.checkpoint.layout import needed, source_folder
+from mtu_export.checkpoint.layout import PipelineLayout, source_folder
 from mtu_export.spec import (
-    CheckpointError,
     Cost,
     IntWeights,
     Lowered,
@@ -20,7 +19,6 @@ from mtu_export.spec import (
     Program,
     Task,
     TensorSpec,
-    shown,
 )
 
 
@@ -57,6 +55,7 @@ def describe(
 
     A task's steps are its own, or the nearest count that has a schedule.
     """
+    layout = PipelineLayout.read(plan.checkpoint, plan.config)
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
     sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
     now = datetime.datetime.now(datetime.UTC)
@@ -87,7 +86,7 @@ def describe(
                 **task.to_json(),
                 "steps": min(plan.steps, key=lambda count, own=task.steps: abs(count - own)),
                 "conditioning": _conditioning(task),
-                "parts": list(needed(task, plan.config)),
+                "parts": list(layout.components(task)),
                 "entry": next(r["entries"][task.name] for r in first if task.name in r["entries"]),
             }
             for task in plan.tasks
@@ -98,7 +97,7 @@ def describe(
         "latent": {
             "channels": plan.config["out_channels"],
             "factor": plan.factor,
-            "scaling_factor": scaling_factor(plan),
+            "scaling_factor": layout.scaling_factor,
         },
         "mask": {
             "threshold": 0.5,
@@ -134,23 +133,6 @@ def _conditioning(task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def scaling_factor(plan: Plan) -> float:
-    """What latents are multiplied by after the VAE encoder, and divided by before the decoder.
-
-    Raises ``CheckpointError`` for what is no positive number, or beyond 1e±6.
-    """
-    path = plan.checkpoint / "vae" / "config.json"
-    config = checkpoint.read_json(path) if path.is_file() else {}
-    xl = plan.config.get("addition_embed_type") == "text_time"
-    found = config.get("scaling_factor", 0.13025 if xl else 0.18215)
-    number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if not number or not 1e-6 <= found <= 1e6:
-        raise CheckpointError(
-            f"{path}: scaling_factor must be a positive number, got {shown(found)}"
-        )
-    return float(found)
-
-
 def part(
     program: Program,
     lowered: Lowered,
@@ -164,8 +146,9 @@ def part(
     Inputs and outputs are those of the program, in its order, under the names that the artefact
     itself has for them. A program of one method is that of every task which needs the component.
     """
+    layout = PipelineLayout(plan.config)
     path, first = folder / lowered.path, next(iter(program.methods))
-    users = [task.name for task in plan.tasks if program.name in needed(task, plan.config)]
+    users = [task.name for task in plan.tasks if program.name in layout.components(task)]
     inputs = {
         task: [_spec(spec, lowered) for spec in program.inputs[task]] for task in lowered.entries
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.checkpoint.layout import image_size, latent_factor, needed, source_folder
+from mtu_export.checkpoint.layout import PipelineLayout, source_folder
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -79,8 +79,8 @@ def resolve(
     legal = checkpoint.tasks(config)
     rows = legal if all_tasks else _tasks(task, legal)
     row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"), keep_float)
-    factor = latent_factor(folder)
-    size = image_size(config, factor, height, width)
+    layout = PipelineLayout.read(folder, config)
+    size = layout.image_size(height, width)
     if not 1 <= batch <= _LARGEST_BATCH:
         raise PlanError(f"--batch must be from 1 to {_LARGEST_BATCH}, got {batch}")
     if not 0 <= seed < 2**32:
@@ -92,9 +92,7 @@ def resolve(
         raise PlanError("--skip-existing keeps what --force replaces; give one of them")
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise UnknownName("scheduler", scheduler, list(SCHEDULERS))
-    path = folder / "vae" / "config.json"
-    vae = checkpoint.read_json(path) if path.is_file() else {}
-    chosen_parts = _components(components, rows, config, folder)
+    chosen_parts = _components(components, rows, layout, folder)
     if keep_float and "unet" not in chosen_parts:
         raise PlanError("--keep-float names layers of the UNet, which is not among --components")
     name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
@@ -107,7 +105,7 @@ def resolve(
         scheme=row,
         height=size[0],
         width=size[1],
-        factor=factor,
+        factor=layout.vae_scale_factor,
         batch=batch,
         seed=seed,
         out=Path(out) if out is not None else Path(name),
@@ -116,7 +114,7 @@ def resolve(
         memory=None if memory is None else memory * 1e9,
         force=force,
         components=chosen_parts,
-        schemes={part: scheme_of(part, row, target, vae) for part in chosen_parts},
+        schemes={part: scheme_of(part, row, target, layout.vae or {}) for part in chosen_parts},
         scheduler=scheduler,
         steps=_steps(bake_steps, rows),
         loras=tuple(lora),
@@ -173,10 +171,10 @@ def _scheme(name: str, keep_float: Sequence[str]) -> Scheme:
 
 
 def _components(
-    words: Sequence[str], tasks: Sequence[Task], config: Mapping[str, Any], folder: Path
+    words: Sequence[str], tasks: Sequence[Task], layout: PipelineLayout, folder: Path
 ) -> tuple[str, ...]:
     """The components to export: those named, or all that the tasks need and the checkpoint has."""
-    wanted = {name for task in tasks for name in needed(task, config)}
+    wanted = {name for task in tasks for name in layout.components(task)}
     names = [name for name in COMPONENTS if name in wanted]
     there = [name for name in names if (folder / source_folder(name)).is_dir()]
     for word in words:
@@ -189,7 +187,7 @@ def _components(
             raise CheckpointError(f"{folder} has no {source_folder(word)}/: no {word} to export")
     chosen = tuple(name for name in there if not words or name in words)
     for task in tasks:
-        if not {*needed(task, config)} & {*chosen}:
+        if not {*layout.components(task)} & {*chosen}:
             raise PlanError(f"task {task.name!r} needs none of --components {', '.join(chosen)}")
     return chosen
 

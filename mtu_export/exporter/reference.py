@@ -13,9 +13,8 @@ import numpy as np
 
 from mtu_export import checkpoint
 from mtu_export.bundle import denoising, sampler, tokenizer
-from mtu_export.checkpoint.layout import needed
+from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.exporter import golden_inputs
-from mtu_export.exporter.manifest import scaling_factor
 from mtu_export.graph import capture
 from mtu_export.graph.capture import Graph
 from mtu_export.spec import Arrays, Plan, Schedule, Session, Task
@@ -34,24 +33,24 @@ class Reference:
         self.plan, self.task, self.steps = plan, task, min(tables)
         self.scheduler, self.tables = scheduler, tables
         self.schedule = tables[self.steps]
-        self.whole = set(needed(self.task, plan.config)) <= set(plan.components)
-        xl = plan.config.get("addition_embed_type") == "text_time"
-        self.encoders = ("text_encoder", "text_encoder_2") if xl else ("text_encoder",)
-        self.xl = xl
+        layout = PipelineLayout.read(plan.checkpoint, plan.config)
+        self.whole = set(layout.components(task)) <= set(plan.components)
+        self.encoders, self.xl = layout.text_encoders, layout.is_sdxl
+        self.scaling = layout.scaling_factor
         index = plan.checkpoint / "model_index.json"
         self.index = checkpoint.read_json(index) if index.is_file() else {}
         self.arrays: dict[str, np.ndarray] = {}
         self.request = self._request()
 
     def _request(self) -> denoising.Request:
-        plan, kinds = self.plan, {entry.kind for entry in self.task.conditioning}
+        plan, task = self.plan, self.task
         size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
         return denoising.Request(
             prompt=PROMPT if self.task.prompt is None else self.task.prompt,
             noise=denoising.noise(shape, plan.seed),
             steps=self.steps,
-            image=golden_inputs.pictures(size, plan.seed)[0] if kinds - {"mask"} else None,
-            mask=golden_inputs.mask(size) if any("mask" in kind for kind in kinds) else None,
+            image=golden_inputs.pictures(size, plan.seed)[0] if task.needs_image else None,
+            mask=golden_inputs.mask(size) if task.needs_mask else None,
         )
 
     # ------------------------------------------------------------------------------- text
@@ -63,7 +62,7 @@ class Reference:
 
     def ids(self, encoder: str) -> list[Arrays]:
         """Inputs of a text encoder, one a prompt."""
-        folder = self.plan.checkpoint / encoder.replace("text_encoder", "tokenizer")
+        folder = self.plan.checkpoint / tokenizer_folder(encoder)
         words = tokenizer.of_source(folder)
         return [{"input_ids": words.encode(prompt)[0]} for prompt in self.prompts]
 
@@ -122,7 +121,7 @@ class Reference:
 
     def _take_channels(self, encode: Any) -> None:
         full, without = denoising.conditioning(
-            self.task, self.request, encode, scaling_factor(self.plan), self.plan.latent_size
+            self.task, self.request, encode, self.scaling, self.plan.latent_size
         )
         self.arrays |= {"channels": full, "without": without}
 
@@ -145,7 +144,7 @@ class Reference:
         """Keep the picture of the last latent."""
         if self.last is not None:
             self.arrays["image"] = denoising.decode(
-                _session(graph), graph.inputs[0], self.last, scaling_factor(self.plan)
+                _session(graph), graph.inputs[0], self.last, self.scaling
             )
 
     @property

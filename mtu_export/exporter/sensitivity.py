@@ -10,7 +10,7 @@ from torch import nn
 
 from mtu_export import targets
 from mtu_export.bundle import metrics
-from mtu_export.checkpoint.layout import size_step
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.graph import capture, quantize
 from mtu_export.graph.capture import Graph
 from mtu_export.spec import (
@@ -46,7 +46,8 @@ def layer_sensitivity(
     folded = family.specialise(pipeline, [task])[task.name].module
     rewrite.apply(folded, targets.rewrites(plan))
     work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
-    step, small = size_step(plan.config, plan.factor), replace(plan, batch=1)
+    layout = PipelineLayout.read(plan.checkpoint, plan.config)
+    step, small = layout.size_step, replace(plan, batch=1)
     while work > _WORK and max(small.height, small.width) > step:
         height, width = (max(step, n // 2 // step * step) for n in (small.height, small.width))
         work *= height * width / (small.height * small.width)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import checkpoint, models
-from mtu_export.checkpoint import layout
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.spec import Cost, MissingWeights, PlanError
 from mtu_export.spec.protocols import Family, Place
 
@@ -115,9 +115,10 @@ def image_size(
 
     What the user asks for is refused as an export refuses it (``PlanError``).
     """
-    factor = layout.latent_factor(source.folder)
+    layout = PipelineLayout.read(source.folder, source.config)
+    factor = layout.vae_scale_factor
     try:
-        size = layout.image_size(source.config, factor, height, width)
+        size = layout.image_size(height, width)
     except PlanError as error:
         if height is not None or width is not None:
             raise

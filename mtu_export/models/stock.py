@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint.layout import vae_scale_factor
 from mtu_export.graph.capture import Graph
 from mtu_export.models.unet import TEXT_TOKENS
 from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec, shown
@@ -381,7 +382,7 @@ def vae_decoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
 
 
 def _sides(vae: AutoencoderKL, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
-    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    factor = vae_scale_factor(vae.config)
     cells = (height // factor, width // factor)
     image = TensorSpec(name="sample", shape=(1, 3, height, width))
     return image, TensorSpec(name="latent", shape=(1, vae.config["latent_channels"], *cells))

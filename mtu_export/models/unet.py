@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.graph.capture import Graph
 from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec
 
@@ -70,7 +71,7 @@ def unet_graph(
             shape=(batch, TEXT_TOKENS, config["cross_attention_dim"]),
         ),
     ]
-    xl = config.get("addition_embed_type") == "text_time"
+    xl = PipelineLayout(config).is_sdxl
     if xl:
         ids = 6 * config["addition_time_embed_dim"]
         pooled = config["projection_class_embeddings_input_dim"] - ids

@@ -79,6 +79,21 @@ class Conditioning:
         if not self.scaled and self.kind != "image_latent":
             raise CheckpointError(f"conditioning {self.kind!r} takes no 'scaled'")
 
+    @property
+    def needs_image(self) -> bool:
+        """Whether these channels are made from the user's image."""
+        return self.kind != "mask"
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether these channels are made from the user's mask."""
+        return "mask" in self.kind
+
+    @property
+    def encodes_image(self) -> bool:
+        """Whether these channels are a latent of the VAE encoder."""
+        return self.kind.endswith("image_latent")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
@@ -133,6 +148,21 @@ class Task:
     def channels(self) -> int:
         """Σ channels of the conditioning; the input width is ``in_channels`` more."""
         return sum(entry.channels for entry in self.conditioning)
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the user gives an image."""
+        return any(entry.needs_image for entry in self.conditioning)
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the user gives a mask."""
+        return any(entry.needs_mask for entry in self.conditioning)
+
+    @property
+    def encodes_image(self) -> bool:
+        """Whether the loop runs the VAE encoder."""
+        return any(entry.encodes_image for entry in self.conditioning)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], index: int) -> Task:

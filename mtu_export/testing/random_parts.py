@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtu_export import checkpoint
 from mtu_export.bundle import tokenizer
+from mtu_export.checkpoint.layout import tokenizer_folder
 from mtu_export.models import stock
 from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import STOCK_PARTS
@@ -78,7 +79,7 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
             kind = f"CLIPTextModel{'WithProjection' if part.endswith('_2') else ''}"
             _write_text_encoder(folder / part, kind, config, seed, dtype)
             index[part] = ["transformers", kind]
-            name = part.replace("text_encoder", "tokenizer")
+            name = tokenizer_folder(part)
             start, end = config["bos_token_id"], config["eos_token_id"]
             pad = tokenizer.END if config["pad_token_id"] == end else "!"
             vocabulary.write(folder / name, start=start, end=end, pad=pad)

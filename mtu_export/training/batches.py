@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtu_export.checkpoint.layout import vae_scale_factor
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError, PlanError, Task, shown
 from mtu_export.training.data import Sample, Samples, fetch, said_of
@@ -145,7 +146,7 @@ class Live:
         size: tuple[int, int],
     ) -> None:
         self.samples, self.indices, self.encoder, self.size = samples, indices, encoder, size
-        self.factor = 2 ** (len(encoder.vae.config["block_out_channels"]) - 1)
+        self.factor = vae_scale_factor(encoder.vae.config)
 
     @property
     def latent(self) -> tuple[int, int]:
@@ -164,9 +165,9 @@ class Live:
         where = [f"sample {index} (task {task.name!r})" for index in indices]
         targets = _stacked("image", [sample.image for sample in found], -1, where).to(device)
         images = masks = None
-        if kinds - {"mask"}:
+        if task.needs_image:
             images = _conditions(found, self.size, where, device)
-        if any("mask" in kind for kind in kinds):
+        if task.needs_mask:
             given = [sample.mask for sample in found if sample.mask is not None]
             masks = _stacked("mask", given, 0, where).to(device)
         mean, std = self.encoder.posterior(targets)
@@ -230,7 +231,7 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
         rows.append(("condition", sample.condition, (3, None, None)))
     elif kinds & {"image_latent", "image"}:
         raise PlanError(f"{where}: the task needs a condition image")
-    if any("mask" in kind for kind in kinds):
+    if task.needs_mask:
         if sample.mask is None:
             raise PlanError(f"{where}: the task needs a mask")
         rows.append(("mask", sample.mask, (1, *size)))

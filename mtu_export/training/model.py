@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtu_export import checkpoint, models
 from mtu_export.authoring import upcycle
 from mtu_export.checkpoint import pipeline_files, presets
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.models import mtu
 from mtu_export.models.unet import describing_a_unet
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
@@ -62,7 +63,7 @@ class Model:
     @property
     def xl(self) -> bool:
         """Whether the UNet takes SDXL's pooled text and sizes."""
-        return self.config.get("addition_embed_type") == "text_time"
+        return PipelineLayout(self.config).is_sdxl
 
     @property
     def marker(self) -> OutputMarker:
@@ -88,7 +89,7 @@ def find(recipe: Recipe) -> Model:
     config = {**checkpoint.STOCK_DEFAULTS, **config}
     if not recipe.tasks:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
-    rows = presets.task_rows(recipe.tasks, config)
+    rows = presets.resolve_tasks(recipe.tasks, config)
     if recipe.upcycle is not None:
         return Model(folder=folder, config=config, tasks=tuple(rows), multi=True)
     if len(rows) > 1 or recipe.train != "all":

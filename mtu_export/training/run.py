@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from mtu_export.checkpoint import layout
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.spec import CheckpointError, Interrupted, ParityError, PlanError, ResourceError
 from mtu_export.storage.draft import refuse_existing
 from mtu_export.training import data, log, model, state
@@ -112,13 +112,13 @@ def image_size(recipe: Recipe, config: Any, folder: Path) -> tuple[int, int]:
 
     Raises ``PlanError`` for sides whose latents do not halve at every level.
     """
-    factor = layout.latent_factor(folder)
-    step = layout.size_step(config, factor)
+    layout = PipelineLayout.read(folder, config)
+    step = layout.size_step
     for name in ("height", "width"):
         side = getattr(recipe, name)
         if side is not None and side % step:
             raise PlanError(f"{name} must be a multiple of {step}, got {side}")
-    return layout.image_size(config, factor, recipe.height, recipe.width)
+    return layout.image_size(recipe.height, recipe.width)
 
 
 def _samples(recipe: Recipe, given: Samples | None, size: tuple[int, int]) -> Samples:

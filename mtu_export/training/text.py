@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtu_export import checkpoint
 from mtu_export.bundle import tokenizer
+from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError
 
@@ -28,14 +29,15 @@ class Texts:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], device: torch.device) -> None:
-        self.xl = config.get("addition_embed_type") == "text_time"
+        layout = PipelineLayout(config)
+        self.xl = layout.is_sdxl
         self.device = device
         self.encoders: list[tuple[tokenizer.Tokenizer, Any]] = []
-        for name in ("text_encoder", "text_encoder_2") if self.xl else ("text_encoder",):
+        for name in layout.text_encoders:
             if not (folder / name).is_dir():
                 raise CheckpointError(f"{folder} has no {name}/: training needs it")
             module = stock.load_text_encoder(folder, name)
-            words = tokenizer.of_source(folder / name.replace("text_encoder", "tokenizer"))
+            words = tokenizer.of_source(folder / tokenizer_folder(name))
             tokenizer.matches(words, checkpoint.read_json(folder / name / "config.json"))
             self.encoders.append((words, module.to(device)))
         index = folder / "model_index.json"

@@ -281,7 +281,7 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
 
 
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    config = upcycle._config(SD2, presets.task_rows(["edit"], SD2), 4, (8, 8), "replace")
+    config = upcycle._config(SD2, presets.resolve_tasks(["edit"], SD2), 4, (8, 8), "replace")
     shapes = upcycle._shapes(config)
     rows = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
     checkpoint.write(tmp_path / "sd2" / "unet", config, rows)
@@ -364,7 +364,7 @@ def test_configs_that_are_refused(
         mtu.load(edit_config(tiny, tmp_path / "bad", **changes))
 
 
-def test_task_rows_that_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_tasks_that_are_refused(tiny: Path, tmp_path: Path) -> None:
     rows = json.loads((tiny / "unet" / "config.json").read_text())["tasks"]
     cases = {
         "there twice": [rows[0], rows[0]],

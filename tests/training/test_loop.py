@@ -133,7 +133,7 @@ def test_the_papers_list_in_sd15(norm: str) -> None:
     from mtu_export.checkpoint import presets
 
     stock = architectures.ARCHITECTURES["sd15"]
-    tasks = presets.task_rows(["t2i", "edit", "sr", "inpaint"], stock)
+    tasks = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
     config = upcycle._config(stock, tasks, 4, (768, 768), norm)
     with torch.device("meta"):
         unet = mtu.MTUUNet2DConditionModel.from_config(config)

@@ -269,7 +269,7 @@ def _tasks(config: Mapping[str, Any]) -> list[Any]:
         if isinstance(row, str) and row not in TASKS:
             raise UnknownName("task preset", row, [*TASKS, "a task object"])
     named = [
-        presets.task_rows([row], config)[0].to_json() if isinstance(row, str) else row
+        presets.resolve_tasks([row], config)[0].to_json() if isinstance(row, str) else row
         for row in rows
     ]
     return [task.to_json() for task in checkpoint.tasks({"tasks": named})]

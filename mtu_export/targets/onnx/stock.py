@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint.layout import PipelineLayout, source_folder
 from mtu_export.spec import Plan
 from mtu_export.spec.catalog import SCHEDULERS, SD_DEFAULT
 
@@ -53,7 +54,7 @@ def repeated_outputs(component: str, plan: Plan) -> dict[str, str]:
 
 
 def _is_xl(plan: Plan) -> bool:
-    return plan.config.get("addition_embed_type") == "text_time"
+    return PipelineLayout(plan.config).is_sdxl
 
 
 def write_configs(component: str, plan: Plan, folder: Path) -> None:
@@ -67,7 +68,7 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
         channels = plan.config["in_channels"] + plan.tasks[0].channels
         config = checkpoint.stock_config(plan.config, channels)
     else:
-        source = "vae" if component.startswith("vae_") else component
+        source = source_folder(component)
         config = _source_config(plan.checkpoint / source / "config.json") or {}
         if component.startswith("text_encoder") and _is_xl(plan):
             config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
