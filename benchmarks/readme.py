@@ -1,4 +1,4 @@
-"""Put the measured tables into README.md, between its two markers, from benchmarks/results.
+"""Write the table of README.md, between its two markers, and docs/results.md from the results.
 
 python benchmarks/readme.py
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RESULTS = HERE.parent / "docs" / "results.md"
+RAW = "../benchmarks/results"
 BEGIN, END = "<!-- results: made by `python benchmarks/readme.py` -->", "<!-- /results -->"
 
 
@@ -28,28 +30,28 @@ def conformance(rows: list[dict[str, Any]]) -> list[str]:
     ]
     keys = dict.fromkeys((r["checkpoint"], r["target"], r["scheme"]) for r in rows)
     for key in keys:
-        found = [r for r in rows if (r["checkpoint"], r["target"], r["scheme"]) == key]
-        good = [r for r in found if r["exit"] == 0]
+        tasks = [r for r in rows if (r["checkpoint"], r["target"], r["scheme"]) == key]
+        good = [r for r in tasks if r["exit"] == 0]
         head = f"| {' | '.join(key)} "
         if not good:
-            lines.append(f"{head}| {'refused' if found[0]['exit'] == 2 else 'failed'} | | | |")
+            lines.append(f"{head}| {'refused' if tasks[0]['exit'] == 2 else 'failed'} | | | |")
             continue
         lines.append(
-            f"{head}| {len(good)} of {len(found)} | {spread(good, 'unet')} "
+            f"{head}| {len(good)} of {len(tasks)} | {spread(good, 'unet')} "
             f"| {spread(good, 'pipeline')} | {max(r['bytes'] for r in good) / 1e6:.2f} MB |"
         )
     return lines
 
 
-def sizes(found: dict[str, Any]) -> list[str]:
+def sizes(results: dict[str, Any]) -> list[str]:
     """Published sizes: a row a model, target and scheme; the worst PSNR of its tasks."""
     lines = [
         "| model | target | scheme | tasks | wall | peak memory | bytes | of fp32 | PSNR |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     names = {"sd15": "SD 1.5", "sdxl": "SDXL"}
-    for key in dict.fromkeys((r["model"], r["target"], r["scheme"]) for r in found["rows"]):
-        rows = [r for r in found["rows"] if (r["model"], r["target"], r["scheme"]) == key]
+    for key in dict.fromkeys((r["model"], r["target"], r["scheme"]) for r in results["rows"]):
+        rows = [r for r in results["rows"] if (r["model"], r["target"], r["scheme"]) == key]
         good = [r for r in rows if r["exit"] == 0]
         head = f"| {names[key[0]]} | {key[1]} | {key[2]} "
         if not good:
@@ -76,20 +78,20 @@ def loops(ours: dict[str, Any], optimum: dict[str, Any]) -> list[str]:
     rows += [{**row, "against": "the same, a LoRA beside its weights"} for row in ours["loras"]]
     rows += [{**row, "against": "optimum-onnx, the same files"} for row in optimum["rows"]]
     for against in dict.fromkeys(row["against"] for row in rows):
-        found = [row for row in rows if row["against"] == against]
-        worst = [min(row[key] for row in found) for key in ("latents_db", "image_db")]
-        lines.append(f"| {against} | {len(found)} | {worst[0]} dB | {worst[1]} dB |")
+        cases = [row for row in rows if row["against"] == against]
+        worst = [min(row[key] for row in cases) for key in ("latents_db", "image_db")]
+        lines.append(f"| {against} | {len(cases)} | {worst[0]} dB | {worst[1]} dB |")
     return lines
 
 
-def wholes(found: dict[str, Any]) -> list[str]:
+def wholes(results: dict[str, Any]) -> list[str]:
     """Whole pipelines at published sizes: bytes of the bundle, and the loop's PSNR."""
     lines = [
         "| model | target | scheme | task | wall | peak memory | UNet | all | loop |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     names = {"sd15": "SD 1.5", "sdxl": "SDXL"}
-    for row in found["pipelines"]:
+    for row in results["pipelines"]:
         head = f"| {names[row['model']]} | {row['target']} | {row['scheme']} | {row['task']} "
         head += f"| {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB "
         if row["exit"]:
@@ -123,7 +125,7 @@ def shared(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def shapes(found: dict[str, Any]) -> list[str]:
+def shapes(results: dict[str, Any]) -> list[str]:
     """The trained model of the small world: a row a model or artefact, its first measures."""
     measures = {
         "t2i": ("all right",),
@@ -136,8 +138,8 @@ def shapes(found: dict[str, Any]) -> list[str]:
         "| model | cases | " + " | ".join(f"{task}: {name}" for task, name in keys) + " |",
         "|---|---|" + "---|" * len(keys),
     ]
-    for kind, cases in found["cases"].items():
-        for model, tasks in found[kind].items():
+    for kind, cases in results["cases"].items():
+        for model, tasks in results[kind].items():
             cells = [_figure(name, tasks.get(task, {}).get(name)) for task, name in keys]
             lines.append(f"| {model} | {cases} | " + " | ".join(cells) + " |")
     return lines
@@ -149,61 +151,106 @@ def _figure(name: str, values: list[float] | None) -> str:
     return f"{values[0]:.1f} dB" if "PSNR" in name else f"{values[0]:.1%}"
 
 
-def main() -> None:
-    """Rewrite the block between the markers."""
-    rows = json.loads((HERE / "results" / "conformance.json").read_text("utf-8"))
-    large = json.loads((HERE / "results" / "sizes.json").read_text("utf-8"))
-    whole, optimum, world, several = (
-        json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
-        for name in ("pipelines", "optimum", "shapes_small", "shared")
+def front(rows: list[dict[str, Any]]) -> list[str]:
+    """SD 1.5 size: bytes of one and of four tasks, the worst PSNR of the four, memory."""
+    lines = [
+        "| SD 1.5 UNet, 512 x 512 | one task | four tasks | of the weights in float32 "
+        "| worst PSNR | peak memory of the export |",
+        "|---|---|---|---|---|---|",
+    ]
+    order = ("coreml", "onnx", "executorch")
+    rows = sorted(
+        (row for row in rows if row["size"] == "sd15"),
+        key=lambda row: (order.index(row["target"]), -row["shared"]["bundle_bytes"]),
     )
-    text = "\n".join(
+    whole = next(row for row in rows if row["scheme"] == "fp32")["alone"]["inpaint"]["weight_bytes"]
+    names = {"coreml": "Core ML", "onnx": "ONNX", "executorch": "ExecuTorch"}
+    for row in rows:
+        one, four = row["alone"]["inpaint"], row["shared"]
+        worst = min(db for name, db in four["db"].items() if name.startswith("unet/"))
+        lines.append(
+            f"| {names[row['target']]} {row['scheme']} | {one['bundle_bytes'] / 1e6:,.0f} MB "
+            f"| {four['bundle_bytes'] / 1e6:,.0f} MB | {four['weight_bytes'] / whole:.3f} "
+            f"| {worst:.1f} dB | {four['peak_rss_gb']:.1f} GB |"
+        )
+    return lines
+
+
+def page() -> str:
+    """docs/results.md."""
+    world, rows, loops_, optimum, large, several = (
+        json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
+        for name in ("shapes_small", "conformance", "pipelines", "optimum", "sizes", "shared")
+    )
+    return "\n".join(
         [
-            BEGIN,
-            "The embedded model, trained here on pictures of shapes, on held-out cases: shares of "
-            "pictures that are right, PSNR (peak 2, at most 96.0 dB: nothing differs) against the "
-            "true picture ([intervals, paired differences](benchmarks/results/shapes_small.md)). A "
-            "picture that is wiped whole is best in dB inside: that a removal is right, and all "
-            "else is still there, is what the share says.",
+            "# Results",
+            "",
+            "Made by `python benchmarks/readme.py` from the files of `benchmarks/results/`; each "
+            "is written by a make target (`make conformance`, `pipelines`, `optimum`, `sizes`, "
+            "`shared`, `shapes`). Unless a column says otherwise, PSNR is that of a tensor against "
+            "PyTorch, 20·log10(max|reference| / rmse), the worst case.",
+            "",
+            "## The embedded model",
+            "",
+            "MTU with N = 4, trained here on pictures of shapes, on held-out cases: shares of "
+            "pictures that are right, and PSNR of the picture (peak 2, at most 96.0 dB: nothing "
+            f"differs) against the true one ([intervals, paired differences]({RAW}/"
+            "shapes_small.md)). A picture that is wiped whole scores best in dB inside: whether a "
+            "removal is right, with all else still there, is what the share says. MTU is below the "
+            "single-task models here, and four experts are no better than one: [their weights]"
+            f"({RAW}/shapes_small_router.png) stay near even.",
             "",
             *shapes(world),
             "",
-            "Tasks of tiny pipelines, the UNet and the whole loop against the live-router model "
-            "([all rows](benchmarks/results/conformance.md), "
-            "[the fold alone](benchmarks/results/fold.md)):",
+            "## Tasks, targets and schemes",
+            "",
+            "Tiny pipelines of random weights: the UNet and the whole loop against the live-router "
+            f"model ([every row]({RAW}/conformance.md), [the fold alone]({RAW}/fold.md)).",
             "",
             *conformance(rows),
             "",
-            "From words and noise to a picture in 20 steps, against programs that nobody here "
-            "wrote, with the same weights, noise and scheduler "
-            "([each pipeline and scheduler](benchmarks/results/pipelines.md), "
-            "[optimum-onnx](benchmarks/results/optimum.md)):",
+            "## Against programs of others",
             "",
-            *loops(whole, optimum),
+            "From prompt and noise to a picture in 20 steps, with the same weights, noise and "
+            f"scheduler ([each pipeline and scheduler]({RAW}/pipelines.md), "
+            f"[optimum-onnx]({RAW}/optimum.md)). The InstructPix2Pix cases use a task file with "
+            '`"scaled": false`, as that model was trained ([tasks](tasks.md)).',
             "",
-            "At published sizes, 512 x 512, random weights, on three inputs that the exporter did "
-            "not use ([all rows, and what was refused](benchmarks/results/sizes.md)). Wall time "
-            "includes loading, folding, the goldens of the live router and the verification, on 2 "
-            "cores that were shared with other work. Core ML packages were not evaluated here "
-            "([SD 1.5's UNet in fp16 and int8 is](benchmarks/results/coreml_ladder.md)):",
+            *loops(loops_, optimum),
+            "",
+            "## Published sizes",
+            "",
+            "512 x 512, random weights, on three inputs that the exporter did not use ([every row, "
+            f"and what was refused]({RAW}/sizes.md)). Wall time includes loading, folding, the "
+            "goldens of the live router and the verification, on two cores shared with other "
+            "work. Core ML packages were not evaluated in these runs ([SD 1.5's UNet is, in fp16 "
+            f"and int8]({RAW}/coreml_ladder.md)).",
             "",
             *sizes(large),
             "",
-            "Whole pipelines, every part and the loop proved ([by part]"
-            "(benchmarks/results/sizes.md)):",
+            f"Whole pipelines, every part and the loop proved ([by part]({RAW}/sizes.md)):",
             "",
             *wholes(large),
             "",
-            "Four tasks (t2i, edit, sr, inpaint) in one bundle over one alone; latency, memory "
-            "and time of the export are [measured too](benchmarks/results/shared.md):",
+            "## Four tasks on one set of weights",
+            "",
+            "t2i, edit, sr and inpaint in one bundle against one task alone ([latency, memory and "
+            f"time of the export]({RAW}/shared.md)):",
             "",
             *shared(several),
-            END,
+            "",
         ]
     )
-    page = README.read_text("utf-8")
-    before, _, rest = page.partition(BEGIN)
-    README.write_text(before + text + rest.partition(END)[2], "utf-8")
+
+
+def main() -> None:
+    """Rewrite the README's table and the page of results."""
+    RESULTS.write_text(page(), "utf-8")
+    several = json.loads((HERE / "results" / "shared.json").read_text("utf-8"))
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    table = "\n".join([BEGIN, *front(several), END])
+    README.write_text(before + table + rest.partition(END)[2], "utf-8")
 
 
 if __name__ == "__main__":
