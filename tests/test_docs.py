@@ -49,4 +49,4 @@ def test_the_page_of_commands_has_every_flag_and_no_other() -> None:
     options = [option for command in commands.values() for option in command.params]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     flags = {flag for flag in flags if flag.startswith("--")} - {"--no-rescale"}
-    assert set(re.findall(r"--[a-z][a-z-]*", page)) - {"--help"} == flags
+    assert set(re.findall(r"--[a-z][a-z0-9-]*", page)) - {"--help"} == flags
