@@ -74,7 +74,7 @@ def run(size: str, home: Path, only: str | None, minutes: float | None, rows: st
         world, model = WORLDS[size], home / shipping.SHIPPED
         bundles = {"onnx int8": table.exported(home, "onnx", "int8")}
         picture = table.RESULTS / f"shapes_{size}.png"
-        grids.compare(world, model, bundles, dict.fromkeys(TASKS, 3), picture)
+        grids.compare(world, model, bundles, dict.fromkeys(TASKS, 3), picture, blocks=2)
         weights = report.of_checkpoint(model)["expert weights"]
         plot.heat_map(weights, table.RESULTS / f"shapes_{size}_router.png", force=True)
         done = {name: row for name, row in recipes.items() if row.output.is_dir()}

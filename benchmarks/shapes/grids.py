@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,21 +28,27 @@ def _tile(picture: Tensor | None) -> Image.Image:
 
 
 def sheet(
-    heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]], out: Path
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Tensor | None]]],
+    out: Path,
+    blocks: int = 1,
 ) -> None:
-    """A picture of rows, each a line of words and pictures [3, side, side], under headings."""
+    """Rows, each a caption and pictures [3, side, side], under headings, in blocks side by side."""
     font = ImageFont.load_default(14)
     width = _WORDS + len(heads) * (_CELL + _GAP)
-    canvas = Image.new("RGB", (width, _HEAD + len(rows) * (_CELL + _GAP)), _PAPER)
+    length = math.ceil(len(rows) / blocks)
+    canvas = Image.new("RGB", (blocks * width, _HEAD + length * (_CELL + _GAP)), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    for number, head in enumerate(heads):
-        pen.text((_WORDS + number * (_CELL + _GAP), 6), head, _INK, font)
-    for number, (words, pictures) in enumerate(rows):
-        top = _HEAD + number * (_CELL + _GAP)
-        lines = [part for line in words.split("\n") for part in textwrap.wrap(line, 32)]
-        pen.multiline_text((_GAP, top + 8), "\n".join(lines), _INK, font, spacing=4)
-        for place, picture in enumerate(pictures):
-            canvas.paste(_tile(picture), (_WORDS + place * (_CELL + _GAP), top))
+    for left in range(0, blocks * width, width):
+        for number, head in enumerate(heads):
+            pen.text((left + _WORDS + number * (_CELL + _GAP), 6), head, _INK, font)
+    for number, (caption, pictures) in enumerate(rows):
+        block, place = divmod(number, length)
+        left, top = block * width, _HEAD + place * (_CELL + _GAP)
+        lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, 32)]
+        pen.multiline_text((left + _GAP, top + 8), "\n".join(lines), _INK, font, spacing=4)
+        for column, picture in enumerate(pictures):
+            canvas.paste(_tile(picture), (left + _WORDS + column * (_CELL + _GAP), top))
     out.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(out, optimize=True)
 
@@ -75,7 +82,12 @@ def _given(world: World, cases: Sequence[Case]) -> Sequence[Tensor | None]:
 
 
 def compare(
-    world: World, model: Path, bundles: Mapping[str, Path], tasks: Mapping[str, int], out: Path
+    world: World,
+    model: Path,
+    bundles: Mapping[str, Path],
+    tasks: Mapping[str, int],
+    out: Path,
+    blocks: int = 1,
 ) -> dict[str, dict[str, Tensor]]:
     """The first held-out cases of tasks: input, the model in PyTorch, its bundles, truth.
 
@@ -90,7 +102,7 @@ def compare(
         columns = [_given(world, cases), *made.values(), truth]
         rows += [(_words(cases[i]), [column[i] for column in columns]) for i in range(count)]
         found[task] = made
-    sheet(["input", "PyTorch", *bundles, "truth"], rows, out)
+    sheet(["input", "PyTorch", *bundles, "truth"], rows, out, blocks)
     return found
 
 
