@@ -2,8 +2,8 @@
 
     python benchmarks/pipelines.py [--out benchmarks/results] [--pictures FOLDER]
 
-The cases are those of ``tests/pipelines.py``: ours is an ONNX fp32 bundle in ONNX Runtime, theirs
-a pipeline of diffusers in PyTorch with the folded UNet; same weights, noise, prompt, schedule and
+Cases of ``tests/support/pipelines.py``: ours is an ONNX fp32 bundle in ONNX Runtime,
+theirs a pipeline of diffusers in PyTorch, UNet folded; same weights, noise, prompt, schedule and
 guidance. Then a LoRA of UNet and text encoders, which diffusers runs beside the weights.
 ``--pictures`` keeps both sides' pictures, theirs above ours.
 """
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mtu_export.bundle import images  # noqa: E402
-from tests import pipelines, pipelines_lora  # noqa: E402
+from tests.support import pipelines, pipelines_lora  # noqa: E402
 
 KEYS = ("latents_db", "image_db")
 LORA_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")

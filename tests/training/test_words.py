@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.typed import run
+from tests.support.typed import run
 
 ROOT = Path(__file__).parents[2]
 GOOD = """

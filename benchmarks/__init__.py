@@ -1,0 +1,1 @@
+"""Programs that measure the product and write the pages of results."""

@@ -1,0 +1,223 @@
+"""``support.independent_loop``, a newcomer's work from runtime/README.md alone, against `run`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtu_export import exporter, targets
+from mtu_export.bundle import Bundle, denoising, runner, tokenizer
+from mtu_export.bundle.metrics import psnr
+from mtu_export.exporter import options
+from tests.support import independent_loop
+
+SCRIPT = Path(independent_loop.__file__)
+TESTDATA = Path(__file__).parents[2] / "runtime" / "testdata"
+FLOOR_DB = 60.0
+PATCH = {
+    "name": "patch",
+    "conditioning": [
+        {"kind": "image", "channels": 3},
+        {"kind": "mask", "channels": 1},
+        {"kind": "masked_image_latent", "channels": 4},
+        {"kind": "image_latent", "channels": 4, "scaled": False},
+    ],
+    "guidance": {"kind": "none"},
+    "steps": 4,
+    "prompt": "a photo of a red circle",
+}
+"""Every kind of conditioning, one pass a step, a prompt of its own."""
+BLEND = {**PATCH, "name": "blend", "prompt": None} | {
+    "guidance": {"kind": "text_image", "text": 3.0, "image": 1.5}
+}
+
+
+@pytest.fixture
+def said() -> dict[str, Any]:
+    return json.loads((TESTDATA / "request.json").read_text("utf-8"))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(np.float32)
+
+
+def alone(folder: Path, out: Path, *words: str) -> np.ndarray:
+    """The script's picture; it runs where no module of ours can be found."""
+    command = [sys.executable, "-I", str(SCRIPT), str(folder), "-o", str(out), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return pixels(out)
+
+
+def ours(folder: Path, out: Path, *words: str) -> np.ndarray:
+    command = [sys.executable, "-m", "mtu_export", "run", str(folder), "-o", str(out), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return pixels(out)
+
+
+def test_the_script_imports_nothing_of_ours() -> None:
+    tree = ast.parse(SCRIPT.read_text("utf-8"))
+    names = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    third = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert third == {"numpy", "onnxruntime", "PIL", "regex"}
+
+
+def test_it_makes_the_picture_of_run(said: dict[str, Any], tmp_path: Path) -> None:
+    words = ["--prompt", said["prompt"], "--image", str(TESTDATA / said["image"])]
+    words += ["--noise", str(TESTDATA / said["noise"]), "--steps", str(said["steps"])]
+    folder = TESTDATA / said["bundle"]
+    found = alone(folder, tmp_path / "alone.png", *words)
+    assert psnr(ours(folder, tmp_path / "ours.png", *words), found) >= FLOOR_DB
+    assert psnr(pixels(TESTDATA / said["picture"]), found) >= FLOOR_DB
+
+
+def test_every_word_of_a_request_matters(said: dict[str, Any]) -> None:
+    """Otherwise an equal picture would prove little."""
+    found = independent_loop.Bundle(TESTDATA / said["bundle"], None)
+    height, width = (found.m["image"][side] for side in ("height", "width"))
+    image = independent_loop.read_image(TESTDATA / said["image"], height, width)
+    noise = np.load(TESTDATA / said["noise"])
+    words: dict[str, Any] = {"prompt": said["prompt"], "image": image, "noise": noise}
+    words |= {"steps": said["steps"], "mask": None}
+    wanted = found.picture(**words)
+    other = {"prompt": "a dog", "image": image[..., ::-1], "noise": noise[..., ::-1]}
+    for word, value in other.items():
+        assert psnr(wanted, found.picture(**{**words, word: value})) < 40, word
+    for scale in ("text", "image"):
+        guidance = {**found.task["guidance"], scale: 0.0}
+        changed = independent_loop.Bundle(TESTDATA / said["bundle"], None)
+        changed.task = {**changed.task, "guidance": guidance}
+        assert psnr(wanted, changed.picture(**words)) < 40, scale
+
+
+def test_its_ids_are_those_of_the_tokenizer(said: dict[str, Any]) -> None:
+    folder = TESTDATA / said["bundle"]
+    (row,) = json.loads((folder / "manifest.json").read_text("utf-8"))["tokenizers"]
+    theirs = independent_loop.Tokenizer(folder / row["path"], row)
+    for case in json.loads((TESTDATA / "tokens.json").read_text("utf-8")):
+        assert theirs(case["text"])[0].tolist() == case["ids"], case["text"]
+    random, words = np.random.default_rng(0), tokenizer.load(folder / row["path"])
+    letters = [*"aÉ½²!'<|> \t_中😀\u0301\u00a0\x1c", "<|endoftext|>", "<|ENDOFTEXT|>", "'S", "'ll"]
+    for _ in range(2000):
+        text = "".join(random.choice(letters, random.integers(1, 12)))
+        assert theirs(text).tolist() == words.encode(text)[0].tolist(), repr(text)
+
+
+def test_an_app_checks_itself_on_first_start(said: dict[str, Any]) -> None:
+    """The goldens against the floors of the proof, by the contract's section of that name."""
+    found = independent_loop.Bundle(TESTDATA / said["bundle"], None)
+    rows = independent_loop.read_safetensors(found.root / "goldens.safetensors")
+    floors = {
+        row["component"]: row["floor_db"]
+        for row in found.m["proof"]
+        if row["rung"] in ("exported", "quantised", "loop")
+    }
+    for part in found.m["parts"]:
+        name, inputs = part["component"], part["inputs"]
+        for case in range(3):
+            prefix = f"{name}/edit/{case}/"
+            got = found.run(name, {s["name"]: rows[prefix + s["name"]] for s in inputs})
+            assert len(got) == len(part["outputs"])
+            for output, value in got.items():
+                assert psnr(rows[prefix + output], value) >= floors[name]
+    golden, noise = found.m["loop"]["golden"], rows["loop/edit/noise"]
+    image = rows["loop/edit/input"]
+    made = found.picture(golden["prompt"], image, None, noise, golden["steps"])
+    assert psnr(rows["loop/edit/image"], made) >= floors["pipeline"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(schema_version="2.0"),
+        lambda m: m["parts"][0].update(path="../edit-onnx-int8/text_encoder"),
+        lambda m: m["parts"][0].update(path="./text_encoder"),
+        lambda m: m["parts"][0].update(sha256="0" * 64),
+        lambda m: m["files"][0].update(bytes=1),
+        lambda m: m["parts"][0].update(entries={}),
+        lambda m: m["text"].update(tokenizers={}),
+        lambda m: m["loop"]["schedules"]["4"]["passes"][0].update(x=[1, 1, 0, 0]),
+    ],
+)
+def test_it_refuses_what_the_contract_refuses(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    folder = tmp_path / "edit-onnx-int8"
+    folder.mkdir()
+    for path in (TESTDATA / "edit-onnx-int8").iterdir():
+        if path.name == "manifest.json":
+            manifest = json.loads(path.read_text("utf-8"))
+            change(manifest)
+            (folder / path.name).write_text(json.dumps(manifest), "utf-8")
+        elif path.is_dir():
+            (folder / path.name).mkdir()
+            for file in path.iterdir():
+                (folder / path.name / file.name).write_bytes(file.read_bytes())
+        else:
+            (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(SystemExit, match="refused"):
+        independent_loop.Bundle(folder, None)
+
+
+# ------------------------------------------------------------------------------- fresh bundles
+
+
+def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle:
+    words: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
+    words |= {"height": 48, "width": 32, "batch": batch}
+    return exporter.export(options.resolve(model=folder, task=task, out=out, **words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "task", "batch"),
+    [("tiny-half", PATCH, 1), pytest.param("tiny-sdxl", BLEND, 2, marks=pytest.mark.exhaustive)],
+)
+def test_fresh_bundles_with_a_mask(
+    architecture: str,
+    task: dict[str, Any],
+    batch: int,
+    make_tiny: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Without guidance; and SDXL, Euler's scaled inputs, three branches in batches of two."""
+    assert targets.load("onnx").runner()[0]
+    (tmp_path / "task.json").write_text(json.dumps(task), "utf-8")
+    source = make_tiny(architecture, whole=True, tasks=[str(tmp_path / "task.json")])
+    found = export(source, task["name"], tmp_path / "bundle", batch)
+    y, x = np.mgrid[0:71, 0:97]
+    disc = 255 * np.exp(-((x - 50) ** 2 + (y - 30) ** 2) / 400)
+    alpha = np.where(x < 12, 0, 255)
+    mask = np.stack([disc, disc * 0.8, disc, alpha], -1)
+    Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
+    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.open_loop(found).latent), 3))
+    words = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
+    words += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
+    words += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
+    wanted = ours(found.folder, tmp_path / "ours.png", *words)
+    assert psnr(wanted, alone(found.folder, tmp_path / "alone.png", *words)) >= FLOOR_DB
+
+
+@pytest.mark.slow
+def test_a_bundle_of_several_tasks(pipeline: Path, tmp_path: Path) -> None:
+    found = export(pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
+    shape = (1, *runner.open_loop(found, "t2i").latent)
+    np.save(tmp_path / "noise.npy", denoising.noise(shape, 3))
+    for task in ("t2i", "edit", "sr"):
+        words = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
+        words += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []
+        words += ["--prompt", "a green star"] if task != "sr" else []
+        wanted = ours(found.folder, tmp_path / f"{task}.png", *words)
+        made = alone(found.folder, tmp_path / f"{task}-alone.png", *words)
+        assert psnr(wanted, made) >= FLOOR_DB

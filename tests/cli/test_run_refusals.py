@@ -1,0 +1,173 @@
+"""`mtu-export run` refuses, with one line and the exit code of its kind, before any work."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtu_export import bundle
+from tests.bundle.test_pictures import grey_png
+from tests.cli.test_run import EDIT, FILL, SHAPE, Run, bundles, here, run
+from tests.support import handmade
+
+__all__ = ["bundles", "here", "run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("edit", ("--prompt", "x"), "task 'edit' needs --image FILE"),
+        ("edit", EDIT[2:], "task 'edit' needs --prompt TEXT"),
+        ("edit", FILL, "task 'edit' takes no --mask"),
+        ("fill", EDIT, "task 'fill' needs --mask FILE"),
+        ("t2i", EDIT, "task 't2i' takes no --image"),
+        ("sr", EDIT, "task 'sr' has a prompt of its own, ''"),
+        ("edit", (*EDIT, "--steps", "3"), "no table for 3 steps; it has: 2, 4"),
+        ("edit", (*EDIT, "--steps", "0"), "no table for 0 steps"),
+        ("edit", (*EDIT, "--steps", "few"), "Invalid value for '--steps'"),
+        ("edit", (*EDIT, "--task", "sr"), "unknown task 'sr'; choose from: edit"),
+        ("edit", (*EDIT, "--seed", "-1"), "--seed must be from 0"),
+        ("edit", (*EDIT, "--seed", str(2**32)), "--seed must be from 0"),
+        ("edit", (*EDIT, "--save-every", "0"), "--save-every must be 1 or more"),
+        ("edit", (*EDIT, "--guidance", "nan"), "--guidance must be from −100 to 100"),
+        ("edit", (*EDIT, "--image-guidance", "inf"), "--image-guidance must be from"),
+        ("t2i", (*EDIT[:2], "--image-guidance", "2"), "guidance of kind 'text' has no such scale"),
+        ("sr", (*EDIT[2:], "--guidance", "2"), "guidance of kind 'none' has no such scale"),
+        ("edit", (*EDIT[:2], "--image", "none.png"), "no image file 'none.png'"),
+        ("edit", (*EDIT[:2], "--image", "."), "'.' is no file"),
+        ("edit", (*EDIT, "--noise", "none.npy"), "--noise none.npy: No such file"),
+        ("edit", (*EDIT, "--noise", "."), "--noise . is no file"),
+        ("edit", (*EDIT, "--noise", "in.png"), "in.png: no .npy file of numbers"),
+    ],
+)
+def test_words_that_are_refused(run: Run, name: str, words: tuple[str, ...], message: str) -> None:
+    code, printed, err = run(name, *words)
+    *stages, line = err.splitlines()
+    assert (code, printed) == (2, "")
+    assert line.startswith("error: ")
+    assert message in line
+    assert all(row.startswith("✓") for row in stages)
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "message"),
+    [
+        ("out.gif", 2, "legal suffixes: .png, .jpg, .jpeg, .webp"),
+        ("out", 2, "legal suffixes"),
+        ("in.png", 2, "output 'in.png' exists"),
+        ("link.png", 2, "output 'link.png' exists"),
+        ("folder.png", 2, "'folder.png' is a folder"),
+        ("in.png/out.png", 2, "'in.png' is no folder"),
+        ("x" * 300 + ".png", 2, "File name too long"),
+    ],
+)
+def test_places_that_are_refused_before_any_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, out: str, code: int, message: str
+) -> None:
+    Path("folder.png").mkdir()
+    Path("link.png").symlink_to("nowhere")
+    monkeypatch.setattr(bundle, "read", lambda folder: pytest.fail("it was read"))
+    found, _, err = run("edit", *EDIT, out=out)
+    assert found == code
+    assert message in err.splitlines()[-1]
+    assert len(err.splitlines()) == 1
+
+
+def test_force_replaces_a_picture_and_no_folder(run: Run) -> None:
+    Path("out.png").write_bytes(b"old")
+    assert run("edit", *EDIT)[0] == 2
+    assert Path("out.png").read_bytes() == b"old"
+    assert run("edit", *EDIT, "--force")[0] == 0
+    assert Image.open("out.png").size == (handmade.WIDTH, handmade.HEIGHT)
+    Path("folder.png").mkdir()
+    assert run("edit", *EDIT, "--force", out="folder.png")[0] == 2
+
+
+def lying_header() -> bytes:
+    """A .npy of 16 bytes whose header says 4 TB."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)}
+    )
+    return stream.getvalue() + bytes(16)
+
+
+NAN = np.full(SHAPE, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros(SHAPE), "must hold one float32 array of shape [1, 4, 2, 3]"),
+        (np.zeros((1, 4, 3, 2), np.float32), "must hold one float32 array"),
+        (np.zeros(SHAPE, ">f4"), "must hold one float32 array"),
+        (NAN, "holds NaN or Inf"),
+        (np.array([{"a": 1}], object), "no .npy file of numbers"),
+        (b"", "no .npy file of numbers"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "no .npy file of numbers"),
+        (lying_header(), "no .npy file of numbers"),
+    ],
+)
+def test_noise_that_is_refused(run: Run, value: Any, message: str) -> None:
+    if isinstance(value, bytes):
+        Path("n.npy").write_bytes(value)
+    else:
+        np.save("n.npy", value, allow_pickle=True)
+    code, _, err = run("edit", *EDIT, "--noise", "n.npy")
+    assert (code, message in err.splitlines()[-1]) == (2, True), err
+    assert run("edit", *EDIT, "--noise", "n.npy", "--seed", "1")[0] == 2
+
+
+def test_archives_of_noise_are_refused(run: Run) -> None:
+    np.savez("n.npz", a=np.zeros(SHAPE, np.float32))
+    code, _, err = run("edit", *EDIT, "--noise", "n.npz")
+    assert (code, "must hold one float32 array" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is no image; legal: PNG"),
+        (b"hello", "is no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
+        (grey_png(64, 64), "cannot be read as an image"),
+        (grey_png(0, 5), "is no image"),
+        (grey_png(20_000, 5001), "more than 100 megapixels"),
+        (grey_png(2**31 - 1, 2**31 - 1), "more than 100 megapixels"),
+    ],
+    ids=["empty", "text", "eps", "cut", "no pixels", "bomb", "large bomb"],
+)
+@pytest.mark.parametrize("word", ["--image", "--mask"])
+def test_pictures_that_are_none(run: Run, data: bytes, message: str, word: str) -> None:
+    Path("bad.png").write_bytes(data)
+    words = ["--prompt", "x", "--image", "in.png", "--mask", "m.png"]
+    words[words.index(word) + 1] = "bad.png"
+    code, _, err = run("fill", *words)
+    line = err.splitlines()[-1]
+    assert code == 2
+    assert message in line
+    assert not Path("out.png").exists()
+
+
+def test_a_bundle_that_was_edited_or_is_none(
+    run: Run, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    code, _, err = run(tmp_path / "nothing", *EDIT)
+    assert (code, "is not a bundle: no manifest.json" in err) == (3, True)
+    folder = Path(shutil.copytree(bundles["edit"], tmp_path / "b"))
+    data = bytearray((folder / "unet" / "model.onnx").read_bytes())
+    data[-3] ^= 1
+    (folder / "unet" / "model.onnx").write_bytes(data)
+    code, _, err = run(folder, *EDIT)
+    assert (code, err) == (3, "error: unet: sha256 differs from the manifest's\n")
+    handmade.edit(folder, "parts", 2, "path", value="../unet")
+    code, _, err = run(folder, *EDIT)
+    assert (code, err.count("\n")) == (3, 1)
+    assert not Path("out.png").exists()

@@ -1,0 +1,98 @@
+"""Any mutated input ends as an error of our tree or as a correct export, never as anything else.
+
+`python benchmarks/mutations.py` runs a thousand; its table is `benchmarks/results/mutations.md`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mtu_export import spec
+from tests.support import mutations
+
+ERRORS = [row for row in vars(spec).values() if isinstance(row, type)]
+ENDS = {mutations.CORRECT, mutations.VERIFIED} | {
+    row.__name__ for row in ERRORS if issubclass(row, spec.MtuExportError)
+}
+PHASES = (Phase.explicit, Phase.generate)  # an example takes a second: shrinking would take hours
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+def end_of(base: Path, random: Random, whole: bool) -> str:
+    """How one mutant of a checkpoint ends; raises ``Unexpected``."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, place = Path(name, "mutant"), Path(name, "place")
+        shutil.copytree(base, folder)
+        place.mkdir()
+        change = mutations.mutate(folder, random)
+        task = random.choice(mutations.TASKS)
+        try:
+            return mutations.attempt(folder, task, whole, place)[0]
+        except Exception as error:
+            raise AssertionError(f"{base.name}, {task}, {change}: {error!r}") from error
+
+
+def end_of_bundle(bundle: Path, random: Random) -> str:
+    """How one mutant of a bundle ends; raises ``Unexpected``."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "mutant")
+        shutil.copytree(bundle, folder)
+        change = mutations.mutate_bundle(folder, random)
+        try:
+            return mutations.attempt_bundle(folder)[0]
+        except Exception as error:
+            raise AssertionError(f"{change}: {error!r}") from error
+
+
+def _property(examples: int) -> settings:
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=PHASES,
+        suppress_health_check=checks,
+    )
+
+
+RANDOMS = st.randoms(use_true_random=False)
+
+
+@_property(25)
+@given(random=RANDOMS, name=st.sampled_from(("tiny-sharded", "tiny-sdxl")))
+def test_a_mutated_checkpoint_folds_or_is_refused(home: Path, random: Random, name: str) -> None:
+    assert end_of(mutations.make_base(home, name), random, whole=False) in ENDS
+
+
+@_property(40)
+@given(random=RANDOMS)
+def test_a_mutated_bundle_verifies_or_is_refused(onnx_bundle: Path, random: Random) -> None:
+    assert end_of_bundle(onnx_bundle, random) in ENDS
+
+
+@pytest.mark.slow
+@_property(25)
+@given(random=RANDOMS, name=st.sampled_from(mutations.BASES), whole=st.booleans())
+def test_a_mutated_checkpoint_exports_or_is_refused(
+    home: Path, random: Random, name: str, whole: bool
+) -> None:
+    assert end_of(mutations.make_base(home, name), random, whole) in ENDS
+
+
+@pytest.mark.parametrize("name", ["tiny-sharded", "tiny-sdxl"])
+def test_valid_input_is_a_correct_export(home: Path, tmp_path: Path, name: str) -> None:
+    """The test of the test: nothing is refused that was not changed."""
+    base = mutations.make_base(home, name)
+    assert mutations.attempt(base, "fill", False, tmp_path)[0] == mutations.CORRECT

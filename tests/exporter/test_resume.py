@@ -1,0 +1,355 @@
+"""`--skip-existing`: a stopped export goes on part by part, and only the one that was stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtu_export import bundle, cli, exporter
+from mtu_export.bundle import Bundle, verification
+from mtu_export.exporter import component, options
+from mtu_export.spec import CheckpointError, MtuExportError, OutputExists, PlanError
+
+pytestmark = pytest.mark.slow
+PARTS = ["text_encoder", "vae_encoder"]
+"""Two small parts of `edit` are enough to stop between."""
+
+
+def resolved(checkpoint: Path, out: Path, **words: Any) -> Any:
+    given = {"target": "onnx", "task": "edit", "components": PARTS, "bake_steps": [2], "height": 64}
+    return options.resolve(model=checkpoint, out=out, **{**given, "skip_existing": True, **words})
+
+
+class Stopped(BaseException):
+    """As Ctrl-C, but nobody else's."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the parts that are made, not taken; onnxsim is left out, for speed."""
+    from mtu_export.targets import onnx as target
+
+    names: list[str] = []
+    true = component.make
+
+    def make(job: component.Job, reference: Any) -> Any:
+        names.append(job.component)
+        return true(job, reference)
+
+    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(target, "_simplify", lambda model: (model, "none"))
+    return names
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from mtu_export import exporter
+from mtu_export.exporter import component
+from mtu_export.targets import onnx as target
+from tests.exporter.test_resume import resolved
+
+true = component.make
+target._simplify = lambda model: (model, "none")
+
+def make(job, reference):
+    if job.component == "vae_encoder":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return true(job, reference)
+
+component.make = make
+exporter.export(resolved(Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+"""An export that is killed with -9 before its second part."""
+
+
+def inode(folder: Path) -> int:
+    return (folder / "text_encoder" / "model.onnx").stat().st_ino
+
+
+def whole(found: Bundle) -> None:
+    """The bundle is as one that was made in one go."""
+    assert [part.component for part in found.parts] == PARTS
+    assert all(row.passed for row in verification.verify_bundle(found))
+    assert not (found.folder / ".state").exists()
+    assert [path.name for path in found.folder.parent.iterdir()] == [found.folder.name]
+
+
+def test_a_killed_export_goes_on_where_it_was(
+    pipeline: Path, tmp_path: Path, made: list[str]
+) -> None:
+    out = tmp_path / "out"
+    root = Path(__file__).parents[2]
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(pipeline), str(out)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    left, _ = sorted(tmp_path.iterdir(), key=lambda path: path.suffix != ".partial")
+    assert left.name.startswith(".out.")
+    assert left.suffix == ".partial"
+    before = inode(left)
+    seen: list[str] = []
+
+    def watch(stage: str) -> Any:
+        seen.append(stage)
+        return exporter.unwatched(stage)
+
+    found = exporter.export(resolved(pipeline, out), watch)
+    assert made == ["vae_encoder"]
+    assert "text_encoder: taken from the export before" in seen
+    assert inode(out) == before
+    whole(found)
+
+    # complete: it returns at once, and only to the plan that made it
+    made.clear()
+    again = exporter.export(resolved(pipeline, out, memory=0.001))
+    assert (made, again.manifest) == ([], found.manifest)
+    for words in ({"seed": 1}, {"batch": 2}, {"bake_steps": [4]}, {"scheme": "int8"}):
+        with pytest.raises(PlanError, match="bundle of another plan or version; choose another -o"):
+            exporter.export(resolved(pipeline, out, **words))
+    assert made == []
+    assert bundle.read(out).manifest == found.manifest
+
+
+def test_a_complete_bundle_of_another_version_is_refused(
+    pipeline: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtu_export.exporter import manifest
+    from tests.support import handmade
+
+    out = handmade.write(tmp_path / "out")
+    with pytest.raises(PlanError, match="another plan or version"):
+        exporter.export(resolved(pipeline, out))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("x")
+    with pytest.raises(OutputExists):
+        exporter.export(resolved(pipeline, tmp_path / "mine"))
+    assert (tmp_path / "mine" / "diary.txt").read_text() == "x"
+    one = resolved(pipeline, out)
+    identity, versions = manifest.identity(one), manifest.versions(one)
+    from mtu_export.exporter import resume
+
+    mark = resume.fingerprint(one, identity, versions)
+    assert mark == resume.fingerprint(resolved(pipeline, out, memory=9.0), identity, versions)
+    assert mark != resume.fingerprint(one, identity, {**versions, "torch": "0"})
+    assert mark != resume.fingerprint(one, {**identity, "source_sha256": "0"}, versions)
+    assert made == []
+
+
+def mark(one: Any) -> str:
+    from mtu_export.exporter import manifest, resume
+
+    return resume.fingerprint(one, manifest.identity(one), manifest.versions(one))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "text_encoder/model.safetensors",
+        "vae/config.json",
+        "LICENSE",
+    ],
+)
+def test_a_source_that_was_changed_is_another(pipeline: Path, tmp_path: Path, name: str) -> None:
+    """The text encoder of `sr` is not exported, but its prompt's embeddings come from it."""
+    source = Path(shutil.copytree(pipeline, tmp_path / "source"))
+    (source / "LICENSE").write_text("mine")
+    (source / "tokenizer" / "tokenizer_config.json").write_text("{}\n")
+    one = resolved(source, tmp_path / "out", task="sr", components=())
+    before = mark(one)
+    assert before == mark(one)
+    flip(source / name)
+    assert before != mark(one)
+
+
+def test_the_config_beside_a_lora_counts(pipeline: Path, tmp_path: Path) -> None:
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    file.write_bytes(b"x")
+    config.write_text("{}")
+    one = resolved(pipeline, tmp_path / "out", lora=[str(file)])
+    before = mark(one)
+    config.write_text('{"lora_alpha": 9}')
+    assert before != mark(one)
+
+
+@pytest.fixture(scope="module")
+def stopped(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the draft of an export that was stopped after its last part."""
+    home = tmp_path_factory.mktemp("stopped") / "home"
+    home.mkdir()
+    patch = pytest.MonkeyPatch()
+    from mtu_export.targets import onnx as target
+
+    patch.setattr(target, "_simplify", lambda model: (model, "none"))
+
+    def stop(*words: object) -> None:
+        raise Stopped
+
+    patch.setattr(exporter, "_write_rest", stop)
+    with pytest.raises(Stopped):
+        exporter.export(resolved(pipeline, home / "out"))
+    patch.undo()
+    (left,) = home.iterdir()
+    assert left.suffix == ".partial"
+    assert {path.name for path in left.iterdir()} >= {".state", *PARTS}
+    return home
+
+
+def draft_of(home: Path) -> Path:
+    (left,) = home.iterdir()
+    return left
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda d: (d / "text_encoder" / "model.onnx").write_bytes(b"x"), "text_encoder"),
+        (lambda d: (d / "vae_encoder" / "config.json").unlink(), "vae_encoder"),
+        (lambda d: shutil.rmtree(d / "vae_encoder"), "vae_encoder"),
+        (lambda d: (d / ".state" / "text_encoder.json").write_text("{"), "text_encoder"),
+        (lambda d: (d / ".state" / "text_encoder.json").write_text("{}"), "text_encoder"),
+        (lambda d: (d / ".state" / "vae_encoder.safetensors").write_bytes(b"x"), "vae_encoder"),
+        (lambda d: (d / ".state" / "mark").write_text("another"), "text_encoder"),
+    ],
+    ids=["changed", "fewer", "gone", "half", "empty", "arrays", "mark"],
+)
+def test_what_is_not_as_it_was_is_made_again(
+    stopped: Path,
+    pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Any,
+    again: str,
+) -> None:
+    """The first part that is asked for is the damaged one; those before it were taken."""
+    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    damage(draft_of(home))
+    asked: list[str] = []
+
+    def make(job: component.Job, reference: Any) -> None:
+        asked.append(job.component)
+        raise Stopped
+
+    monkeypatch.setattr(component, "make", make)
+    with pytest.raises(Stopped):
+        exporter.export(resolved(pipeline, home / "out"))
+    assert asked == [again]
+
+
+def test_a_part_that_was_changed_is_whole_again(
+    stopped: Path, pipeline: Path, tmp_path: Path, made: list[str]
+) -> None:
+    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    (draft_of(home) / "text_encoder" / "model.onnx").write_bytes(b"x")
+    whole(exporter.export(resolved(pipeline, home / "out")))
+    assert made == ["text_encoder"]
+
+
+def test_another_plan_begins_anew(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+
+    def make(job: component.Job, reference: Any) -> None:
+        assert not (job.folder / "text_encoder").exists()
+        raise Stopped
+
+    monkeypatch.setattr(component, "make", make)
+    with pytest.raises(Stopped):
+        exporter.export(resolved(pipeline, home / "out", seed=5))
+    assert len(list(home.iterdir())) == 2  # what was stopped first still waits for its plan
+    with pytest.raises(Stopped):  # without the word nothing is kept
+        exporter.export(resolved(pipeline, home / "out", skip_existing=False))
+    assert list(home.iterdir()) == []
+
+
+def test_a_failure_keeps_the_finished_parts_too(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    monkeypatch.setattr(exporter.manifest, "describe", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        exporter.export(resolved(pipeline, home / "out"))
+    assert (draft_of(home) / ".state" / "vae_encoder.json").is_file()
+
+
+def test_a_stop_after_the_parts_goes_on_too(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
+) -> None:
+    """When tokenizer and goldens are written, as while the loops are proved."""
+    home, write = Path(shutil.copytree(stopped, tmp_path / "home")), bundle.write_manifest
+
+    def stop(*words: Any) -> None:
+        monkeypatch.setattr(bundle, "write_manifest", write)
+        raise Stopped
+
+    monkeypatch.setattr(bundle, "write_manifest", stop)
+    with pytest.raises(Stopped):
+        exporter.export(resolved(pipeline, home / "out"))
+    assert (draft_of(home) / "tokenizer").is_dir()
+    whole(exporter.export(resolved(pipeline, home / "out")))
+    assert made == []
+
+
+def test_a_source_that_changes_meanwhile_is_refused(
+    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(pipeline, tmp_path / "source"))
+    true, home = component.make, tmp_path / "home"
+    home.mkdir()
+
+    def make(job: component.Job, reference: Any) -> Any:
+        (source / "vae" / "config.json").touch()
+        return true(job, reference)
+
+    monkeypatch.setattr(component, "make", make)
+    with pytest.raises(CheckpointError, match="was changed while it was exported"):
+        exporter.export(resolved(source, home / "out", skip_existing=False))
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_message_of_ctrl_c_says_how_to_go_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    keep: bool,
+) -> None:
+    def stop(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exporter, "export", stop)
+    words = ["mtu-export", "onnx", "--task", "sr", *(["--skip-existing"] if keep else [])]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert end.value.code == 130
+    wanted = "finished parts are kept, the same command with --skip-existing goes on"
+    assert line == f"error: interrupted; {wanted if keep else 'nothing was written'}"
+
+
+def test_force_and_skip_existing_contradict_one_another(pipeline: Path, tmp_path: Path) -> None:
+    with pytest.raises(MtuExportError, match="--skip-existing keeps what --force replaces"):
+        resolved(pipeline, tmp_path / "out", force=True)

@@ -1,0 +1,274 @@
+"""A LoRA of the dense model on an upcycled one, and the algebra of folding."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mtu_export.authoring import upcycle
+from mtu_export.bundle.metrics import psnr
+from mtu_export.models import lora, mtu
+from mtu_export.models.lora.model import Target
+from mtu_export.spec import CheckpointError
+from mtu_export.testing import architectures
+from tests.support import loras
+
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None,
+    reason="peft is not installed: diffusers cannot fuse a LoRA to compare with",
+)
+WORDS: dict[str, Any] = {"tasks": ["t2i", "edit", "fill"], "sizes": (8, 8)}
+
+
+def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    config = {**architectures.ARCHITECTURES["tiny"], "in_channels": in_channels}
+    unet = UNet2DConditionModel.from_config(config)
+    assert isinstance(unet, UNet2DConditionModel)
+    unet.save_pretrained(folder)
+    return unet.eval()
+
+
+def live(folder: Path) -> mtu.MTUUNet2DConditionModel:
+    return mtu.load(folder).components["unet"]
+
+
+def predict(unet: Any, task: str) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    channels = unet.config.in_channels + unet.task(task).channels
+    x = torch.randn(1, channels, 16, 16, generator=random)
+    text = torch.randn(1, 77, 32, generator=random)
+    with torch.no_grad():
+        return unet(x, torch.tensor([300.0]), text, task=task).sample
+
+
+def fuse_by_diffusers(unet: Any, files: Sequence[tuple[Path, float]], folder: Path) -> None:
+    """W + Σ scale · Δ as PEFT merges it into the dense model, saved."""
+    names = [f"a{number}" for number in range(len(files))]
+    for name, (file, _) in zip(names, files, strict=True):
+        unet.load_lora_adapter(file, prefix="unet", adapter_name=name, use_safetensors=True)
+    unet.set_adapters(names, [scale for _, scale in files])
+    unet.fuse_lora(adapter_names=names)
+    unet.unload_lora()
+    unet.save_pretrained(folder)
+
+
+@needs_peft
+@pytest.mark.parametrize("experts", [1, 3, 12])
+@pytest.mark.parametrize("channels", [4, 9])
+def test_upcycled_then_folded_is_fused_then_upcycled(
+    tmp_path: Path, experts: int, channels: int
+) -> None:
+    """Every tensor of both ways, every layer in the LoRA; 3 and 12 experts have unequal shares."""
+    unet = dense(tmp_path / "dense", channels)
+    paths = loras.layers(unet)
+    rows = [(loras.pairs(unet, paths), 0.5), (loras.pairs(unet, paths[::3], 2, 1), -1.5)]
+    files = [
+        (loras.write(tmp_path / f"{i}.safetensors", loras.peft(pairs)), scale)
+        for i, (pairs, scale) in enumerate(rows)
+    ]
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "ours", experts=experts, **WORDS)
+    fuse_by_diffusers(unet, files, tmp_path / "fused")
+    upcycle.upcycle(tmp_path / "fused", tmp_path / "theirs", experts=experts, **WORDS)
+    ours, theirs = live(tmp_path / "ours"), live(tmp_path / "theirs")
+    before = copy.deepcopy(ours.state_dict())
+    report = lora.apply({"unet": ours}, [(lora.read(file), scale) for file, scale in files])
+    assert report.folded[0].layers == {"unet": len(paths)}
+    want = theirs.state_dict()
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-6, msg=name)
+        same = ".norm3." in name or "router" in name or "norm" in name or name.endswith("bias")
+        assert torch.equal(tensor, before[name]) == (same or name == "task_embedding.weight"), name
+    for task in ("t2i", "edit", "fill"):
+        found = psnr(predict(theirs, task).numpy(), predict(ours, task).numpy())
+        print(f"{task} {found:.1f} dB")
+        assert found >= 90
+
+
+def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) -> None:
+    stock = dense(tmp_path / "dense")
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    paths = [path for path in loras.layers(stock) if ".ff." in path]
+    file = loras.write(tmp_path / "k.safetensors", loras.kohya(loras.pairs(stock, paths), alpha=2))
+    pipeline = mtu.load(tmp_path / "out")
+    unet = pipeline.components["unet"]
+    plain = predict(unet, "edit")
+    report = lora.apply(pipeline.components, [(lora.read(file), 1.0)])
+    assert report.folded[0].layers == {"unet": len(paths)}
+    assert report.changed == {"unet": 4 * len(paths)}
+    want = predict(unet, "edit")
+    assert psnr(want.numpy(), plain.numpy()) < 60
+    folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"].module
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 8, 16, 16, generator=random)
+    text = torch.randn(1, 77, 32, generator=random)
+    with torch.no_grad():
+        found = folded(x, torch.tensor([300.0]), text).sample
+    assert psnr(want.numpy(), found.numpy()) >= 90
+
+
+def test_a_lora_of_the_upcycled_model_itself(tmp_path: Path) -> None:
+    """Its own names: single experts, the convolution of one task, the router."""
+    dense(tmp_path / "dense")
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    unet = live(tmp_path / "out")
+    block = "mid_block.attentions.0.transformer_blocks.0.ff"
+    paths = [f"{block}.experts.2.proj", f"{block}.router.fc1", "conv_in.edit"]
+    rows = loras.pairs(unet, paths)
+    before = copy.deepcopy(unet.state_dict())
+    file = loras.write(tmp_path / "own.safetensors", loras.peft(rows))
+    lora.apply({"unet": unet}, [(lora.read(file), 2.0)])
+    for name, tensor in unet.state_dict().items():
+        path = name.removesuffix(".weight")
+        if path in rows:
+            down, up = rows[path]
+            delta = 2.0 * (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+            torch.testing.assert_close(tensor, before[name] + delta)
+        else:
+            assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_a_first_convolution_of_another_width_is_refused(tmp_path: Path, width: int) -> None:
+    dense(tmp_path / "dense")
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    rows = {"conv_in": (torch.ones(2, width, 3, 3), torch.ones(32, 2, 1, 1))}
+    file = loras.write(tmp_path / "w.safetensors", loras.peft(rows))
+    with pytest.raises(
+        CheckpointError, match=r"conv_in is of \[32, \d, .* \[32, 4, 3, 3\] or \[32, 8"
+    ):
+        lora.apply({"unet": live(tmp_path / "out")}, [(lora.read(file), 1.0)])
+
+
+def test_experts_of_another_total_width_are_refused(tmp_path: Path) -> None:
+    stock = dense(tmp_path / "dense")
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    unet = live(tmp_path / "out")
+    path = "mid_block.attentions.0.transformer_blocks.0"
+    block: Any = unet.get_submodule(path)
+    block.ff = mtu.MTUFeedForward(unet.active, 64, (64, 64, 64, 63), 8, 8)
+    rows = loras.pairs(stock, [f"{path}.attn1.to_q", f"{path}.ff.net.0.proj", f"{path}.ff.net.2"])
+    file = loras.write(tmp_path / "w.safetensors", loras.kohya(rows))
+    before = copy.deepcopy(unet.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        lora.apply({"unet": unet}, [(lora.read(file), 1.0)])
+    assert "ff_net_0_proj is of [512, 64], the model's of [510, 64]" in str(caught.value)
+    assert "ff_net_2 is of [64, 256], the model's of [64, 255]" in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------- algebra
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    dim=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_slices_of_delta_are_the_experts_of_the_sum(widths: list[int], dim: int, seed: int) -> None:
+    """upcycle(W) + slices of Δ = upcycle(W + Δ), by the rows that checkpoint.md names."""
+    random = torch.Generator().manual_seed(seed)
+    total = sum(widths)
+    w_up, d_up = torch.randn(2, 2 * total, dim, generator=random)
+    w_down, d_down = torch.randn(2, dim, total, generator=random)
+    rows = [(str(i), n) for i, n in enumerate(widths)]
+    proj = Target(path="p", weights=tuple((i, (2 * n, dim)) for i, n in rows), axis=0, halves=2)
+    out = Target(path="o", weights=tuple((i, (dim, n)) for i, n in rows), axis=1)
+    begin = 0
+    parts = proj.parts((2 * total, dim)), out.parts((dim, total))
+    for width, up, down in zip(widths, *parts, strict=True):
+        values = torch.arange(begin, begin + width)
+        both = torch.cat([values, total + values])
+        assert torch.equal(w_up[both] + up.of(d_up), (w_up + d_up)[both])
+        assert torch.equal(w_down[:, values] + down.of(d_down), (w_down + d_down)[:, values])
+        begin += width
+    assert not proj.parts((2 * total + 2, dim))
+    assert not out.parts((dim, total + 1))
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(6, 5), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+
+
+def random_lora(folder: Path, seed: int) -> lora.Lora:
+    rows = loras.pairs(small(), ["0", "1", "2"], rank=1 + seed % 4, seed=seed)
+    file = loras.write(folder / f"{seed}.safetensors", loras.peft(rows, "text_encoder"))
+    return lora.read(file)
+
+
+def weights(rows: Sequence[tuple[lora.Lora, float]]) -> list[torch.Tensor]:
+    module = small()
+    lora.apply({"text_encoder": module}, rows)
+    return [module.get_parameter(f"{i}.weight").double() for i in range(3)]
+
+
+scales = st.floats(-4, 4, allow_nan=False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 9), scales), min_size=1, max_size=5))
+def test_loras_sum_and_their_order_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, float]]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    pairs = [(random_lora(folder, seed), scale) for seed, scale in rows]
+    together = weights(pairs)
+    plain = [small().get_parameter(f"{i}.weight").double() for i in range(3)]
+    summed = [w.clone() for w in plain]
+    for pair in pairs:
+        for i, w in enumerate(weights([pair])):
+            summed[i] += w - plain[i]
+    for one, two, back in zip(together, summed, weights(pairs[::-1]), strict=True):
+        size = max(1.0, one.detach().abs().max().item())
+        assert (one - two).detach().abs().max().item() <= 4e-6 * size
+        assert (one - back).detach().abs().max().item() <= 1e-6 * size
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9), scale=scales)
+def test_delta_is_linear_in_scale(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, scale: float
+) -> None:
+    found = random_lora(tmp_path_factory.getbasetemp(), seed)
+    back = weights([(found, scale), (found, -scale)])
+    twice, sum_ = weights([(found, scale), (found, scale)]), weights([(found, 2 * scale)])
+    for i in range(3):
+        assert torch.equal(back[i], small().get_parameter(f"{i}.weight").double())
+        torch.testing.assert_close(twice[i], sum_[i], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rank=st.integers(1, 4), kernel=st.sampled_from([1, 3]), seed=st.integers(0, 2**31))
+def test_a_middle_convolution_is_the_chain_of_three(
+    tmp_path_factory: pytest.TempPathFactory, rank: int, kernel: int, seed: int
+) -> None:
+    """LoCon with ``lora_mid``: up(mid(down(x))), as its module computes it."""
+    random = torch.Generator().manual_seed(seed)
+    layer = nn.Conv2d(5, 6, kernel, padding=kernel // 2)
+    down = torch.randn(rank, 5, 1, 1, generator=random)
+    mid = torch.randn(rank, rank, kernel, kernel, generator=random)
+    up = torch.randn(6, rank, 1, 1, generator=random)
+    stem = "lora_te_0"
+    rows = {"lora_down": down, "lora_mid": mid, "lora_up": up}
+    tensors = {f"{stem}.{name}.weight": tensor for name, tensor in rows.items()}
+    tensors[f"{stem}.alpha"] = torch.tensor(rank / 2)
+    file = loras.write(tmp_path_factory.getbasetemp() / "mid.safetensors", tensors)
+    x = torch.randn(1, 5, 4, 4, generator=random)
+    conv = nn.functional.conv2d
+    with torch.no_grad():
+        want = layer(x) + 0.5 * conv(conv(conv(x, down), mid, padding=kernel // 2), up)
+    module = nn.Sequential(layer)
+    lora.apply({"text_encoder": module}, [(lora.read(file), 1.0)])
+    torch.testing.assert_close(module(x), want, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,27 @@
+"""Valid checkpoints and bundles, mutated at random, and what our own road makes of them.
+
+A mutant is a copy of a valid folder with one to three changes that a ``random.Random`` draws.
+:func:`attempt` and :func:`attempt_bundle` put it through the public functions; the only legal
+ends are an error of our tree with nothing left on disk, and a correct export. Used by
+``tests/exporter/test_mutations.py`` and ``benchmarks/mutations.py``.
+"""
+
+from __future__ import annotations
+
+from tests.support.mutations.attempts import CORRECT, VERIFIED, Unexpected, attempt, attempt_bundle
+from tests.support.mutations.bundles import make_bundle, mutate_bundle
+from tests.support.mutations.checkpoints import BASES, TASKS, make_base, mutate
+
+__all__ = [
+    "BASES",
+    "CORRECT",
+    "TASKS",
+    "VERIFIED",
+    "Unexpected",
+    "attempt",
+    "attempt_bundle",
+    "make_base",
+    "make_bundle",
+    "mutate",
+    "mutate_bundle",
+]

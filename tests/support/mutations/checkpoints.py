@@ -1,0 +1,131 @@
+"""Valid checkpoints, and random changes to a copy of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from safetensors import SafetensorError
+
+from tests.support.mutations.configs import (
+    config_keys,
+    config_ours,
+    config_stock,
+    config_task,
+    json_bytes,
+)
+from tests.support.mutations.files import INDEX, WEIGHTS, dump, pick
+from tests.support.mutations.values import ODD
+from tests.support.mutations.weights import data, dtype, header, shards
+
+BASES = ("tiny", "tiny-sharded", "tiny-sdxl", "tiny-sdxl-sharded")
+"""Valid checkpoints: SD and SDXL, each as one file and as shards."""
+TASKS = ("t2i", "edit", "inpaint", "fill")
+VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8, 8, 8], "scaling_factor": 0.18}
+SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1}
+
+
+def make_base(home: Path, name: str) -> Path:
+    """The valid checkpoint ``name`` of ``BASES`` below ``home``; made once."""
+    from mtu_export import checkpoint
+    from mtu_export.authoring import upcycle
+    from mtu_export.checkpoint import pipeline_files
+
+    folder, draft = home / name, home / f"{name}.new"
+    if folder.is_dir():
+        return folder
+    shutil.rmtree(draft, ignore_errors=True)
+    upcycle.write_random(name.removesuffix("-sharded"), draft, tasks=TASKS)
+    for part in [path for path in draft.iterdir() if path.is_dir() and path.name != "unet"]:
+        shutil.rmtree(part)
+    pipeline_files.write_index(draft, {})
+    if name.endswith("-sharded"):
+        whole = draft / "whole"
+        (draft / "unet").rename(whole)
+        rows = checkpoint.headers(whole)
+        tensors = ((name, checkpoint.tensor(rows, name)) for name in rows)
+        config = json.loads((whole / "config.json").read_text("utf-8"))
+        checkpoint.write(draft / "unet", config, tensors, shard_bytes=2_000_000)
+        shutil.rmtree(whole)
+    for part, found in (("vae", VAE), ("scheduler", SCHEDULER)):
+        (draft / part).mkdir()
+        path = draft / part / ("config.json" if part == "vae" else "scheduler_config.json")
+        path.write_text(json.dumps(found), "utf-8")
+    (draft / "LICENSE").write_text("as you like\n", "utf-8")
+    draft.rename(folder)
+    return folder
+
+
+def elsewhere(folder: Path, random: Random) -> str:
+    """Other parts of the pipeline folder."""
+    key = pick(random, ("block_out_channels", "scaling_factor", "latent_channels"))
+    value = pick(random, (*ODD, [1] * 6, [1] * 7, [1], 0.5, -0.18, 1e30, 4))
+    if random.random() < 0.7:
+        dump({**VAE, key: value}, folder / "vae" / "config.json")
+        return f"vae {key}={value!r:.60}"
+    name = pick(random, ("model_index.json", "scheduler/scheduler_config.json"))
+    rows = ({"_class_name": value}, {"unet": value}, [value], {"\ud800": 1}, {"../x": ["a", "b"]})
+    dump(pick(random, rows), folder / name)
+    return f"{name} replaced"
+
+
+def links(folder: Path, random: Random) -> str:
+    """Links, folders, pipes and pickles where plain files should be."""
+    names = ("unet/config.json", f"unet/{WEIGHTS}", "LICENSE", "vae/config.json", f"unet/{INDEX}")
+    path = folder / pick(random, names)
+    choice = pick(
+        random, ("outside", "loop", "nowhere", "folder", "pipe", "zero", "pickle", "gone")
+    )
+    path.unlink(missing_ok=True)
+    if choice == "pickle":
+        path = folder / "unet" / "diffusion_pytorch_model.bin"
+        path.write_bytes(b"\x80\x04K\x01.")
+        shutil.rmtree(folder / "unet" / WEIGHTS, ignore_errors=True)
+    elif choice == "folder":
+        path.mkdir()
+    elif choice == "pipe":
+        os.mkfifo(path)
+    elif choice != "gone":
+        ends = {"outside": "/etc/hostname", "loop": path.name, "nowhere": "/nowhere/x"}
+        path.symlink_to(ends.get(choice, "/dev/zero"))
+    return f"{path.name} is {choice}"
+
+
+_CHANGES: tuple[tuple[int, Callable[[Path, Random], str]], ...] = (
+    (30, config_stock),
+    (10, config_ours),
+    (6, config_keys),
+    (10, config_task),
+    (9, json_bytes),
+    (13, header),
+    (10, data),
+    (2, dtype),
+    (6, shards),
+    (5, elsewhere),
+    (5, links),
+)
+"""Weight and function of every kind of change."""
+
+
+_TOO_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What a change raises where an earlier one left nothing that it could change."""
+
+
+def mutate(folder: Path, random: Random) -> str:
+    """Change a copy of a valid checkpoint in place; says what was changed."""
+    weights = [weight for weight, _ in _CHANGES]
+    said = []
+    for _ in range(pick(random, (1, 1, 1, 2, 3))):
+        change = random.choices(_CHANGES, weights)[0][1]
+        try:
+            said.append(change(folder, random))
+        except (*_TOO_BROKEN, struct.error, SafetensorError):
+            if not said:
+                raise
+            break
+    return "; ".join(said)

@@ -1,0 +1,107 @@
+"""The axes multiplied on real toolchains: targets x schemes, tasks, families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtu_export import bundle, exporter, models, targets
+from mtu_export.bundle import verification
+from mtu_export.exporter import options
+from mtu_export.spec import Unsupported
+from mtu_export.spec.catalog import SCHEMES
+from tests.conftest import TASKS
+
+CORNERS = {("coreml", "fp16"), *((target, "int8") for target in targets.names())}
+MATRIX = [
+    pytest.param(t, s, id=f"{t}-{s}", marks=() if (t, s) in CORNERS else pytest.mark.exhaustive)
+    for t in targets.names()
+    for s in SCHEMES
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "scheme"), MATRIX)
+def test_every_target_exports_every_scheme_it_accepts(
+    target: str, scheme: str, pipeline: Path, tmp_path: Path
+) -> None:
+    words = {"target": target, "model": pipeline, "scheme": scheme, "task": "inpaint"}
+    words |= {"out": tmp_path / "b"}
+    try:
+        resolved = options.resolve(**words)
+    except Unsupported as refusal:
+        assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
+        return
+    found = exporter.export(resolved)
+    unet = "quantised" if scheme == "int8" else "exported"
+    rows = {(row.component, row.stage): row for row in found.proof}
+    assert rows.pop(("unet", "folded")).passed
+    assert ("unet", unet) in rows
+    assert ("pipeline", "loop") in rows
+    assert {name for name, _ in rows} == {*found.needs("inpaint"), "pipeline"}
+    for row in rows.values():
+        if targets.load(target).runner()[0] is None:
+            assert row.passed is None
+            assert row.reason
+        else:
+            assert row.passed
+    again = verification.verify_bundle(bundle.read(found.folder))
+    assert [(row.component, row.stage, row.passed) for row in again] == [
+        (*key, row.passed) for key, row in rows.items()
+    ]
+    if target == "executorch" and scheme == "int8":
+        assert found.manifest["scheme"]["activations"] == "dynamic_int8"
+        (unet,) = (row for row in found.manifest["parts"] if row["component"] == "unet")
+        outside = unet["notes"]["outside"]
+        assert not any(
+            k.startswith(("aten_convolution", "aten_linear", "aten_bmm")) for k in outside
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=() if task == "relight" else pytest.mark.exhaustive)
+        for task in TASKS
+        if task != "inpaint"
+    ],
+)
+def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
+    found = exporter.export(
+        options.resolve(
+            target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64
+        )
+    )
+    shape = found.parts[0].inputs[0].shape
+    assert shape[0] == 2
+    assert shape[2:] == (8, 16)
+    assert all(row.passed for row in found.proof)
+
+
+@pytest.mark.slow
+def test_sdxl_exports_with_its_extra_inputs(tiny_sdxl: Path, tmp_path: Path) -> None:
+    found = exporter.export(
+        options.resolve(
+            target="onnx", model=tiny_sdxl, task="edit", scheme="int8", out=tmp_path / "b"
+        )
+    )
+    names = [spec.name for spec in found.parts[0].inputs]
+    assert names == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
+    assert all(row.passed for row in found.proof)
+
+
+def test_every_family_fulfils_the_protocol() -> None:
+    for name in models.names():
+        family = models.load(name)
+        assert all(callable(getattr(family, verb)) for verb in ("load", "graph", "specialise"))
+
+
+def test_every_target_fulfils_the_protocol() -> None:
+    for name in targets.names():
+        target = targets.load(name)
+        assert target.default_scheme in SCHEMES
+        assert target.suffix.startswith(".")
+        for verb in ("check", "lower", "structure", "runner", "open"):
+            assert callable(getattr(target, verb))
