@@ -24,7 +24,7 @@ from mtu_export.exporter import golden_inputs, options
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
 from mtu_export.targets import executorch
-from mtu_export.targets.executorch import lowering
+from mtu_export.targets.executorch import lowering, running
 
 NEEDED = 0.55
 TASKS = ("t2i", "edit", "sr", "inpaint")
@@ -57,7 +57,7 @@ def measure(
         "_interface": json.dumps({executorch.ENTRY: names}),
     }
     notes = lowering.write({"forward": program.methods[task]}, constants, path)["forward"]
-    session = executorch.open(path, executorch.ENTRY)
+    session = running.open(path, executorch.ENTRY)
     worst = min(
         metrics.psnr(want[name], array)
         for want, case in zip(wanted, cases, strict=True)
@@ -90,7 +90,7 @@ def compare(model: Path, name: str) -> dict[str, Any]:
     words = options.resolve(target="executorch", model=model, task=name, out="none")
     family, task = models.load(words.family), words.tasks[0]
     folded = family.specialise(family.load(words.checkpoint), [task])[task.name].module
-    rewrite.apply(folded, targets.load("executorch").rewrites)
+    rewrite.apply(folded, targets.load("executorch").info.rewrites)
     quantize.quantize([folded], words.scheme)
     graph = family.graph(folded, words, task)
     cases = golden_inputs.goldens(graph.inputs, task, words)

@@ -116,7 +116,8 @@ def opened(folder: Path, task: str) -> tuple[Any, Any]:
     found = bundle.read(folder)
     part = found.part("unet")
     inputs, _ = bundle.read_goldens(found)[f"unet/{task}"][0]
-    return targets.load(found.manifest["target"]).open(part.path, part.entries[task]), inputs
+    runtime = targets.runtime(targets.load(found.manifest["target"]))
+    return runtime.open(part.path, part.entries[task]), inputs
 
 
 def latency(shared: str, alone: str) -> None:

@@ -129,12 +129,12 @@ def compare(bundle_folder: str, task: str, reference: str) -> None:
 
     found = bundle.read(Path(bundle_folder))
     part, target = found.parts[0], targets.load(found.manifest["target"])
-    runner, reason = target.runner()
+    runner, reason = targets.runtime(target).runner()
     if runner is None:
         print(json.dumps({"fresh_db": None, "fresh_reason": reason}))
         return
     rows = load_file(reference)
-    session = target.open(part.path, part.entries[task])
+    session = targets.runtime(target).open(part.path, part.entries[task])
     worst = min(
         metrics.psnr(rows[f"{i}/{name}"], array)
         for i in range(len(FRESH))

@@ -109,7 +109,7 @@ def open_loop(found: Bundle, name: str | None = None, runtime: Runtime | None = 
         task=task,
         schedules=tables,
         constants=constants,
-        runtime=runtime or targets.runtimes(targets.load(found.manifest["target"]))[0],
+        runtime=runtime or targets.runtime(targets.load(found.manifest["target"])),
     )
 
 

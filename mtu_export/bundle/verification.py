@@ -20,6 +20,7 @@ from mtu_export.spec import (
     Plan,
     PlanError,
     Runtime,
+    RuntimeUnavailable,
     Scheme,
     Task,
     ToolchainError,
@@ -204,18 +205,20 @@ def _entry(
         }:
             raise BundleError(f"{bundle.GOLDENS}: inputs of {task!r} are not those of the part")
     row = {"component": part.component, "task": task, "floor_db": floor}
+    checked = f"its structure was checked ({sum(structure.operators.values())} operators)"
     verdicts: list[Verdict] = []
     ran: list[tuple[str, list[Arrays]]] = []
     for runtime in runtimes:
         runner, reason = runtime.runner()
         if runner is None:
-            count = sum(structure.operators.values())
-            reason = f"{reason}; its structure was checked ({count} operators)"
-            verdicts.append(metrics.not_run(**row, stage=stage, reason=reason))
+            verdicts.append(metrics.not_run(**row, stage=stage, reason=f"{reason}; {checked}"))
             continue
-        session = runtime.open(part.path, entry)
         try:
+            session = runtime.open(part.path, entry)
             found: list[Arrays] = [session(inputs) for inputs, _ in cases]
+        except RuntimeUnavailable as error:
+            verdicts.append(metrics.not_run(**row, stage=stage, reason=f"{error}; {checked}"))
+            continue
         except ParityError as error:
             verdicts.append(metrics.broken(**row, stage=stage, runner=runner, reason=str(error)))
             continue
@@ -238,7 +241,7 @@ def loop(
     golden = bundle.read_loop(found, task.name)
     if not golden:
         return []
-    runtime = runtime or targets.runtimes(targets.load(found.manifest["target"]))[0]
+    runtime = runtime or targets.runtime(targets.load(found.manifest["target"]))
     scheme = SCHEMES[found.manifest["scheme"]["name"]]
     row = {
         "component": PIPELINE,
@@ -258,6 +261,8 @@ def loop(
         raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}/{last} is missing")
     try:
         latents, image = runner.generate(known, request)
+    except RuntimeUnavailable as error:
+        return [metrics.not_run(**row, reason=str(error))]
     except ParityError as error:
         return [metrics.broken(**row, runner=name, reason=str(error))]
     except PlanError as error:

@@ -150,14 +150,14 @@ def _counts(text: str | None) -> list[int]:
 
 def target_command(name: str) -> Callable[..., None]:
     """The command of one target: the common words, and flags from its ``Options``."""
-    target = targets.load(name)
+    options = targets.load(name).options
 
     def command(**words: Any) -> None:
         _export(name, **words)
 
     common = list(inspect.signature(_export, eval_str=True).parameters.values())[1:-1]
     own = []
-    for row in fields(target.Options):
+    for row in fields(options):
         flag = row.metadata.get("flag", "--" + row.name.replace("_", "-"))
         option = typer.Option(flag, help=_option_help(row))
         kind = type(row.default)
@@ -171,7 +171,7 @@ def target_command(name: str) -> Callable[..., None]:
         )
     rows = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in common]
     command.__signature__ = inspect.Signature([*rows, *own])  # type: ignore[attr-defined]
-    command.__doc__ = f"Export a task to {(target.__doc__ or name).partition(':')[0]}, with proof."
+    command.__doc__ = f"Export a task to {targets.title(name)}, with proof."
     return command
 
 

@@ -166,7 +166,7 @@ def names() -> dict[str, Any]:
     ]
     return {
         "targets": [
-            {"target": name, "default scheme": targets.load(name).default_scheme}
+            {"target": name, "default scheme": targets.load(name).info.default_scheme}
             for name in targets.names()
         ],
         "schemes": schemes,
@@ -200,7 +200,7 @@ def packages() -> dict[str, Any]:
         )
     runners = []
     for name in targets.names():
-        runner, reason = targets.load(name).runner()
+        runner, reason = targets.runtime(targets.load(name)).runner()
         runners.append({"target": name, "runner": runner, "reason": reason})
     return {"packages": rows, "runners": runners}
 

@@ -45,7 +45,8 @@ def check(plan: Plan) -> None:
     fixed = _START + wide + (_COPIES * _scores(plan) if main == "unet" else 0)
 
     def needed(target: str, scheme: str) -> float:
-        return fixed + targets.load(target).memory.get(scheme, math.inf) * weights
+        support = targets.load(target).info.supports.get(scheme)
+        return math.inf if support is None else fixed + support.memory * weights
 
     have = available() if plan.memory is None else plan.memory
     need = needed(plan.target, plan.scheme.name)
@@ -64,7 +65,7 @@ def check(plan: Plan) -> None:
             + "; --memory GB overrides what is available"
         )
     rows = {name: _stored(plan, name, parts[name]) for name in parts}
-    staged = targets.load(plan.target).staging if len(plan.tasks) > 1 else 0
+    staged = targets.load(plan.target).info.temporary_copies if len(plan.tasks) > 1 else 0
     size, free = 1.05 * (sum(rows.values()) + staged * rows.get("unet", 0)), _free(plan.out)
     if size > free:
         raise ResourceError(f"{plan.out} needs about {_size(size)} of disk, {_size(free)} are free")

@@ -112,7 +112,7 @@ def describe(
 
 def versions(plan: Plan) -> dict[str, str]:
     """Versions of what makes the bundle."""
-    packages = ("torch", "diffusers", "transformers", *targets.load(plan.target).packages)
+    packages = ("torch", "diffusers", "transformers", *targets.load(plan.target).info.packages)
     found = {name: version for name in packages if (version := _version(name))}
     return {"mtu_export": __version__, **found}
 
@@ -182,7 +182,7 @@ def _scheme(plan: Plan, lowered: Lowered, kept: Sequence[tuple[str, str]]) -> di
 
 
 def _spec(spec: TensorSpec, lowered: Lowered) -> dict[str, Any]:
-    name = lowered.borders.get(spec.name, spec.name)
+    name = lowered.io_names.get(spec.name, spec.name)
     return {"name": name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 

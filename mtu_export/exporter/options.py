@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from mtu_export.spec import (
     Plan,
     PlanError,
     Scheme,
-    Target,
     Task,
     UnknownName,
     Unsupported,
@@ -78,7 +77,7 @@ def resolve(
         raise PlanError("--all-tasks are all tasks of the checkpoint; give no --task with it")
     legal = checkpoint.tasks(config)
     rows = legal if all_tasks else _tasks(task, legal)
-    row = _scheme(scheme or (chosen.default_scheme if chosen else "fp32"), keep_float)
+    row = _scheme(scheme or (chosen.info.default_scheme if chosen else "fp32"), keep_float)
     layout = PipelineLayout.read(folder, config)
     size = layout.image_size(height, width)
     if not 1 <= batch <= _LARGEST_BATCH:
@@ -92,6 +91,8 @@ def resolve(
         raise PlanError("--skip-existing keeps what --force replaces; give one of them")
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise UnknownName("scheduler", scheduler, list(SCHEDULERS))
+    vae = layout.vae or {}
+    float16 = chosen is not None and chosen.info.float16_vae
     chosen_parts = _components(components, rows, layout, folder)
     if keep_float and "unet" not in chosen_parts:
         raise PlanError("--keep-float names layers of the UNet, which is not among --components")
@@ -109,12 +110,12 @@ def resolve(
         batch=batch,
         seed=seed,
         out=Path(out) if out is not None else Path(name),
-        options=_options(chosen, target, options or {}, len(rows)) if chosen else None,
+        options=targets.options(target, options or {}, len(rows)) if chosen else None,
         floor_db=min_psnr,
         memory=None if memory is None else memory * 1e9,
         force=force,
         components=chosen_parts,
-        schemes={part: scheme_of(part, row, target, layout.vae or {}) for part in chosen_parts},
+        schemes={part: scheme_of(part, row, vae, float16_vae=float16) for part in chosen_parts},
         scheduler=scheduler,
         steps=_steps(bake_steps, rows),
         loras=tuple(lora),
@@ -123,7 +124,7 @@ def resolve(
     if not skip_existing:
         refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, [folder])
     if chosen:
-        chosen.check(found)
+        chosen.validate_plan(found)
     elif len(rows) > 1:
         raise Unsupported("a diffusers folder holds one task; name one --task")
     return found
@@ -198,22 +199,3 @@ def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
         if not 1 <= count <= _MOST_STEPS:
             raise PlanError(f"--bake-steps must be from 1 to {_MOST_STEPS}, got {count}")
     return tuple(sorted({*(words or BAKED_STEPS), *(task.steps for task in tasks if not words)}))
-
-
-def _options(target: Target, name: str, words: Mapping[str, Any], tasks: int) -> Any:
-    """The target's own options, with their choices checked.
-
-    A field's metadata may have a default for several tasks, ``"several"``.
-    """
-    rows = {row.name: row for row in fields(target.Options)}
-    for word, value in words.items():
-        if word not in rows:
-            raise UnknownName(f"option of {name}", word, list(rows))
-        choices = rows[word].metadata.get("choices")
-        if choices is not None and value not in choices:
-            legal = ", ".join(str(choice) for choice in choices)
-            raise Unsupported(f"{name} has no {word} {value!r}; choose from: {legal}")
-    defaults = {
-        key: row.metadata["several"] for key, row in rows.items() if "several" in row.metadata
-    }
-    return target.Options(**{**(defaults if tasks > 1 else {}), **words})

@@ -17,6 +17,7 @@ from mtu_export.spec.errors import (
     ParityError,
     PlanError,
     ResourceError,
+    RuntimeUnavailable,
     ToolchainError,
     ToolchainMissing,
     UnknownName,
@@ -36,7 +37,7 @@ from mtu_export.spec.plan import (
     TensorSpec,
     Verdict,
 )
-from mtu_export.spec.protocols import Family, Runtime, Session, Target, Witness
+from mtu_export.spec.protocols import Family, Runtime, Session, Support, Target, TargetInfo, Witness
 from mtu_export.spec.scheme import (
     FloatWeights,
     Granularity,
@@ -92,12 +93,15 @@ __all__ = [
     "Program",
     "ResourceError",
     "Runtime",
+    "RuntimeUnavailable",
     "Schedule",
     "Scheme",
     "Session",
     "Specialised",
     "Structure",
+    "Support",
     "Target",
+    "TargetInfo",
     "Task",
     "TensorSpec",
     "ToolchainError",

@@ -43,19 +43,19 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 
-_HALF = ("coreml", "onnx")
-"""Targets for which float16 is worth its while."""
 
-
-def scheme_of(component: str, scheme: Scheme, target: str, vae: Mapping[str, Any]) -> Scheme:
+def scheme_of(
+    component: str, scheme: Scheme, vae: Mapping[str, Any], *, float16_vae: bool
+) -> Scheme:
     """The scheme of one part of an export by ``scheme``; ``vae`` is the VAE's config.
 
+    ``float16_vae`` says whether the target gains from a float16 VAE (``TargetInfo``).
     A VAE is never integer, and float32 where its config says ``force_upcast`` (SDXL's overflows
     float16). Layers that the UNet keeps in float say nothing of a text encoder.
     """
     integer = isinstance(scheme.weights, IntWeights)
     if component.startswith("vae_"):
-        narrow = target in _HALF and vae.get("force_upcast") is not True
+        narrow = float16_vae and vae.get("force_upcast") is not True
         wanted = "fp16" if narrow else "fp32"
         return SCHEMES[wanted] if integer or scheme.weights != SCHEMES["fp32"].weights else scheme
     if component.startswith("text_encoder") and integer:

@@ -10,7 +10,8 @@ MtuExportError
 │   └── NotFoldable                    a block has no exact static equivalent
 ├── BundleError               exit 3   a bundle is damaged or not to be trusted
 ├── ToolchainError            exit 4   a toolchain failed in its own code
-│   └── ToolchainMissing               a package is not installed; names the extra
+│   ├── ToolchainMissing               a package is not installed; names the extra
+│   └── RuntimeUnavailable             an artefact cannot run on this machine
 ├── ParityError               exit 1   an artefact is further from PyTorch than its floor
 ├── DeviceError               exit 5   a connected phone
 ├── ResourceError             exit 6   disk or memory
@@ -88,6 +89,10 @@ class ToolchainMissing(ToolchainError):
         super().__init__(
             f"{package} is not installed; get it with: pip install 'mtu-export[{extra}]'"
         )
+
+
+class RuntimeUnavailable(ToolchainError):
+    """An artefact cannot run on this machine, through no fault of its own."""
 
 
 class ParityError(MtuExportError):

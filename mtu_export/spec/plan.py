@@ -141,7 +141,7 @@ class Lowered:
     """What a target wrote and what it really did.
 
     ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
-    ``borders`` maps a name of bundle.md to the name that the file has for this input or output,
+    ``io_names`` maps a name of bundle.md to the name that the file has for this input or output,
     where the two differ. ``activations`` is ``"float32"``, ``"float16"`` or ``"dynamic_int8"``.
     ``kept_float`` adds layers that the target itself left in float. ``weight_dtype`` is that of
     matrices that are no integer codes, ``vector_dtype`` that of tensors with one axis: biases,
@@ -152,7 +152,7 @@ class Lowered:
     path: str
     entries: Mapping[str, str]
     activations: str
-    borders: Mapping[str, str] = field(default_factory=dict)
+    io_names: Mapping[str, str] = field(default_factory=dict)
     kept_float: tuple[tuple[str, str], ...] = ()
     weight_dtype: str = "float32"
     vector_dtype: str = "float32"

@@ -18,62 +18,108 @@ Witness = Callable[[Path, str, Arrays], tuple[float, ...]]
 
 
 class Runtime(Protocol):
-    """What runs artefacts of a target on this machine.
-
-    ``slow`` is a line of warning for who waits for a picture. ``witness`` makes numbers of an
-    artefact, an entry and inputs that are the same on every machine and change with its weights;
-    null where the arithmetic depends on the machine.
-    """
+    """What runs artefacts of a target on this machine."""
 
     @property
-    def slow(self) -> str | None: ...  # noqa: D102 (of the class)
+    def slow(self) -> str | None:
+        """A line of warning for whoever waits for a picture; None where it is fast."""
+        ...
 
     @property
-    def witness(self) -> Witness | None: ...  # noqa: D102
+    def witness(self) -> Witness | None:
+        """Makes numbers of an artefact, an entry and inputs: equal on every machine, and changed
+        with the weights. None where the arithmetic depends on the machine.
+        """
+        ...
 
     def runner(self) -> tuple[str | None, str | None]:
-        """Name and version, or null and the reason why it does not run here."""
+        """Name and version, or None and the reason why it does not run here."""
         ...
 
     def open(self, path: Path, entry: str) -> Session:
-        """Load an artefact; the session maps inputs to outputs by name."""
+        """Load an artefact; the session maps inputs to outputs by name.
+
+        Raises ``RuntimeUnavailable`` where nothing on this machine can run this very artefact:
+        that is no failure of it.
+        """
         ...
 
 
-class Target(Runtime, Protocol):
-    """One toolchain: a module or package of ``mtu_export.targets``, found by its file name.
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """What a scheme costs on a target.
 
-    As a :class:`Runtime` it is its own default one on this machine.
+    ``memory`` is the peak of an export, in multiples of the float32 weights.
+    """
+
+    memory: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetInfo:
+    """The facts of a target.
+
+    ``packages`` are the distributions of its toolchain; ``doctor`` compares them with the versions
+    that were tried. ``supports`` has a row for each scheme that it can export. ``rewrites`` are
+    names from ``graph.rewrite`` that make its graphs run well, ``multitask_rewrites`` more of them
+    for several tasks on shared float weights. ``temporary_copies`` is how many copies of a part
+    are on disk beside it while several tasks are written. ``float16_vae``: whether a VAE is
+    float16 under the narrow schemes, as it saves bytes or time there.
     """
 
     suffix: str
     packages: tuple[str, ...]
-    """Distributions that the toolchain needs; ``doctor`` compares them with what was tried."""
-    rewrites: tuple[str, ...]
-    """Names from ``rewrite.py`` that make its graphs run well."""
-    gates: tuple[str, ...]
-    """More of them where tasks share float weights: where their gates go."""
     default_scheme: str
-    memory: Mapping[str, float]
-    """Peak memory of an export by scheme, in multiples of the float32 weights."""
-    staging: int
-    """Copies of a part of several tasks that are on disk beside it while it is written."""
-    Options: type
-    runtimes: Mapping[str, Runtime]
-    """Where an artefact has several runtimes: each by name, the preferred first; else empty."""
+    supports: Mapping[str, Support]
+    rewrites: tuple[str, ...] = ()
+    multitask_rewrites: tuple[str, ...] = ()
+    temporary_copies: int = 0
+    float16_vae: bool = False
 
-    def check(self, plan: Plan) -> None:
-        """Refuse what cannot work, in under a second: reason and nearest legal choice."""
+
+class Target(Protocol):
+    """One toolchain: a module or package of ``mtu_export.targets``, found by its file name.
+
+    The module's ``TARGET`` is an instance, and its docstring begins with the name to show, a colon
+    and a sentence. ``targets/reference.py`` is the shortest whole example.
+    """
+
+    @property
+    def info(self) -> TargetInfo: ...  # noqa: D102 (of the class)
+
+    @property
+    def options(self) -> type:
+        """A frozen dataclass of the target's own options; flags are generated from its fields.
+
+        A field's metadata may have ``help``, ``choices``, ``flag`` and ``several``, its default
+        for several tasks. ``targets.options`` makes an instance and checks its choices.
+        """
+        ...
+
+    @property
+    def runtimes(self) -> Mapping[str, Runtime]:
+        """What runs its artefacts, by the name that ``--runner`` takes; the preferred first."""
+        ...
+
+    def validate_plan(self, plan: Plan) -> None:
+        """Refuse what cannot work, in under a second: reason and nearest legal choice.
+
+        Imports no toolchain. Raises ``Unsupported`` or ``ToolchainMissing``.
+        """
         ...
 
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Write the artefact under ``folder``."""
+        """Write the artefact of one component under ``folder``, with ``identity`` in it.
+
+        ``plan`` has the component's scheme. The same program gives the same bytes. Raises
+        ``ToolchainError``.
+        """
         ...
 
     def structure(self, path: Path, entry: str) -> Structure:
-        """Read the artefact without running it; raise ``BundleError`` if it is malformed."""
+        """Read an artefact that may be hostile, without running it; raises ``BundleError``."""
         ...
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from types import ModuleType
+from typing import Any
 
-from mtu_export.spec import FloatWeights, Plan, Runtime, Target, UnknownName
+from mtu_export.spec import FloatWeights, Plan, Runtime, Target, UnknownName, Unsupported
 
 
 def names() -> tuple[str, ...]:
@@ -19,39 +22,73 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> Target:
     """The target of this name; imports neither torch nor its toolchain."""
+    return _module(name).TARGET
+
+
+def title(name: str) -> str:
+    """A target's name as it is written, from its module's docstring."""
+    return (_module(name).__doc__ or name).partition(":")[0]
+
+
+def _module(name: str) -> ModuleType:
     if name not in names():
         raise UnknownName("target", name, names())
-    return cast(Target, importlib.import_module(f"{__name__}.{name}"))
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def options(name: str, values: Mapping[str, Any], tasks: int) -> Any:
+    """The options of a target with ``values`` in place of defaults: the one check of choices.
+
+    Raises ``UnknownName`` for an option that it has not, ``Unsupported`` for a value that is not
+    among its choices.
+    """
+    target = load(name)
+    legal = {field.name: field for field in fields(target.options)}
+    for option, value in values.items():
+        if option not in legal:
+            raise UnknownName(f"option of {name}", option, list(legal))
+        choices = legal[option].metadata.get("choices")
+        if choices is not None and value not in choices:
+            listed = ", ".join(str(choice) for choice in choices)
+            raise Unsupported(f"{name} has no {option} {value!r}; choose from: {listed}")
+    defaults = {
+        option: field.metadata["several"]
+        for option, field in legal.items()
+        if tasks > 1 and "several" in field.metadata
+    }
+    return target.options(**{**defaults, **values})
 
 
 def rewrites(plan: Plan) -> tuple[str, ...]:
-    """What of ``rewrite.py`` a plan's graphs are given.
+    """What of ``graph.rewrite`` a plan's graphs are given.
 
-    The gates of integer weights are in their scales; those of float weights that tasks share are
-    operators.
+    Where tasks share weights, the gates of integer weights are in their scales; those of float
+    weights are operators.
     """
-    target = load(plan.target)
+    info = load(plan.target).info
     gated = len(plan.tasks) > 1 and isinstance(plan.scheme.weights, FloatWeights)
-    return (*target.rewrites, *(target.gates if gated else ()))
+    return (*info.rewrites, *(info.multitask_rewrites if gated else ()))
 
 
 BOTH = "both"
-"""Of all runtimes of a target, each compared with the first."""
+"""All runtimes of a target, each compared with the first."""
 
 
-def runtimes(target: Target, word: str | None = None) -> tuple[Runtime, ...]:
-    """The runtimes that a word asks for: one by its name, all for ``both``.
+def runtime(target: Target) -> Runtime:
+    """The target's first runtime that runs here, else its first."""
+    choices = tuple(target.runtimes.values())
+    return next((choice for choice in choices if choice.runner()[0] is not None), choices[0])
 
-    Without a word it is the first that runs here. Raises ``UnknownName``.
+
+def runtimes(target: Target, name: str | None = None) -> tuple[Runtime, ...]:
+    """The runtimes that ``--runner`` selects: one by name, all for ``both``, else the default.
+
+    Raises ``UnknownName``.
     """
-    rows = dict(target.runtimes)
-    if word is not None and word != BOTH and word not in rows:
-        raise UnknownName("runner", word, (*rows, BOTH))
-    if not rows:
-        return (target,)
-    if word == BOTH:
-        return tuple(rows.values())
-    if word is not None:
-        return (rows[word],)
-    found = [row for row in rows.values() if row.runner()[0] is not None]
-    return tuple(found or rows.values())[:1]
+    if name is None:
+        return (runtime(target),)
+    if name == BOTH:
+        return tuple(target.runtimes.values())
+    if name not in target.runtimes:
+        raise UnknownName("runner", name, (*target.runtimes, BOTH))
+    return (target.runtimes[name],)

@@ -265,7 +265,7 @@ def test_a_file_that_is_not_what_the_manifest_says(
 def test_a_target_that_does_not_run_here_says_so(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtu_export.targets import onnx as target
+    from mtu_export.targets.onnx import running as target
 
     monkeypatch.setattr(target, "runner", lambda: (None, "no runtime here"))
     found = runner.open_loop(bundle.read(bundles["t2i"]))

@@ -78,7 +78,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
     (folder / bundle.MANIFEST).write_text(json.dumps(found))
     read, given, cases = bundle.read(folder), request("fill"), {}
     for part in read.parts:
-        session = targets.load("onnx").open(part.path, "model.onnx")
+        session = targets.runtime(targets.load("onnx")).open(part.path, "model.onnx")
         inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
         cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
     cases["unet/other"] = cases["unet/fill"]

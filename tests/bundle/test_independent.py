@@ -192,7 +192,7 @@ def test_fresh_bundles_with_a_mask(
     tmp_path: Path,
 ) -> None:
     """Without guidance; and SDXL, Euler's scaled inputs, three branches in batches of two."""
-    assert targets.load("onnx").runner()[0]
+    assert targets.runtime(targets.load("onnx")).runner()[0]
     (tmp_path / "task.json").write_text(json.dumps(task), "utf-8")
     source = make_tiny(architecture, whole=True, tasks=[str(tmp_path / "task.json")])
     found = export(source, task["name"], tmp_path / "bundle", batch)

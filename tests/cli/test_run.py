@@ -171,7 +171,7 @@ def test_an_export_with_a_mask_runs(
     """A real bundle, wider than high, whose denoiser takes both branches at once."""
     from mtu_export import exporter
     from mtu_export.exporter import options
-    from mtu_export.targets import onnx as target
+    from mtu_export.targets.onnx import lowering as target
 
     monkeypatch.setattr(target, "_simplify", lambda model: (model, "none"))  # for speed
     words = {"height": 64, "width": 96, "batch": 2, "bake_steps": [2], "scheme": "int8"}
@@ -299,7 +299,7 @@ def test_ctrl_c_leaves_no_half_picture(bundles: dict[str, Path], previews: bool)
 def test_ctrl_c_while_a_runtime_is_imported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An extension module makes an ImportError of it."""
     from mtu_export.spec import ToolchainMissing
-    from mtu_export.targets import onnx as target
+    from mtu_export.targets.onnx import running as target
 
     def open(path: Path, entry: str) -> None:
         try:

@@ -126,9 +126,9 @@ def test_every_scheme_that_a_target_takes_has_a_figure(name: str, tiny: Path) ->
             options.resolve(target=name, model=tiny, task="sr", scheme=scheme)
         except PlanError as error:
             assert re.search(r"use|nearest|choose", str(error))
-            assert scheme not in targets.load(name).memory
+            assert scheme not in targets.load(name).info.supports
         else:
-            assert targets.load(name).memory[scheme] > 0
+            assert targets.load(name).info.supports[scheme].memory > 0
 
 
 @pytest.mark.parametrize("memory", [0, -1, float("nan"), 1e9])

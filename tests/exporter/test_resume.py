@@ -34,7 +34,7 @@ class Stopped(BaseException):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts that are made, not taken; onnxsim is left out, for speed."""
-    from mtu_export.targets import onnx as target
+    from mtu_export.targets.onnx import lowering as target
 
     names: list[str] = []
     true = component.make
@@ -53,7 +53,7 @@ import os, signal, sys
 from pathlib import Path
 from mtu_export import exporter
 from mtu_export.exporter import component
-from mtu_export.targets import onnx as target
+from mtu_export.targets.onnx import lowering as target
 from tests.exporter.test_resume import resolved
 
 true = component.make
@@ -198,7 +198,7 @@ def stopped(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("stopped") / "home"
     home.mkdir()
     patch = pytest.MonkeyPatch()
-    from mtu_export.targets import onnx as target
+    from mtu_export.targets.onnx import lowering as target
 
     patch.setattr(target, "_simplify", lambda model: (model, "none"))
 

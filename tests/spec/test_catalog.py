@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mtu_export import targets
 from mtu_export.checkpoint.layout import VAE_SCALE_FACTOR, vae_scale_factor
 from mtu_export.spec import KeepFloat
 from mtu_export.spec.catalog import SCHEMES, scheme_of
@@ -32,8 +33,9 @@ def test_each_part_has_its_scheme(
     mine = KeepFloat(pattern="mid_block.*", why="asked for", required=True)
     given = replace(SCHEMES[scheme], overrides=(mine, *SCHEMES[scheme].overrides))
     config = {"force_upcast": True} if upcast else {}
+    half = targets.load(target).info.float16_vae
     parts = ("unet", "text_encoder_2", "vae_decoder")
-    rows = [scheme_of(part, given, target, config) for part in parts]
+    rows = [scheme_of(part, given, config, float16_vae=half) for part in parts]
     assert tuple(row.name for row in rows) == names
     assert rows[0] == given
     assert mine not in rows[1].overrides or scheme != "int8"

@@ -41,7 +41,7 @@ def test_every_target_exports_every_scheme_it_accepts(
     assert ("pipeline", "loop") in rows
     assert {name for name, _ in rows} == {*found.needs("inpaint"), "pipeline"}
     for row in rows.values():
-        if targets.load(target).runner()[0] is None:
+        if targets.runtime(targets.load(target)).runner()[0] is None:
             assert row.passed is None
             assert row.reason
         else:
@@ -101,7 +101,10 @@ def test_every_family_fulfils_the_protocol() -> None:
 def test_every_target_fulfils_the_protocol() -> None:
     for name in targets.names():
         target = targets.load(name)
-        assert target.default_scheme in SCHEMES
-        assert target.suffix.startswith(".")
-        for verb in ("check", "lower", "structure", "runner", "open"):
+        assert target.info.default_scheme in SCHEMES
+        assert target.info.suffix.startswith(".")
+        for verb in ("validate_plan", "lower", "structure"):
             assert callable(getattr(target, verb))
+        assert target.runtimes
+        for runtime in target.runtimes.values():
+            assert any(runtime.runner())

@@ -230,4 +230,4 @@ def run(program: torch.export.ExportedProgram, folder: Path) -> tuple[Session, d
     interface = {"forward": {"inputs": ["sample"], "outputs": ["y"]}}
     names = {"_identity": "{}", "_interface": json.dumps(interface)}
     notes = lowering.write({"forward": program}, names, folder / "made.pte")
-    return executorch.open(folder / "made.pte", "forward"), notes["forward"]
+    return targets.runtime(executorch).open(folder / "made.pte", "forward"), notes["forward"]

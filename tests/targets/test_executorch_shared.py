@@ -99,7 +99,8 @@ def lowered(
 def test_each_task_is_as_right_as_alone(lowered: dict[str, Any]) -> None:
     path, shared, wanted, _ = lowered["all"]
     assert shared.entries == {task: task for task in CHANNELS}
-    sessions = {task: executorch.open(path, task) for task in CHANNELS}  # all in one process
+    runtime = targets.runtime(executorch)
+    sessions = {task: runtime.open(path, task) for task in CHANNELS}  # all in one process
     found = {
         task: psnr(wanted[task]["out_sample"], session(case(task, 0))["out_sample"])
         for task, session in sessions.items()
@@ -107,7 +108,7 @@ def test_each_task_is_as_right_as_alone(lowered: dict[str, Any]) -> None:
     assert min(found.values()) > (33 if lowered["scheme"] == "int8" else 110)
     alone, result, *_ = lowered[ALONE]
     assert result.entries == {ALONE: "forward"}
-    one = executorch.open(alone, "forward")(case(ALONE, 0))["out_sample"]
+    one = targets.runtime(executorch).open(alone, "forward")(case(ALONE, 0))["out_sample"]
     # above 110 dB what is compared is the order of two roundings
     assert min(found[ALONE], 110) > min(psnr(wanted[ALONE]["out_sample"], one), 110) - 0.1
 
@@ -127,7 +128,7 @@ def test_structure_reads_each_method(lowered: dict[str, Any]) -> None:
 @pytest.mark.parametrize("entry", ["forward", "nowhere", "_identity", "_interface", ""])
 def test_a_method_that_is_not_there(lowered: dict[str, Any], entry: str) -> None:
     path, *_ = lowered["all"]
-    for refuses in (executorch.structure, executorch.open):
+    for refuses in (executorch.structure, targets.runtime(executorch).open):
         with pytest.raises(BundleError, match=r"no method|not a program of this product"):
             refuses(path, entry)
 
@@ -221,7 +222,7 @@ tasks, kept = sys.argv[3:], []
 
 def run(name):
     for task in tasks:
-        kept.append(target.open(path, task))  # all stay loaded
+        kept.append(targets.runtime(target).open(path, task))  # all stay loaded
         (spec,) = target.structure(path, task).inputs
         values = np.random.default_rng(0).standard_normal(spec.shape, np.float32)
         np.save(out / f"{name}-{task}", kept[-1]({"sample": values})["out_sample"])

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import bundle, exporter
+from mtu_export import bundle, exporter, targets
 from mtu_export.bundle import Bundle, metrics, verification
 from mtu_export.exporter import options
 from mtu_export.spec import ParityError, ToolchainError, UnknownName
-from mtu_export.targets import coreml
 from mtu_export.targets.coreml import mil, native, package
 
 pytestmark = pytest.mark.slow
@@ -138,7 +137,7 @@ def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(native, "runner", lambda: ("coreml 15.1", None))
     monkeypatch.setattr(native, "open", noisy)
-    assert coreml.runner() == ("coreml 15.1", None)
+    assert targets.runtime(targets.load("coreml")).runner() == ("coreml 15.1", None)
     found = _without_loop(bundle.read(whole), "unet")
     rows = verification.verify_bundle(found, runner="both")
     assert [row.stage for row in rows] == ["quantised", "quantised", "runtimes"]

@@ -335,8 +335,8 @@ def test_a_task_that_names_no_function_is_refused(name: str, tiny: Path) -> None
     whole = resolve(target="coreml", model=tiny, task=["edit", "t2i"])
     target, odd = targets.load("coreml"), replace(whole.tasks[0], name=name)
     with pytest.raises(Unsupported, match=f"task '{name}' cannot name a function"):
-        target.check(replace(whole, tasks=(odd, whole.tasks[1])))
-    target.check(replace(whole, tasks=(odd,)))
+        target.validate_plan(replace(whole, tasks=(odd, whole.tasks[1])))
+    target.validate_plan(replace(whole, tasks=(odd,)))
 
 
 # ----------------------------------------------------------------------------------- real models

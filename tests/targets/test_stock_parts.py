@@ -115,11 +115,11 @@ def test_a_part_lowers_reads_and_runs(
     folder: Path = request.getfixturevalue(architecture)
     target = targets.load(name)
     whole = options.resolve(target=name, model=folder, task="t2i", scheme=scheme)
-    row = scheme_of(part, whole.scheme, name, {})
+    row = scheme_of(part, whole.scheme, {}, float16_vae=target.info.float16_vae)
     whole = replace(whole, scheme=row)
     graph, cases = graph_of(folder, part, (whole.height, whole.width))
     wanted = capture.run(graph, cases)
-    rewrite.apply(graph.module, target.rewrites)
+    rewrite.apply(graph.module, target.info.rewrites)
     quantize.quantize([graph.module], row)
     quantised = [p for p, m in graph.module.named_modules() if hasattr(m, "codes")]
     assert bool(quantised) == isinstance(row.weights, IntWeights)
@@ -131,7 +131,7 @@ def test_a_part_lowers_reads_and_runs(
     assert (tmp_path / relative).exists()
     found = target.structure(path, entry)
     for specs, there in ((graph.inputs, found.inputs), (graph.outputs, found.outputs)):
-        named = [replace(s, name=lowered.borders.get(s.name, s.name)) for s in specs]
+        named = [replace(s, name=lowered.io_names.get(s.name, s.name)) for s in specs]
         assert named == list(there)
     if name == "onnx":
         assert [spec.name for spec in found.outputs] == ONNX_OUTPUTS[architecture, part]
@@ -149,12 +149,12 @@ def test_a_part_lowers_reads_and_runs(
             allowed |= {"dim_order_ops__to_dim_order_copy_default"}
         if part != "text_encoder_2":  # its pooling adds a few operators on [1, 77]
             assert set(lowered.notes["outside"]) <= allowed
-    session = target.open(path, entry)
+    session = targets.runtime(target).open(path, entry)
     for case, want in zip(cases, wanted, strict=True):
-        given = {lowered.borders.get(key, key): value for key, value in case.items()}
+        given = {lowered.io_names.get(key, key): value for key, value in case.items()}
         got = session(given)
         for key, value in want.items():
-            assert psnr(value, got[lowered.borders.get(key, key)]) > floor, key
+            assert psnr(value, got[lowered.io_names.get(key, key)]) > floor, key
 
 
 def test_the_onnx_files_of_sdxl_say_what_optimum_reads(pipeline_sdxl: Path, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ ROWS = [
     ("coreml", "int8", 38),
     ("executorch", "fp32", 110),
     ("executorch", "int8", 33),
+    ("reference", "fp32", 290),
+    ("reference", "int8", 38),
 ]
 IDENTITY = {"name": "mini", "tasks": "t2i"}
 
@@ -46,10 +48,10 @@ def test_a_target_lowers_reads_and_runs(
     assert found.outputs == (OUT,)
     assert found.identity == IDENTITY
     assert sum(found.operators.values()) >= 1
-    runner, reason = target.runner()
+    runner, reason = targets.runtime(target).runner()
     assert runner is not None
     assert reason is None
-    session = target.open(path, entry)
+    session = targets.runtime(target).open(path, entry)
     outputs = [session(case)["out_sample"] for case in cases]
     assert min(psnr(w["out_sample"], o) for w, o in zip(wanted, outputs, strict=True)) > floor
     assert outputs[0].dtype == np.float32
@@ -71,7 +73,7 @@ def test_rows_of_zeros_run(name: str, mini: MakeMini, tmp_path: Path) -> None:
     target = targets.load(name)
     program, plan, cases, wanted, _ = mini(name, "int8", dead=True)
     lowered = target.lower(program, plan, tmp_path, IDENTITY)
-    session = target.open(tmp_path / lowered.path, lowered.entries["t2i"])
+    session = targets.runtime(target).open(tmp_path / lowered.path, lowered.entries["t2i"])
     assert psnr(wanted[0]["out_sample"], session(cases[0])["out_sample"]) > 30
 
 
@@ -99,7 +101,7 @@ def test_core_ml_stores_codes_compressed_for_every_system(
     assert found.operators[f"constexpr_{kind}"] == 3
 
 
-@pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
+@pytest.mark.parametrize("name", targets.names())
 def test_damaged_artefacts_are_bundle_errors(name: str, mini: MakeMini, tmp_path: Path) -> None:
     """Cut or changed anywhere: read, or refused as ``BundleError``; never anything else."""
     target = targets.load(name)
@@ -158,14 +160,16 @@ def test_a_norm_of_a_million_numbers_keeps_its_digits(
     with torch.no_grad():
         wanted = module.double()(torch.from_numpy(values).double()).numpy()
         module.float()
-    rewrite.apply(module, target.rewrites)
+    rewrite.apply(module, target.info.rewrites)
     graph = Graph(module=module, inputs=(spec,), outputs=(out,))
     program = capture.capture("unet", {"t2i": graph})
     resolved = options.resolve(target=name, model=tiny, task="t2i", scheme="fp32")
     lowered = target.lower(program, resolved, tmp_path, IDENTITY)
-    (found,) = target.open(tmp_path / lowered.path, lowered.entries["t2i"])(
-        {"sample": values}
-    ).values()
+    (found,) = (
+        targets.runtime(target)
+        .open(tmp_path / lowered.path, lowered.entries["t2i"])({"sample": values})
+        .values()
+    )
     assert psnr(wanted, found) > 110
 
 

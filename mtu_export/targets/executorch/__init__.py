@@ -30,46 +30,21 @@ from mtu_export.spec import (
     Plan,
     Program,
     Runtime,
+    Structure,
+    Support,
+    Target,
+    TargetInfo,
     ToolchainError,
     ToolchainMissing,
     Unsupported,
 )
+from mtu_export.targets.executorch import reading, running
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
-from mtu_export.targets.executorch.reading import first_line, structure
-from mtu_export.targets.executorch.running import open, runner
+from mtu_export.targets.executorch.reading import first_line
 
 if TYPE_CHECKING:
     import torch
-
-suffix = ".pte"
-packages = ("executorch", "torch")
-__all__ = [
-    "Options",
-    "check",
-    "default_scheme",
-    "gates",
-    "lower",
-    "memory",
-    "open",
-    "packages",
-    "rewrites",
-    "runner",
-    "runtimes",
-    "slow",
-    "staging",
-    "structure",
-    "suffix",
-    "witness",
-]
-
-rewrites = ("attention", "geglu", "group_norm")
-gates: tuple[str, ...] = ()
-default_scheme = "fp32"
-runtimes: Mapping[str, Runtime] = {}
-slow = witness = None
-memory = {"fp32": 3.0, "int8": 1.1}
-staging = 1
 
 BACKENDS = ("xnnpack",)
 ENTRY = "forward"
@@ -86,78 +61,95 @@ class Options:
     )
 
 
-def check(plan: Plan) -> None:
-    """Refuse a plan that cannot be lowered; imports no toolchain."""
-    if plan.options.backend not in BACKENDS:
-        raise Unsupported(
-            f"executorch: backend {plan.options.backend!r} is not supported; "
-            f"choose from: {', '.join(BACKENDS)}"
-        )
-    weights = plan.scheme.weights
-    if isinstance(weights, FloatWeights) and weights.dtype != "float32":
-        raise Unsupported(
-            f"executorch: scheme {plan.scheme.name!r} saves next to nothing on XNNPACK "
-            "(0.88 x the bytes of fp32, in more pieces); use int8 or fp32"
-        )
-    if isinstance(weights, IntWeights) and weights != IntWeights(
-        bits=8, granularity=PerChannel(axis=0)
-    ):
-        raise Unsupported(
-            f"executorch: scheme {plan.scheme.name!r} has no XNNPACK kernels here; "
-            "use int8 (8 bits, a scale for each output channel)"
-        )
-    if util.find_spec("executorch") is None:
-        raise ToolchainMissing("executorch", "executorch")
+class ExecuTorch:
+    """Programs of ExecuTorch for XNNPACK, run by the runtime of its wheel."""
 
-
-def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
-    """Write ``<component>_<backend>_<scheme>.pte`` under ``folder``, a method a task.
-
-    The method of a single task is ``forward``.
-    """
-    name = f"{program.name}_{plan.options.backend}_{plan.scheme.name}{suffix}"
-    integer = isinstance(plan.scheme.weights, IntWeights)
-    several = len(program.methods) > 1
-    entries = {task: task if several else ENTRY for task in program.methods}
-    outputs = [tensor.name for tensor in program.outputs]
-    interface = {
-        entries[task]: {"inputs": [tensor.name for tensor in inputs], "outputs": outputs}
-        for task, inputs in program.inputs.items()
-    }
-    constants = {
-        "_identity": json.dumps(dict(identity), sort_keys=True),
-        "_interface": json.dumps(interface),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    common = _common(program) if integer else {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            methods = {}
-            for task, exported in program.methods.items():
-                made = make_int8(exported, program.own, common) if integer else exported
-                methods[entries[task]] = made
-            notes = write(methods, constants, folder / name)
-    except (OSError, MemoryError):
-        raise
-    except ImportError as error:
-        raise ToolchainMissing("executorch", "executorch") from error
-    except Exception as error:
-        raise ToolchainError(
-            f"executorch could not lower {program.name}: {first_line(error)}"
-        ) from error
-    first, *others = entries.values()
-    unlike = {entry: notes[entry] for entry in others if notes[entry] != notes[first]}
-    return Lowered(
-        path=name,
-        entries=entries,
-        activations="dynamic_int8" if integer else "float32",
-        notes={
-            "backend": plan.options.backend,
-            **notes[first],
-            **({"task_delegates": unlike} if unlike else {}),
-        },
+    info = TargetInfo(
+        suffix=".pte",
+        packages=("executorch", "torch"),
+        default_scheme="fp32",
+        supports={"fp32": Support(memory=3.0), "int8": Support(memory=1.1)},
+        rewrites=("attention", "geglu", "group_norm"),
+        temporary_copies=1,
     )
+    options = Options
+    runtimes: Mapping[str, Runtime] = {"executorch": running}
+
+    def validate_plan(self, plan: Plan) -> None:
+        """Refuse schemes for which XNNPACK has no kernels, or no gain."""
+        weights = plan.scheme.weights
+        if isinstance(weights, FloatWeights) and weights.dtype != "float32":
+            raise Unsupported(
+                f"executorch: scheme {plan.scheme.name!r} saves next to nothing on XNNPACK "
+                "(0.88 x the bytes of fp32, in more pieces); use int8 or fp32"
+            )
+        if isinstance(weights, IntWeights) and weights != IntWeights(
+            bits=8, granularity=PerChannel(axis=0)
+        ):
+            raise Unsupported(
+                f"executorch: scheme {plan.scheme.name!r} has no XNNPACK kernels here; "
+                "use int8 (8 bits, a scale for each output channel)"
+            )
+        if util.find_spec("executorch") is None:
+            raise ToolchainMissing("executorch", "executorch")
+
+    def lower(
+        self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
+    ) -> Lowered:
+        """Write ``<component>_<backend>_<scheme>.pte`` under ``folder``, a method for each task.
+
+        The method of a single task is ``forward``.
+        """
+        name = f"{program.name}_{plan.options.backend}_{plan.scheme.name}{self.info.suffix}"
+        integer = isinstance(plan.scheme.weights, IntWeights)
+        several = len(program.methods) > 1
+        entries = {task: task if several else ENTRY for task in program.methods}
+        outputs = [tensor.name for tensor in program.outputs]
+        interface = {
+            entries[task]: {"inputs": [tensor.name for tensor in inputs], "outputs": outputs}
+            for task, inputs in program.inputs.items()
+        }
+        constants = {
+            "_identity": json.dumps(dict(identity), sort_keys=True),
+            "_interface": json.dumps(interface),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        common = _common(program) if integer else {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                methods = {}
+                for task, exported in program.methods.items():
+                    made = make_int8(exported, program.own, common) if integer else exported
+                    methods[entries[task]] = made
+                notes = write(methods, constants, folder / name)
+        except (OSError, MemoryError):
+            raise
+        except ImportError as error:
+            raise ToolchainMissing("executorch", "executorch") from error
+        except Exception as error:
+            raise ToolchainError(
+                f"executorch could not lower {program.name}: {first_line(error)}"
+            ) from error
+        first, *others = entries.values()
+        unlike = {entry: notes[entry] for entry in others if notes[entry] != notes[first]}
+        return Lowered(
+            path=name,
+            entries=entries,
+            activations="dynamic_int8" if integer else "float32",
+            notes={
+                "backend": plan.options.backend,
+                **notes[first],
+                **({"task_delegates": unlike} if unlike else {}),
+            },
+        )
+
+    def structure(self, path: Path, entry: str) -> Structure:
+        """Read method ``entry`` out of the file's flatbuffer."""
+        return reading.structure(path, entry)
+
+
+TARGET: Target = ExecuTorch()
 
 
 def _common(program: Program) -> dict[str, torch.Tensor]:

@@ -6,8 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import Arrays, BundleError, Session, ToolchainError, ToolchainMissing
+from mtu_export.spec import Arrays, BundleError, Session, ToolchainError, ToolchainMissing, Witness
 from mtu_export.targets.executorch.reading import first_line, structure
+
+slow: str | None = None
+witness: Witness | None = None
 
 
 def runner() -> tuple[str | None, str | None]:

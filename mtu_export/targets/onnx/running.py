@@ -8,11 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtu_export.spec import Arrays, Session, ToolchainError, ToolchainMissing
+from mtu_export.spec import Arrays, Session, ToolchainError, ToolchainMissing, Witness
 from mtu_export.targets.onnx.reading import DATA, SINGLE_FILE_BYTES, structure
 
 if TYPE_CHECKING:
     import numpy as np
+
+slow: str | None = None
+witness: Witness | None = None
 
 ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
 """Option and value: what is multiplied with integer weights stays float32."""
