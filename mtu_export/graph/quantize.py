@@ -7,7 +7,6 @@ The gain of a ``GatedLinear`` multiplies the scales alone, so its codes do not d
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from mtu_export.graph.gated import GatedLinear, bake
 from mtu_export.spec import IntWeights, PerChannel, PlanError, Scheme, UnknownName, Unsupported
+from mtu_export.spec.patterns import compile_pattern
 
 
 def codes_and_scales(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -89,14 +89,15 @@ def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str
     nothing is left to quantise.
     """
     paths = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    for row in scheme.overrides:
-        if row.required and not any(re.fullmatch(row.pattern, path) for path in paths):
-            near = difflib.get_close_matches(row.pattern, paths, 3, 0)
-            raise UnknownName("layer to keep in float", row.pattern, [*near, "..."])
+    overrides = [(keep, compile_pattern(keep.pattern)) for keep in scheme.overrides]
+    for keep, pattern in overrides:
+        if keep.required and not any(pattern.fullmatch(path) for path in paths):
+            near = difflib.get_close_matches(keep.pattern, paths, 3, 0)
+            raise UnknownName("layer to keep in float", keep.pattern, [*near, "..."])
     taken: list[str] = []
     kept: list[tuple[str, str]] = []
     for path in paths:
-        why = next((o.why for o in scheme.overrides if re.fullmatch(o.pattern, path)), None)
+        why = next((keep.why for keep, pattern in overrides if pattern.fullmatch(path)), None)
         taken.append(path) if why is None else kept.append((path, why))
     if not taken:
         raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")

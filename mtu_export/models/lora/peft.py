@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,15 @@ from typing import Any
 from mtu_export import checkpoint
 from mtu_export.checkpoint.folder import refuse_twins
 from mtu_export.spec import CheckpointError, shown
+from mtu_export.spec.patterns import Pattern, compile_pattern
 
 KEY = "lora_adapter_metadata"
 """Key of the safetensors header under which diffusers keeps the config, as JSON."""
 _FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LARGEST = 1e6
-_LONGEST, _MOST = 300, 4096
+_MOST_PATTERNS = 4096
+_LARGEST_PROGRAM = 1_000_000
+"""Instructions of all patterns of an object: what one layer's name may cost for each letter."""
 _VARIANTS = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -39,20 +41,22 @@ class Config:
 
     rank: int
     alpha: float
-    ranks: tuple[tuple[re.Pattern[str], float], ...] = ()
-    alphas: tuple[tuple[re.Pattern[str], float], ...] = ()
+    ranks: tuple[tuple[Pattern, float], ...] = ()
+    alphas: tuple[tuple[Pattern, float], ...] = ()
     root: bool = False
     """Whether alpha is divided by the root of the rank (rsLoRA)."""
 
     def factor(self, layer: str, rank: int, where: str) -> float:
         """alpha/rank of a layer; refuses a rank that is not the config's."""
-        wanted = _first(self.ranks, layer, self.rank)
-        if wanted != rank:
-            raise CheckpointError(f"{where} has rank {rank}, its LoraConfig says {wanted:g}")
+        if not layer.isprintable():
+            raise CheckpointError(f"{where}: its name {shown(layer)} is not text")
+        expected = _first(self.ranks, layer, self.rank)
+        if expected != rank:
+            raise CheckpointError(f"{where} has rank {rank}, its LoraConfig says {expected:g}")
         return _first(self.alphas, layer, self.alpha) / (math.sqrt(rank) if self.root else rank)
 
 
-def _first(rows: Sequence[tuple[re.Pattern[str], float]], layer: str, other: float) -> float:
+def _first(rows: Sequence[tuple[Pattern, float]], layer: str, other: float) -> float:
     """The value of the first pattern that fits, as PEFT's ``get_pattern_key`` finds it."""
     return next((value for pattern, value in rows if pattern.match(layer)), other)
 
@@ -122,20 +126,20 @@ def _number(found: Mapping[str, Any], key: str, where: str) -> float:
     raise CheckpointError(f"{where}: {key} must be a number, got {shown(value)}")
 
 
-def _patterns(
-    found: Mapping[str, Any], key: str, where: str
-) -> tuple[tuple[re.Pattern[str], float], ...]:
-    """Patterns in order. They are somebody else's: at most two repetitions each, so none hangs."""
-    rows = found.get(key) or {}
-    if not isinstance(rows, dict) or len(rows) > _MOST:
+def _patterns(fields: Mapping[str, Any], key: str, where: str) -> tuple[tuple[Pattern, float], ...]:
+    """Patterns in order, as PEFT puts them together; theirs is linear time, see ``patterns``."""
+    values = fields.get(key) or {}
+    if not isinstance(values, dict) or len(values) > _MOST_PATTERNS:
         raise CheckpointError(f"{where}: {key} must be an object of layers and numbers")
-    compiled = []
-    for text in rows:
-        if len(text) > _LONGEST or len(re.findall(r"[*+?{]", text)) > 2:
-            raise CheckpointError(f"{where}: {key} {shown(text)} is too elaborate a pattern")
+    compiled: list[tuple[Pattern, float]] = []
+    for source, value in values.items():
         try:
-            pattern = re.compile(rf"(?:.*\.)?(?:{text})$")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{where}: {key} {shown(text)} is no pattern: {error}") from None
-        compiled.append((pattern, _number(rows, text, f"{where}: {key}")))
+            pattern = compile_pattern(source, r"(.*\.)?({})$")
+        except ValueError as error:
+            raise CheckpointError(
+                f"{where}: {key} {shown(source)} is not a usable pattern: {error}"
+            ) from None
+        compiled.append((pattern, _number({source: value}, source, f"{where}: {key}")))
+    if sum(pattern.programsize for pattern, _ in compiled) > _LARGEST_PROGRAM:
+        raise CheckpointError(f"{where}: {key} has too many long patterns")
     return tuple(compiled)
