@@ -5,7 +5,10 @@ And the stock blocks that they go into.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
@@ -14,12 +17,47 @@ from torch import Tensor, nn
 from mtu_export.spec import CheckpointError
 
 
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """The task that runs, and its embedding e_τ [d_task]."""
+
+    task: str
+    embedding: Tensor
+
+
 class ActiveTask:
-    """Which task the live model runs: shared by the modules that differ between tasks."""
+    """Which task the live model runs: shared by the modules that differ between tasks.
+
+    Each thread has its own.
+    """
+
+    @contextmanager
+    def run(self, task: str, embedding: Tensor) -> Iterator[None]:
+        """Run ``task`` inside; the task before returns at the end."""
+        before = _THREAD.routings
+        _THREAD.routings = {**before, self: Routing(task, embedding)}
+        try:
+            yield
+        finally:
+            _THREAD.routings = before
+
+    @property
+    def routing(self) -> Routing:
+        """The task of this thread; raises ``RuntimeError`` outside :meth:`run`."""
+        routing = _THREAD.routings.get(self)
+        if routing is None:
+            raise RuntimeError("no task is active: call the UNet with a task, or use activate()")
+        return routing
+
+
+class _Thread(threading.local):
+    """What runs in one thread; unlike a ``ContextVar``, ``torch.compile`` follows it."""
 
     def __init__(self) -> None:
-        self.task: str | None = None
-        self.embedding: Tensor | None = None
+        self.routings: dict[ActiveTask, Routing] = {}
+
+
+_THREAD = _Thread()
 
 
 class PerTask(nn.Module):
@@ -38,8 +76,7 @@ class PerTask(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x as the active task's module does."""
-        assert self.active.task is not None
-        return self.of(self.active.task)(x)
+        return self.of(self.active.routing.task)(x)
 
     def train(self, mode: bool = True) -> PerTask:
         """As in PyTorch; a task may be named ``training``."""
@@ -111,8 +148,7 @@ class MTUFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., d] to [..., d] with the active task's weights."""
-        assert self.active.embedding is not None
-        weights = self.router(self.active.embedding)
+        weights = self.router(self.active.routing.embedding)
         mixed = weights[0] * self.experts[0](x)
         for weight, expert in zip(weights[1:], self.experts[1:], strict=True):
             mixed = mixed + weight * expert(x)

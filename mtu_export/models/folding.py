@@ -39,20 +39,17 @@ def fold_block(
     ]
     shared: PerTask = block.norm3
     width, dtype = experts[0].out.shape[0], experts[0].proj.dtype
-    rows = [embeddings[task.index].double() for task in tasks]
-    before, found = live.active.embedding, []
-    try:
-        with torch.no_grad():
-            weights = [live.router.double()(row) for row in rows]
-            modules = fold.fold_experts(experts, weights)
-            for task, row, ff in zip(tasks, rows, modules, strict=True):
-                live.active.embedding = row
+    task_embeddings = [embeddings[task.index].double() for task in tasks]
+    folded = []
+    with torch.no_grad():
+        weights = [live.router.double()(embedding) for embedding in task_embeddings]
+        modules = fold.fold_experts(experts, weights)
+        for task, embedding, ff in zip(tasks, task_embeddings, modules, strict=True):
+            with live.active.run(task.name, embedding):
                 error = fold.prove(path, live.double(), ff, width, dtype)
-                norm = shared.of(task.name)
-                if isinstance(shared, StackedNorm):
-                    norm = nn.Sequential(shared.stock(), norm)
-                found.append(FoldedBlock(norm=norm, ff=ff, error=error))
-    finally:
-        live.active.embedding = before
+            norm = shared.of(task.name)
+            if isinstance(shared, StackedNorm):
+                norm = nn.Sequential(shared.stock(), norm)
+            folded.append(FoldedBlock(norm=norm, ff=ff, error=error))
     block.ff = block.norm3 = None
-    return found
+    return folded

@@ -119,14 +119,12 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
 
     @contextmanager
     def activate(self, task: Task) -> Iterator[None]:
-        """Run the modules of ``task`` inside; the task before returns at the end."""
-        active = self.active
-        before = active.task, active.embedding
-        active.task, active.embedding = task.name, self.task_embedding.weight[task.index]
-        try:
+        """Run the modules of ``task`` inside, in this thread alone.
+
+        The task before returns at the end.
+        """
+        with self.active.run(task.name, self.task_embedding.weight[task.index]):
             yield
-        finally:
-            active.task, active.embedding = before
 
     def forward(  # type: ignore[override]
         self,
@@ -162,7 +160,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         from torch.utils.checkpoint import checkpoint as recompute
 
         def bound(module: Any, *args: Any) -> Any:
-            task = self.task(self.active.task)
+            task = self.task(self.active.routing.task)
 
             def run(*inner: Any) -> Any:
                 with self.activate(task):
