@@ -120,6 +120,7 @@ def upcycle(
         if not key.startswith("_") and key not in mtu.STOCK_KEYS:
             raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
     config = _config(stock, presets.resolve_tasks(tasks, stock), experts, sizes, task_norm)
+    config[checkpoint.RESCALE] = experts if rescale else 1
     found = checkpoint.headers(home)
     _compare_source(stock, found)
     if source.resolve() in out.resolve().parents:

@@ -21,6 +21,8 @@ MTU_KEYS = (
     "task_norm",
 )
 """Keys that ``unet/config.json`` has beside those of a stock UNet."""
+RESCALE = "_rescale"
+"""Key of the factor between the experts' value rows and the dense model's; see ``rescale``."""
 STOCK_DEFAULTS: Mapping[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -171,6 +173,23 @@ def family(config: Mapping[str, Any]) -> str:
     return name.removesuffix(CLASS_SUFFIX).lower()
 
 
+def rescale(config: Mapping[str, Any]) -> int | None:
+    """The factor that ``upcycle`` multiplied value rows by: N with ``--rescale``, else 1.
+
+    None where the checkpoint does not say, which those from elsewhere, random ones and old ones do
+    not. Raises ``CheckpointError``.
+    """
+    experts = config.get("num_experts")
+    factor = config.get(RESCALE)
+    if factor is None:
+        return 1 if experts == 1 else None
+    if not _is_size(factor) or factor not in (1, experts):
+        raise CheckpointError(
+            f"{WHERE}: {RESCALE} must be 1 or num_experts ({shown(experts)}), got {shown(factor)}"
+        )
+    return factor
+
+
 def tasks(config: Mapping[str, Any]) -> tuple[Task, ...]:
     """The tasks of a config, checked; names are unique."""
     found = config.get("tasks")
@@ -197,6 +216,7 @@ def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
         raise CheckpointError(
             f"{WHERE}: task_norm must be 'replace' or 'stacked', got {shown(norm)}"
         )
+    rescale(config)
     legal = {*MTU_KEYS, *stock_keys}
     for key in config:
         if not key.startswith("_") and key not in legal:

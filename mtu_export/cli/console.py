@@ -7,11 +7,13 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
-from mtu_export.spec import Verdict
+from mtu_export.spec import MtuExportWarning, Verdict
 
 _SLOW_SECONDS = 2.0
 
@@ -30,11 +32,14 @@ class Console:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Keep standard output and standard error of this process off the screen."""
+        """Keep standard output and standard error of this process off the screen.
+
+        Warnings of this package are shown.
+        """
         if self.verbose:
             yield
             return
-        with tempfile.TemporaryFile() as sink:
+        with self._own_warnings(), tempfile.TemporaryFile() as sink:
             sys.stdout.flush()
             sys.stderr.flush()
             saved = os.dup(1), os.dup(2)
@@ -50,6 +55,22 @@ class Console:
                 for number, descriptor in enumerate(saved, 1):
                     os.dup2(descriptor, number)
                     os.close(descriptor)
+
+    @contextmanager
+    def _own_warnings(self) -> Iterator[None]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", MtuExportWarning)
+            show, shown = warnings.showwarning, set()
+
+            def show_ours(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+                if not issubclass(category, MtuExportWarning):
+                    show(message, category, *rest)
+                elif str(message) not in shown:
+                    shown.add(str(message))
+                    self.warn(str(message))
+
+            warnings.showwarning = show_ours
+            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -177,7 +177,11 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         """As in diffusers; refuses unknown keys instead of ignoring them."""
         if isinstance(config, Mapping):
             checkpoint.check_config(config, STOCK_KEYS)
-        return super().from_config(cast(Any, config), return_unused_kwargs, **kwargs)
+        loaded = super().from_config(cast(Any, config), return_unused_kwargs, **kwargs)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(config, Mapping) and checkpoint.RESCALE in config:
+            model.register_to_config(**{checkpoint.RESCALE: config[checkpoint.RESCALE]})
+        return loaded
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -322,7 +326,14 @@ def _stock(
 
 
 LAYOUT = (
-    Place(r"(.+\.ff)\.experts\.\d+\.proj\.(\w+)", "experts", r"\1.net.0.proj.\2", axis=0, halves=2),
+    Place(
+        r"(.+\.ff)\.experts\.\d+\.proj\.(\w+)",
+        "experts",
+        r"\1.net.0.proj.\2",
+        axis=0,
+        halves=2,
+        rescaled=True,
+    ),
     Place(r"(.+\.ff)\.experts\.\d+\.out\.weight", "experts", r"\1.net.2.weight", axis=1),
     Place(r"(.+\.ff)\.experts\.\d+\.out\.bias", "experts", r"\1.net.2.bias"),
     Place(r".+\.ff\.router\..+", "routers"),

@@ -31,6 +31,10 @@ class MtuExportError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class MtuExportWarning(UserWarning):
+    """One clear line for the user about work that goes on."""
+
+
 class PlanError(MtuExportError):
     """The words do not make a plan."""
 

@@ -130,6 +130,7 @@ class Place:
     ``pattern`` is a regular expression of the whole name, ``stock`` the name that it stands for
     in a stock UNet (null where there is none). With an ``axis`` the tensors of one stock name
     follow one another along it, in the order of their numbers, in each of ``halves`` equal parts.
+    The first half of a ``rescaled`` one is the stock one times ``checkpoint.rescale``.
     """
 
     pattern: str
@@ -137,6 +138,7 @@ class Place:
     stock: str | None = None
     axis: int | None = None
     halves: int = 1
+    rescaled: bool = False
 
 
 class Family(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
 from mtu_export.models import lora, mtu
 from mtu_export.models.lora.model import Target
-from mtu_export.spec import CheckpointError
+from mtu_export.spec import CheckpointError, MtuExportWarning
 from mtu_export.testing import architectures
 from tests.support import loras
 
@@ -64,10 +66,11 @@ def fuse_by_diffusers(unet: Any, files: Sequence[tuple[Path, float]], folder: Pa
 
 
 @needs_peft
+@pytest.mark.parametrize("rescale", [False, True], ids=["plain", "rescaled"])
 @pytest.mark.parametrize("experts", [1, 3, 12])
 @pytest.mark.parametrize("channels", [4, 9])
 def test_upcycled_then_folded_is_fused_then_upcycled(
-    tmp_path: Path, experts: int, channels: int
+    tmp_path: Path, experts: int, channels: int, rescale: bool
 ) -> None:
     """Every tensor of both ways, every layer in the LoRA; 3 and 12 experts have unequal shares."""
     unet = dense(tmp_path / "dense", channels)
@@ -77,9 +80,10 @@ def test_upcycled_then_folded_is_fused_then_upcycled(
         (loras.write(tmp_path / f"{i}.safetensors", loras.peft(pairs)), scale)
         for i, (pairs, scale) in enumerate(rows)
     ]
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "ours", experts=experts, **WORDS)
+    options = {**WORDS, "experts": experts, "rescale": rescale}
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "ours", **options)
     fuse_by_diffusers(unet, files, tmp_path / "fused")
-    upcycle.upcycle(tmp_path / "fused", tmp_path / "theirs", experts=experts, **WORDS)
+    upcycle.upcycle(tmp_path / "fused", tmp_path / "theirs", **options)
     ours, theirs = live(tmp_path / "ours"), live(tmp_path / "theirs")
     before = copy.deepcopy(ours.state_dict())
     report = lora.apply({"unet": ours}, [(lora.read(file), scale) for file, scale in files])
@@ -93,6 +97,70 @@ def test_upcycled_then_folded_is_fused_then_upcycled(
         found = psnr(predict(theirs, task).numpy(), predict(ours, task).numpy())
         print(f"{task} {found:.1f} dB")
         assert found >= 90
+
+
+@needs_peft
+def test_a_rescaled_model_feels_a_lora_as_the_dense_one_does(tmp_path: Path) -> None:
+    """Against the dense model with the LoRA that diffusers loaded, and every other way to store."""
+    unet = dense(tmp_path / "dense")
+    paths = [path for path in loras.layers(unet) if ".ff." in path]
+    file = loras.write(tmp_path / "ff.safetensors", loras.peft(loras.pairs(unet, paths)))
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", experts=4, rescale=True, **WORDS)
+    saved = mtu.MTUUNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    saved.save_pretrained(tmp_path / "saved" / "unet")
+    before = predict_dense(unet)
+    unet.load_lora_adapter(file, prefix="unet", use_safetensors=True)
+    expected = predict_dense(unet)
+    assert psnr(expected.numpy(), before.numpy()) < 60
+    for folder in ("out", "saved"):
+        model = live(tmp_path / folder)
+        assert psnr(before.numpy(), predict(model, "t2i").numpy()) >= 90
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lora.apply({"unet": model}, [(lora.read(file), 1.0)])
+        assert psnr(expected.numpy(), predict(model, "t2i").numpy()) >= 90
+
+
+def predict_dense(unet: Any) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 4, 16, 16, generator=random)
+    text = torch.randn(1, 77, 32, generator=random)
+    with torch.no_grad():
+        return unet(x, torch.tensor([300.0]), text).sample
+
+
+def test_a_checkpoint_that_does_not_say_warns(tmp_path: Path) -> None:
+    unet = dense(tmp_path / "dense")
+    path = "mid_block.attentions.0.transformer_blocks.0"
+    both = {
+        name: loras.write(
+            tmp_path / f"{name}.safetensors", loras.kohya(loras.pairs(unet, [f"{path}.{name}"]))
+        )
+        for name in ("ff.net.0.proj", "ff.net.2", "attn1.to_q")
+    }
+    for experts, rescale in ((1, False), (4, True), (4, False)):
+        out = tmp_path / f"{experts}-{rescale}"
+        upcycle.upcycle(tmp_path / "dense", out, experts=experts, rescale=rescale, **WORDS)
+        config = json.loads((out / "unet" / "config.json").read_text())
+        assert config.pop("_rescale") == (experts if rescale else 1)
+        (out / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
+        for name, file in both.items():
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                lora.apply({"unet": live(out)}, [(lora.read(file), 1.0)])
+            lines = [str(w.message) for w in caught if w.category is MtuExportWarning]
+            assert len(lines) == (experts > 1 and name == "ff.net.0.proj")
+            assert all("--rescale" in line and "\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize("value", [2, 5, 0, -4, 1.5, "4", True, [4]])
+def test_a_factor_that_no_upcycle_writes_is_refused(tmp_path: Path, value: object) -> None:
+    dense(tmp_path / "dense")
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    path = tmp_path / "out" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_rescale": value}), "utf-8")
+    with pytest.raises(CheckpointError, match="_rescale must be 1 or num_experts"):
+        live(tmp_path / "out")
 
 
 def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) -> None:

@@ -242,7 +242,12 @@ def _config(source: Path, read: mapping.Map, map_file: Path) -> dict[str, Any]:
     legal = {*checkpoint.MTU_KEYS, *mtu.STOCK_KEYS}
     config = {**config, **read.config}
     foreign = [key for key, value in config.items() if key not in legal and value is None]
-    config = {k: v for k, v in config.items() if not k.startswith("_") and k not in foreign}
+    legal.add(checkpoint.RESCALE)
+    config = {
+        key: value
+        for key, value in config.items()
+        if key in legal or not (key.startswith("_") or key in foreign)
+    }
     unknown = [key for key in config if key not in legal]
     if unknown:
         raise PlanError(

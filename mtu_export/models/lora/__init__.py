@@ -6,15 +6,16 @@ upcycle(W + Δ); it needs Σ hs_i to be the dense width, and the shape of Δ tel
 convolution of a task takes Δ whole where it has its width; where Δ has the width of the noisy
 latent or of another task, it takes the channels of the noisy latent. Norms have no LoRA.
 
-A checkpoint that was upcycled with ``rescale`` holds value rows that are N times the dense ones.
-Weights do not show it, so Δ is added as it is: 1/N of what the dense model would feel there.
-Such a checkpoint is better upcycled from the dense model with the LoRA already folded in.
+A checkpoint that was upcycled with ``rescale`` holds value rows that are N times the dense ones,
+and says so in its config: Δ is multiplied by N there. A checkpoint of several experts that does not
+say takes Δ as it is, with a warning.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_export.models.lora.file import COMPONENTS, Layer, Lora, read
 from mtu_export.models.lora.model import Names, Part
 from mtu_export.models.lora.peft import config_beside
-from mtu_export.spec import CheckpointError, PlanError, shown
+from mtu_export.spec import CheckpointError, MtuExportWarning, PlanError, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,6 +112,7 @@ def apply(components: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float
     for lora, scale in loras:
         _check_scale(scale, str(lora.path), scale)
         rows = _fit(lora, names)
+        _warn_of_value_rows(lora, names)
         for layer, parts in rows:
             for part in parts:
                 work.setdefault((layer.component, part.path), []).append((part, layer, scale))
@@ -139,6 +141,21 @@ def apply(components: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float
         folded=tuple(folded),
         changed={name: changed.count(name) for name in COMPONENTS if name in changed},
     )
+
+
+def _warn_of_value_rows(lora: Lora, names: Mapping[str, Names]) -> None:
+    """Warn where a Δ is added to value rows whose scale the checkpoint does not record."""
+    for layer in lora.layers:
+        if layer.component not in names:
+            continue
+        target = names[layer.component].find(layer.name, layer.flat)
+        if target is not None and target.factor is None:
+            message = (
+                f"{lora.path.name} changes feed-forwards, and the checkpoint does not say whether "
+                "it was upcycled with --rescale: if it was, value rows feel 1/N of the LoRA"
+            )
+            warnings.warn(message, MtuExportWarning, stacklevel=3)
+            return
 
 
 def _unused(lora: Lora, names: Mapping[str, Names]) -> dict[str, int]:

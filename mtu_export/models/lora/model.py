@@ -43,7 +43,7 @@ _TEXT = "text_model."
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the weight of one layer takes of a Δ: ``spans`` (begin, length) along ``axis``.
+    """What the weight of one layer takes of a Δ: ``spans`` (begin, length, factor) along ``axis``.
 
     Zeros follow up to the weight's ``shape``.
     """
@@ -51,14 +51,16 @@ class Part:
     path: str
     shape: Shape
     axis: int
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int, float], ...]
 
     def of(self, delta: Tensor) -> Tensor:
         """The part of ``delta`` in the shape of the weight."""
         import torch
 
-        rows = [delta.narrow(self.axis, begin, length) for begin, length in self.spans]
-        part = torch.cat(rows, self.axis)
+        slices = [
+            delta.narrow(self.axis, begin, length) * factor for begin, length, factor in self.spans
+        ]
+        part = torch.cat(slices, self.axis)
         rest = list(part.shape)
         rest[self.axis] = self.shape[self.axis] - part.shape[self.axis]
         wide = torch.cat([part, part.new_zeros(rest)], self.axis) if rest[self.axis] else part
@@ -78,6 +80,8 @@ class Target:
     weights: tuple[tuple[str, Shape], ...]
     axis: int | None = None
     halves: int = 1
+    factor: float | None = 1.0
+    """What the first half takes Δ times; None where the checkpoint does not say."""
     latent: int = 0
     """Channels of the noisy latent, the first of every version."""
 
@@ -106,7 +110,8 @@ class Target:
         half, begin, rows = dense[self.axis] // self.halves, 0, []
         for path, shape in self.weights:
             length = shape[self.axis] // self.halves
-            spans = tuple((k * half + begin, length) for k in range(self.halves))
+            factors = (self.factor or 1.0, *[1.0] * (self.halves - 1))
+            spans = tuple((k * half + begin, length, factors[k]) for k in range(self.halves))
             rows.append(Part(path=path, shape=shape, axis=self.axis, spans=spans))
             begin += length
         return tuple(rows)
@@ -121,7 +126,7 @@ class Target:
             same = _plain((shape[0], delta[1], *shape[2:])) == _plain(delta)
             if not same or delta[1] not in widths or not width <= delta[1]:
                 return ()
-            rows.append(Part(path=path, shape=shape, axis=1, spans=((0, width),)))
+            rows.append(Part(path=path, shape=shape, axis=1, spans=((0, width, 1.0),)))
         return tuple(rows)
 
 
@@ -180,6 +185,7 @@ def _targets(module: nn.Module) -> Iterator[Target]:
             weights=tuple((path, own[path]) for path in sorted(paths, key=_natural)),
             axis=place.axis,
             halves=place.halves,
+            factor=checkpoint.rescale(config) if place.rescaled else 1.0,
             latent=0 if place.axis is not None else config["in_channels"],
         )
 
