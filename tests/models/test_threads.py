@@ -53,7 +53,7 @@ def meeting(unet: MTUUNet2DConditionModel) -> Iterator[Callable[[], None]]:
 
         assert unet.mid_block is not None
         handles.append(unet.mid_block.register_forward_pre_hook(wait))
-        block = unet.mid_block.attentions[0].transformer_blocks[0]  # type: ignore[index]
+        block: Any = unet.mid_block.attentions[0].transformer_blocks[0]  # type: ignore[index]
         handles.append(block.ff.register_forward_pre_hook(wait))
 
     yield start
