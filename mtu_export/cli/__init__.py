@@ -15,6 +15,7 @@ from mtu_export import __version__, targets
 from mtu_export.cli import checkpoints, exports, reading, running, training
 from mtu_export.cli.console import plain
 from mtu_export.spec import Interrupted, MtuExportError, PlanError, ResourceError, UnknownName
+from mtu_export.spec.extras import missing_package
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -68,6 +69,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if _was_interrupted(error):
         return "interrupted; nothing was written", _INTERRUPTED
+    error = missing_package(error) or error
     if isinstance(error, MtuExportError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -7,13 +7,13 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.cli.console import plain
 from mtu_export.models.analysis import short
-from mtu_export.spec import PlanError, ResourceError, ToolchainMissing
+from mtu_export.spec import PlanError, ResourceError
+from mtu_export.spec.extras import require
 from mtu_export.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def check(path: Path, force: bool) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise PlanError(f"--plot {str(path)[:200]!r}: {reason}") from None
-    if find_spec("matplotlib") is None:
-        raise ToolchainMissing("matplotlib", "plot")
+    require("matplotlib")
 
 
 def heat_map(rows: Sequence[Mapping[str, Any]], path: Path, *, force: bool = False) -> None:

@@ -177,25 +177,29 @@ def names() -> dict[str, Any]:
 
 def packages() -> dict[str, Any]:
     """Versions found against the ranges that the project declares, and the runtimes here."""
-    rows = []
+    extras: dict[str, list[str]] = {}
+    needs: dict[str, Requirement] = {}
     for text in importlib.metadata.requires(_PACKAGE) or ():
         need = Requirement(text)
         extra = str(need.marker).partition("extra == ")[2].strip("\"'") if need.marker else ""
-        if extra in ("all", "dev"):
-            continue
+        if extra not in ("all", "dev") and need.name != _PACKAGE:
+            needs.setdefault(need.name, need)
+            extras.setdefault(need.name, []).extend([extra] if extra else [])
+    rows = []
+    for name, need in needs.items():
         try:
-            version = importlib.metadata.version(need.name)
+            version = importlib.metadata.version(name)
             state = "ok" if version in need.specifier else "not tried"
         except importlib.metadata.PackageNotFoundError:
-            hint = f"[{extra}]" if extra else ""
+            hint = f"[{_smallest(extras[name])}]" if extras[name] else ""
             version, state = None, f"missing: pip install '{_PACKAGE}{hint}'"
         rows.append(
             {
-                "package": need.name,
+                "package": name,
                 "found": version,
                 "tried": str(need.specifier),
                 "state": state,
-                "extra": extra,
+                "extra": ", ".join(extras[name]),
             }
         )
     runners = []
@@ -203,6 +207,10 @@ def packages() -> dict[str, Any]:
         runner, reason = targets.runtime(targets.load(name)).runner()
         runners.append({"target": name, "runner": runner, "reason": reason})
     return {"packages": rows, "runners": runners}
+
+
+def _smallest(extras: Sequence[str]) -> str:
+    return next((extra for extra in ("onnx", "export") if extra in extras), extras[0])
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from mtu_export.spec import (
     shown,
 )
 from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES, scheme_of
+from mtu_export.spec.extras import EXPORT, require
 from mtu_export.spec.patterns import compile_pattern
 from mtu_export.storage.draft import BUNDLE, FOLDED, refuse_existing
 
@@ -71,6 +72,7 @@ def resolve(
     ``UnknownName``, ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
     """
     chosen = None if target == FOLD_ONLY else targets.load(target)
+    require(*EXPORT)
     folder = checkpoint.locate(model)
     config = checkpoint.read_config(folder)
     if all_tasks and task:

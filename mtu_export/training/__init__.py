@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtu_export.spec.extras import EXPORT, require
 from mtu_export.training.data import Folder, Sample, Samples
 from mtu_export.training.recipe import Recipe, Upcycling, read
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mtu_export.training.watch import Console
 
 __all__ = ["Folder", "Recipe", "Sample", "Samples", "Upcycling", "read", "rehearse", "train"]
+
+_NEEDED = (*EXPORT, "accelerate")
 
 
 def train(
@@ -33,6 +36,7 @@ def train(
     ``ToolchainMissing``, ``ResourceError``, ``ParityError`` (a loss that is not finite: the last
     state stays) and ``Interrupted`` (Ctrl-C: the state is saved; the same call goes on).
     """
+    require(*_NEEDED)
     from mtu_export.training import run
 
     return run.train(recipe, samples, console=console, force=force)
@@ -51,6 +55,7 @@ def rehearse(
     No state and no output are written; the latents' cache and the upcycled checkpoint stay.
     Raises as :func:`train`.
     """
+    require(*_NEEDED)
     from mtu_export.training import run
 
     return run.rehearse(recipe, samples, console=console, force=force, seconds=seconds)

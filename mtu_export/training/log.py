@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import PlanError, ToolchainMissing
+from mtu_export.spec import PlanError
+from mtu_export.spec.extras import require
 from mtu_export.storage import atomic_file
 
 HEAD = ("step", "task", "loss", "lr", "samples_per_second", "seconds")
@@ -17,8 +17,8 @@ CSV = "log.csv"
 
 def check(log_with: Sequence[str]) -> None:
     """Raise ``ToolchainMissing`` for a log whose package is not installed."""
-    if "tensorboard" in log_with and importlib.util.find_spec("tensorboard") is None:
-        raise ToolchainMissing("tensorboard", "train")
+    if "tensorboard" in log_with:
+        require("tensorboard")
 
 
 class Log:

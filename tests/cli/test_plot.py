@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtu_export.cli import plot
-from mtu_export.spec import PlanError, ResourceError, ToolchainMissing
+from mtu_export.spec import PlanError, ResourceError, ToolchainMissing, extras
 from tests.support.typed import run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,7 +75,7 @@ def test_a_bad_path_is_refused_before_anything(
         plot.check(tmp_path / "folder.png", True)
     with pytest.raises(PlanError, match="File name too long"):
         plot.check(tmp_path / ("a" * 300 + ".png"), False)
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(ToolchainMissing, match=r"pip install 'mtu-export\[plot\]'"):
         plot.check(tmp_path / "a.png", False)
 
@@ -160,7 +160,7 @@ def test_a_bundle_has_nothing_to_measure(
 def test_matplotlib_is_silent_and_loaded_when_asked(tmp_path: Path) -> None:
     """Even with a home that cannot be written, of which matplotlib says a word in its log."""
     code = (
-        "import sys; from pathlib import Path; from mtu_export import plot\n"
+        "import sys; from pathlib import Path; from mtu_export.cli import plot\n"
         "assert 'matplotlib' not in sys.modules\n"
         "rows = [{'layer': 'x', 'tasks': {'t': [1.0]}}]\n"
         f"plot.heat_map(rows, Path({str(tmp_path / 'a.png')!r}))\n"

@@ -18,7 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtu_export import training
-from mtu_export.spec import CheckpointError, Interrupted, PlanError, ResourceError, ToolchainMissing
+from mtu_export.spec import (
+    CheckpointError,
+    Interrupted,
+    PlanError,
+    ResourceError,
+    ToolchainMissing,
+    extras,
+)
 from mtu_export.training import log, state, watch
 from mtu_export.training.data import Sample
 from tests.training.world import World, four, recipe, rows
@@ -316,7 +323,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tags = {"loss/sr", "loss/edit", "lr", "samples_per_second"}
     assert set(events.Tags()["scalars"]) == tags
     assert [(row.step, row.value) for row in events.Scalars("loss/sr")] == [(10, 0.25)]
-    monkeypatch.setattr(log.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(ToolchainMissing, match=r"pip install 'mtu-export\[train\]'"):
         log.check(("tensorboard",))
 

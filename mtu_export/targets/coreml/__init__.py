@@ -26,9 +26,9 @@ from mtu_export.spec import (
     Target,
     TargetInfo,
     ToolchainError,
-    ToolchainMissing,
     Unsupported,
 )
+from mtu_export.spec.extras import require
 from mtu_export.targets.coreml import converting, mil, multifunction, native, package
 
 
@@ -132,10 +132,8 @@ def _validate_scheme(scheme: Scheme, options: Options) -> None:
 
 
 def _require_toolchain() -> None:
-    try:
-        found = importlib.metadata.distribution("coremltools")
-    except importlib.metadata.PackageNotFoundError:
-        raise ToolchainMissing("coremltools", "coreml") from None
+    require("coremltools")
+    found = importlib.metadata.distribution("coremltools")
     folder = Path(str(found.locate_file("coremltools")))
     if not any(folder.glob("libmilstoragepython*")):
         raise ToolchainError(

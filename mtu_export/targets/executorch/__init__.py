@@ -18,7 +18,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +37,7 @@ from mtu_export.spec import (
     ToolchainMissing,
     Unsupported,
 )
+from mtu_export.spec.extras import require
 from mtu_export.targets.executorch import reading, running
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
@@ -90,8 +90,7 @@ class ExecuTorch:
                 f"executorch: scheme {plan.scheme.name!r} has no XNNPACK kernels here; "
                 "use int8 (8 bits, a scale for each output channel)"
             )
-        if util.find_spec("executorch") is None:
-            raise ToolchainMissing("executorch", "executorch")
+        require("executorch")
 
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]

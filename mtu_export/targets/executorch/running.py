@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export.spec import Arrays, BundleError, Session, ToolchainError, ToolchainMissing, Witness
+from mtu_export.spec.extras import require
 from mtu_export.targets.executorch.reading import first_line, structure
 
 slow: str | None = None
@@ -14,15 +15,19 @@ witness: Witness | None = None
 
 
 def runner() -> tuple[str | None, str | None]:
-    """Name and version of the runtime, or null and the reason."""
+    """Name and version of the runtime, or None and the reason."""
     try:
+        require("executorch", "torch")
         return f"executorch {metadata.version('executorch')}", None
+    except ToolchainMissing as missing:
+        return None, str(missing)
     except metadata.PackageNotFoundError:
         return None, "executorch is not installed"
 
 
 def open(path: Path, entry: str) -> Session:
     """Load method ``entry``; the session maps arrays to new arrays by name."""
+    require("executorch", "torch")
     found = structure(path, entry)
     try:
         import executorch.kernels.quantized  # noqa: F401  kernels of codes outside the delegate

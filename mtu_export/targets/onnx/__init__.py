@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from mtu_export.spec import (
@@ -18,9 +17,9 @@ from mtu_export.spec import (
     Support,
     Target,
     TargetInfo,
-    ToolchainMissing,
     Unsupported,
 )
+from mtu_export.spec.extras import require
 from mtu_export.targets.onnx import lowering, reading, running
 
 OPSETS = (18, 19, 20, 21)
@@ -65,9 +64,7 @@ class Onnx:
             raise Unsupported(
                 f"onnx: scheme {plan.scheme.name!r} is not 8 bits per channel; nearest scheme: int8"
             )
-        for package in ("onnx", "onnx-ir", "onnxscript"):
-            if find_spec(package.replace("-", "_")) is None:
-                raise ToolchainMissing(package, "onnx")
+        require("onnx", "onnx_ir", "onnxscript")
 
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.spec import BundleError, Structure, TensorSpec
+from mtu_export.spec.extras import require
 
 if TYPE_CHECKING:
     import onnx
@@ -23,9 +24,9 @@ def structure(path: Path, entry: str) -> Structure:
 
     An output that only repeats another one is none of its own.
     """
+    model = read(path, entry)
     import onnx
 
-    model = read(path, entry)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     outputs = [value for value in model.graph.output if value.name not in _repeats(model.graph)]
@@ -64,6 +65,7 @@ def _tensor_spec(value: onnx.ValueInfoProto, dtype_of: Any) -> TensorSpec:
 
 def read(path: Path, entry: str) -> onnx.ModelProto:
     """Parse and check a model that may be hostile, before any runtime opens it."""
+    require("onnx")
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -6,12 +6,12 @@ reads it, :mod:`.operators` is the table of what operators mean, :mod:`.evaluate
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from mtu_export.spec import Arrays, Session
+from mtu_export.spec import Arrays, Session, ToolchainMissing
+from mtu_export.spec.extras import require
 from mtu_export.targets.coreml import package
 
 slow: str | None = (
@@ -21,11 +21,13 @@ slow: str | None = (
 
 
 def runner() -> tuple[str | None, str | None]:
-    """``("mil-evaluator <version>", None)``, or null and the reason."""
+    """``("mil-evaluator <version>", None)``, or None and the reason."""
     from mtu_export import __version__
 
-    if find_spec("coremltools") is None:
-        return None, "coremltools is not installed"
+    try:
+        require("coremltools", "torch")
+    except ToolchainMissing as missing:
+        return None, str(missing)
     return f"mil-evaluator {__version__}", None
 
 
@@ -36,6 +38,7 @@ def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = Fa
     rounds nothing to float16. Raises ``BundleError`` for a malformed package, ``ToolchainError``
     for an operator not known here.
     """
+    require("coremltools", "torch")
     package.structure(path, entry)
     from mtu_export.targets.coreml.mil import evaluate, program
 
