@@ -17,7 +17,7 @@ from PIL import Image
 
 from mtu_export.spec import ToolchainMissing, extras
 
-TESTDATA = Path(__file__).parent.parent / "runtime" / "testdata"
+TESTDATA = Path(__file__).parents[2] / "runtime" / "testdata"
 EXPORT_ONLY = ("torch", "diffusers", "transformers", "onnxscript", "onnx_ir", "re2", "psutil")
 
 COMMAND = """
