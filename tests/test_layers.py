@@ -43,7 +43,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "training": (
         {"spec", "storage", "checkpoint", "graph", "models", "bundle", "authoring"},
-        {"torch", "diffusers"},
+        {"torch", "diffusers", "pydantic"},
     ),
     "cli": (
         {"spec", "storage", "checkpoint", "models", "targets", "bundle", "testing", "exporter"}
