@@ -74,19 +74,19 @@ def evaluate(folder: Path) -> dict[str, Any]:
     from mtu_export.targets.coreml import mil
 
     found = bundle.read(folder)
-    part, cases = found.part("unet"), bundle.read_goldens(found)
+    part, cases = found.part("unet"), bundle.Goldens(found)
     ((task, entry),) = part.entries.items()
     start = time.monotonic()
     session = mil.open(part.path, entry)
     opened, seconds, figures = time.monotonic() - start, [], []
-    for inputs, outputs in cases[f"unet/{task}"]:
+    for inputs, outputs in cases.cases("unet", task):
         start = time.monotonic()
         got = session(inputs)
         seconds.append(round(time.monotonic() - start, 2))
         figures.append(round(min(metrics.psnr(v, got[name]) for name, v in outputs.items()), 2))
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
     row = {"db": figures, "pass_s": seconds, "open_s": round(opened, 2), "peak_rss_gb": peak}
-    (inputs, outputs), *_ = cases[f"unet/{task}"]
+    (inputs, outputs), *_ = cases.cases("unet", task)
     got = mil.open(part.path, entry, accumulate="float16")(inputs)
     narrow = min(metrics.psnr(v, got[name]) for name, v in outputs.items())
     return row | {"narrow_db": round(narrow, 2), "bytes": part.bytes, "runner": mil.runner()[0]}

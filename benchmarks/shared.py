@@ -115,8 +115,8 @@ def opened(folder: Path, task: str) -> tuple[Any, Any]:
 
     found = bundle.read(folder)
     part = found.part("unet")
-    inputs, _ = bundle.read_goldens(found)[f"unet/{task}"][0]
-    runtime = targets.runtime(targets.load(found.manifest["target"]))
+    inputs, _ = bundle.Goldens(found).cases("unet", task)[0]
+    runtime = targets.runtime(targets.load(found.manifest.target))
     return runtime.open(part.path, part.entries[task]), inputs
 
 

@@ -15,6 +15,7 @@ ROOT = Path(mtu_export.__file__).parent
 OURS = "mtu_export"
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltools", "executorch"}
 NUMPY = {"numpy", "safetensors"}
+PYDANTIC = {"pydantic", "pydantic_core"}
 
 # room -> rooms of ours it may import anywhere, and third parties it may import at its top.
 # A row refers to rows above it alone, so that no two rooms import each other.
@@ -31,7 +32,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "targets.coreml": ({"spec", "storage", "targets"}, {"numpy"}),
     "targets.coreml.mil": ({"spec", "targets", "targets.coreml"}, {"numpy", "torch"}),
     "targets.executorch": ({"spec", "targets"}, {"numpy"}),
-    "bundle": ({"spec", "storage", "checkpoint", "targets"}, NUMPY | {"PIL", "tokenizers"}),
+    "bundle": (
+        {"spec", "storage", "checkpoint", "targets"},
+        NUMPY | PYDANTIC | {"PIL", "tokenizers"},
+    ),
     "testing": ({"spec", "checkpoint", "models", "bundle"}, {"torch"}),
     "exporter": (
         {"spec", "storage", "checkpoint", "graph", "models", "targets", "bundle"},

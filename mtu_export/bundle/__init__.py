@@ -1,4 +1,4 @@
-"""What an export leaves on disk: manifest, hashes, goldens. Format: bundle.md.
+"""What an export leaves on disk: manifest, parts, goldens. Format: ``runtime/README.md``.
 
 A bundle from somewhere else is hostile until :func:`read` has checked it.
 """
@@ -6,43 +6,35 @@ A bundle from somewhere else is hostile until :func:`read` has checked it.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtu_export.bundle.card import card, sharing
-from mtu_export.bundle.compatibility import check as check_wiring
-from mtu_export.bundle.compatibility import check_text
+from mtu_export.bundle.compatibility import validate_wiring
 from mtu_export.bundle.goldens import (
     CASES,
     CONSTANTS,
     GOLDENS,
+    Goldens,
     read_constants,
-    read_goldens,
-    read_loop,
     write_constants,
     write_goldens,
 )
 from mtu_export.bundle.hashes import files_of, sha256, sha256_of, size
 from mtu_export.bundle.jsonschema import json_schema
-from mtu_export.bundle.paths import MANIFEST, inside
-from mtu_export.bundle.schema import (
-    COST,
-    COUNTS,
-    KEYS,
-    LATER,
-    LOOP,
-    NESTED,
-    ROWS,
-    SCHEMA,
-    TENSOR,
-    check_task,
-    typed,
+from mtu_export.bundle.kinds import SCHEMA
+from mtu_export.bundle.manifest import (
+    FileRecord,
+    Manifest,
+    PartRecord,
+    SchemeRecord,
 )
-from mtu_export.spec import COMPONENTS, BundleError, Schedule, Task, TensorSpec, Verdict, shown
+from mtu_export.bundle.paths import MANIFEST, inside
+from mtu_export.bundle.reading import LIMIT, read_manifest, validated
+from mtu_export.bundle.rules import require_references
+from mtu_export.spec import BundleError, Schedule, Task, TensorSpec, Verdict
 
 __all__ = [
     "CASES",
@@ -51,46 +43,59 @@ __all__ = [
     "MANIFEST",
     "SCHEMA",
     "Bundle",
+    "FileRecord",
+    "Goldens",
+    "Manifest",
     "Part",
-    "check_wiring",
+    "PartRecord",
+    "assemble",
+    "check_part",
     "files_of",
     "inside",
     "json_schema",
     "part",
     "read",
     "read_constants",
-    "read_goldens",
-    "read_loop",
-    "schedules",
+    "record",
     "sha256",
     "sha256_of",
     "sharing",
     "size",
+    "validate_wiring",
     "write_constants",
     "write_goldens",
     "write_manifest",
 ]
 
-_MANIFEST_LIMIT = 64_000_000
-_LARGEST_FACTOR = 1e6
-_MOST_SIDES = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One component of a bundle, its files checked against the manifest.
+    """One component of a bundle; ``record`` is what the manifest says of it.
 
     ``task_inputs`` has the tasks whose inputs are not ``inputs``: they differ in width.
     """
 
-    component: str
+    record: PartRecord
     path: Path
-    bytes: int
-    entries: Mapping[str, str]
+    scheme: SchemeRecord
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    scheme: Mapping[str, Any]
-    task_inputs: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    task_inputs: Mapping[str, tuple[TensorSpec, ...]]
+
+    @property
+    def component(self) -> str:
+        """Name of the component."""
+        return self.record.component
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return self.record.bytes
+
+    @property
+    def entries(self) -> Mapping[str, str]:
+        """Entry of each task."""
+        return self.record.entries
 
     def inputs_of(self, task: str) -> tuple[TensorSpec, ...]:
         """Inputs of a task's entry."""
@@ -113,39 +118,54 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle on disk. ``manifest`` is data as bundle.md defines it."""
+    """A bundle on disk; ``schedules`` are the loop's tables by number of steps."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     parts: tuple[Part, ...]
     tasks: tuple[Task, ...]
+    schedules: Mapping[int, Schedule]
 
     @property
     def bytes(self) -> int:
         """Size of all parts."""
-        return sum(row.bytes for row in self.parts)
+        return sum(part.bytes for part in self.parts)
 
     @property
     def proof(self) -> tuple[Verdict, ...]:
         """The verdicts that the export recorded."""
-        return tuple(map(Verdict.from_json, self.manifest["proof"]))
+        return tuple(record.verdict() for record in self.manifest.proof)
 
     def part(self, component: str) -> Part:
         """The part of this name; raises ``BundleError`` where the bundle has none."""
-        for row in self.parts:
-            if row.component == component:
-                return row
-        there = ", ".join(row.component for row in self.parts)
+        for part in self.parts:
+            if part.component == component:
+                return part
+        there = ", ".join(part.component for part in self.parts)
         raise BundleError(f"{self.folder} has no {component}; it has: {there}")
 
     def needs(self, task: str) -> tuple[str, ...]:
         """The components that a task's loop needs, in order."""
-        return next(tuple(row["parts"]) for row in self.manifest["tasks"] if row["name"] == task)
+        return next(record.parts for record in self.manifest.tasks if record.name == task)
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+# --------------------------------------------------------------------------------------- write
+
+
+def record(folder: Path, path: str) -> FileRecord:
+    """Size and hash of a file or folder of the bundle, for its manifest."""
+    return FileRecord(path=path, bytes=size(folder / path), sha256=sha256(folder / path))
+
+
+def write_manifest(folder: Path, manifest: Manifest | Mapping[str, Any]) -> None:
     """Write ``manifest.json`` and the model card ``README.md``."""
-    text = json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    if not isinstance(manifest, Manifest):
+        manifest = validated(Manifest, json.dumps(manifest))
+    text = json.dumps(manifest.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    if len(text.encode()) > LIMIT:
+        raise BundleError(
+            f"{MANIFEST} would have more than {LIMIT:,} bytes: bake fewer step counts"
+        )
     (folder / MANIFEST).write_text(text, "utf-8")
     (folder / "README.md").write_text(card(manifest), "utf-8")
 
@@ -154,198 +174,70 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> Bundle:
-    """Read and check a bundle: schema, paths inside the folder, no links, sizes and hashes.
+    """Read and check a bundle: schema, rules, paths inside the folder, no links, sizes, hashes.
 
-    A file that the manifest does not name is left alone: nothing of ours ever opens it. Inside the
-    folder of a part or a tokenizer it changes the hash, and is refused. Raises ``BundleError``.
+    Whatever can be refused without reading files is refused before the first is hashed; each is
+    hashed once. A file that the manifest does not name is left alone: nothing of ours ever opens
+    it. Inside the folder of a part or a tokenizer it changes the hash, and is refused. Raises
+    ``BundleError``.
     """
-    manifest = _manifest(folder)
-    typed(manifest, KEYS, MANIFEST)
-    typed(manifest, {k: v for k, v in LATER.items() if k in manifest}, MANIFEST)
-    for key, keys in NESTED.items():
-        typed(manifest[key], keys, f"{MANIFEST}: {key}")
-    for key, keys in ROWS.items():
-        for index, row in enumerate(manifest.get(key, ())):
-            typed(row, keys, f"{MANIFEST}: {key}[{index}]")
-    for key, name in COUNTS:
-        if manifest[key][name] < 1:
-            raise BundleError(f"{MANIFEST}: {key}: {name} must be positive")
-    scaling = manifest["latent"]["scaling_factor"]
-    if not 1 / _LARGEST_FACTOR <= scaling <= _LARGEST_FACTOR:
-        raise BundleError(f"{MANIFEST}: latent: scaling_factor {scaling:g} is none")
-    tasks = tuple(check_task(row, i, MANIFEST) for i, row in enumerate(manifest["tasks"]))
-    parts = tuple(
-        part(folder, row, manifest["scheme"], f"{MANIFEST}: parts[{i}]")
-        for i, row in enumerate(manifest["parts"])
+    bundle = assemble(folder, read_manifest(folder))
+    records = (*bundle.manifest.parts, *bundle.manifest.files)
+    for each in records:
+        _require_size(folder, each)
+    for each in records:
+        _require_hash(folder, each)
+    return bundle
+
+
+def assemble(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle of a manifest whose files are not hashed: this process has just written them."""
+    schedules = require_references(manifest)
+    return Bundle(
+        folder=folder,
+        manifest=manifest,
+        parts=tuple(part(folder, each, manifest.scheme) for each in manifest.parts),
+        tasks=tuple(each.task(index) for index, each in enumerate(manifest.tasks)),
+        schedules=schedules,
     )
-    _check_names(manifest, parts)
-    outputs = {(row.component, spec.name) for row in parts for spec in row.outputs}
-    for row in manifest.get("files", ()):
-        _check_file(folder, row)
-    check_text(manifest, outputs)
-    schedules(manifest)
-    return Bundle(folder=folder, manifest=manifest, parts=parts, tasks=tasks)
-
-
-def schedules(manifest: Mapping[str, Any]) -> dict[int, Schedule]:
-    """The loop's coefficient tables by number of steps; empty where there is no loop."""
-    loop = manifest.get("loop")
-    if loop is None:
-        return {}
-    typed(loop, LOOP, f"{MANIFEST}: loop")
-    found = {}
-    for steps, row in loop["schedules"].items():
-        if not re.fullmatch(r"[1-9]\d{0,4}", steps):
-            raise BundleError(f"{MANIFEST}: loop: {steps[:20]!r} is no number of steps")
-        found[int(steps)] = Schedule.from_json(row, f"{MANIFEST}: loop: {steps} steps")
-    return found
-
-
-def _check_names(manifest: Mapping[str, Any], parts: Sequence[Part]) -> None:
-    """Refuse parts that are there twice or are none, and tasks without a part."""
-    names = [row.component for row in parts]
-    for name in names:
-        if name not in COMPONENTS:
-            raise BundleError(
-                f"{MANIFEST}: unknown component {name[:80]!r}; legal: {', '.join(COMPONENTS)}"
-            )
-        if names.count(name) > 1:
-            raise BundleError(f"{MANIFEST}: component {name!r} is there twice")
-    tasks = [row["name"] for row in manifest["tasks"]]
-    if len(set(tasks)) < len(tasks):
-        raise BundleError(f"{MANIFEST}: a task is there twice")
-    needed = {row["name"]: row["parts"] for row in manifest["tasks"]}
-    for task, components in needed.items():
-        if not all(isinstance(name, str) for name in components):
-            raise BundleError(f"{MANIFEST}: task {task!r}: parts must be names")
-    for found in parts:
-        wanted = {task for task, components in needed.items() if found.component in components}
-        if set(found.entries) != wanted or not wanted:
-            raise BundleError(f"{MANIFEST}: parts and tasks do not name the same entries")
-    if not parts:
-        raise BundleError(f"{MANIFEST}: parts and tasks do not name the same entries: no part")
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        if not folder.is_dir() or not path.is_file():
-            raise BundleError(f"{str(folder)!r} is not a bundle: no {MANIFEST}")
-        if path.is_symlink() or path.stat().st_size > _MANIFEST_LIMIT:
-            raise BundleError(f"{path} is a link or too large")
-        manifest = json.loads(
-            path.read_text("utf-8"),
-            parse_constant=_finite,
-            parse_float=_finite,
-            parse_int=_whole,
-            object_pairs_hook=_refuse_twins,
-        )
-        json.dumps(manifest, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no text
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{path} does not hold a JSON object")
-    version = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", str(manifest.get("schema_version")))
-    if version is None:
-        raise BundleError(f"{path}: schema_version is missing or malformed")
-    if int(version[1]) != SCHEMA[0]:
-        raise BundleError(
-            f"{path}: schema {version[0]} is not readable; this mtu-export reads {SCHEMA[0]}.x"
-        )
-    return manifest
-
-
-def _finite(text: str) -> float:
-    found = float(text)
-    if not isfinite(found):
-        raise ValueError(f"{text[:40]} is no JSON, or beyond a double")
-    return found
-
-
-def _whole(text: str) -> int:
-    _finite(text)
-    return int(text)
-
-
-def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"key {name[:80]!r} is there twice")
-        found[name] = value
-    return found
 
 
 def part(
-    folder: Path,
-    row: Mapping[str, Any],
-    scheme: Mapping[str, Any] | None = None,
-    where: str = MANIFEST,
+    folder: Path, record: PartRecord | Mapping[str, Any], scheme: SchemeRecord | None = None
 ) -> Part:
-    """The part of one row of the manifest, checked; ``scheme`` is that of a row without its own."""
-    typed(row, ROWS["parts"], where)
-    path, found = _check_file(folder, row)
-    entries, scheme = row["entries"], row.get("scheme", scheme)
-    typed(scheme, NESTED["scheme"], f"{where}.scheme")
-    assert scheme is not None
-    typed(row["cost"], COST, f"{where}.cost")
-    _check_weights(row, f"{where}.cost")
-    if not all(isinstance(entry, str) and 0 < len(entry) < 256 for entry in entries.values()):
-        raise BundleError(f"{where}: entries must map tasks to names")
+    """The part of one record, its files not hashed; ``scheme`` holds where it has none."""
+    if not isinstance(record, PartRecord):
+        record = validated(PartRecord, json.dumps(record))
+    scheme = record.scheme or scheme
+    if scheme is None:
+        raise BundleError(f"{MANIFEST}: {record.component} has no scheme")
     return Part(
-        component=row["component"],
-        path=path,
-        bytes=found,
-        entries=entries,
-        inputs=_specs(row["inputs"], f"{where}.inputs"),
-        outputs=_specs(row["outputs"], f"{where}.outputs"),
+        record=record,
+        path=inside(folder, record.path),
         scheme=scheme,
-        task_inputs=_task_inputs(row, where),
+        inputs=tuple(tensor.spec() for tensor in record.inputs),
+        outputs=tuple(tensor.spec() for tensor in record.outputs),
+        task_inputs={
+            task: tuple(tensor.spec() for tensor in tensors)
+            for task, tensors in record.task_inputs.items()
+        },
     )
 
 
-def _check_weights(row: Mapping[str, Any], where: str) -> None:
-    """Refuse weights by task that are no counts of the part's own tasks."""
-    if "task_weight_bytes" in row["cost"]:
-        typed(row["cost"], {"shared_weight_bytes": int, "task_weight_bytes": dict}, where)
-        own = row["cost"]["task_weight_bytes"]
-        typed(own, dict.fromkeys(own, int), f"{where}.task_weight_bytes")
-        if set(own) - set(row["entries"]) or min(own.values(), default=0) < 0:
-            raise BundleError(f"{where}: task_weight_bytes must be counts of the tasks of entries")
+def check_part(folder: Path, record: PartRecord | Mapping[str, Any]) -> Part:
+    """:func:`part`, its size and hash compared with the files."""
+    checked = part(folder, record)
+    _require_size(folder, checked.record)
+    _require_hash(folder, checked.record)
+    return checked
 
 
-def _task_inputs(row: Mapping[str, Any], where: str) -> dict[str, tuple[TensorSpec, ...]]:
-    """Inputs of the tasks that have other ones, under the names of the part's own inputs."""
-    found = {}
-    names = [spec["name"] for spec in row["inputs"]]
-    typed(row, {"task_inputs": dict} if "task_inputs" in row else {}, where)
-    for task, specs in row.get("task_inputs", {}).items():
-        place = f"{where}.task_inputs: {task[:80]!r}"
-        if task not in row["entries"] or not isinstance(specs, list):
-            raise BundleError(f"{place} must be a list, and the task one of entries")
-        found[task] = _specs(specs, place)
-        if [spec.name for spec in found[task]] != names:
-            raise BundleError(f"{place}: names are not those of inputs")
-    return found
+def _require_size(folder: Path, record: FileRecord | PartRecord) -> None:
+    actual = size(inside(folder, record.path))
+    if actual != record.bytes:
+        raise BundleError(f"{record.path} has {actual} bytes, the manifest says {record.bytes}")
 
 
-def _check_file(folder: Path, row: Mapping[str, Any]) -> tuple[Path, int]:
-    """Path and bytes of a file or folder that a row names; its size and hash are as it says."""
-    path = inside(folder, row["path"])
-    found = size(path)
-    if found != row["bytes"]:
-        raise BundleError(f"{row['path']} has {found} bytes, the manifest says {row['bytes']}")
-    if sha256(path) != row["sha256"]:
-        raise BundleError(f"{row['path']}: sha256 differs from the manifest's")
-    return path, found
-
-
-def _specs(rows: Any, where: str) -> tuple[TensorSpec, ...]:
-    found = []
-    for row in rows:
-        typed(row, TENSOR, where)
-        shape = row["shape"]
-        if len(shape) > _MOST_SIDES or not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            raise BundleError(f"{where}: shape {shown(shape)} is not static")
-        found.append(TensorSpec(name=row["name"], shape=tuple(row["shape"]), dtype=row["dtype"]))
-    return tuple(found)
+def _require_hash(folder: Path, record: FileRecord | PartRecord) -> None:
+    if sha256(inside(folder, record.path)) != record.sha256:
+        raise BundleError(f"{record.path}: sha256 differs from the manifest's")

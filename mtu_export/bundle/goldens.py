@@ -1,13 +1,13 @@
-"""``goldens.safetensors``: inputs and reference outputs of every part, and of the whole loop.
+"""``goldens.safetensors`` and ``constants.safetensors``, read one tensor at a time.
 
-Names are ``<component>/<task>/<case>/<tensor>`` and ``loop/<task>/<tensor>``.
+Names of goldens are ``<component>/<task>/<case>/<tensor>`` and ``loop/<task>/<tensor>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,92 +16,187 @@ from mtu_export.spec import Arrays, BundleError
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
+    from mtu_export.spec import TensorSpec
 
 GOLDENS = "goldens.safetensors"
 CONSTANTS = "constants.safetensors"
 CASES = 3
 """Golden cases of a part and task."""
+LARGEST_HEADER = 4_000_000
+"""Bytes of the header of a safetensors file."""
+LARGEST_CONSTANTS = 256_000_000
+"""Bytes of ``constants.safetensors``: all of it is held in memory."""
 _LOOP = "loop"
+_DTYPES = {"F32": "float32", "I32": "int32"}
 
+Shape = tuple[int, ...]
 Cases = Sequence[tuple[Arrays, Arrays]]
 
 
+# --------------------------------------------------------------------------------------- write
+
+
 def write_goldens(
-    folder: Path, rows: Mapping[str, Cases], loops: Mapping[str, Arrays] | None = None
+    folder: Path, parts: Mapping[str, Cases], loops: Mapping[str, Arrays] | None = None
 ) -> None:
     """Write inputs and reference outputs.
 
-    ``rows`` maps ``component/task`` to cases, ``loops`` a task to the tensors of its loop.
+    ``parts`` maps ``component/task`` to cases, ``loops`` a task to the tensors of its loop.
     """
-    from safetensors.numpy import save_file
-
-    found = {
-        f"{key}/{number}/{name}": np.ascontiguousarray(value)
-        for key, cases in rows.items()
+    tensors = {
+        f"{key}/{number}/{name}": value
+        for key, cases in parts.items()
         for number, case in enumerate(cases)
         for arrays in case
         for name, value in arrays.items()
     }
     for task, arrays in (loops or {}).items():
-        found |= {f"{_LOOP}/{task}/{n}": np.ascontiguousarray(v) for n, v in arrays.items()}
-    save_file(found, folder / GOLDENS)
+        tensors |= {f"{_LOOP}/{task}/{name}": value for name, value in arrays.items()}
+    _save(tensors, folder / GOLDENS)
 
 
-def read_goldens(bundle: Bundle) -> dict[str, list[tuple[Arrays, Arrays]]]:
-    """Goldens by ``component/task``: cases of inputs and outputs."""
-    outputs = {(part.component, spec.name) for part in bundle.parts for spec in part.outputs}
-    cases: dict[tuple[str, str], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
-    for name, value in _tensors(bundle, GOLDENS):
-        names = name.split("/")
-        if names[0] == _LOOP:
-            continue
-        if len(names) != 4:
-            raise BundleError(f"{GOLDENS}: unknown tensor {name!r}")
-        component, task, case, tensor = names
-        pair = cases.setdefault((f"{component}/{task}", case), ({}, {}))
-        pair[(component, tensor) in outputs][tensor] = value
-    found: dict[str, list[tuple[Arrays, Arrays]]] = {}
-    for (key, _), pair in cases.items():
-        found.setdefault(key, []).append(pair)
-    return found
-
-
-def read_loop(bundle: Bundle, task: str) -> dict[str, np.ndarray]:
-    """What PyTorch made of one request, by name; empty where the bundle has no such golden."""
-    prefix = f"{_LOOP}/{task}/"
-    return {n.removeprefix(prefix): v for n, v in _tensors(bundle, GOLDENS) if n.startswith(prefix)}
-
-
-def write_constants(folder: Path, rows: Arrays) -> None:
+def write_constants(folder: Path, constants: Arrays) -> None:
     """Write what does not depend on the user's prompt: embeddings of fixed prompts, sizes."""
+    _save(constants, folder / CONSTANTS)
+
+
+def _save(tensors: Arrays, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    found = {name: np.ascontiguousarray(value) for name, value in rows.items()}
-    save_file(found, folder / CONSTANTS)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
 
 
-def read_constants(bundle: Bundle) -> dict[str, np.ndarray]:
-    """The constants by name: ``empty/<input>``, ``prompt/<task>/<input>``, ``sizes/<input>``."""
-    listed = [row["path"] for row in bundle.manifest.get("files", ())]
-    return dict(_tensors(bundle, CONSTANTS)) if CONSTANTS in listed else {}
+# ---------------------------------------------------------------------------------------- read
 
 
-def _tensors(bundle: Bundle, name: str) -> list[tuple[str, np.ndarray]]:
-    """All tensors of a file in the order of their names, finite float32 or int32.
+class Tensors(Mapping[str, np.ndarray]):
+    """Tensors of a safetensors file whose names begin with ``prefix``, by the rest of the name.
 
-    A manifest with ``files`` (schema 1.1) must have a hash of it there.
+    Each is read when it is asked for: finite float32 or int32, of the shape that ``shape_of``
+    says; a name for which that is None is not there. Raises ``BundleError``.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    listed = bundle.manifest.get("files")
-    if listed is not None and name not in [row["path"] for row in listed]:
+    def __init__(
+        self, path: Path, prefix: str = "", shape_of: Callable[[str], Shape | None] | None = None
+    ) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path, self.prefix, self.shape_of = path, prefix, shape_of
+        try:
+            with path.open("rb") as stream:
+                header = int.from_bytes(stream.read(8), "little")
+            if header > LARGEST_HEADER:
+                raise ValueError(f"a header of {header:,} bytes; at most {LARGEST_HEADER:,}")
+            self._file: Any = safe_open(path, "np")  # closed with its last reference
+            self._names = set(self._file.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BundleError(f"{path.name} is damaged: {error}") from None
+
+    def below(self, prefix: str, shape_of: Callable[[str], Shape | None] | None = None) -> Tensors:
+        """The tensors of a longer prefix, from the same open file."""
+        tensors = object.__new__(Tensors)
+        tensors.path, tensors.prefix, tensors.shape_of = self.path, self.prefix + prefix, shape_of
+        tensors._file, tensors._names = self._file, self._names
+        return tensors
+
+    def __iter__(self) -> Iterator[str]:
+        names = sorted(n.removeprefix(self.prefix) for n in self._names if self._is_below(n))
+        return iter(names)
+
+    def __len__(self) -> int:
+        return sum(map(self._is_below, self._names))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.prefix + name in self._names and self._known(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor, or ``default`` where the file has none of this name."""
+        return self[name] if name in self else default  # noqa: SIM401
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self:
+            raise BundleError(f"{self.path.name}: {self.prefix}{name} is missing")
+        return self._read(name, None if self.shape_of is None else self.shape_of(name))
+
+    def _is_below(self, name: str) -> bool:
+        return name.startswith(self.prefix) and self._known(name.removeprefix(self.prefix))
+
+    def _known(self, name: str) -> bool:
+        return self.shape_of is None or self.shape_of(name) is not None
+
+    def _read(self, name: str, shape: Shape | None) -> np.ndarray:
+        from safetensors import SafetensorError
+
+        where = f"{self.path.name}: {self.prefix}{name}"
+        try:
+            header = self._file.get_slice(self.prefix + name)
+            dtype, actual = _DTYPES.get(header.get_dtype()), tuple(header.get_shape())
+            if dtype is None:
+                raise BundleError(f"{where} is not finite float32 or int32")
+            if shape is not None and actual != shape:
+                raise BundleError(f"{where} must be {list(shape)}, it is {list(actual)}")
+            value = self._file.get_tensor(self.prefix + name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BundleError(f"{self.path.name} is damaged: {error}") from None
+        if not np.isfinite(value).all():
+            raise BundleError(f"{where} is not finite float32 or int32")
+        return value
+
+
+class Goldens:
+    """The goldens of a bundle, in the shapes that its manifest says."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.tensors = Tensors(_listed(bundle, GOLDENS))
+
+    def cases(self, component: str, task: str) -> list[tuple[Arrays, Arrays]]:
+        """Inputs and outputs of each case of an entry; empty where there is none."""
+        part = self.bundle.part(component)
+        specs = (*(inputs := part.inputs_of(task)), *part.outputs)
+        shapes = {spec.name: spec.shape for spec in specs}
+        cases = []
+        for number in range(CASES):
+            tensors = self.tensors.below(f"{component}/{task}/{number}/", shapes.get)
+            if not len(tensors):
+                break
+            cases.append((_named(tensors, inputs), _named(tensors, part.outputs)))
+        return cases
+
+    def loop(self, task: str) -> Tensors:
+        """What PyTorch made of one request, by name; empty where there is no such golden."""
+        image, latent = self.bundle.manifest.image, self.bundle.manifest.latent
+        pixels = (1, 3, image.height, image.width)
+        cells = (image.height // latent.factor, image.width // latent.factor)
+        shapes = {
+            "image": pixels,
+            "input": pixels,
+            "mask": (1, 1, image.height, image.width),
+            "noise": (1, latent.channels, *cells),
+            "latents": (1, latent.channels, *cells),
+            "outputs": (1, latent.channels, *cells),
+        }
+        return self.tensors.below(f"{_LOOP}/{task}/", lambda name: shapes.get(name.split("/")[0]))
+
+
+def read_constants(bundle: Bundle) -> Mapping[str, np.ndarray]:
+    """The constants by name: ``empty/<input>``, ``prompt/<task>/<input>``, ``sizes/<input>``."""
+    if CONSTANTS not in [record.path for record in bundle.manifest.files]:
+        return {}
+    path = inside(bundle.folder, CONSTANTS)
+    if path.stat().st_size > LARGEST_CONSTANTS:
+        raise BundleError(f"{CONSTANTS} has more than {LARGEST_CONSTANTS:,} bytes")
+    return dict(Tensors(path))
+
+
+def _listed(bundle: Bundle, name: str) -> Path:
+    """The path of a file that must have a hash, but for bundles of schema 1.0."""
+    manifest = bundle.manifest
+    listed = name in [record.path for record in manifest.files]
+    if not listed and manifest.schema_version != "1.0":
         raise BundleError(f"{name} is not among the files of the manifest")
-    try:
-        rows = load_file(inside(bundle.folder, name))
-    except (SafetensorError, OSError, ValueError, AttributeError, KeyError) as error:
-        raise BundleError(f"{name} is damaged: {error}") from None
-    for key, value in rows.items():
-        if value.dtype not in (np.float32, np.int32) or not np.isfinite(value).all():
-            raise BundleError(f"{name}: tensor {key!r} is not finite float32 or int32")
-    return sorted(rows.items())
+    return inside(bundle.folder, name)
+
+
+def _named(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    return {spec.name: tensors[spec.name] for spec in specs}

@@ -8,36 +8,36 @@ from pathlib import Path
 
 from mtu_export.spec import BundleError
 
-_CHUNK = 1 << 20
+
+def is_finder_file(name: str) -> bool:
+    """Whether macOS writes files of this name into folders that are only looked at."""
+    return name == ".DS_Store" or name.startswith("._")
 
 
 def files_of(path: Path) -> list[Path]:
     """The files of a folder, sorted by relative POSIX path, or the file itself.
 
-    Raises ``BundleError`` for a link or anything else that is no plain file.
+    Files of the Finder are left out. Raises ``BundleError`` for a link or a special file.
     """
     if path.is_symlink():
         raise BundleError(f"{path} is a link: refused")
     if path.is_file():
         return [path]
-    found = []
+    files = []
     for entry in path.rglob("*"):
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             raise BundleError(f"{entry} is a link or a special file: refused")
-        if entry.is_file():
-            found.append(entry)
-    return sorted(found, key=lambda entry: entry.relative_to(path).as_posix())
+        if entry.is_file() and not is_finder_file(entry.name):
+            files.append(entry)
+    return sorted(files, key=lambda entry: entry.relative_to(path).as_posix())
 
 
 def sha256(path: Path) -> str:
     """Hash of a file; of a folder, that of its files by relative path (:func:`sha256_of`)."""
     if path.is_dir():
         return sha256_of({f.relative_to(path).as_posix(): f for f in files_of(path)})
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_of(files: Mapping[str, Path]) -> str:

@@ -98,12 +98,12 @@ def open_loop(found: Bundle, name: str | None = None, runtime: Runtime | None = 
         raise BundleError(
             f"{found.folder} has no {', '.join(missing)}: task {task.name!r} needs it"
         )
-    tables = bundle.schedules(found.manifest)
+    tables = found.schedules
     if not tables or not found.manifest.get("text"):
         raise BundleError(f"{found.folder}: its manifest has no loop")
     _check_words_of(found.manifest, task)
     constants = bundle.read_constants(found)
-    bundle.check_wiring(found, task, constants)
+    bundle.validate_wiring(found, task, constants)
     return Loop(
         found=found,
         task=task,
@@ -113,7 +113,7 @@ def open_loop(found: Bundle, name: str | None = None, runtime: Runtime | None = 
     )
 
 
-def _check_words_of(manifest: Mapping[str, Any], task: Task) -> None:
+def _check_words_of(manifest: Any, task: Task) -> None:
     """Refuse a target, or a way to fit pictures and masks, that is not known here."""
     image, target = manifest["image"], manifest["target"]
     if target not in targets.names():

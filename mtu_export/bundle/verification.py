@@ -60,13 +60,13 @@ def verify_bundle(
     runtimes = targets.runtimes(targets.load(name), runner)
     if runner is not None and all(row.runner()[0] is None for row in runtimes):
         raise ToolchainError(f"{runner} cannot run here: {runtimes[0].runner()[1]}")
-    goldens = bundle.read_goldens(found)
+    goldens = bundle.Goldens(found)
     recorded = {(v.component, v.task, v.stage): v for v in found.proof}
     verdicts = []
     for part in found.parts:
         scheme = SCHEMES[part.scheme["name"]]
         for task in part.entries:
-            cases = goldens.get(f"{part.component}/{task}")
+            cases = goldens.cases(part.component, task)
             before = recorded.get((part.component, task, stage_of(scheme)))
             if not cases and task not in part.proved and before is None:
                 continue
@@ -238,7 +238,7 @@ def loop(
 
     The worst of the last latent and the picture counts.
     """
-    golden = bundle.read_loop(found, task.name)
+    golden = bundle.Goldens(found).loop(task.name)
     if not golden:
         return []
     runtime = runtime or targets.runtime(targets.load(found.manifest["target"]))

@@ -125,7 +125,7 @@ def _export(
             "interrupted; finished parts are kept, the same command with --skip-existing goes on"
         ) from None
     if as_json:
-        print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest})
+        print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest.to_json()})
         return
     sizes = part_sizes(found)
     rows = [[*verdict_cells(v), sizes[v.component]] for v in found.proof]
@@ -133,10 +133,10 @@ def _export(
     shared = bundle.sharing(found.manifest)
     if shared is not None:
         print(shared)
-    for row in found.manifest["source"].get("loras", ()):
-        for name, count in row["unused"].items():
+    for folded in found.manifest.source.loras:
+        for name, count in folded.unused.items():
             sys.stderr.write(
-                f"warning: {row['name']}: {count} layers of {name} had nowhere to go\n"
+                f"warning: {folded.name}: {count} layers of {name} had nowhere to go\n"
             )
 
 

@@ -59,7 +59,7 @@ def verify(
         print_json(rows)
     else:
         cells = [
-            [b.manifest["name"], *verdict_cells(v), sizes.get(v.component, "")]
+            [b.manifest.name, *verdict_cells(v), sizes.get(v.component, "")]
             for b, verdicts in found
             for sizes in (part_sizes(b),)
             for v in (*_recorded(b), *verdicts)

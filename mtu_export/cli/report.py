@@ -14,7 +14,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from mtu_export import bundle, checkpoint, models, targets
-from mtu_export.bundle import Bundle
+from mtu_export.bundle import Bundle, Manifest
 from mtu_export.checkpoint.presets import TASKS
 from mtu_export.cli.console import plain, table, verdict_cells
 from mtu_export.models import analysis
@@ -103,23 +103,23 @@ def of_bundle(found: Bundle) -> dict[str, Any]:
     shared = bundle.sharing(manifest)
     return {
         "bundle": str(found.folder),
-        "source": f"{manifest['source']['name']} ({manifest['source']['family']})",
-        "target": manifest["target"],
-        "scheme": manifest["scheme"]["name"],
-        "activations": manifest["scheme"]["activations"],
-        "image": f"{manifest['image']['height']} x {manifest['image']['width']}",
-        "options": manifest["options"],
+        "source": f"{manifest.source.name} ({manifest.source.family})",
+        "target": manifest.target,
+        "scheme": manifest.scheme.name,
+        "activations": manifest.scheme.activations,
+        "image": f"{manifest.image.height} x {manifest.image.width}",
+        "options": manifest.options,
         "parts": [
             {
-                "part": part["component"],
-                "path": part["path"],
-                "MB": round(part["bytes"] / 1e6, 2),
-                "parameters": part["cost"]["parameters"],
-                "GFLOPs conv + linear": round(part["cost"]["flops_conv_linear"] / 1e9, 3),
-                "GFLOPs": round(part["cost"]["flops_total"] / 1e9, 3),
-                "entries": ", ".join(part["entries"]),
+                "part": part.component,
+                "path": part.path,
+                "MB": round(part.bytes / 1e6, 2),
+                "parameters": part.cost.parameters,
+                "GFLOPs conv + linear": round(part.cost.flops_conv_linear / 1e9, 3),
+                "GFLOPs": round(part.cost.flops_total / 1e9, 3),
+                "entries": ", ".join(part.entries),
             }
-            for part in manifest["parts"]
+            for part in manifest.parts
         ],
         **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
         "proof": [
@@ -135,17 +135,17 @@ def of_bundle(found: Bundle) -> dict[str, Any]:
     }
 
 
-def _weights_by_task(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
     """Bytes of weights of each task alone, and of all, in the parts that tasks share."""
     return [
         {
-            "part": part["component"],
+            "part": part.component,
             "task": task,
             "own bytes": own,
-            "shared bytes": part["cost"]["shared_weight_bytes"],
+            "shared bytes": part.cost.shared_weight_bytes,
         }
-        for part in manifest["parts"]
-        for task, own in part["cost"].get("task_weight_bytes", {}).items()
+        for part in manifest.parts
+        for task, own in part.cost.task_weight_bytes.items()
     ]
 
 

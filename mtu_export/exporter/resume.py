@@ -119,7 +119,7 @@ class State:
         given = {n.removeprefix("given/"): v for n, v in arrays.items() if n.startswith("given/")}
         if said is None:
             return None, given
-        bundle.part(self.folder, said["row"])
+        bundle.check_part(self.folder, said["row"])
         cases: dict[str, list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]] = {}
         for task, count in said["cases"].items():
             cases[task] = []

@@ -24,10 +24,11 @@ from mtu_export.spec.errors import (
     UnknownName,
     Unsupported,
 )
-from mtu_export.spec.loop import HISTORY, MOST_PASSES, Pass, Schedule
+from mtu_export.spec.loop import HISTORY, LARGEST_COEFFICIENT, MOST_PASSES, Pass, Schedule
 from mtu_export.spec.plan import (
     COMPONENTS,
     Arrays,
+    Component,
     Cost,
     Lowered,
     Pipeline,
@@ -52,6 +53,8 @@ from mtu_export.spec.scheme import (
 from mtu_export.spec.task import (
     CONDITIONING_CHANNELS,
     GUIDANCE_SCALES,
+    LARGEST_COUNT,
+    TASK_NAME,
     Conditioning,
     Guidance,
     Task,
@@ -64,10 +67,14 @@ __all__ = [
     "CONDITIONING_CHANNELS",
     "GUIDANCE_SCALES",
     "HISTORY",
+    "LARGEST_COEFFICIENT",
+    "LARGEST_COUNT",
     "MOST_PASSES",
+    "TASK_NAME",
     "Arrays",
     "BundleError",
     "CheckpointError",
+    "Component",
     "Conditioning",
     "Cost",
     "DeviceError",

@@ -1,49 +1,28 @@
 """The denoising loop as numbers: what a scheduler does at each pass, whoever runs it.
 
 With m the guided output of the denoiser on ``input_scale · x`` at ``timestep``, pass i is
-``x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}``, k = 0..3 (bundle.md, "The loop").
+``x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}``, k = 0..3 (runtime/README.md, "The loop").
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mtu_export.spec.errors import BundleError
-from mtu_export.spec.task import shown
 
 HISTORY = 4
 """Coefficients on x and on m: the newest and three before it."""
 MOST_PASSES = 10_000
-_LARGEST = 1e9
+LARGEST_COEFFICIENT = 1e9
+"""Of coefficients, timesteps and scales."""
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BundleError(f"{name} must be a number, got {shown(value)}")
-    if not abs(value) <= _LARGEST:  # also true for NaN
-        raise BundleError(f"{name} must be finite and at most {_LARGEST:g}, got {shown(value)}")
-    return float(value)
-
-
-def _positive(value: object, name: str) -> float:
-    found = _number(value, name)
-    if not found > 0:
-        raise BundleError(f"{name} must be positive, got {shown(value)}")
-    return found
-
-
-def _coefficients(values: object, name: str) -> tuple[float, ...]:
-    if not isinstance(values, (list, tuple)) or len(values) != HISTORY:
-        raise BundleError(f"{name} must be {HISTORY} numbers, got {shown(values)}")
-    return tuple(_number(value, f"{name}[{k}]") for k, value in enumerate(values))
-
-
-def _get(found: Mapping[str, Any], key: str) -> Any:
-    if key not in found:
-        raise BundleError(f"key {key!r} is missing")
-    return found[key]
+def _require(value: float, name: str, *, positive: bool = False) -> None:
+    if not abs(value) <= LARGEST_COEFFICIENT:  # also true for NaN
+        raise BundleError(f"{name} must be finite and at most {LARGEST_COEFFICIENT:g}, got {value}")
+    if positive and value <= 0:
+        raise BundleError(f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +38,13 @@ class Pass:
     m: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _number(self.timestep, "timestep")
-        _positive(self.input_scale, "input_scale")
-        _coefficients(self.x, "x")
-        _coefficients(self.m, "m")
+        _require(self.timestep, "timestep")
+        _require(self.input_scale, "input_scale", positive=True)
+        for name, values in (("x", self.x), ("m", self.m)):
+            if len(values) != HISTORY:
+                raise BundleError(f"{name} must be {HISTORY} numbers, got {len(values)}")
+            for k, value in enumerate(values):
+                _require(value, f"{name}[{k}]")
 
     @property
     def depth(self) -> int:
@@ -83,63 +65,29 @@ class Schedule:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
-        _positive(self.init_noise_sigma, "init_noise_sigma")
+        _require(self.init_noise_sigma, "init_noise_sigma", positive=True)
         if not 1 <= len(self.passes) <= MOST_PASSES:
             raise BundleError(f"passes must be 1 to {MOST_PASSES:,}, got {len(self.passes):,}")
-        for index, row in enumerate(self.passes[: HISTORY - 1]):
-            if row.depth > index + 1:
+        for index, step in enumerate(self.passes[: HISTORY - 1]):
+            if step.depth > index + 1:
                 raise BundleError(f"passes[{index}] looks back before the start")
 
     @property
     def depth(self) -> int:
         """How many pairs (x, m) the loop must keep."""
-        return max(row.depth for row in self.passes)
-
-    @classmethod
-    def from_json(cls, found: object, where: str) -> Schedule:
-        """Read one entry of ``schedules`` in a manifest; ``where`` names it in errors.
-
-        Keys of a newer minor schema are left out. Raises ``BundleError``, one line.
-        """
-        place = where
-        try:
-            if not isinstance(found, Mapping):
-                raise BundleError("not an object")
-            sigma = _positive(_get(found, "init_noise_sigma"), "init_noise_sigma")
-            rows = _get(found, "passes")
-            if not isinstance(rows, (list, tuple)):
-                raise BundleError("passes must be a list")
-            if len(rows) > MOST_PASSES:
-                raise BundleError(f"passes must be 1 to {MOST_PASSES:,}, got {len(rows):,}")
-            passes = []
-            for index, row in enumerate(rows):
-                place = f"{where}: passes[{index}]"
-                if not isinstance(row, Mapping):
-                    raise BundleError("not an object")
-                passes.append(
-                    Pass(
-                        timestep=_number(_get(row, "timestep"), "timestep"),
-                        input_scale=_number(_get(row, "input_scale"), "input_scale"),
-                        x=_coefficients(_get(row, "x"), "x"),
-                        m=_coefficients(_get(row, "m"), "m"),
-                    )
-                )
-            place = where
-            return cls(init_noise_sigma=sigma, passes=tuple(passes))
-        except BundleError as error:
-            raise BundleError(f"{place}: {error}") from None
+        return max(step.depth for step in self.passes)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of a manifest; inverse of :meth:`from_json`."""
+        """The entry of a manifest; as plain JSON."""
         return {
             "init_noise_sigma": self.init_noise_sigma,
             "passes": [
                 {
-                    "timestep": row.timestep,
-                    "input_scale": row.input_scale,
-                    "x": list(row.x),
-                    "m": list(row.m),
+                    "timestep": step.timestep,
+                    "input_scale": step.input_scale,
+                    "x": list(step.x),
+                    "m": list(step.m),
                 }
-                for row in self.passes
+                for step in self.passes
             ],
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mtu_export.spec.errors import ToolchainError
 from mtu_export.spec.scheme import Scheme
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder")
+Component = Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
+COMPONENTS: tuple[str, ...] = get_args(Component)
 """What a bundle may hold, in the order in which a loop needs them."""
 
 

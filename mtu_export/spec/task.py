@@ -20,21 +20,20 @@ GUIDANCE_SCALES: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "text_image": ("text", "image"),
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-
-
-_LARGEST = 10_000
+TASK_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+"""Regular expression of a legal name, whole."""
+LARGEST_COUNT = 10_000
 """Of channels, steps and guidance scales."""
 
 
 def _is_number(value: object) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return abs(value) <= _LARGEST  # false for NaN
+    return abs(value) <= LARGEST_COUNT  # false for NaN
 
 
-def _is_count(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_COUNT
 
 
 def shown(value: object) -> str:
@@ -134,7 +133,7 @@ class Task:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(TASK_NAME, self.name):
             raise CheckpointError(
                 f"task name {shown(self.name)} is not legal: letters, digits, '-' and '_', "
                 "at most 64"

@@ -156,7 +156,7 @@ def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
 )
 def test_paths_that_leave_the_bundle_are_refused(copied: Path, path: str) -> None:
     edit(copied, lambda m: m["parts"][0].update(path=path))
-    with pytest.raises(BundleError, match=r"leaves the bundle|is missing"):
+    with pytest.raises(BundleError, match=r"leaves the bundle|is missing|at least 1 character"):
         bundle.read(copied)
 
 
@@ -178,14 +178,14 @@ def test_links_are_refused(copied: Path) -> None:
     [
         ({"schema_version": "2.0"}, "schema 2.0 is not readable"),
         ({"schema_version": "x"}, "schema_version is missing"),
-        ({"parts": {}}, "parts must be list"),
+        ({"parts": {}}, "parts: must be a list"),
         ({"proof": [{"a": 1}]}, r"proof\[0\]: key 'component' is missing"),
-        ({"parts": []}, "do not name the same entries"),
-        ({"tasks": []}, "do not name the same entries"),
+        ({"parts": []}, "parts: must have at least 1 item"),
+        ({"tasks": []}, "tasks: must have at least 1 item"),
         ({"scheme": {"name": "int8"}}, "scheme: key 'weights' is missing"),
-        ({"image": {"height": "1", "width": 1}}, "height must be int"),
+        ({"image": {"height": "1", "width": 1}}, "height: must be an integer"),
         ({"target": "os"}, "unknown target"),
-        ({"image": {"height": -1, "width": 1}}, "image: height must be positive"),
+        ({"image": {"height": -1, "width": 1}}, "image.height: must be at least 1"),
         ({"mask": {"resize": "nearest"}}, "mask: key 'threshold' is missing"),
     ],
 )
@@ -222,7 +222,7 @@ def test_damaged_goldens_are_refused(copied: Path) -> None:
 @pytest.mark.parametrize("floor", [-1e9, 1e9])
 def test_a_floor_that_is_none_is_refused(copied: Path, floor: float) -> None:
     edit(copied, lambda m: m["proof"][1].update(floor_db=floor))
-    with pytest.raises(BundleError, match="is none"):
+    with pytest.raises(BundleError, match="floor_db: must be at"):
         verification.verify_bundle(bundle.read(copied))
 
 
@@ -237,7 +237,9 @@ def test_a_link_in_the_middle_of_a_path_is_refused(copied: Path) -> None:
 
 def test_costs_are_checked(copied: Path) -> None:
     edit(copied, lambda m: m["parts"][0]["cost"].update(parameters="many"))
-    with pytest.raises(BundleError, match="parameters must be int"):
+    with pytest.raises(
+        BundleError, match=r"parts\[0\].cost.parameters: must be an integer, got 'many'"
+    ):
         bundle.read(copied)
 
 
@@ -278,11 +280,14 @@ def test_text_that_is_none_is_refused(copied: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"guidance": {"kind": "text_image", "image": 1.5}}, "takes text and image, got text=None"),
-        ({"conditioning": [{"kind": "image_latent", "channels": "NaN"}]}, "channels must be"),
-        ({"conditioning": [7]}, "a conditioning entry is not an object"),
-        ({"steps": 0}, "steps must be a positive integer"),
-        ({"name": "../edit"}, "is not legal"),
+        ({"guidance": {"kind": "text_image", "image": 1.5}}, "guidance: key 'text' is missing"),
+        (
+            {"conditioning": [{"kind": "image_latent", "channels": "NaN"}]},
+            "channels: must be an integer",
+        ),
+        ({"conditioning": [7]}, r"conditioning\[0\]: must be an object, got 7"),
+        ({"steps": 0}, "steps: must be at least 1, got 0"),
+        ({"name": "../edit"}, "name: must match"),
     ],
 )
 def test_tasks_of_a_manifest_are_tasks(copied: Path, change: dict[str, Any], message: str) -> None:

@@ -49,13 +49,21 @@ def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
         (None, {"noise": None}, "noise is missing"),
         (None, {"image": None}, "noise is missing"),
         (None, {"latents_4": None}, "loop/fill/latents/4 is missing"),
-        (None, {"noise": np.zeros((1, 4, 9, 9), np.float32)}, "noise must be float32"),
+        (
+            None,
+            {"noise": np.zeros((1, 4, 9, 9), np.float32)},
+            r"loop/fill/noise must be \[1, 4, 2, 3\]",
+        ),
         (None, {"mask": None}, "task 'fill' needs --mask"),
-        (None, {"mask": np.zeros((1, 1, 8, 8), np.float32)}, "mask must be float32"),
+        (
+            None,
+            {"mask": np.zeros((1, 1, 8, 8), np.float32)},
+            r"loop/fill/mask must be \[1, 1, 16, 24\]",
+        ),
         ({"prompt": "x", "steps": 3}, {}, "no table for 3 steps"),
-        ({"prompt": "x", "steps": True}, {}, "loop.golden says no steps"),
-        ({"prompt": 5, "steps": 4}, {}, "loop.golden says no prompt"),
-        ([], {}, "loop.golden says no prompt"),
+        ({"prompt": "x", "steps": True}, {}, "loop.golden.steps: must be an integer, got True"),
+        ({"prompt": 5, "steps": 4}, {}, "loop.golden.prompt: must be a string"),
+        ([], {}, "loop.golden: must be an object"),
     ],
 )
 def test_goldens_of_a_loop_that_are_refused(
@@ -64,9 +72,8 @@ def test_goldens_of_a_loop_that_are_refused(
     with_golden(copied, **changes)
     if golden is not None:
         handmade.edit(copied, "loop", "golden", value=golden)
-    found = bundle.read(copied)
     with pytest.raises(BundleError, match=message):
-        verification.loop(found, found.tasks[0])
+        verification.loop(found := bundle.read(copied), found.tasks[0])
 
 
 def of_two_tasks(folder: Path, *lost: str) -> Path:
@@ -121,7 +128,7 @@ def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Pa
 def test_a_second_task_of_the_unet_must_have_goldens_of_its_own(copied: Path) -> None:
     """With its row of the proof gone too, it would run the first one's entry and no one see it."""
     folder = of_two_tasks(copied, "unet/other", "loop/other")
-    proof = [row for row in bundle.read(folder).manifest["proof"] if row["task"] != "other"]
-    handmade.edit(folder, "proof", value=proof)
+    recorded = bundle.read(folder).manifest.proof
+    handmade.edit(folder, "proof", value=[v.to_json() for v in recorded if v.task != "other"])
     with pytest.raises(BundleError, match="has not 3 cases of unet/other"):
         verification.verify_bundle(bundle.read(folder))

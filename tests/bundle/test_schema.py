@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -15,8 +13,6 @@ from jsonschema import Draft202012Validator
 
 from mtu_export import bundle
 from mtu_export.spec import BundleError
-from tests.support.mutations.files import pick, slot
-from tests.support.mutations.values import ODD
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
 BUNDLE = RUNTIME / "testdata" / "edit-onnx-int8"
@@ -113,6 +109,13 @@ CHANGES: list[tuple[str, Change]] = [
     ("folder a number", put("text", "tokenizers", "text_encoder", value=1)),
     ("steps in words", put("loop", "schedules", "four", value={})),
     ("no sigma", drop("loop", "schedules", "4", "init_noise_sigma")),
+    *(
+        (
+            f"too many {key}",
+            lambda found, key=key, most=most: found.update({key: found[key][:1] * most}),
+        )
+        for key, most in (("files", 65), ("tasks", 65), ("tokenizers", 17), ("proof", 1025))
+    ),
     ("no pass", put("loop", "schedules", "4", "passes", value=[])),
     ("three coefficients", put(*PASS, "x", value=[1, 0, 0])),
     ("a coefficient null", put(*PASS, "m", value=[1, 0, 0, None])),
@@ -139,26 +142,6 @@ def test_a_changed_manifest_is_neither_valid_nor_read(
         bundle.read(copied)
 
 
-def test_what_is_read_is_valid(
-    schema: Draft202012Validator, manifest: dict[str, Any], copied: Path
-) -> None:
-    """150 random changes of one value each: whatever `bundle.read` lets through is valid."""
-    random, refused = Random(0), 0
-    for _ in range(150):
-        changed = copy.deepcopy(manifest)
-        node, key = slot(random, changed)
-        node[key] = pick(random, ODD)
-        (copied / "manifest.json").write_text(json.dumps(changed), "utf-8")
-        try:
-            bundle.read(copied)
-        except BundleError:
-            refused += 1
-        else:
-            errors = list(schema.iter_errors(changed))
-            assert errors == [], (key, node[key])
-    assert refused > 20
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -172,5 +155,5 @@ def test_text_that_comes_from_nowhere_is_refused(
 ) -> None:
     change(manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    with pytest.raises(BundleError, match="comes from no text encoder"):
+    with pytest.raises(BundleError, match="is no output of a text encoder"):
         bundle.read(copied)

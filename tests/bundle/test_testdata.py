@@ -38,9 +38,9 @@ def pixels(path: Path) -> np.ndarray:
 def test_it_is_small_and_whole(found: bundle.Bundle) -> None:
     files = [path for path in HERE.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1_000_000
-    assert found.manifest["schema_version"] == ".".join(map(str, bundle.SCHEMA))
+    assert found.manifest.schema_version == ".".join(map(str, bundle.SCHEMA))
     assert [task.guidance.kind for task in found.tasks] == ["text_image"]
-    assert found.manifest["image"]["height"] != found.manifest["image"]["width"]
+    assert found.manifest.image.height != found.manifest.image.width
 
 
 def test_it_verifies(found: bundle.Bundle) -> None:

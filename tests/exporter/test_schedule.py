@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtu_export.bundle.manifest import ScheduleRecord
+from mtu_export.bundle.reading import validated
 from mtu_export.exporter import schedule
 from mtu_export.spec import (
     BundleError,
@@ -336,10 +338,13 @@ BAD = st.sampled_from(
 )
 
 
+def read(record: Any) -> Schedule:
+    return validated(ScheduleRecord, json.dumps(record)).schedule()
+
+
 @given(found=schedules())
 def test_json_round_trip(found: Schedule) -> None:
-    text = json.dumps(found.to_json(), allow_nan=False)
-    assert Schedule.from_json(json.loads(text), "here") == found
+    assert read(found.to_json()) == found
 
 
 @given(found=schedules())
@@ -347,7 +352,7 @@ def test_json_of_a_newer_minor_schema_is_read(found: Schedule) -> None:
     row = found.to_json()
     row["colour"] = "blue"
     row["passes"][0]["noise"] = [1, 2]
-    assert Schedule.from_json(row, "here") == found
+    assert read(row) == found
 
 
 @settings(max_examples=300)
@@ -366,8 +371,8 @@ def test_a_mutation_is_a_bundle_error(found: Schedule, bad: Any, data: st.DataOb
         del home[key]
     else:
         one[data.draw(st.sampled_from(["x", "m"]))].append(0.0)
-    with pytest.raises(BundleError, match=r"^somewhere: ") as caught:
-        Schedule.from_json(row, "somewhere")
+    with pytest.raises(BundleError, match=r"^manifest.json: ") as caught:
+        read(row)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -375,16 +380,16 @@ def test_a_mutation_is_a_bundle_error(found: Schedule, bad: Any, data: st.DataOb
 @pytest.mark.parametrize("found", [None, [], "x", 3, {"passes": []}, {"init_noise_sigma": 1}])
 def test_no_schedule_is_a_bundle_error(found: Any) -> None:
     with pytest.raises(BundleError):
-        Schedule.from_json(found, "here")
+        read(found)
 
 
 def test_absurd_sizes_are_refused() -> None:
     one = {"timestep": 1, "input_scale": 1, "x": [1, 0, 0, 0], "m": [1, 0, 0, 0]}
     good = {"init_noise_sigma": 1, "passes": [one] * 10_000}
-    assert len(Schedule.from_json(good, "here").passes) == 10_000
-    for passes in ([], [one] * 10_001):
-        with pytest.raises(BundleError, match="10,000"):
-            Schedule.from_json({**good, "passes": passes}, "here")
+    assert len(read(good).passes) == 10_000
+    for passes, message in (([], "at least 1 item"), ([one] * 10_001, "at most 10,000 items")):
+        with pytest.raises(BundleError, match=message):
+            read({**good, "passes": passes})
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -393,4 +398,4 @@ def test_a_pass_cannot_look_back_before_the_start(index: int) -> None:
     rows = [copy.deepcopy(plain) for _ in range(4)]
     rows[index]["m"][index + 1] = 1e-3
     with pytest.raises(BundleError, match=rf"passes\[{index}\] looks back"):
-        Schedule.from_json({"init_noise_sigma": 1, "passes": rows}, "here")
+        read({"init_noise_sigma": 1, "passes": rows})

@@ -57,8 +57,8 @@ def test_each_task_is_as_near_as_alone(
         sizes.append(alone.manifest["parts"][0]["cost"]["weight_bytes"])
         one, together = psnr(alone)[task, rung], psnr(found)[task, rung]
         assert abs(one - together) < NEAR_DB[scheme]
-        assert bundle.read_goldens(alone)[f"unet/{task}"][0][1]["out_sample"].tobytes() == (
-            bundle.read_goldens(found)[f"unet/{task}"][0][1]["out_sample"].tobytes()
+        assert bundle.Goldens(alone).cases("unet", task)[0][1]["out_sample"].tobytes() == (
+            bundle.Goldens(found).cases("unet", task)[0][1]["out_sample"].tobytes()
         )
     cost = found.manifest["parts"][0]["cost"]
     assert cost["weight_bytes"] == cost["shared_weight_bytes"] + sum(
@@ -212,7 +212,7 @@ def test_a_whole_pipeline_of_three_tasks(pipeline: Path, tmp_path: Path) -> None
     with pytest.raises(PlanError, match="name a --task; this bundle has: t2i, sr, fill"):
         runner.open_loop(found)
     alone = export(pipeline, tmp_path / "alone", ("sr",), "fp32", bake_steps=[4])
-    golden, own = (bundle.read_loop(row, "sr") for row in (found, alone))
+    golden, own = (bundle.Goldens(row).loop("sr") for row in (found, alone))
     assert {name: value.tobytes() for name, value in golden.items()} == {
         name: value.tobytes() for name, value in own.items()
     }

@@ -1,0 +1,55 @@
+"""Numbers and strings of a manifest with their ranges, and the base of its objects."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mtu_export.spec import HISTORY, LARGEST_COEFFICIENT, LARGEST_COUNT, TASK_NAME
+
+SCHEMA = (1, 2)
+"""Major and minor version of what is written; every minor of this major is read."""
+_LARGEST = 2**53 - 1  # a double holds every integer up to it
+_FINITE = 1e300
+
+
+def _integer(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_integer)
+Count = Annotated[int, Field(ge=0, le=_LARGEST), WHOLE]
+Side = Annotated[int, Field(ge=1, le=8192), WHOLE]
+Channels = Annotated[int, Field(ge=1, le=1024), WHOLE]
+Extent = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+Steps = Annotated[int, Field(ge=1, le=LARGEST_COUNT), WHOLE]
+Scale = Annotated[float, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)]
+Number = Annotated[float, Field(ge=-_FINITE, le=_FINITE)]
+Numbers = Annotated[tuple[Number, ...], Field(max_length=64)]
+Decibels = Annotated[float, Field(ge=0, le=300)]
+Coefficient = Annotated[float, Field(ge=-LARGEST_COEFFICIENT, le=LARGEST_COEFFICIENT)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_COEFFICIENT)]
+Coefficients = Annotated[tuple[Coefficient, ...], Field(min_length=HISTORY, max_length=HISTORY)]
+Path = Annotated[str, Field(min_length=1, max_length=255)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+TaskName = Annotated[str, Field(pattern=f"^{TASK_NAME}$")]
+Version = Annotated[str, Field(pattern=rf"^{SCHEMA[0]}\.[0-9]{{1,6}}$")]
+
+
+class Record(BaseModel):
+    """An object of the manifest. Strict: no value is converted to another type."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="ignore", validate_by_name=True, allow_inf_nan=False
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as JSON has it; keys that nobody set are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def __getitem__(self, key: str) -> Any:  # until every reader uses attributes
+        return self.to_json()[key]
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: D102
+        return self.to_json().get(key, default)
