@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 DEMO := build/demo
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 OPTIMUM := build/optimum
 PYTHONS := 3.11 3.12 3.13
 # Where it is set, every process compiles this package and the tests again.
@@ -63,7 +63,7 @@ python-%: setup
 	  build/$@
 	$(UV) pip install --quiet --python build/$@/bin/python --compile-bytecode -c constraints.txt \
 	  -e '.[dev]'
-	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 build/$@/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 ## Wheel and sdist: what is in them, and what the wheel does where there is no checkout.
 distribution: setup

@@ -2,7 +2,7 @@
 
     python benchmarks/mutations.py [--count 1000] [--seed 0]
 
-Mutant n of a seed is the same on every run (`tests/support/mutations` makes it). It runs in a child
+Mutant n of a seed is the same on every run (`mtu_export.testing` makes it). It runs in a child
 process of up to 125 mutants, so that a crash or a hang is one row. A row that is done is kept under
 `~/.cache/mtu-export/mutations` and not run again; `--fresh` starts anew, `--again` runs only what
 ended as anything else. Legal ends: an error of our tree with nothing left on disk, a correct
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.support import mutations  # noqa: E402
+from mtu_export.testing.campaigns import mutations  # noqa: E402
 
 STATE = Path.home() / ".cache" / "mtu-export" / "mutations"
 CHUNK = 125
@@ -73,7 +73,9 @@ def run(number: int, seed: int) -> dict[str, Any]:
                 if row["road"] == "verify":
                     end, said = mutations.attempt_bundle(folder)
                 else:
-                    end, said = mutations.attempt(folder, task, row["road"] == "onnx", out)
+                    end, said = mutations.attempt(
+                        folder, task, "onnx" if row["road"] == "onnx" else "diffusers", out
+                    )
         except KeyboardInterrupt:
             raise
         except BaseException as error:

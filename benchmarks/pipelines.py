@@ -2,7 +2,7 @@
 
     python benchmarks/pipelines.py [--out benchmarks/results] [--pictures FOLDER]
 
-Cases of ``tests/support/pipelines.py``: ours is an ONNX fp32 bundle in ONNX Runtime,
+Cases of ``mtu_export.testing.campaigns.pipelines``: ours is an ONNX fp32 bundle in ONNX Runtime,
 theirs a pipeline of diffusers in PyTorch, UNet folded; same weights, noise, prompt, schedule and
 guidance. Then a LoRA of UNet and text encoders, which diffusers runs beside the weights.
 ``--pictures`` keeps both sides' pictures, theirs above ours.
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mtu_export.bundle import images  # noqa: E402
-from tests.support import pipelines, pipelines_lora  # noqa: E402
+from mtu_export.testing.campaigns import pipelines, pipelines_lora  # noqa: E402
 
 KEYS = ("latents_db", "image_db")
 LORA_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -71,8 +71,8 @@ def page(rows: list[dict[str, Any]], loras: list[dict[str, Any]]) -> str:
         "",
         f"Made by `make pipelines` from `pipelines.json` (diffusers {diffusers.__version__}, "
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"{platform.machine()}). Random tiny checkpoints, float32, {pipelines.WIDTH} x "
-        f"{pipelines.HEIGHT}, {pipelines.STEPS} steps, the same noise; ours is `generate.picture` "
+        f"{platform.machine()}). Random tiny checkpoints, float32, 128 x 64, "
+        f"{pipelines.STEPS} steps, the same noise; ours is `runner.generate` "
         "on an ONNX bundle, theirs the pipeline with the folded UNet. PSNR = 20·log10(max|ref| / "
         f"rmse); the floor is {pipelines.FLOOR_DB:g} dB.",
         "",

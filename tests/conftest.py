@@ -1,14 +1,16 @@
-"""Tiny checkpoints, made once a session; no network, no shared folder."""
+"""Small random checkpoints and their bundles, made once a run; no network, no shared folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.support.shared import SharedFolders
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -27,38 +29,56 @@ TASKS = ("t2i", "edit", "sr", "inpaint", "fill", "relight")
 
 
 @pytest.fixture(scope="session")
-def relight(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tasks") / "relight.json"
-    path.write_text(json.dumps(RELIGHT), "utf-8")
-    return str(path)
+def shared_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedFolders]:
+    """What all workers of this run share on disk."""
+    base = tmp_path_factory.getbasetemp()
+    folders = SharedFolders(
+        (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    )
+    yield folders
+    folders.require_unchanged()
 
 
 @pytest.fixture(scope="session")
-def make_tiny(tmp_path_factory: pytest.TempPathFactory, relight: str) -> Callable[..., Path]:
-    """A function that writes a random tiny checkpoint; the same arguments give the same folder.
+def relight(shared_folders: SharedFolders) -> str:
+    """A file with a task that is no preset."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "relight.json").write_text(json.dumps(RELIGHT), "utf-8")
+
+    return str(shared_folders.folder("tasks", RELIGHT, write) / "relight.json")
+
+
+@pytest.fixture(scope="session")
+def make_tiny(shared_folders: SharedFolders, relight: str) -> Callable[..., Path]:
+    """A function that writes a random small checkpoint; the same arguments give the same folder.
 
     Only ``whole`` ones have text encoder, tokenizer, VAE and scheduler beside the UNet.
     """
     from mtu_export.authoring import upcycle
     from mtu_export.checkpoint import pipeline_files
 
-    made: dict[str, Path] = {}
+    def make(architecture: str = "tiny", *, whole: bool = False, **options: object) -> Path:
+        options.setdefault("tasks", [*TASKS[:-1], relight])
 
-    def make(architecture: str = "tiny", *, whole: bool = False, **words: object) -> Path:
-        words.setdefault("tasks", [*TASKS[:-1], relight])
-        key = f"{architecture} {whole} {sorted(words.items())}"
-        if key not in made:
-            folder = tmp_path_factory.mktemp("checkpoint") / architecture
-            upcycle.write_random(architecture, folder, **words)  # type: ignore[arg-type]
-            for part in () if whole else sorted(folder.iterdir()):
-                if part.is_dir() and part.name != "unet":
-                    shutil.rmtree(part)
+        def write(folder: Path) -> None:
+            upcycle.write_random(architecture, folder, **options)  # type: ignore[arg-type]
             if not whole:
+                for part in sorted(folder.iterdir()):
+                    if part.is_dir() and part.name != "unet":
+                        shutil.rmtree(part)
                 pipeline_files.write_index(folder, {})
-            made[key] = folder
-        return made[key]
+
+        return shared_folders.folder(architecture, (whole, sorted(options.items())), write)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def atom(make_tiny: Callable[..., Path]) -> Path:
+    """A UNet of one block of each kind: enough where its size is not what is tested."""
+    return make_tiny("atom")
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +89,12 @@ def tiny(make_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(make_tiny: Callable[..., Path]) -> Path:
     return make_tiny("tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def atom_pipeline(make_tiny: Callable[..., Path]) -> Path:
+    """A whole pipeline with one block of each kind."""
+    return make_tiny("atom", whole=True)
 
 
 @pytest.fixture(scope="session")
@@ -84,11 +110,37 @@ def pipeline_sdxl(make_tiny: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An int8 ONNX bundle of `edit`; tests copy it before they change it."""
-    from mtu_export import exporter
-    from mtu_export.exporter import options
+def bundles(shared_folders: SharedFolders, make_tiny: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that exports a bundle, once a run for each plan; tests copy it to change it.
 
-    out = tmp_path_factory.mktemp("bundle") / "edit-onnx-int8"
-    exporter.export(options.resolve(target="onnx", model=tiny, task="edit", scheme="int8", out=out))
-    return out
+    Without ``whole`` the checkpoint is a UNet alone. Not for the reference target, whose bundles
+    run only in the process that made them.
+    """
+    from mtu_export import exporter
+    from mtu_export.exporter.options import resolve
+
+    def make(
+        target: str = "onnx",
+        scheme: str = "int8",
+        tasks: Sequence[str] = ("edit",),
+        architecture: str = "atom",
+        *,
+        whole: bool = False,
+        **options: object,
+    ) -> Path:
+        words: dict[str, object] = {"target": target, "scheme": scheme, "task": list(tasks)}
+        words |= {"model": make_tiny(architecture, whole=whole), **options}
+
+        def export(out: Path) -> None:
+            exporter.export(resolve(out=out, **words))  # type: ignore[arg-type]
+
+        name = f"{'-'.join(tasks)}-{target}-{scheme}"
+        return shared_folders.folder(name, sorted(words.items()), export)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(bundles: Callable[..., Path]) -> Path:
+    """An int8 ONNX bundle of `edit`; tests copy it before they change it."""
+    return bundles("onnx", "int8", ("edit",))

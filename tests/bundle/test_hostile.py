@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from mtu_export import bundle
 from mtu_export.bundle import runner, tokenizer, verification
 from mtu_export.spec import BundleError, MtuExportError
+from mtu_export.testing.campaigns.mutations.values import ODD
 from tests.bundle.test_generate import request
 from tests.support import handmade
-from tests.support.mutations.values import ODD
 
 Path_ = tuple[str | int, ...]
 

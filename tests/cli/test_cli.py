@@ -153,46 +153,31 @@ def command(*words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_an_export_prints_json_alone_and_verifies(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("onnx", "--task", "inpaint", "--int8", "--json"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_an_export_prints_json_alone_and_verifies(
+    atom_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The export in a process of its own, as a toolchain may write to its streams."""
+    export = ["onnx", "-m", str(atom_pipeline), "--task", "inpaint", "--int8"]
+    done = subprocess.run(command(*export, "--json"), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["name"] == "inpaint-onnx-int8"
     assert all(row["passed"] for row in found["proof"])
     assert all(line.startswith("✓") for line in done.stderr.splitlines())
-    again = subprocess.run(
-        command("onnx", "--task", "inpaint", "--int8"), capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 2
-    assert "exists; choose another -o or pass --force" in again.stderr
-    checked = subprocess.run(
-        command("verify", "inpaint-onnx-int8", "--json"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (row,) = json.loads(checked.stdout)
+    code, _, err = run(export, monkeypatch, capfd)
+    assert (code, "exists; choose another -o or pass --force" in err) == (2, True)
+    code, out, _ = run(["verify", "inpaint-onnx-int8", "--json"], monkeypatch, capfd)
+    (row,) = json.loads(out)
     at_the_export = [v["psnr_db"] for v in found["proof"] if v["rung"] != "folded"]
+    assert code == 0
     assert [v["psnr_db"] for v in row["proof"]] == at_the_export
     assert [(v["component"], v["runner"].partition(" ")[0]) for v in row["recorded"]] == [
         ("unet", "torch")
     ]
-    failed = subprocess.run(
-        command("verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert failed.returncode == 1
-    assert "parity below the floor: text_encoder of task 'inpaint'" in failed.stderr
-    shown = subprocess.run(
-        command("inspect", "inpaint-onnx-int8"), capture_output=True, text=True, check=True
-    )
-    assert "onnxruntime" in shown.stdout
+    failing = ["verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"]
+    code, _, err = run(failing, monkeypatch, capfd)
+    assert (code, "parity below the floor: text_encoder of task 'inpaint'" in err) == (1, True)
+    code, out, _ = run(["inspect", "inpaint-onnx-int8"], monkeypatch, capfd)
+    assert (code, "onnxruntime" in out) == (0, True)
 
 
 def test_a_proof_of_no_part_is_shown_without_a_size(
@@ -208,24 +193,24 @@ def test_a_proof_of_no_part_is_shown_without_a_size(
     assert (code, "nobody" in out, "error" in err) == (0, True, False)
 
 
-@pytest.mark.slow
-def test_parity_below_the_floor_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("onnx", "--task", "sr", "--int8", "--min-psnr", "90", "--components", "unet"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: parity below the floor: unet of task")
+def test_parity_below_the_floor_leaves_nothing(
+    atom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "sr", "--int8", "--min-psnr", "90", "--components", "unet"]
+    code, _, err = run(["reference", "-m", str(atom), *words], monkeypatch, capfd)
+    last = err.splitlines()[-1]
+    assert (code, last[:45]) == (1, "error: parity below the floor: unet of task '")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["import PyTorch", "fold", "capture"])
-def test_interrupting_leaves_nothing(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    "stage",
+    ["import PyTorch", "fold", pytest.param("capture", marks=pytest.mark.exhaustive)],
+)
+def test_interrupting_leaves_nothing(atom: Path, tmp_path: Path, stage: str) -> None:
     child = subprocess.Popen(
-        command("onnx", "--task", "sr", "--components", "unet"),
+        command("reference", "-m", str(atom), "--task", "sr", "--components", "unet"),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

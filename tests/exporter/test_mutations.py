@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mtu_export import spec
-from tests.support import mutations
+from mtu_export.testing.campaigns import mutations
+from tests.support.shared import SharedFolders
 
 ERRORS = [row for row in vars(spec).values() if isinstance(row, type)]
 ENDS = {mutations.CORRECT, mutations.VERIFIED} | {
@@ -24,12 +26,19 @@ ENDS = {mutations.CORRECT, mutations.VERIFIED} | {
 PHASES = (Phase.explicit, Phase.generate)  # an example takes a second: shrinking would take hours
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bases")
+@pytest.fixture(scope="session")
+def base(shared_folders: SharedFolders) -> Callable[[str], Path]:
+    """A function that gives the valid checkpoint of a name."""
+
+    def make(name: str) -> Path:
+        return shared_folders.folder(
+            name, "base of mutants", lambda folder: mutations.make_base(folder.parent, name)
+        )
+
+    return make
 
 
-def end_of(base: Path, random: Random, whole: bool) -> str:
+def end_of(base: Path, random: Random, target: str) -> str:
     """How one mutant of a checkpoint ends; raises ``Unexpected``."""
     with tempfile.TemporaryDirectory() as name:
         folder, place = Path(name, "mutant"), Path(name, "place")
@@ -38,7 +47,7 @@ def end_of(base: Path, random: Random, whole: bool) -> str:
         change = mutations.mutate(folder, random)
         task = random.choice(mutations.TASKS)
         try:
-            return mutations.attempt(folder, task, whole, place)[0]
+            return mutations.attempt(folder, task, target, place)[0]
         except Exception as error:
             raise AssertionError(f"{base.name}, {task}, {change}: {error!r}") from error
 
@@ -72,8 +81,10 @@ RANDOMS = st.randoms(use_true_random=False)
 
 @_property(25)
 @given(random=RANDOMS, name=st.sampled_from(("tiny-sharded", "tiny-sdxl")))
-def test_a_mutated_checkpoint_folds_or_is_refused(home: Path, random: Random, name: str) -> None:
-    assert end_of(mutations.make_base(home, name), random, whole=False) in ENDS
+def test_a_mutated_checkpoint_folds_or_is_refused(
+    base: Callable[[str], Path], random: Random, name: str
+) -> None:
+    assert end_of(base(name), random, "diffusers") in ENDS
 
 
 @_property(40)
@@ -82,17 +93,29 @@ def test_a_mutated_bundle_verifies_or_is_refused(onnx_bundle: Path, random: Rand
     assert end_of_bundle(onnx_bundle, random) in ENDS
 
 
-@pytest.mark.slow
 @_property(25)
-@given(random=RANDOMS, name=st.sampled_from(mutations.BASES), whole=st.booleans())
-def test_a_mutated_checkpoint_exports_or_is_refused(
-    home: Path, random: Random, name: str, whole: bool
+@given(random=RANDOMS, name=st.sampled_from(mutations.BASES))
+def test_a_mutated_checkpoint_is_proved_or_refused(
+    base: Callable[[str], Path], random: Random, name: str
 ) -> None:
-    assert end_of(mutations.make_base(home, name), random, whole) in ENDS
+    """Through the whole exporter; what a toolchain makes of a program is tested for each."""
+    assert end_of(base(name), random, "reference") in ENDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_mutated_checkpoint_is_an_onnx_bundle_or_refused(
+    base: Callable[[str], Path], seed: int
+) -> None:
+    """Changes of values alone, most of which a checkpoint stands."""
+    folder = base(mutations.BASES[seed % len(mutations.BASES)])
+    assert end_of(folder, Random(seed), "onnx") in ENDS
 
 
 @pytest.mark.parametrize("name", ["tiny-sharded", "tiny-sdxl"])
-def test_valid_input_is_a_correct_export(home: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("target", ["diffusers", "reference"])
+def test_valid_input_is_a_correct_export(
+    base: Callable[[str], Path], tmp_path: Path, name: str, target: str
+) -> None:
     """The test of the test: nothing is refused that was not changed."""
-    base = mutations.make_base(home, name)
-    assert mutations.attempt(base, "fill", False, tmp_path)[0] == mutations.CORRECT
+    assert mutations.attempt(base(name), "fill", target, tmp_path)[0] == mutations.CORRECT

@@ -1,4 +1,4 @@
-"""Whole loops beside diffusers' pipelines, after 20 steps; ``support.pipelines`` has the cases."""
+"""Whole loops beside diffusers' pipelines, after 20 steps: ``campaigns.pipelines``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtu_export.spec import Guidance
-from tests.support import pipelines, pipelines_lora
+from mtu_export.testing.campaigns import pipelines, pipelines_lora
 
 pytestmark = pytest.mark.slow
 needs_peft = pytest.mark.skipif(
@@ -20,7 +20,7 @@ needs_peft = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> pipelines.Pairs:
-    return pipelines.Pairs(tmp_path_factory.mktemp("pipelines"))
+    return pipelines.Pairs(tmp_path_factory.mktemp("pipelines"), "atom")
 
 
 def _few() -> list[Any]:

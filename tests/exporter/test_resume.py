@@ -18,12 +18,19 @@ from mtu_export.exporter import component, options
 from mtu_export.spec import CheckpointError, MtuExportError, OutputExists, PlanError
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def pipeline(atom_pipeline: Path) -> Path:
+    return atom_pipeline
+
+
 PARTS = ["text_encoder", "vae_encoder"]
 """Two small parts of `edit` are enough to stop between."""
 
 
 def resolved(checkpoint: Path, out: Path, **words: Any) -> Any:
-    given = {"target": "onnx", "task": "edit", "components": PARTS, "bake_steps": [2], "height": 64}
+    given = {"target": "onnx", "task": "edit", "components": PARTS, "bake_steps": [2], "height": 8}
     return options.resolve(model=checkpoint, out=out, **{**given, "skip_existing": True, **words})
 
 
@@ -33,9 +40,7 @@ class Stopped(BaseException):
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the parts that are made, not taken; onnxsim is left out, for speed."""
-    from mtu_export.targets.onnx import lowering as target
-
+    """Names of the parts that are made, not taken."""
     names: list[str] = []
     true = component.make
 
@@ -44,7 +49,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return true(job, reference)
 
     monkeypatch.setattr(component, "make", make)
-    monkeypatch.setattr(target, "_simplify", lambda model: (model, "none"))
     return names
 
 
@@ -53,11 +57,9 @@ import os, signal, sys
 from pathlib import Path
 from mtu_export import exporter
 from mtu_export.exporter import component
-from mtu_export.targets.onnx import lowering as target
 from tests.exporter.test_resume import resolved
 
 true = component.make
-target._simplify = lambda model: (model, "none")
 
 def make(job, reference):
     if job.component == "vae_encoder":
@@ -198,9 +200,6 @@ def stopped(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("stopped") / "home"
     home.mkdir()
     patch = pytest.MonkeyPatch()
-    from mtu_export.targets.onnx import lowering as target
-
-    patch.setattr(target, "_simplify", lambda model: (model, "none"))
 
     def stop(*words: object) -> None:
         raise Stopped
@@ -294,7 +293,11 @@ def test_a_failure_keeps_the_finished_parts_too(
 
 
 def test_a_stop_after_the_parts_goes_on_too(
-    stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
+    stopped: Path,
+    pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: list[str],
 ) -> None:
     """When tokenizer and goldens are written, as while the loops are proved."""
     home, write = Path(shutil.copytree(stopped, tmp_path / "home")), bundle.write_manifest

@@ -70,11 +70,11 @@ def test_the_model_is_quantised_in_the_end() -> None:
 
 @pytest.mark.slow
 def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
-    tiny: Path, tmp_path: Path
+    atom: Path, tmp_path: Path
 ) -> None:
     def words(**more: Any) -> options.Plan:
         return options.resolve(
-            target="onnx", model=tiny, task="edit", scheme="int8", out=tmp_path / "o", **more
+            target="onnx", model=atom, task="edit", scheme="int8", out=tmp_path / "o", **more
         )
 
     with pytest.raises(ParityError, match="the layer that costs most alone is") as caught:
@@ -93,10 +93,10 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
 
 @pytest.mark.slow
 def test_a_failed_loop_of_good_parts_says_that_another_request_may_pass(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    atom_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = options.resolve(
-        target="onnx", model=pipeline, task="sr", scheme="int8", out=tmp_path / "o"
+        target="onnx", model=atom_pipeline, task="sr", scheme="int8", out=tmp_path / "o"
     )
     high = {**SCHEMES, "int8": replace(INT8, loop_floor_db=200.0)}
     monkeypatch.setattr(verification, "SCHEMES", high)
@@ -117,7 +117,7 @@ def test_a_scheme_that_quantises_nothing_is_refused() -> None:
 
 
 def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
-    tiny: Path, tmp_path: Path
+    atom: Path, tmp_path: Path
 ) -> None:
     stages: list[str] = []
 
@@ -127,7 +127,7 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
 
     asked = options.resolve(
         target="onnx",
-        model=tiny,
+        model=atom,
         task="sr",
         scheme="int8",
         keep_float=["mid_block.nothing"],
@@ -139,13 +139,13 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])
-def test_patterns_that_cannot_be_are_refused(pattern: str, tiny: Path) -> None:
+def test_patterns_that_cannot_be_are_refused(pattern: str, atom: Path) -> None:
     with pytest.raises(PlanError, match="--keep-float"):
         options.resolve(
-            target="onnx", model=tiny, task="sr", scheme="int8", keep_float=[pattern], out="none"
+            target="onnx", model=atom, task="sr", scheme="int8", keep_float=[pattern], out="none"
         )
 
 
-def test_a_float_scheme_has_nothing_to_keep(tiny: Path) -> None:
+def test_a_float_scheme_has_nothing_to_keep(atom: Path) -> None:
     with pytest.raises(PlanError, match="keeps every layer in float; choose int8"):
-        options.resolve(target="onnx", model=tiny, task="sr", keep_float=["conv_in"], out="none")
+        options.resolve(target="onnx", model=atom, task="sr", keep_float=["conv_in"], out="none")

@@ -16,8 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mtu_export.bundle.metrics import psnr
 from mtu_export.models import lora
-from mtu_export.testing import architectures
-from tests.support import loras
+from mtu_export.testing import architectures, loras
 
 FLOOR_DB = 90.0
 needs_peft = pytest.mark.skipif(

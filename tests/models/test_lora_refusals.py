@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from mtu_export.models import lora, mtu
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
-from mtu_export.testing import architectures
-from tests.support import loras
+from mtu_export.testing import architectures, loras
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
 DOWN, UP = torch.ones(2, 64, 1, 1), torch.ones(64, 2, 1, 1)

@@ -22,8 +22,7 @@ from mtu_export.bundle.metrics import psnr
 from mtu_export.models import lora, mtu
 from mtu_export.models.lora.model import Target
 from mtu_export.spec import CheckpointError, MtuExportWarning
-from mtu_export.testing import architectures
-from tests.support import loras
+from mtu_export.testing import architectures, loras
 
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,

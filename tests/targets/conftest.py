@@ -40,11 +40,11 @@ MakeMini = Callable[..., tuple[Program, Plan, tuple[Arrays, ...], tuple[Arrays, 
 
 
 @pytest.fixture
-def mini(tiny: Path) -> MakeMini:
+def mini(atom: Path) -> MakeMini:
     """Program, plan, cases, float outputs and the quantised module of one target and scheme."""
 
     def make(target: str, scheme: str, dead: bool = False, **options: object):
-        resolved = resolve(target=target, model=tiny, task="t2i", scheme=scheme, options=options)
+        resolved = resolve(target=target, model=atom, task="t2i", scheme=scheme, options=options)
         random = np.random.default_rng(0)
         cases = tuple({"sample": random.standard_normal(SPEC.shape, np.float32)} for _ in range(4))
         graph = Graph(module=Mini(dead).eval(), inputs=(SPEC,), outputs=(OUT,))

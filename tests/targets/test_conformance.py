@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,14 @@ MATRIX = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "scheme"), MATRIX)
 def test_every_target_exports_every_scheme_it_accepts(
-    target: str, scheme: str, pipeline: Path, tmp_path: Path
+    target: str, scheme: str, bundles: Callable[..., Path]
 ) -> None:
-    words = {"target": target, "model": pipeline, "scheme": scheme, "task": "inpaint"}
-    words |= {"out": tmp_path / "b"}
     try:
-        resolved = options.resolve(**words)
+        folder = bundles(target, scheme, ("inpaint",), "tiny", whole=True)
     except Unsupported as refusal:
         assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
         return
-    found = exporter.export(resolved)
+    found = bundle.read(folder)
     unet = "quantised" if scheme == "int8" else "exported"
     rows = {(row.component, row.stage): row for row in found.proof}
     assert rows.pop(("unet", "folded")).passed
@@ -46,10 +45,14 @@ def test_every_target_exports_every_scheme_it_accepts(
             assert row.reason
         else:
             assert row.passed
-    again = verification.verify_bundle(bundle.read(found.folder))
-    assert [(row.component, row.stage, row.passed) for row in again] == [
-        (*key, row.passed) for key, row in rows.items()
-    ]
+    if (target, scheme) not in CORNERS or scheme == "int8":  # one scheme of a target is enough
+        again = {(v.component, v.stage): v for v in verification.verify_bundle(found)}
+        assert list(again) == list(rows)
+        for key, row in rows.items():
+            assert (again[key].passed, again[key].psnr_db) == (
+                row.passed,
+                pytest.approx(row.psnr_db, abs=0.5),
+            )
     if target == "executorch" and scheme == "int8":
         assert found.manifest["scheme"]["activations"] == "dynamic_int8"
         (unet,) = (row for row in found.manifest["parts"] if row["component"] == "unet")
@@ -68,15 +71,13 @@ def test_every_target_exports_every_scheme_it_accepts(
         if task != "inpaint"
     ],
 )
-def test_every_task_exports(task: str, tiny: Path, tmp_path: Path) -> None:
+def test_every_task_exports(task: str, atom: Path, tmp_path: Path) -> None:
     found = exporter.export(
-        options.resolve(
-            target="onnx", model=tiny, task=task, out=tmp_path / "b", batch=2, height=64
-        )
+        options.resolve(target="onnx", model=atom, task=task, out=tmp_path / "b", batch=2, height=8)
     )
     shape = found.parts[0].inputs[0].shape
     assert shape[0] == 2
-    assert shape[2:] == (8, 16)
+    assert shape[2:] == (4, 8)
     assert all(row.passed for row in found.proof)
 
 

@@ -79,14 +79,14 @@ def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def lowered(
-    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, atom: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Three tasks in one file and one alone: path, entries, outputs wanted, the program."""
     found: dict[str, Any] = {"scheme": request.param}
     for key in ("all", ALONE):
         tasks = list(CHANNELS) if key == "all" else [key]
         resolved = options.resolve(
-            target="executorch", model=tiny, task=tasks, scheme=request.param
+            target="executorch", model=atom, task=tasks, scheme=request.param
         )
         made, wanted = program(tasks, resolved)
         folder = tmp_path_factory.mktemp(key)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from mtu_export import bundle, exporter
+from mtu_export import bundle
 from mtu_export.bundle import Bundle, verification
-from mtu_export.exporter import options
 from mtu_export.spec import BundleError
 from mtu_export.targets.coreml import package
 
@@ -21,15 +20,9 @@ TWO = ("edit", "sr")
 Change = Callable[[dict[str, Any]], None]
 
 
-def export(folder: Path, out: Path, target: str) -> Bundle:
-    words: Any = {"target": target, "model": folder, "scheme": "int8", "components": ["unet"]}
-    return exporter.export(options.resolve(**words, task=TWO, out=out))
-
-
-@pytest.fixture(scope="module")
-def coreml(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = make_tiny("tiny-half", tasks=list(TWO))
-    return export(folder, tmp_path_factory.mktemp("coreml") / "b", "coreml")
+@pytest.fixture(scope="session")
+def coreml(bundles: Callable[..., Path]) -> Bundle:
+    return bundle.read(bundles("coreml", "int8", TWO))
 
 
 def forge(found: Bundle, out: Path, change: Change) -> Bundle:

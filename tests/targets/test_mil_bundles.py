@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtu_export import bundle, exporter, targets
+from mtu_export import bundle, targets
 from mtu_export.bundle import Bundle, metrics, verification
-from mtu_export.exporter import options
 from mtu_export.spec import ParityError, ToolchainError, UnknownName
 from mtu_export.targets.coreml import mil, native, package
 
 pytestmark = pytest.mark.slow
 
 
-def _export(tmp_path_factory: pytest.TempPathFactory, **words: Any) -> Path:
-    out = tmp_path_factory.mktemp("coreml") / "bundle"
-    exporter.export(options.resolve(target="coreml", task="inpaint", out=out, **words))
-    return out
-
-
-@pytest.fixture(scope="module")
-def whole(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def whole(bundles: Callable[..., Path]) -> Path:
     """All parts, int8."""
-    return _export(tmp_path_factory, model=pipeline, scheme="int8")
+    return bundles("coreml", "int8", ("inpaint",), whole=True)
 
 
 @pytest.fixture

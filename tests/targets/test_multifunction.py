@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from mtu_export import bundle, exporter, models, targets
+from mtu_export import bundle, models, targets
 from mtu_export.bundle import verification
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter.options import resolve
@@ -71,11 +71,11 @@ class OneTask(nn.Module):
 
 
 @pytest.fixture
-def several(tiny: Path) -> MakeSeveral:
+def several(atom: Path) -> MakeSeveral:
     """Program, plan, an input and the float output of each task."""
 
     def make(scheme: str, **options: object) -> Several:
-        resolved = resolve(target="coreml", model=tiny, task=TASKS, scheme=scheme, options=options)
+        resolved = resolve(target="coreml", model=atom, task=TASKS, scheme=scheme, options=options)
         shared, random = Shared(), np.random.default_rng(0)
         modules = {t: OneTask(shared, w, w, 64).eval() for t, w in WIDTHS.items()}
         graphs = {
@@ -262,7 +262,7 @@ def test_a_marker_that_was_changed_is_refused_by_name(
         lower(*several("fp16")[:2], tmp_path / "out")
 
 
-def test_a_fold_of_two_own_tensors_is_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_fold_of_two_own_tensors_is_refused(atom: Path, tmp_path: Path) -> None:
     """coremltools multiplies a gain after a convolution into its weight: no marker is left."""
 
     class Gained(nn.Module):
@@ -276,7 +276,7 @@ def test_a_fold_of_two_own_tensors_is_refused(tiny: Path, tmp_path: Path) -> Non
         def forward(self, sample: torch.Tensor) -> torch.Tensor:
             return self.conv(sample) * self.gain
 
-    resolved = resolve(target="coreml", model=tiny, task=["t2i", "edit"], scheme="fp32")
+    resolved = resolve(target="coreml", model=atom, task=["t2i", "edit"], scheme="fp32")
     spec = TensorSpec(name="sample", shape=(1, 4, 8, 8))
     out = TensorSpec(name="out_sample", shape=(1, 24, 8, 8))
     modules = {"t2i": Gained(1).eval(), "edit": Gained(2).eval()}
@@ -331,8 +331,8 @@ def test_halves_are_those_of_coremltools(values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", ["my-task", "3d", "main"])
-def test_a_task_that_names_no_function_is_refused(name: str, tiny: Path) -> None:
-    whole = resolve(target="coreml", model=tiny, task=["edit", "t2i"])
+def test_a_task_that_names_no_function_is_refused(name: str, atom: Path) -> None:
+    whole = resolve(target="coreml", model=atom, task=["edit", "t2i"])
     target, odd = targets.load("coreml"), replace(whole.tasks[0], name=name)
     with pytest.raises(Unsupported, match=f"task '{name}' cannot name a function"):
         target.validate_plan(replace(whole, tasks=(odd, whole.tasks[1])))
@@ -343,7 +343,7 @@ def test_a_task_that_names_no_function_is_refused(name: str, tiny: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "scheme"), [("tiny", "fp16"), ("tiny", "int8")])
+@pytest.mark.parametrize(("model", "scheme"), [("atom", "fp16"), ("atom", "int8")])
 def test_a_unet_is_what_coremltools_makes_of_single_ones(
     model: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -365,12 +365,10 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
 
 @pytest.mark.slow
 def test_a_bundle_of_several_tasks_is_proved_and_its_weights_are_shared(
-    tiny: Path, tmp_path: Path
+    bundles: Callable[..., Path],
 ) -> None:
-    """The whole way: one package, a witness and verdicts of each task, a flipped scale is seen."""
-    words: Any = {"target": "coreml", "model": tiny, "scheme": "int8", "components": ["unet"]}
-    made = exporter.export(resolve(**words, task=TASKS, out=tmp_path / "all"))
-    one = exporter.export(resolve(**words, task="edit", out=tmp_path / "one"))
+    """The whole way: one package, a witness and verdicts of each task."""
+    made, one = (bundle.read(bundles("coreml", "int8", tasks)) for tasks in (TASKS, ("edit",)))
     assert made.manifest["options"]["deployment_target"] == "iOS18"
     (row,) = made.manifest["parts"]
     assert row["entries"] == {task: task for task in TASKS}

@@ -23,7 +23,7 @@ from mtu_export.spec.catalog import scheme_of
 pytestmark = pytest.mark.slow
 
 PROMPTS = ("a photo of a cat", "remove the red circle", "make it look like winter", "", "a " * 90)
-SD, XL = "pipeline", "pipeline_sdxl"
+SD, XL = "atom_pipeline", "pipeline_sdxl"
 ONNX = [
     ("onnx", scheme, architecture, part, floor)
     for architecture, part in (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import UNet2DConditionModel
 
-from mtu_export.testing import architectures, random_parts
+from mtu_export.testing.dense import write_dense
+from tests.support.shared import SharedFolders
 
 
 @pytest.fixture(scope="session")
@@ -20,18 +18,6 @@ def four_tasks(make_tiny: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dense(shared_folders: SharedFolders) -> Path:
     """A whole tiny dense pipeline."""
-    home = tmp_path_factory.mktemp("dense") / "pipeline"
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES["tiny"]))
-    assert isinstance(unet, UNet2DConditionModel)
-    unet.save_pretrained(home / "unet")
-    index = random_parts.write("tiny", home, 0, torch.float32)
-    said = {
-        "_class_name": "StableDiffusionPipeline",
-        **index,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-    }
-    (home / "model_index.json").write_text(json.dumps(said), "utf-8")
-    return home
+    return shared_folders.folder("pipeline", "dense", lambda out: write_dense("tiny", out))

@@ -15,6 +15,7 @@ INDEX = f"{WEIGHTS}.index.json"
 
 
 def pick(random: Random, rows: Any) -> Any:
+    """One of what can be iterated over."""
     return random.choice(list(rows))
 
 
@@ -41,6 +42,7 @@ def slot(random: Random, found: Any) -> tuple[Any, Any]:
 
 
 def safetensors(path: Path) -> tuple[dict[str, Any], bytearray]:
+    """Header and data of a file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
@@ -49,5 +51,6 @@ def safetensors(path: Path) -> tuple[dict[str, Any], bytearray]:
 def write_safetensors(
     path: Path, header: Mapping[str, Any] | bytes, data: bytes | bytearray
 ) -> None:
+    """Write a file with a header as it is given, legal or not."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -38,11 +38,12 @@ def _inspect(folder: Path) -> None:
     json.dumps(found).encode("utf-8")
 
 
-def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[str, str]:
+def attempt(folder: Path, task: str | None, target: str, home: Path) -> tuple[str, str]:
     """Inspect and export a mutated checkpoint into the empty folder ``home``.
 
-    ``whole`` is an ONNX export in float32 with its proof, else the fold alone. Returns the
-    class of the error, or ``CORRECT``, and the message. Raises ``Unexpected``.
+    The target is ``diffusers``, which is the fold alone, or one whose float32 bundle is proved:
+    ``onnx``, or ``reference`` where the toolchain is not what is tested. Returns the class of the
+    error, or ``CORRECT``, and the message. Raises ``Unexpected``.
     """
     from mtu_export import exporter
     from mtu_export.exporter import options
@@ -50,7 +51,7 @@ def attempt(folder: Path, task: str | None, whole: bool, home: Path) -> tuple[st
 
     with contextlib.suppress(MtuExportError):
         _inspect(folder)
-    target = "onnx" if whole else "diffusers"
+    whole = target != "diffusers"
     try:
         parts = ["unet"] if whole else ()
         made = options.resolve(

@@ -8,9 +8,15 @@ ends are an error of our tree with nothing left on disk, and a correct export. U
 
 from __future__ import annotations
 
-from tests.support.mutations.attempts import CORRECT, VERIFIED, Unexpected, attempt, attempt_bundle
-from tests.support.mutations.bundles import make_bundle, mutate_bundle
-from tests.support.mutations.checkpoints import BASES, TASKS, make_base, mutate
+from mtu_export.testing.campaigns.mutations.attempts import (
+    CORRECT,
+    VERIFIED,
+    Unexpected,
+    attempt,
+    attempt_bundle,
+)
+from mtu_export.testing.campaigns.mutations.bundles import make_bundle, mutate_bundle
+from mtu_export.testing.campaigns.mutations.checkpoints import BASES, TASKS, make_base, mutate
 
 __all__ = [
     "BASES",

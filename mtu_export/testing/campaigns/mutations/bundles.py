@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 from random import Random
 
-from tests.support.mutations.files import dump, pick, safetensors, slot, write_safetensors
-from tests.support.mutations.values import ODD
+from mtu_export.testing.campaigns.mutations.files import (
+    dump,
+    pick,
+    safetensors,
+    slot,
+    write_safetensors,
+)
+from mtu_export.testing.campaigns.mutations.values import ODD
 
 
 def make_bundle(home: Path, checkpoint: Path) -> Path:

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from random import Random
 
-from tests.support.mutations.files import INDEX, dump, pick, slot
-from tests.support.mutations.values import ODD, OURS, STOCK
+from mtu_export.testing.campaigns.mutations.files import INDEX, dump, pick, slot
+from mtu_export.testing.campaigns.mutations.values import ODD, OURS, STOCK
 
 
 def config_stock(folder: Path, random: Random) -> str:
+    """Keys that diffusers reads."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, STOCK)
@@ -20,6 +21,7 @@ def config_stock(folder: Path, random: Random) -> str:
 
 
 def config_ours(folder: Path, random: Random) -> str:
+    """Keys of experts, routers and tasks."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, OURS)

@@ -26,6 +26,7 @@ def pair(layer: nn.Module, rank: int, seed: int, std: float = 0.3) -> Pair:
 
 
 def pairs(module: nn.Module, paths: Iterable[str], rank: int = 4, seed: int = 0) -> dict[str, Pair]:
+    """Random matrices of a LoRA for each path of a module."""
     return {
         path: pair(module.get_submodule(path), rank, 1000 * seed + i)
         for i, path in enumerate(paths)
@@ -39,6 +40,7 @@ def layers(module: nn.Module) -> list[str]:
 
 
 def peft(rows: Mapping[str, Pair], component: str = "unet", wrapper: str = "") -> dict[str, Tensor]:
+    """The tensors of a file in PEFT's names."""
     found = {}
     for path, (down, up) in rows.items():
         stem = f"{wrapper}{component}.{path}" if component else wrapper + path
@@ -61,6 +63,7 @@ def old_diffusers(rows: Mapping[str, Pair]) -> dict[str, Tensor]:
 def kohya(
     rows: Mapping[str, Pair], prefix: str = "lora_unet_", alpha: float | None = None
 ) -> dict[str, Tensor]:
+    """The tensors of a file in kohya's names."""
     found = {}
     for path, (down, up) in rows.items():
         stem = prefix + path.replace(".", "_")

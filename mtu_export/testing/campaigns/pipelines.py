@@ -1,6 +1,6 @@
 """A bundle's loop beside the pipelines of diffusers: same weights, noise and schedule, float32.
 
-Ours is ``generate.picture`` on an ONNX bundle in ONNX Runtime; theirs is a pipeline of diffusers
+Ours is ``runner.generate`` on an ONNX bundle in ONNX Runtime; theirs is a pipeline of diffusers
 in PyTorch with the folded UNet, which tokenizes, encodes, guides, steps and decodes by itself.
 """
 
@@ -26,8 +26,8 @@ from mtu_export.exporter import options, schedule
 from mtu_export.spec import Guidance
 
 STEPS = 20
-HEIGHT, WIDTH = 64, 128
-"""Pixels; unequal, so that swapped sides show."""
+LATENT = (8, 16)
+"""Height and width of a latent; unequal, so that swapped sides show."""
 PROMPT = "a photo of a red circle on a blue table"
 FLOOR_DB = 60.0
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -72,11 +72,6 @@ class Case:
     scheduler: str = "pndm"
     prediction: str = "epsilon"
     zeros: bool = True
-
-    @property
-    def architecture(self) -> str:
-        """That of the checkpoint."""
-        return "tiny-sdxl" if "XL" in self.pipeline else "tiny"
 
     def __str__(self) -> str:
         name = f"{self.task}-{self.pipeline}-{self.scheduler}-{self.prediction}"
@@ -143,25 +138,31 @@ def without_zeros(whole: Path, out: Path) -> Path:
     return out
 
 
-def photo() -> Image.Image:
+def photo(height: int, width: int) -> Image.Image:
     """A picture of smooth colours with some grain."""
-    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] / WIDTH
-    grain = np.random.default_rng(5).normal(0, 0.05, (HEIGHT, WIDTH, 3))
+    rows, columns = np.mgrid[0:height, 0:width] / width
+    grain = np.random.default_rng(5).normal(0, 0.05, (height, width, 3))
     waves = np.stack([np.sin(9 * rows + k * columns) for k in (2, 5, 7)], -1) / 2 + 0.5
     return Image.fromarray((np.clip(waves + grain, 0, 1) * 255).astype(np.uint8))
 
 
-def mask() -> Image.Image:
+def mask(height: int, width: int) -> Image.Image:
     """Grey values that rise from left to right: those from 128 on are repainted."""
-    ramp = np.tile(np.linspace(0, 255, WIDTH), (HEIGHT, 1))
-    ramp[: HEIGHT // 3] = 0
+    ramp = np.tile(np.linspace(0, 255, width), (height, 1))
+    ramp[: height // 3] = 0
     return Image.fromarray(ramp.astype(np.uint8))
 
 
 def noise() -> np.ndarray:
     """Normal noise [1, 4, h, w]."""
-    shape = (1, 4, HEIGHT // 8, WIDTH // 8)
-    return np.random.default_rng(11).standard_normal(shape, np.float32)
+    return np.random.default_rng(11).standard_normal((1, 4, *LATENT), np.float32)
+
+
+def image_size(folder: Path) -> tuple[int, int]:
+    """Height and width in pixels of a picture whose latent is of the size ``LATENT``."""
+    config = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return LATENT[0] * factor, LATENT[1] * factor
 
 
 # ----------------------------------------------------------------------------------------- ours
@@ -171,13 +172,14 @@ def export(
     folder: Path, task: str, out: Path, *, batch: int = 1, lora: Sequence[str] = ()
 ) -> runner.Loop:
     """The loop of an ONNX float32 bundle of ``task``, made at ``out``."""
+    height, width = image_size(folder)
     row = options.resolve(
         target="onnx",
         model=folder,
         task=task,
         scheme="fp32",
-        height=HEIGHT,
-        width=WIDTH,
+        height=height,
+        width=width,
         batch=batch,
         bake_steps=[STEPS],
         lora=lora,
@@ -205,12 +207,13 @@ def with_table(loop: runner.Loop, case: Case, folder: Path, scratch: Path) -> ru
 
 def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Made:
     """The picture of a prompt by a bundle."""
+    height, width = loop.size
     request = denoising.Request(
         prompt=prompt,
         noise=noise(),
         steps=STEPS,
-        image=images.fit(photo(), WIDTH, HEIGHT),
-        mask=images.fit_mask(mask(), WIDTH, HEIGHT),
+        image=images.fit(photo(height, width), width, height),
+        mask=images.fit_mask(mask(height, width), width, height),
     )
     latents, image = runner.generate(loop, request)
     return Made(latent=latents[-1], image=np.clip(image, -1, 1))
@@ -235,6 +238,7 @@ def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
     (out / "model_index.json").write_text(json.dumps(index), "utf-8")
     pipe = getattr(diffusers, kind).from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
+    pipe.stored_image_size = image_size(folder)
     pipe.stored_scheduler_config = dict(pipe.scheduler.config)
     if "Inpaint" in kind:
         _without_variance(pipe.vae)
@@ -260,12 +264,14 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance) -> Made:
     pipe.scheduler = getattr(diffusers, name).from_config(
         config, prediction_type=case.prediction, **settings
     )
-    words: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
+    height, width = pipe.stored_image_size
+    words: dict[str, Any] = {"height": height, "width": width}
     if "Pix2Pix" in case.pipeline:
-        image: Any = photo() if case.task != "edit-scaled" else _scaled_latent(pipe)
+        image: Any = photo(height, width) if case.task != "edit-scaled" else _scaled_latent(pipe)
         words = {"image": image, "image_guidance_scale": guidance.image or one}
     elif "Inpaint" in case.pipeline:
-        words |= {"image": photo(), "mask_image": mask(), "strength": 1.0}
+        words |= {"image": photo(height, width), "mask_image": mask(height, width)}
+        words["strength"] = 1.0
     last: list[np.ndarray] = []
 
     def keep(_pipe: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +293,7 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance) -> Made:
 def _scaled_latent(pipe: Any) -> torch.Tensor:
     """The image latent [1, 4, h, w] as other pipelines than InstructPix2Pix scale it."""
     with torch.no_grad():
-        sample = pipe.image_processor.preprocess(photo())
+        sample = pipe.image_processor.preprocess(photo(*pipe.stored_image_size))
         return pipe.vae.encode(sample).latent_dist.mode() * pipe.vae.config.scaling_factor
 
 
@@ -302,10 +308,13 @@ def compare(wanted: Made, found: Made) -> Likeness:
 
 
 class Pairs:
-    """Checkpoints, bundles and pipelines below a folder, each made once."""
+    """Checkpoints, bundles and pipelines below a folder, each made once.
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    ``architecture`` is that of Stable Diffusion's checkpoints; SDXL's is ``tiny-sdxl``.
+    """
+
+    def __init__(self, home: Path, architecture: str = "tiny") -> None:
+        self.home, self.architecture = home, architecture
         self.made: dict[str, Any] = {}
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -315,7 +324,7 @@ class Pairs:
 
     def folder(self, case: Case) -> Path:
         """The checkpoint."""
-        kind = case.architecture
+        kind = "tiny-sdxl" if "XL" in case.pipeline else self.architecture
         whole = self._once(kind, lambda: checkpoint(kind, self.home / kind))
         if case.zeros:
             return whole

@@ -8,7 +8,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.support.mutations.files import INDEX, dump, pick, safetensors, write_safetensors
+from mtu_export.testing.campaigns.mutations.files import (
+    INDEX,
+    dump,
+    pick,
+    safetensors,
+    write_safetensors,
+)
 
 
 def _weights(folder: Path, random: Random) -> Path:

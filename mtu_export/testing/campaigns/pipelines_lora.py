@@ -12,7 +12,8 @@ import torch
 from mtu_export.bundle import denoising, runner
 from mtu_export.bundle.metrics import psnr
 from mtu_export.spec import Guidance, Pass, Schedule
-from tests.support import loras, pipelines
+from mtu_export.testing import loras
+from mtu_export.testing.campaigns import pipelines
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 SCALE = 0.7
@@ -64,10 +65,8 @@ def pass_by_diffusers(pipe: Any) -> np.ndarray:
         )
         words: dict[str, Any] = {"encoder_hidden_states": found[0]}
         if hasattr(pipe, "text_encoder_2"):
-            sizes = torch.tensor(
-                [[pipelines.HEIGHT, pipelines.WIDTH, 0, 0, pipelines.HEIGHT, pipelines.WIDTH]],
-                dtype=torch.float32,
-            )
+            height, width = pipe.stored_image_size
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
             words["added_cond_kwargs"] = {"text_embeds": found[2], "time_ids": sizes}
         return pipe.unet(torch.from_numpy(pipelines.noise()), 500.0, **words).sample.numpy()
 

@@ -12,16 +12,16 @@ from random import Random
 
 from safetensors import SafetensorError
 
-from tests.support.mutations.configs import (
+from mtu_export.testing.campaigns.mutations.configs import (
     config_keys,
     config_ours,
     config_stock,
     config_task,
     json_bytes,
 )
-from tests.support.mutations.files import INDEX, WEIGHTS, dump, pick
-from tests.support.mutations.values import ODD
-from tests.support.mutations.weights import data, dtype, header, shards
+from mtu_export.testing.campaigns.mutations.files import INDEX, WEIGHTS, dump, pick
+from mtu_export.testing.campaigns.mutations.values import ODD
+from mtu_export.testing.campaigns.mutations.weights import data, dtype, header, shards
 
 BASES = ("tiny", "tiny-sharded", "tiny-sdxl", "tiny-sdxl-sharded")
 """Valid checkpoints: SD and SDXL, each as one file and as shards."""

@@ -1,0 +1,1 @@
+"""What tests run a little of and benchmarks in full: mutated inputs, loops beside diffusers."""
