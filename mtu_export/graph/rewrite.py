@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtu_export.graph.gated import GatedLinear, WeightGatedLinear
-from mtu_export.spec import UnknownName
+from mtu_export.spec import UnknownName, Unsupported
 
 
 class PlainAttention:
@@ -36,9 +36,9 @@ class PlainAttention:
         Pictures [B, d, h, w], as in a VAE, attend from cell to cell.
         """
         assert attention_mask is None
-        given = hidden_states
-        if given.ndim == 4:
-            hidden_states = given.reshape(*given.shape[:2], -1).transpose(1, 2)
+        inputs = hidden_states
+        if inputs.ndim == 4:
+            hidden_states = inputs.reshape(*inputs.shape[:2], -1).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         batch, tokens, _ = hidden_states.shape
@@ -52,25 +52,37 @@ class PlainAttention:
         scores = (query * attn.scale).bmm(key.transpose(1, 2)).softmax(-1)
         mixed = scores.bmm(heads(attn.to_v(context)))
         merged = mixed.reshape(batch, attn.heads, tokens, -1).permute(0, 2, 1, 3)
-        found = attn.to_out[0](merged.reshape(batch, tokens, -1))
-        if given.ndim == 4:
-            found = found.transpose(1, 2).reshape(given.shape)
-        return found + given if attn.residual_connection else found
+        out = attn.to_out[0](merged.reshape(batch, tokens, -1))
+        if inputs.ndim == 4:
+            out = out.transpose(1, 2).reshape(inputs.shape)
+        if attn.residual_connection:
+            out = out + inputs
+        return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
+
+
+_UNSUPPORTED_ATTENTION = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
+"""Attributes of a diffusers ``Attention`` that the processor above does not compute."""
 
 
 def attention(module: nn.Module) -> None:
-    """Give every plain diffusers ``Attention`` below ``module`` the processor above.
+    """Give every diffusers ``Attention`` below ``module`` the processor above.
 
-    One with norms of queries or keys, a spatial norm or keys of its own is left as it is.
+    Scores are float32 as everything else; a target that computes in float16 keeps them so where
+    the UNet's config says ``upcast_attention``. Raises ``Unsupported`` for one with norms of
+    queries or keys, a spatial norm or keys of its own.
     """
     from diffusers.models.attention_processor import Attention
 
-    extras = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
-    for found in module.modules():
-        if not isinstance(found, Attention):
+    for path, layer in module.named_modules():
+        if not isinstance(layer, Attention):
             continue
-        if found.rescale_output_factor == 1 and all(getattr(found, n) is None for n in extras):
-            found.set_processor(PlainAttention())  # type: ignore[arg-type]
+        extras = [name for name in _UNSUPPORTED_ATTENTION if getattr(layer, name) is not None]
+        if extras:
+            raise Unsupported(
+                f"{path or 'attention'}: attention with {', '.join(extras)} cannot be exported; "
+                "plain softmax attention can"
+            )
+        layer.set_processor(PlainAttention())  # type: ignore[arg-type]
 
 
 class TwoLinearGEGLU(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from mtu_export.bundle.metrics import psnr
 from mtu_export.graph import rewrite
 from mtu_export.models import mtu, stock
-from mtu_export.spec import UnknownName
+from mtu_export.spec import UnknownName, Unsupported
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
@@ -64,6 +65,35 @@ def test_attention_on_sequences_with_a_norm_and_a_residual_is_rewritten() -> Non
     rewrite.apply(block, ["attention"])
     assert isinstance(block.processor, rewrite.PlainAttention)
     assert psnr(want.numpy(), block(x).detach().numpy()) > 110
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_attention_that_scales_its_output_is_rewritten(residual: bool) -> None:
+    torch.manual_seed(0)
+    block = Attention(
+        16, heads=2, dim_head=8, rescale_output_factor=1.5, residual_connection=residual
+    ).eval()
+    x = torch.randn(2, 10, 16)
+    expected = block(x).detach()
+    rewrite.apply(block, ["attention"])
+    assert isinstance(block.processor, rewrite.PlainAttention)
+    assert psnr(expected.numpy(), block(x).detach().numpy()) > 110
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"qk_norm": "layer_norm"}, "norm_q, norm_k"),
+        ({"cross_attention_dim": 8, "cross_attention_norm": "layer_norm"}, "norm_cross"),
+        ({"spatial_norm_dim": 32}, "spatial_norm"),
+        ({"added_kv_proj_dim": 8}, "added_kv_proj_dim"),
+    ],
+    ids=["qk", "cross", "spatial", "added"],
+)
+def test_attention_that_is_not_plain_is_refused_by_name(options: dict[str, Any], name: str) -> None:
+    block = torch.nn.ModuleDict({"attn1": Attention(32, heads=2, dim_head=16, **options)})
+    with pytest.raises(Unsupported, match=f"^attn1: attention with {name} cannot be exported"):
+        rewrite.apply(block, ["attention"])
 
 
 @pytest.mark.parametrize("affine", [True, False])

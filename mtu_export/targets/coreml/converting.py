@@ -31,9 +31,10 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
 
     Several methods are functions of it, each named as its task; one is ``main``.
     Borders are as ``program`` names them. fp16 and int8 compute in float16, except for what leads
-    to ``sin`` and ``cos``. The same program gives the same bytes. What a killed process left there
-    is replaced. Raises ``ToolchainError`` where coremltools fails, or where the package it wrote is
-    not the one asked for.
+    to ``sin`` and ``cos`` and, with ``upcast_attention``, the UNet's attention scores. The same
+    program gives the same bytes. What a killed process left there is replaced. Raises
+    ``ToolchainError`` where coremltools fails, or where the package it wrote is not the one asked
+    for.
     """
     first, several = next(iter(program.methods)), len(program.methods) > 1
     path = folder / f"{NAMES[program.name]}{SUFFIX}"
@@ -45,7 +46,8 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     markers = multifunction.mark(program, exported) if several else ()
     if path.exists():  # coremltools refuses it
         shutil.rmtree(path)
-    _convert(exported, program.inputs[first], program.outputs, plan, path)
+    upcast = half and program.name == "unet" and plan.config.get("upcast_attention") is True
+    _convert(exported, program.inputs[first], program.outputs, plan, path, upcast=upcast)
     if several:
         multifunction.write(path, program, markers)
     package.seal(path, {**identity, package.COMPUTE_UNIT: plan.options.compute_unit})
@@ -67,7 +69,10 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         activations=_compute_dtype(plan.scheme),
         weight_dtype=_compute_dtype(plan.scheme),
         vector_dtype=_compute_dtype(plan.scheme),
-        kept_float=tuple((layer, "angles up to 999 rad: float32") for layer in angles),
+        kept_float=(
+            *((layer, "angles up to 999 rad: float32") for layer in angles),
+            *((("attention scores", "upcast_attention: float32"),) if upcast else ()),
+        ),
         notes={"compressed_weights": compressed} if most else {},
     )
 
@@ -78,6 +83,8 @@ def _convert(
     outputs: tuple[TensorSpec, ...],
     plan: Plan,
     path: Path,
+    *,
+    upcast: bool,
 ) -> None:
     import coremltools as ct
     import numpy as np
@@ -95,7 +102,7 @@ def _convert(
             outputs=[ct.TensorType(name=spec.name, dtype=dtypes[spec.dtype]) for spec in outputs],
             minimum_deployment_target=ct.target[plan.options.deployment_target],
             compute_precision=(
-                ct.transform.FP16ComputePrecision(op_selector=_computes_in_half())
+                ct.transform.FP16ComputePrecision(op_selector=_computes_in_half(upcast))
                 if half
                 else ct.precision.FLOAT32
             ),
@@ -146,8 +153,11 @@ def _angle_layers(exported: torch.export.ExportedProgram, program: Program) -> t
     return tuple(dict.fromkeys(path.removeprefix(f"{program.name}.") for path in paths))
 
 
-def _computes_in_half() -> Callable[[Any], bool]:
+def _computes_in_half(upcast: bool) -> Callable[[Any], bool]:
     """Selector of the operators to compute in float16: all but those that lead to an angle.
+
+    With ``upcast`` scores of attention are float32 too, from the product of queries and keys to the
+    softmax.
 
     The timestep projection takes the sine of timestep times frequency, up to 999 rad, where
     neighbours in float16 are 0.5 apart. The selector sees a block's first operator before any of
@@ -159,6 +169,8 @@ def _computes_in_half() -> Callable[[Any], bool]:
         block = operator.enclosing_block
         if block not in kept:
             kept[block] = _leading_to_angles(block)
+            if upcast:
+                kept[block] |= _attention_scores(block)
         return operator not in kept[block]
 
     return computes_in_half
@@ -172,3 +184,10 @@ def _leading_to_angles(block: Any) -> set[Any]:
         if operator.op_type in TRIGONOMETRY or any(reader in kept for reader in readers):
             kept.add(operator)
     return kept
+
+
+def _attention_scores(block: Any) -> set[Any]:
+    """The softmaxes of a MIL block, and the products that they are of."""
+    softmaxes = [operator for operator in block.operations if operator.op_type == "softmax"]
+    products = [operator.x.op for operator in softmaxes]
+    return {*softmaxes, *(product for product in products if product.op_type == "matmul")}
