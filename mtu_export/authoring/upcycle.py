@@ -54,7 +54,7 @@ def _config(
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    with mtu.describing_a_unet(), torch.device("meta"):
+    with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.MTUUNet2DConditionModel.from_config(dict(config))
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -135,7 +135,7 @@ def upcycle(
 
 def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
     checkpoint.check_sizes(stock)
-    with mtu.describing_a_unet(), torch.device("meta"):
+    with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.UNet2DConditionModel.from_config(dict(stock))
     assert isinstance(model, torch.nn.Module)
     checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})

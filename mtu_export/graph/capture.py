@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mtu_export.spec import Arrays, Cost, Program, TensorSpec, ToolchainError
+from mtu_export.spec import Arrays, Cost, Program, TensorSpec, ToolchainError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,12 @@ def capture(name: str, graphs: Mapping[str, Graph]) -> Program:
         try:
             with torch.no_grad():
                 methods[task] = torch.export.export(graph.module, example)
+        except MemoryError:
+            raise
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ToolchainError(f"torch.export of {name} for {task!r} failed: {reason}") from error
+            raise ToolchainError(
+                f"torch.export of {name} for {task!r} failed: {first_line(error)}"
+            ) from error
     first = next(iter(graphs.values()))
     return Program(
         name=name,

@@ -17,6 +17,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name not in _SHARED))
 
 
+def natural_order(path: str) -> list[tuple[int, str]]:
+    """Sort key of a dotted path: numbers by value, so that expert 2 comes before expert 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
+
+
 def load(name: str) -> Family:
     """The family of this name; imports torch and diffusers."""
     if name not in names():

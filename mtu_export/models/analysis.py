@@ -104,7 +104,9 @@ def expert_weights(source: Source) -> dict[str, list[list[float]]]:
     for path, weights in rows.items():
         if not bool(weights.isfinite().all()):
             raise MissingWeights(f"{path}: its router or the task embedding holds NaN or Inf")
-    order = sorted(rows, key=lambda path: (_WAY.index(path.partition("_")[0]), _natural(path)))
+    order = sorted(
+        rows, key=lambda path: (_WAY.index(path.partition("_")[0]), models.natural_order(path))
+    )
     return {path: rows[path].tolist() for path in order}
 
 
@@ -164,9 +166,9 @@ def _cost(graph: Graph) -> Cost:
     import torch
 
     from mtu_export.graph import capture
-    from mtu_export.models.unet import describing_a_unet
+    from mtu_export.models.unet import as_checkpoint_error
 
-    with describing_a_unet(), torch.device("meta"):
+    with as_checkpoint_error(), torch.device("meta"):
         return capture.cost(graph)
 
 
@@ -338,7 +340,7 @@ def _against_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[
     """Pairs of a family's tensors and those of a stock UNet that they stand for."""
     pairs, left_out = [], []
     groups: dict[str, list[tuple[str, Place]]] = {}
-    for name in sorted(mtu.found, key=_natural):
+    for name in sorted(mtu.found, key=models.natural_order):
         place = mtu.place(name)
         if place.stock is None:
             left_out.append((name, "a dense UNet has none"))
@@ -376,11 +378,6 @@ def _against_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[
             layer, kind = _row_of(name, place)
             pairs.append(_Pair(one=name, other=stock, layer=layer, kind=kind, axis=axis, runs=runs))
     return pairs, left_out
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts numbers in names by value: expert 2 before expert 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def short(layer: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtu_export import checkpoint
 from mtu_export.graph.capture import Graph
+from mtu_export.graph.tensors import is_finite
 from mtu_export.models.experts import (
     ActiveTask,
     MTUFeedForward,
@@ -30,7 +31,7 @@ from mtu_export.models.experts import (
     transformer_blocks,
 )
 from mtu_export.models.folding import FoldedBlock, fold_block
-from mtu_export.models.unet import describing_a_unet, dry_run, unet_graph
+from mtu_export.models.unet import as_checkpoint_error, dry_run, unet_graph
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
@@ -239,12 +240,12 @@ def _meta_model(
                 f"weights do not fit the config: {path} has experts of widths {list(row)}, "
                 f"num_experts is {number}"
             )
-    with describing_a_unet(), torch.device("meta"):
+    with as_checkpoint_error(), torch.device("meta"):
         model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
     checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
     side, first = 2 ** len(model.config["block_out_channels"]), model.tasks[0]
     channels = model.config["in_channels"] + first.channels
-    with describing_a_unet():
+    with as_checkpoint_error():
         words = {"channels": channels, "batch": 1, "latent": (side, side), "task": first.name}
         dry_run(unet_graph(model, model.config, **words))
     return model
@@ -258,8 +259,7 @@ def load(folder: Path) -> Pipeline:
     state: dict[str, Tensor] = {}
     for name in found:
         state[name] = checkpoint.tensor(found, name).to(torch.float32)
-        bounds = torch.stack(torch.aminmax(state[name]))  # no copy, and NaN shows in both
-        if not bool(torch.isfinite(bounds).all()):
+        if not is_finite(state[name]):
             raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
     unet.load_state_dict(state, strict=True, assign=True)
     unet.requires_grad_(False).eval()
@@ -356,7 +356,7 @@ def expert_weights(config: Mapping[str, Any], found: Headers) -> dict[str, Tenso
 def outline(config: Mapping[str, Any], found: Headers, channels: int) -> nn.Module:
     """What ``specialise`` makes of a task with ``channels`` inputs, on the meta device."""
     stacked, widths = config.get("task_norm") == "stacked", _expert_widths(found)
-    with describing_a_unet(), torch.device("meta"):
+    with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(checkpoint.stock_config(config, channels))
         for path, block in cast(Any, transformer_blocks(unet)):
             dim, inner = dense_widths(path, block)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +14,11 @@ from torch import Tensor, nn
 
 from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.graph.capture import Graph
-from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec
+from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec, first_line
 
 TEXT_TOKENS = 77
+_LOGGERS = threading.RLock()
+"""Held while the levels of other libraries' loggers are changed, which all threads share."""
 
 
 class UNetGraph(nn.Module):
@@ -26,8 +31,9 @@ class UNetGraph(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """sample [B, c_τ, h, w], timestep [1], encoder_hidden_states [B, 77, d] to noise."""
-        found = self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **self.fixed)
-        return found[0]
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **self.fixed)[
+            0
+        ]
 
 
 class XLUNetGraph(UNetGraph):
@@ -85,16 +91,28 @@ def unet_graph(
 
 
 @contextmanager
-def describing_a_unet() -> Iterator[None]:
-    """Turn what diffusers raises for an impossible config into a ``CheckpointError``."""
+def as_checkpoint_error(
+    where: str | Path = "unet/config.json", what: str = "UNet"
+) -> Iterator[None]:
+    """Turn what a library raises for the impossible config ``where`` into a ``CheckpointError``.
+
+    What diffusers and transformers log about a config stays off the screen.
+    """
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     try:
-        yield
-    except MtuExportError:
+        with _LOGGERS:
+            levels = [logger.level for logger in loggers]
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            try:
+                yield
+            finally:
+                for logger, level in zip(loggers, levels, strict=True):
+                    logger.setLevel(level)
+    except (MtuExportError, MemoryError):
         raise
     except Exception as error:  # whatever a config of odd types and sizes sets off inside
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = "".join(c if c.isprintable() else "?" for c in line[:300])
-        raise CheckpointError(f"unet/config.json describes no UNet: {reason}") from None
+        raise CheckpointError(f"{where} describes no {what}: {first_line(error)}") from None
 
 
 def dry_run(graph: Graph) -> None:
@@ -103,10 +121,10 @@ def dry_run(graph: Graph) -> None:
     What an impossible config sets off inside is raised as it is.
     """
     with torch.no_grad(), torch.device("meta"):
-        found = graph.module(*(torch.empty(spec.shape) for spec in graph.inputs))
-    wanted = graph.outputs[0].shape
-    if tuple(found.shape) != wanted:
+        output = graph.module(*(torch.empty(spec.shape) for spec in graph.inputs))
+    expected = graph.outputs[0].shape
+    if tuple(output.shape) != expected:
         raise CheckpointError(
-            f"unet/config.json describes no UNet: an output of {list(found.shape)} where one of "
-            f"{list(wanted)} is needed"
+            f"unet/config.json describes no UNet: an output of {list(output.shape)} where one of "
+            f"{list(expected)} is needed"
         )

@@ -23,6 +23,7 @@ from mtu_export.spec.errors import (
     ToolchainMissing,
     UnknownName,
     Unsupported,
+    first_line,
 )
 from mtu_export.spec.loop import HISTORY, LARGEST_COEFFICIENT, MOST_PASSES, Pass, Schedule
 from mtu_export.spec.plan import (
@@ -119,6 +120,7 @@ __all__ = [
     "Unsupported",
     "Verdict",
     "Witness",
+    "first_line",
     "refuse_unknown_keys",
     "shown",
 ]

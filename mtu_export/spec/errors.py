@@ -121,3 +121,10 @@ class Interrupted(MtuExportError):
     """Ctrl-C, where something of the work stays on disk; the message says what."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """The first line of an error's message, printable; the name of its class where it has none."""
+    lines = str(error).strip().splitlines()
+    text = lines[0].rstrip() if lines else type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])

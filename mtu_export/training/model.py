@@ -18,9 +18,18 @@ from mtu_export import checkpoint, models
 from mtu_export.authoring import upcycle
 from mtu_export.checkpoint import pipeline_files, presets
 from mtu_export.checkpoint.layout import PipelineLayout
+from mtu_export.graph.tensors import is_finite
 from mtu_export.models import mtu
-from mtu_export.models.unet import describing_a_unet
-from mtu_export.spec import CheckpointError, MissingWeights, PlanError, Task, Unsupported, shown
+from mtu_export.models.unet import as_checkpoint_error
+from mtu_export.spec import (
+    CheckpointError,
+    MissingWeights,
+    PlanError,
+    Task,
+    Unsupported,
+    first_line,
+    shown,
+)
 from mtu_export.spec.catalog import SD_DEFAULT
 from mtu_export.storage import atomic_file
 from mtu_export.storage.draft import CHECKPOINT, OutputMarker, draft
@@ -195,7 +204,7 @@ def _dense(found: Model) -> nn.Module:
     for key in config:
         if key not in mtu.STOCK_KEYS:
             raise CheckpointError(f"{found.folder / 'unet' / 'config.json'}: unknown key {key!r}")
-    with describing_a_unet(), torch.device("meta"):
+    with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
     conv = "conv_in.weight"
@@ -206,7 +215,7 @@ def _dense(found: Model) -> nn.Module:
     state = {}
     for name in shapes:
         value = checkpoint.tensor(rows, name).to(torch.float32)
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):
+        if not is_finite(value):
             raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
         if name == conv and given == narrow:
             wide = torch.zeros(shapes[name])
@@ -233,8 +242,7 @@ def noise_schedule(folder: Path) -> DDPMScheduler:
     try:
         return DDPMScheduler(**kept)
     except Exception as error:  # whatever diffusers makes of a damaged config
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise CheckpointError(f"{path} describes no noise schedule: {line}") from None
+        raise CheckpointError(f"{path} describes no noise schedule: {first_line(error)}") from None
 
 
 def write(

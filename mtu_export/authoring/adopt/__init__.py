@@ -22,6 +22,7 @@ from mtu_export.authoring.adopt.fitting import expert_widths, fit
 from mtu_export.authoring.adopt.layout import Layout, Made, Piece, arrange
 from mtu_export.checkpoint import Header, pipeline_files, presets
 from mtu_export.checkpoint.presets import TASKS
+from mtu_export.graph.tensors import is_finite
 from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, UnknownName
 from mtu_export.storage.draft import CHECKPOINT, draft
@@ -289,7 +290,7 @@ def _wanted(
         path: tuple(found.get(i, next(iter(found.values()))) for i in range(number))
         for path, found in widths.items()
     }
-    with mtu.describing_a_unet(), torch.device("meta"):
+    with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.MTUUNet2DConditionModel.from_config(dict(config), expert_widths=rows)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
@@ -301,8 +302,7 @@ def _rows(found: Adoption) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of format 1 in turn; refuses NaN and Inf by name."""
     for name in found.wanted:
         value = build(found.layout.made[name], found.found)
-        bounds = torch.stack(torch.aminmax(value))  # no copy, and NaN shows in both
-        if not bool(torch.isfinite(bounds).all()):
+        if not is_finite(value):
             names = ", ".join(repr(row.source) for row in found.layout.made[name].pieces[:3])
             raise MissingWeights(f"tensor {name!r} (from {names}) holds NaN or Inf")
         yield name, value

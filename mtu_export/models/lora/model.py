@@ -182,7 +182,7 @@ def _targets(module: nn.Module) -> Iterator[Target]:
         config: Any = module.config
         yield Target(
             path=stock,
-            weights=tuple((path, own[path]) for path in sorted(paths, key=_natural)),
+            weights=tuple((path, own[path]) for path in sorted(paths, key=models.natural_order)),
             axis=place.axis,
             halves=place.halves,
             factor=checkpoint.rescale(config) if place.rescaled else 1.0,
@@ -206,10 +206,6 @@ def _stock(name: str, rows: Sequence[Place]) -> tuple[Place | None, str]:
             stock = match.expand(row.stock).removesuffix(".weight") if row.stock else ""
             return (row if stock else None), stock
     return None, ""
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 # ------------------------------------------------------------------------------------- other names
