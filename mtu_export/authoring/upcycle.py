@@ -112,7 +112,7 @@ def upcycle(
     width. Other parts of a pipeline are copied. Raises ``CheckpointError`` and ``PlanError``.
     """
     home = source / "unet" if (source / "unet").is_dir() else source
-    stock = checkpoint.read_json(home / "config.json")
+    stock = checkpoint.without_training_keys(checkpoint.read_json(home / "config.json"))
     name = stock.get("_class_name")
     if name != checkpoint.CLASS_SUFFIX:
         raise CheckpointError(f"{home}: upcycling takes a UNet2DConditionModel, this is {name!r}")

@@ -19,9 +19,21 @@ from mtu_export.checkpoint.config import (
     rescale,
     stock_config,
     tasks,
+    without_training_keys,
 )
-from mtu_export.checkpoint.folder import EMBEDDED, licences, locate, read_json, stays_inside
+from mtu_export.checkpoint.folder import (
+    EMBEDDED,
+    is_lfs_pointer,
+    lfs_message,
+    licences,
+    locate,
+    read_json,
+    stays_inside,
+    strict_json,
+)
 from mtu_export.checkpoint.weights import (
+    FLOATS,
+    INTEGERS,
     POSITION_IDS,
     SHARD_BYTES,
     TEXT_WEIGHTS,
@@ -38,7 +50,9 @@ from mtu_export.checkpoint.weights import (
 __all__ = [
     "CLASS_SUFFIX",
     "EMBEDDED",
+    "FLOATS",
     "FORMAT",
+    "INTEGERS",
     "MTU_KEYS",
     "POSITION_IDS",
     "RESCALE",
@@ -53,6 +67,8 @@ __all__ = [
     "family",
     "file_headers",
     "headers",
+    "is_lfs_pointer",
+    "lfs_message",
     "licences",
     "locate",
     "read_config",
@@ -60,8 +76,10 @@ __all__ = [
     "rescale",
     "stays_inside",
     "stock_config",
+    "strict_json",
     "tasks",
     "tensor",
     "weight_files",
+    "without_training_keys",
     "write",
 ]

@@ -33,6 +33,19 @@ STOCK_DEFAULTS: Mapping[str, Any] = {
 """Defaults of the stock UNet for the keys that are read here; a config may leave them out."""
 CLASS_SUFFIX = "UNet2DConditionModel"
 WHERE = "unet/config.json"
+TRAINING_KEYS = (
+    "decay",
+    "gradient_checkpointing",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+"""Keys that diffusers' training (``EMAModel.save_pretrained``) leaves in a part's config.
+
+diffusers ignores them when it loads the part, and so does everything here."""
 _FED: Mapping[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default", None),
@@ -81,12 +94,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / "config.json").is_file():
             family(read_json(folder / "config.json"))  # says what to do with a dense UNet's folder
         raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
-    config = {**STOCK_DEFAULTS, **read_json(folder / "unet" / "config.json")}
+    config = {**STOCK_DEFAULTS, **without_training_keys(read_json(folder / "unet" / "config.json"))}
     family(config)
     _check_format(config)
     check_sizes(config)
     _check_vae(folder / "vae" / "config.json")
     return config
+
+
+def without_training_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's config without :data:`TRAINING_KEYS`."""
+    return {key: value for key, value in config.items() if key not in TRAINING_KEYS}
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
@@ -165,8 +183,8 @@ def family(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name")
     if name == CLASS_SUFFIX:
         raise CheckpointError(
-            "the UNet is dense (UNet2DConditionModel); make a checkpoint of it first with: "
-            "mtu-export upcycle SOURCE OUT --task ..."
+            "the UNet is dense (UNet2DConditionModel); make a checkpoint that starts equal to it "
+            "with: mtu-export upcycle SOURCE OUT --task ... --rescale"
         )
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Z0-9]*" + CLASS_SUFFIX, name):
         raise CheckpointError(f"{WHERE}: _class_name {shown(name)} is not one of ours")

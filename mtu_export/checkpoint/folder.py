@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import CheckpointError, ToolchainMissing
+from mtu_export.spec import CheckpointError, MtuExportError, ToolchainMissing
 
 EMBEDDED = Path(__file__).parent / "embedded" / "shapes"
 _JSON_LIMIT = 64_000_000
@@ -40,8 +41,10 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
             raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder with unet/")
     except (OSError, RuntimeError) as error:  # too long, or ~nobody
         raise CheckpointError(f"no checkpoint folder {str(model)[:200]!r}: {error}") from None
-    if not _HUB_ID.fullmatch(str(model)):
-        raise CheckpointError(f"no checkpoint folder {str(model)!r}")
+    owner = str(model).partition("/")[0]
+    if not _HUB_ID.fullmatch(str(model)) or Path(owner).is_dir():
+        inside = f": the folder {owner!r} holds no such folder" if Path(owner).is_dir() else ""
+        raise CheckpointError(f"no checkpoint folder {str(model)!r}{inside}")
     return _download(str(model), revision)
 
 
@@ -68,11 +71,36 @@ def _download(hub_id: str, revision: str | None) -> Path:
     return Path(found)
 
 
+def is_lfs_pointer(data: bytes) -> bool:
+    """Whether a file holds what git-lfs leaves in place of one that was not downloaded."""
+    return data.startswith(b"version https://git-lfs")
+
+
+def lfs_message(path: Path) -> str:
+    """What to say of such a file."""
+    return f"{path} is a git-lfs pointer, not the file itself: fetch it with `git lfs pull`"
+
+
 def stays_inside(path: Path, folder: Path) -> bool:
-    """Whether ``path``, links followed, stays in ``folder`` or in its repository's hub cache."""
-    home = folder.resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
-    return home in path.resolve().parents
+    """Whether ``path``, links followed, stays in ``folder`` or the blobs of its hub snapshot."""
+    roots = [folder.resolve()]
+    repository = _hub_repository(roots[0])
+    if repository is not None:
+        roots.append(repository / "blobs")
+    return any(root in path.resolve().parents for root in roots)
+
+
+def _hub_repository(folder: Path) -> Path | None:
+    """The hub cache's folder of a repository that ``folder`` is a snapshot of, or lies in.
+
+    Its layout is ``models--OWNER--NAME/snapshots/REVISION/``, with links to ``../../blobs/``.
+    """
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots":
+            repository = snapshot.parent.parent
+            named = repository.name.startswith(("models--", "datasets--"))
+            return repository if named and (repository / "blobs").is_dir() else None
+    return None
 
 
 def licences(folder: Path) -> list[Path]:
@@ -81,40 +109,69 @@ def licences(folder: Path) -> list[Path]:
     return [path for path in files if stays_inside(path, folder)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint; anything else is a ``CheckpointError``.
+def read_json(
+    path: Path, *, limit: int = _JSON_LIMIT, error: type[MtuExportError] = CheckpointError
+) -> dict[str, Any]:
+    """The JSON object in a file of at most ``limit`` bytes, by the rules of :func:`strict_json`.
 
-    No JSON of ours are: ``NaN``, a key that is there twice, a lone surrogate (no UTF-8 has it).
+    Raises ``error`` with the file's name, also for the pointer that git-lfs leaves in its place.
     """
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is no file")
-        if path.stat().st_size > _JSON_LIMIT:
-            raise CheckpointError(f"{path} has more than {_JSON_LIMIT:,} bytes")
-        found = json.loads(
-            path.read_text("utf-8"),
-            parse_constant=_refuse_constant,
-            object_pairs_hook=refuse_twins,
-        )
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
+            raise error(f"{path} is not a file")
+        size = path.stat().st_size
+        if size > limit:
+            raise error(f"{path} has {size:,} bytes, more than {limit:,}")
+        data = path.read_bytes()
+        if is_lfs_pointer(data):
+            raise error(lfs_message(path))
+        value = strict_json(data)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return found
+        raise error(f"{path} is missing") from None
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} cannot be read as JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} does not hold a JSON object")
+    return value
 
 
-def refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; ``ValueError`` for a key that is there twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
+def strict_json(text: str | bytes) -> Any:
+    """The value of a JSON text that every parser reads alike.
+
+    Raises ``ValueError`` for a repeated key, a number that no double holds (``NaN``, ``1e999``),
+    half a surrogate pair, bytes that are not UTF-8, and nesting beyond Python's stack.
+    """
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(
+            decoded,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_unique,
+        )
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("objects and lists are nested too deep") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text[:40]} is not a number that a double holds")
+    return number
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for name, entry in pairs:
+        if name in value:
             raise ValueError(f"key {name[:80]!r} is there twice")
-        found[name] = value
-    return found
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+        value[name] = entry
+    return value

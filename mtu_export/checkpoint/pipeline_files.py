@@ -12,6 +12,8 @@ from typing import Any
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError
 
+_LEFT_OUT = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*")
+
 
 def read(source: Path) -> dict[str, Any]:
     """Rows of ``model_index.json`` other than the UNet, with the names checked."""
@@ -34,13 +36,15 @@ def _is_flag(row: object) -> bool:
 
 
 def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
-    """Copy a pipeline's other parts and its licence; pickles stay behind."""
-    pickles = shutil.ignore_patterns("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack")
+    """Copy a pipeline's other parts and its licence; pickles and hidden files stay behind."""
+    left_out = shutil.ignore_patterns(
+        "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*"
+    )
     for name in (name for name, row in index.items() if not _is_flag(row)):
         for path in (source / name, *(source / name).rglob("*")):
             if not checkpoint.stays_inside(path, source):
                 raise CheckpointError(f"{path} is a link that leaves {source}")
-        shutil.copytree(source / name, folder / name, ignore=pickles)
+        shutil.copytree(source / name, folder / name, ignore=left_out)
     for path in checkpoint.licences(source):
         shutil.copyfile(path, folder / path.name)
 

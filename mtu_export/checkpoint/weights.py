@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mtu_export.checkpoint.folder import read_json, refuse_twins
+from mtu_export.checkpoint.folder import is_lfs_pointer, lfs_message, read_json
 from mtu_export.spec import CheckpointError, MissingWeights, shown
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ POSITION_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 """A table of 0..76 that old text encoders carry; it is no weight."""
 SHARD_BYTES = 2_000_000_000
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_HEADER_LIMIT = 100_000_000
-_MOST_AXES = 8
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_INTEGERS = {"I64": 8, "I32": 4}
+_LONGEST_NAME = 500
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""safetensors' names of the dtypes that weights may have."""
+INTEGERS = ("I64", "I32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,58 @@ def weight_files(folder: Path, stem: str = WEIGHTS) -> tuple[Path, ...]:
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
         files = tuple(folder / name for name in names)
-    elif single.exists():
-        files = (single,)
     else:
-        pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
-        if pickles:
-            raise CheckpointError(
-                f"{folder / pickles[0]} is a pickle: refused; save the model as safetensors"
-            )
-        raise CheckpointError(f"{single} is missing")
+        files = (single,)
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
+            _refuse_missing(file, index if index.is_file() else None, stem)
     return files
+
+
+def _refuse_missing(file: Path, index: Path | None, stem: str) -> NoReturn:
+    """Say that weights are missing, and name what is there in their place."""
+    folder = file.parent
+    variants = _variants(folder, stem)
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES and _shown(p))
+    if variants:
+        names = "; ".join(variants.values())
+        raise CheckpointError(
+            f"{file} is missing; the folder has the variant {', '.join(variants)}: {names}"
+        )
+    if pickles and index is None:
+        raise CheckpointError(
+            f"{folder / pickles[0]} is a pickle: refused; save the model as safetensors"
+        )
+    raise CheckpointError(f"{file} is missing")
+
+
+def _variants(folder: Path, stem: str) -> dict[str, str]:
+    """Variants of the weights in a folder (``"fp16"``): name -> what makes it the one to read.
+
+    diffusers writes ``stem.fp16.safetensors``, shards as ``stem.fp16-00001-of-00002.safetensors``
+    or ``stem-00001-of-00002.fp16.safetensors``, and ``stem.safetensors.index.fp16.json``.
+    """
+    shard = r"(?:-\d{5}-of-\d{5})?"
+    pattern = re.compile(rf"{re.escape(stem)}{shard}\.(\w[\w-]*?){shard}\.safetensors")
+    cures: dict[str, str] = {}
+    for path in sorted(folder.glob(f"{stem}*.safetensors")):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        variant = match[1]
+        if path.name == f"{stem}.{variant}.safetensors":
+            cures[variant] = f"rename {path.name} to {stem}.safetensors to use it"
+        else:
+            cures.setdefault(
+                variant,
+                f"load it with variant={variant!r} in diffusers or transformers and save it "
+                "without one",
+            )
+    return cures
+
+
+def _shown(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -96,65 +135,54 @@ def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) ->
 
 
 def file_headers(
-    file: Path, *, integers: bool = False, ignored: Collection[str] = ()
+    file: Path, *, dtypes: Collection[str] | None = FLOATS, ignored: Collection[str] = ()
 ) -> dict[str, Header]:
-    """Tensors of one safetensors file by name, with every size checked against the file's.
+    """Tensors of one safetensors file by name, read from its header by safetensors itself.
 
-    With ``integers`` 32- and 64-bit ones are legal beside floats; ``ignored`` are left out.
+    Refuses odd names and dtypes outside ``dtypes``; with None neither is looked at. Tensors
+    ``ignored`` are left out.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    headers: dict[str, Header] = {}
+    try:
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if name not in ignored:
+                    tensor = opened.get_slice(name)
+                    shape, dtype = tuple(tensor.get_shape()), str(tensor.get_dtype())
+                    headers[name] = Header(dtype=dtype, shape=shape, file=file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_why_unread(file, error)) from None
+    if dtypes is None:
+        return headers
+    for name, header in headers.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise CheckpointError(f"{file}: {name[:80]!r} is not a tensor name")
+        if header.dtype not in dtypes:
+            legal = ", ".join(dtypes)
+            raise CheckpointError(
+                f"{file}: tensor {name!r} has dtype {header.dtype!r}; legal: {legal}"
+            )
+    return headers
+
+
+def _why_unread(file: Path, error: Exception) -> str:
+    """What a file is that safetensors does not read, by its first bytes.
+
+    A header's length may begin as a pickle does, so this is asked only of such a file.
     """
     try:
-        return _read_header(file, {**_SIZES, **(_INTEGERS if integers else {})}, ignored)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _read_header(
-    file: Path, sizes: Mapping[str, int], ignored: Collection[str]
-) -> dict[str, Header]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise CheckpointError(f"{file} is a pickle, not safetensors: refused")
-            raise CheckpointError(f"{file} is not a whole safetensors file ({size} bytes)")
-        try:
-            rows = json.loads(stream.read(length), object_pairs_hook=refuse_twins)
-        except (ValueError, RecursionError) as error:
-            reason = f": {error}" if "twice" in str(error) else ""
-            raise CheckpointError(f"{file}: its safetensors header is damaged{reason}") from None
-    if not isinstance(rows, dict):
-        raise CheckpointError(f"{file}: its safetensors header is damaged")
-    for name in ("__metadata__", *ignored):
-        rows.pop(name, None)
-    data = size - 8 - length
-    return {name: _entry(file, name, row, data, sizes) for name, row in rows.items()}
-
-
-def _entry(file: Path, name: str, row: Any, data: int, sizes: Mapping[str, int]) -> Header:
-    if not name.isprintable() or len(name) > 500:
-        raise CheckpointError(f"{file}: {name[:80]!r} is no name of a tensor")
-    try:
-        dtype, shape = row["dtype"], tuple(row["shape"])
-        begin, end = row["data_offsets"]
-        numbers = (*shape, begin, end)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
-        if not whole or not begin <= end <= data or len(shape) > _MOST_AXES:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{file}: tensor {name!r} has a damaged header or is cut") from None
-    if not isinstance(dtype, str) or dtype not in sizes:
-        legal = ", ".join(sizes)
-        raise CheckpointError(
-            f"{file}: tensor {name!r} has dtype {str(dtype)[:40]!r}; legal: {legal}"
-        )
-    count = 1
-    for extent in shape:
-        count *= extent
-    if count * sizes[dtype] != end - begin:
-        raise CheckpointError(f"{file}: tensor {name!r}: shape and size disagree")
-    return Header(dtype=dtype, shape=shape, file=file)
+        with file.open("rb") as stream:
+            start = stream.read(64)
+    except OSError as problem:
+        return f"{file} cannot be read: {problem.strerror}"
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return f"{file} is a pickle, not safetensors: refused"
+    if is_lfs_pointer(start):
+        return lfs_message(file)
+    reason = "".join(c if c.isprintable() else " " for c in str(error).strip()[:300])
+    return f"{file} is not a whole safetensors file: {reason}"
 
 
 def compare(found: Mapping[str, Header], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -194,7 +194,8 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
             raise CheckpointError("checkpoint format 1 has no variants; leave variant out")
         folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
         home = folder / (kwargs.get("subfolder") or "")
-        config = {**checkpoint.STOCK_DEFAULTS, **checkpoint.read_json(home / "config.json")}
+        config = checkpoint.without_training_keys(checkpoint.read_json(home / "config.json"))
+        config = {**checkpoint.STOCK_DEFAULTS, **config}
         found = checkpoint.headers(home)
         _meta_model(config, found)
         kwargs.setdefault("expert_widths", _expert_widths(found))

@@ -80,7 +80,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """
     home = folder / "vae"
     path = home / "config.json"
-    config = checkpoint.read_json(path)
+    config = checkpoint.without_training_keys(checkpoint.read_json(path))
     _class_of(folder, "vae", config)
     found = checkpoint.headers(home)
     _check_vae(config, path)

@@ -87,6 +87,7 @@ def find(recipe: Recipe) -> Model:
     """
     folder = checkpoint.locate(recipe.model)
     config = checkpoint.read_json(folder / "unet" / "config.json")
+    config = checkpoint.without_training_keys(config)
     kind = config.get("_class_name")
     if kind != checkpoint.CLASS_SUFFIX:
         config = checkpoint.read_config(folder)

@@ -286,6 +286,10 @@ def test_pickles_and_damaged_files_are_refused(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"x" * 20)
         with pytest.raises(CheckpointError, match=message):
             survey(folder, table)
+    (folder / "b.safetensors").unlink()
+    (folder / "._a.safetensors").write_bytes(b"x")  # as macOS leaves on other file systems
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is not a whole"):
+        survey(folder, table)
     (folder / "b.safetensors.index.json").write_text('{"weight_map": {"x": "../w.safetensors"}}')
     with pytest.raises(CheckpointError, match="is not a safetensors file here"):
         survey(folder, table)

@@ -94,7 +94,7 @@ def test_a_wrong_map_is_refused(found: object, message: str) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ('{"rules": NaN}', "NaN is no JSON"),
+        ('{"rules": NaN}', "NaN is not a number that a double holds"),
         ('{"rules": [], "rules": []}', "key 'rules' is there twice"),
         ("[" * 100_000, "cannot be read as JSON"),
         (None, "no map file"),

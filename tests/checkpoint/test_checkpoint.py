@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import config
 from mtu_export.models import mtu
 from mtu_export.spec import CheckpointError
+from mtu_export.testing import architectures
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -73,8 +75,19 @@ def test_a_cut_file_is_refused(unet: Path, keep: int) -> None:
 def test_absurd_headers_are_refused(unet: Path, row: object) -> None:
     header = json.dumps({"a": row}).encode()
     (unet / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
-    with pytest.raises(CheckpointError, match="'a'"):
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file: Error while"):
         checkpoint.headers(unet)
+
+
+def test_a_header_may_begin_as_a_pickle_does(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / WEIGHTS
+    save_file({"a": torch.ones(1)}, path, metadata={"pad": ""})
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    save_file({"a": torch.ones(1)}, path, metadata={"pad": "x" * (128 - short)})
+    assert path.read_bytes()[:1] == b"\x80"
+    assert checkpoint.headers(tmp_path)["a"].shape == (1,)
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin"])
@@ -274,7 +287,8 @@ def test_an_output_of_another_shape_is_refused(unet: Path) -> None:
     [
         ('{"a": 1, "a": 2}', "key 'a' is there twice"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
-        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": 1e999}', "1e999 is not a number that a double holds"),
+        ('{"a": NaN}', "NaN is not a number that a double holds"),
         ("{" + '"a": 1' + "0" * 5000 + "}", "cannot be read as JSON"),
     ],
 )
@@ -286,7 +300,7 @@ def test_json_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(CheckpointError, match="is no file"):
+    with pytest.raises(CheckpointError, match="is not a file"):
         checkpoint.read_json(tmp_path / "x.json")
 
 
@@ -296,13 +310,13 @@ def test_impossible_names_of_a_checkpoint_are_one_line(name: str) -> None:
         checkpoint.locate(name)
 
 
-def test_a_header_that_names_a_tensor_twice_is_refused(unet: Path) -> None:
+def test_a_damaged_header_is_one_printable_line(unet: Path) -> None:
     row = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     for text, message in (
-        (f"{{{row}, {row}}}", "'a' is there twice"),
-        ("{" + row.replace('"a"', r'"a\u001b[2J"') + "}", "is no name of a tensor"),
-        ("{" + row.replace("[1]", "[true]") + "}", "damaged header"),
-        ("{" + row.replace("[1]", str([1] * 9)) + "}", "damaged header"),
+        ("{" + row.replace('"a"', r'"a\u001b[2J"') + "}", "is not a tensor name"),
+        ("{" + row.replace("[1]", "[true]") + "}", "not a whole safetensors file"),
+        ("{" + row.replace("F32", r"F\u001b32") + "}", "not a whole safetensors file"),
+        ("{" + row.replace("F32", "I32") + "}", "'a' has dtype 'I32'; legal: F64"),
     ):
         header = text.encode()
         (unet / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
@@ -337,3 +351,105 @@ def test_a_vae_without_a_scale_is_refused_early(unet: Path, scale: object) -> No
     (unet.parent / "vae" / "config.json").write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match="scaling_factor must be a positive number"):
         checkpoint.read_config(unet.parent)
+
+
+# --------------------------------------------------------------- what people bring: names of files
+
+
+def git_lfs_pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "utf-8")
+
+
+def test_a_git_lfs_pointer_is_called_one(unet: Path) -> None:
+    git_lfs_pointer(unet / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"safetensors is a git-lfs pointer.*git lfs pull"):
+        checkpoint.headers(unet)
+    git_lfs_pointer(unet / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is a git-lfs pointer"):
+        checkpoint.read_config(unet.parent)
+
+
+@pytest.mark.parametrize("pickle_beside", [False, True])
+@pytest.mark.parametrize("stem", [checkpoint.WEIGHTS, checkpoint.TEXT_WEIGHTS])
+def test_a_variant_is_named_with_what_to_do(tmp_path: Path, stem: str, pickle_beside: bool) -> None:
+    if pickle_beside:
+        (tmp_path / f"{stem}.bin").touch()
+    (tmp_path / f"._{stem}.fp16.safetensors").touch()
+    (tmp_path / f"{stem}.fp16.safetensors").touch()
+    message = rf"variant fp16: rename {stem}\.fp16\.safetensors to {stem}\.safetensors"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.headers(tmp_path, stem)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_sharded_variant_is_named(tmp_path: Path, old: bool) -> None:
+    """As diffusers itself writes it, and as it did before 0.28."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config({**architectures.ARCHITECTURES["tiny"]})
+    assert isinstance(unet, UNet2DConditionModel)
+    unet.save_pretrained(tmp_path, variant="fp16", max_shard_size="300KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    for path in files if old else ():
+        head, _, shard = path.name.removesuffix(".safetensors").partition(".fp16-")
+        path.rename(tmp_path / f"{head}-{shard}.fp16.safetensors")
+    with pytest.raises(CheckpointError, match="has the variant fp16: load it with variant='fp16'"):
+        checkpoint.headers(tmp_path)
+
+
+def test_links_may_lead_to_the_blobs_of_a_hub_snapshot_alone(tmp_path: Path) -> None:
+    from mtu_export.checkpoint import stays_inside
+
+    crafted = tmp_path / "snapshots" / "evil"
+    crafted.mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("x")
+    (crafted / "LICENSE").symlink_to("../../secret.txt")
+    assert not stays_inside(crafted / "LICENSE", crafted)
+    assert checkpoint.licences(crafted) == []
+    repository = tmp_path / "models--someone--model"
+    snapshot = repository / "snapshots" / "abc"
+    (snapshot / "unet").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "1f").write_text("x")
+    (repository / "secret.txt").write_text("x")
+    (snapshot / "LICENSE").symlink_to("../../blobs/1f")
+    (snapshot / "unet" / "config.json").symlink_to("../../../blobs/1f")
+    (snapshot / "LICENSE.md").symlink_to("../../secret.txt")
+    assert checkpoint.licences(snapshot) == [snapshot / "LICENSE"]
+    assert stays_inside(snapshot / "unet" / "config.json", snapshot)
+    assert stays_inside(snapshot / "unet" / "config.json", snapshot / "unet")
+
+
+def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def fetch(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="'models/shapse': the folder 'models' holds no"):
+        checkpoint.locate("models/shapse")
+
+
+def test_what_training_leaves_in_a_config_is_ignored(unet: Path) -> None:
+    """As diffusers' EMA writer leaves it."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.training_utils import EMAModel
+
+    tiny = {**architectures.ARCHITECTURES["tiny"]}
+    model = UNet2DConditionModel.from_config(tiny)
+    assert isinstance(model, UNet2DConditionModel)
+    ema = EMAModel(model.parameters(), model_cls=UNet2DConditionModel, model_config=model.config)
+    ema.save_pretrained(str(unet.parent / "ema"))
+    written = json.loads((unet.parent / "ema" / "config.json").read_text("utf-8"))
+    keys = {key for key in written if not key.startswith("_")} - set(mtu.STOCK_KEYS)
+    assert keys == set(config.TRAINING_KEYS) - {"gradient_checkpointing"}
+    path = unet / "config.json"
+    left = {key: written.get(key, False) for key in config.TRAINING_KEYS}
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **left}), "utf-8")
+    mtu.load(unet.parent)

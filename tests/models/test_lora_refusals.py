@@ -86,8 +86,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     [
         (b"", "not a whole safetensors file"),
         (struct.pack("<Q", 2**63) + b"{}", "not a whole safetensors file"),
-        (struct.pack("<Q", 4) + b"{{{{", "header is damaged"),
-        (struct.pack("<Q", 2) + b"[]", "header is damaged"),
+        (struct.pack("<Q", 4) + b"{{{{", "not a whole safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "not a whole safetensors file"),
         (struct.pack("<Q", 2) + b"{}", "holds no tensor"),
     ],
 )
@@ -101,7 +101,7 @@ def test_damaged_headers(tmp_path: Path, data: bytes, reason: str) -> None:
 def test_a_truncated_file(tmp_path: Path, cut: int) -> None:
     file = loras.write(tmp_path / "x.safetensors", PAIR)
     file.write_bytes(file.read_bytes()[:-cut])
-    assert "is cut" in read_refused(file)
+    assert "not a whole safetensors file" in read_refused(file)
 
 
 @settings(max_examples=150, deadline=None)

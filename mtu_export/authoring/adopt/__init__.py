@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtu_export import checkpoint
@@ -192,9 +191,11 @@ def _files(source: Path) -> tuple[Path, ...]:
             raise CheckpointError(f"{source} is missing")
         return (source,)
     home = _home(source)
-    stems = {path.name.removesuffix(_INDEX) for path in home.glob(f"*{_INDEX}")}
+    stems = {
+        path.name.removesuffix(_INDEX) for path in home.glob(f"*{_INDEX}") if path.name[0] != "."
+    }
     shards = {path for stem in stems for path in checkpoint.weight_files(home, stem)}
-    single = set(home.glob(f"*{_SUFFIX}")) - shards
+    single = {path for path in home.glob(f"*{_SUFFIX}") if path.name[0] != "."} - shards
     stems |= {path.name.removesuffix(_SUFFIX) for path in single}
     if len(stems) > 1:
         names = ", ".join(sorted(stems)[:6])
@@ -206,31 +207,11 @@ def _headers(source: Path) -> dict[str, Header]:
     """Every tensor of a source; here any dtype is read, as some tensors are dropped later."""
     found: dict[str, Header] = {}
     for file in _files(source):
-        for name, header in _header(file).items():
+        for name, header in checkpoint.file_headers(file, dtypes=None).items():
             if name in found:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
             found[name] = header
     return found
-
-
-def _header(file: Path) -> dict[str, Header]:
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(2)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    if start == b"PK" or start[:1] == b"\x80":
-        raise CheckpointError(f"{file} is a pickle, not safetensors: refused")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {
-                name: Header(dtype=row.get_dtype(), shape=tuple(row.get_shape()), file=file)
-                for name, row in slices.items()
-            }
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{file} is not a whole safetensors file: {reason}") from None
 
 
 # ---------------------------------------------------------------------------------------- config
@@ -240,6 +221,7 @@ def _config(source: Path, read: mapping.Map, map_file: Path) -> dict[str, Any]:
     """The config beside the weights with the map's over it; null removes a foreign key."""
     beside = _home(source) / "config.json"
     config = checkpoint.read_json(beside) if beside.is_file() else {}
+    config = checkpoint.without_training_keys(config)
     legal = {*checkpoint.MTU_KEYS, *mtu.STOCK_KEYS}
     config = {**config, **read.config}
     foreign = [key for key, value in config.items() if key not in legal and value is None]

@@ -7,13 +7,14 @@ expressions, so that matching takes at most the square of a name's length. Mista
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtu_export import checkpoint
 from mtu_export.spec import PlanError
 
 LONGEST = 400
@@ -147,35 +148,13 @@ class Map:
 
 def read(path: Path) -> Map:
     """The map of a JSON file. Raises ``PlanError``."""
-    try:
-        if path.exists() and not path.is_file():
-            raise PlanError(f"{path} is no file; a map is a JSON file")
-        if path.stat().st_size > _MAP_BYTES:
-            raise PlanError(f"{path}: a map has at most {_MAP_BYTES} bytes")
-        found = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_pairs, parse_constant=_constant
-        )
-    except FileNotFoundError:
-        raise PlanError(f"no map file {str(path)!r}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PlanError(f"{str(path)[:200]} cannot be read as JSON: {reason}") from None
+    if not os.path.lexists(path):
+        raise PlanError(f"no map file {str(path)[:200]!r}")
+    found = checkpoint.read_json(path, limit=_MAP_BYTES, error=PlanError)
     try:
         return parse(found)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
-
-
-def _pairs(rows: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(rows)
-    if len(found) < len(rows):
-        twice = next(key for key in found if sum(key == name for name, _ in rows) > 1)
-        raise ValueError(f"key {twice!r} is there twice")
-    return found
-
-
-def _constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 def parse(found: object) -> Map:

@@ -120,7 +120,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, finite and of sensible size, and the file's metadata."""
     from safetensors import SafetensorError, safe_open
 
-    found = checkpoint.file_headers(path, integers=True)
+    found = checkpoint.file_headers(path, dtypes=(*checkpoint.FLOATS, *checkpoint.INTEGERS))
     for name, header in found.items():
         if header.dtype.startswith("I") and not name.endswith(".alpha"):
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {header.dtype!r}")

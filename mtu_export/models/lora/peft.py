@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
-from mtu_export.checkpoint.folder import refuse_twins
+from mtu_export.checkpoint.folder import strict_json
 from mtu_export.spec import CheckpointError, shown
 from mtu_export.spec.patterns import Pattern, compile_pattern
 
@@ -69,8 +68,8 @@ def from_header(
         return {}
     where = f"{path}: {KEY}"
     try:
-        found = json.loads(metadata[KEY], object_pairs_hook=refuse_twins)
-    except (ValueError, RecursionError) as error:
+        found = strict_json(metadata[KEY])
+    except ValueError as error:
         raise CheckpointError(f"{where} is no JSON: {str(error)[:200]}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} does not hold a JSON object")
