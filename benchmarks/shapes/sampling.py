@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 
 from benchmarks.shapes.cases import Case, inputs
 from benchmarks.shapes.world import World
-from mtu_export.bundle import denoising, sampler, tokenizer
+from mtu_export.bundle import denoising, sampler, source_tokenizer, tokenizer
 from mtu_export.exporter import schedule
 from mtu_export.models import mtu
 from mtu_export.spec import Guidance, Task
@@ -45,7 +45,7 @@ class Parts:
         vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
         return cls(
             text=text.float().eval().requires_grad_(False),  # stored as float16 or float32
-            tokenizer=tokenizer.of_source(folder / "tokenizer"),
+            tokenizer=source_tokenizer.read(folder / "tokenizer"),
             vae=vae.float().eval().requires_grad_(False),
             folder=folder,
         )

@@ -20,7 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from benchmarks.shapes.cases import Case, case, inputs
 from benchmarks.shapes.fitting import DEVICE, fit
 from benchmarks.shapes.world import World, draw
-from mtu_export.bundle.tokenizer import Tokenizer, of_source
+from mtu_export.bundle import source_tokenizer
+from mtu_export.bundle.tokenizer import Tokenizer
 from mtu_export.testing import vocabulary
 
 _SPOKEN = ("t2i", "edit", "inpaint")
@@ -101,7 +102,7 @@ def train(
 ) -> tuple[CLIPTextModelWithProjection, dict[str, Any], float]:
     """The trained encoder of the tokenizer in ``folder``, its config, and seconds."""
     torch.manual_seed(words["seed"])
-    tokenizer = of_source(folder)
+    tokenizer = source_tokenizer.read(folder)
     found = config(tokenizer.largest + 1, words)
     model = _Pair(world, found)
     batch = words["batch_size"]

@@ -1,13 +1,13 @@
-"""CLIP's tokenizer from ``vocab.json`` and ``merges.txt``, without PyTorch and transformers.
+"""CLIP's tokenizer from ``tokenizer.json``, without PyTorch and transformers.
 
 Text is brought to Unicode form NFC, white space collapsed, letters made small; words are split into
-bytes and merged by rank, with ``</w>`` at the end of each. Ids are those of transformers.
+bytes and merged by rank, with ``</w>`` at the end of each. Added tokens are looked for as a whole.
+Ids are those of transformers.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,27 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+LENGTH = 77
+"""Ids that a CLIP text encoder reads, start and end among them."""
+FILE = "tokenizer.json"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+BYTES_LIMIT = 32_000_000
+"""Bytes that a file of a tokenizer may have."""
+_TOKENS_LIMIT = 1_000_000
+_LONGEST_TOKEN = 1000
+_OLD_END = 2
+"""``eos_token_id`` of configs from before it was put right; the greatest id is the end then."""
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""CLIP's words: letters, single digits, runs of other signs, English endings."""
+_WORDS = rf"<\|startoftext\|>|<\|endoftext\|>|{WORDS}"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def bytes_as_letters() -> dict[int, str]:
@@ -35,28 +49,13 @@ def bytes_as_letters() -> dict[int, str]:
     return letters | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
-LENGTH = 77
-"""Ids that a CLIP text encoder reads, start and end among them."""
-_FILES = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
-_BYTES_LIMIT = 32_000_000
-_TOKENS_LIMIT = 1_000_000
-_NO_LIMIT = 10**9
-"""``model_max_length`` from here on stands for none."""
-_OLD_END = 2
-"""``eos_token_id`` of configs from before it was put right; the greatest id is the end then."""
-_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
-"""CLIP's words: letters, single digits, runs of other signs, English endings."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """Text to the ids of a text encoder.
 
-    ``largest`` is the greatest id of the vocabulary, ``limit`` the source's own
-    ``model_max_length``, null where it says none.
+    ``largest`` is the greatest id, ``largest_learned`` that of the vocabulary without added tokens;
+    ``limit`` is the source's own ``model_max_length``, None where it says none. ``document`` is the
+    content of the canonical ``tokenizer.json``; ``engine`` encodes without start, end and padding.
     """
 
     bos: int
@@ -64,8 +63,10 @@ class Tokenizer:
     pad: int
     length: int
     largest: int
+    largest_learned: int
     limit: int | None
-    words: tokenizers.Tokenizer
+    document: Mapping[str, Any]
+    engine: tokenizers.Tokenizer
 
     def encode(self, text: str) -> tuple[np.ndarray, str]:
         """The ids int32 [1, length] of a text, and what of it was cut off ("" when nothing).
@@ -76,57 +77,33 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PlanError(f"the text holds half a character at {error.start}") from None
-        found = self.words.encode(text, add_special_tokens=False)
+        encoding = self.engine.encode(text, add_special_tokens=False)
         room = self.length - 2
-        cut = text[found.offsets[room][0] :] if len(found.ids) > room else ""
+        cut = text[encoding.offsets[room][0] :] if len(encoding.ids) > room else ""
         ids = np.full((1, self.length), self.pad, np.int32)
-        row = [self.bos, *found.ids[:room], self.eos]
-        ids[0, : len(row)] = row
+        filled = [self.bos, *encoding.ids[:room], self.eos]
+        ids[0, : len(filled)] = filled
         return ids, cut
 
 
 def load(
     folder: Path, length: int = LENGTH, error: type[MtuExportError] = CheckpointError
 ) -> Tokenizer:
-    """The tokenizer of a folder with ``vocab.json`` and ``merges.txt``.
+    """The tokenizer of a bundle's folder: its canonical ``tokenizer.json``.
 
-    Names of special tokens come from ``tokenizer_config.json`` or ``special_tokens_map.json`` where
-    these are; padding is the end otherwise. Raises ``error`` for files that are missing, damaged
-    or contradict one another.
+    A bundle of schema 1.2 or older has none, or its source's own, which sets no length: there the
+    tokenizer is that of ``vocab.json``, ``merges.txt`` and the special tokens of its configs.
+    Raises ``error`` for files that are missing, damaged or of another tokenizer than CLIP's.
     """
+    path = folder / FILE
     try:
-        vocabulary = checkpoint.read_json(folder / "vocab.json")
-        merges = _read_merges(folder / "merges.txt")
-        return _build(folder, vocabulary, merges, length)
+        if path.is_file():
+            document = checkpoint.read_json(path, limit=BYTES_LIMIT)
+            if document.get("truncation") is not None:
+                return open_document(path, document, length)
+        return open_document(folder, _of_old_files(folder, length), length)
     except CheckpointError as problem:
         raise error(str(problem)) from None
-
-
-def of_source(source: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint, out of ``tokenizer.json`` where it has only that.
-
-    Raises ``CheckpointError``.
-    """
-    return _build(source, *_read_source(source), LENGTH)
-
-
-def export(source: Path, out: Path) -> Tokenizer:
-    """Write the tokenizer of ``source`` to the new folder ``out``; returns it, loaded from there.
-
-    ``vocab.json`` and ``merges.txt`` are always written, out of ``tokenizer.json`` where the source
-    has only that. Raises ``CheckpointError``.
-    """
-    vocabulary, merges = _read_source(source)
-    _build(source, vocabulary, merges, LENGTH)
-    out.mkdir(parents=True)
-    text = json.dumps(vocabulary, ensure_ascii=False)
-    (out / "vocab.json").write_text(text + "\n", "utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (out / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
-    for name in _FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
-    return load(out)
 
 
 def matches(tokenizer: Tokenizer, text_config: Mapping[str, Any]) -> None:
@@ -136,210 +113,242 @@ def matches(tokenizer: Tokenizer, text_config: Mapping[str, Any]) -> None:
     """
     size = text_config.get("vocab_size")
     if not isinstance(size, int) or tokenizer.largest >= size:
+        learned = isinstance(size, int) and tokenizer.largest_learned < size
+        why = ": it has no embedding for the added tokens" if learned else ""
         raise CheckpointError(
             f"the tokenizer has ids up to {tokenizer.largest}, the text encoder's vocab_size is "
-            f"{shown(size)}"
+            f"{shown(size)}{why}"
         )
     length = text_config.get("max_position_embeddings", LENGTH)
-    for name, said in (("reads", tokenizer.length), ("has model_max_length", tokenizer.limit)):
-        if said is not None and said != length:
+    for verb, count in (("reads", tokenizer.length), ("has model_max_length", tokenizer.limit)):
+        if count is not None and count != length:
             raise CheckpointError(
-                f"the tokenizer {name} {said}, the text encoder's max_position_embeddings is "
+                f"the tokenizer {verb} {count}, the text encoder's max_position_embeddings is "
                 f"{shown(length)}"
             )
     if text_config.get("eos_token_id") == _OLD_END:
-        if tokenizer.eos != tokenizer.largest:
+        if tokenizer.eos != tokenizer.largest_learned:
             raise CheckpointError(
                 f"the text encoder's eos_token_id {_OLD_END} stands for the greatest id, "
-                f"{tokenizer.largest}; the tokenizer's end is {tokenizer.eos}"
+                f"{tokenizer.largest_learned}; the tokenizer's end is {tokenizer.eos}"
             )
         return
-    for name, own in (("bos", tokenizer.bos), ("eos", tokenizer.eos)):
-        said = text_config.get(f"{name}_token_id")
-        if said is not None and said != own:
+    for name, token in (("bos", tokenizer.bos), ("eos", tokenizer.eos)):
+        expected = text_config.get(f"{name}_token_id")
+        if expected is not None and expected != token:
             raise CheckpointError(
-                f"the text encoder's {name}_token_id is {shown(said)}, the tokenizer's is {own}"
+                f"the text encoder's {name}_token_id is {shown(expected)}, the tokenizer's is "
+                f"{token}"
             )
 
 
-# -------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------- canonical form
 
 
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    """Pairs of ``merges.txt`` in the order of their rank."""
-    try:
-        if path.stat().st_size > _BYTES_LIMIT:
-            raise CheckpointError(f"{path} has more than {_BYTES_LIMIT:,} bytes")
-        lines = path.read_text("utf-8").split("\n")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    merges = []
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2 or not all(pair):
-            raise CheckpointError(f"{path}: line {number} is no pair of tokens: {line[:80]!r}")
-        merges.append((pair[0], pair[1]))
-    return merges
+def canonical_document(
+    vocabulary: Any, merges: Any, special: Mapping[str, Any], added: Any, length: Any
+) -> dict[str, Any]:
+    """The canonical ``tokenizer.json``: CLIP's steps, ids cut and padded to ``length``.
 
-
-def _read_source(source: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Vocabulary and merges of a checkpoint's folder; refuses links that leave it."""
-    for path in sorted(source.glob("*")):
-        if not checkpoint.stays_inside(path, source.parent):
-            raise CheckpointError(f"{path} is a link that leaves {source.parent}")
-    if (source / "vocab.json").is_file() or not (source / "tokenizer.json").is_file():
-        return checkpoint.read_json(source / "vocab.json"), _read_merges(source / "merges.txt")
-    return _read_whole(source / "tokenizer.json")
-
-
-def _read_whole(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Vocabulary, added tokens among it, and merges of a ``tokenizer.json``."""
-    found = checkpoint.read_json(path)
-    model = found.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{path} is no byte-pair tokenizer")
-    if model.get("end_of_word_suffix") != WORD_END:
-        raise CheckpointError(f"{path}: words must end in {WORD_END}: not CLIP's format")
-    vocabulary, rows, added = model.get("vocab"), model.get("merges"), found.get("added_tokens", [])
-    if not isinstance(vocabulary, dict) or not isinstance(rows, list):
-        raise CheckpointError(f"{path} has no vocabulary or no merges")
-    merges = []
-    for row in rows:
-        pair = row.split(" ") if isinstance(row, str) else row
-        if not isinstance(pair, list) or len(pair) != 2 or not all(_is_token(t) for t in pair):
-            raise CheckpointError(f"{path}: a merge is no pair of tokens: {shown(row)}")
-        merges.append((pair[0], pair[1]))
-    vocabulary = dict(vocabulary)
-    for row in added if isinstance(added, list) else [added]:
-        if not isinstance(row, dict) or not _is_token(row.get("content")):
-            raise CheckpointError(f"{path}: an added token is damaged: {shown(row)}")
-        if vocabulary.setdefault(row["content"], row.get("id")) != row.get("id"):
-            raise CheckpointError(f"{path}: token {row['content'][:80]!r} has two ids")
-    return vocabulary, merges
-
-
-def _is_token(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 1000 and not set(value) & set(" \n\r")
-
-
-def _build(
-    folder: Path, vocabulary: Mapping[str, Any], merges: list[tuple[str, str]], length: int
-) -> Tokenizer:
-    _check_vocabulary(folder / "vocab.json", vocabulary)
-    if len(merges) > _TOKENS_LIMIT:
-        raise CheckpointError(f"{folder}: more than {_TOKENS_LIMIT:,} merges")
-    for pair in merges:
-        for token in (*pair, "".join(pair)):
-            if token not in vocabulary:
-                raise CheckpointError(
-                    f"{folder}: merges name {token[:80]!r}, which is not in the vocabulary"
-                )
-    config = _config(folder)
-    special = {
-        name: _special(config, name, default, vocabulary, folder)
-        for name, default in (
-            ("bos_token", START),
-            ("eos_token", END),
-            ("pad_token", END),
-            ("unk_token", END),
-        )
+    ``special`` has the (token, id) of ``bos``, ``eos`` and ``pad``, and ``unk``, a token.
+    """
+    return {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right",
+            "max_length": length,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": {
+            "strategy": {"Fixed": length},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": special["pad"][1],
+            "pad_type_id": 0,
+            "pad_token": special["pad"][0],
+        },
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": list(NORMALIZERS)},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(PRE_TOKENIZERS)},
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": special["eos"],
+            "cls": special["bos"],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        "decoder": {**BYTE_LEVEL, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": special["unk"],
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": WORD_END,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": merges,
+        },
     }
-    model = models.BPE(
-        vocab=dict(vocabulary),
-        merges=merges,
-        end_of_word_suffix=WORD_END,
-        unk_token=special["unk_token"],
-    )
-    words = tokenizers.Tokenizer(model)
-    words.normalizer = normalizers.Sequence(  # type: ignore[assignment]
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    unique = dict.fromkeys([*special.values(), *_added(config, vocabulary, folder)])
-    words.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in unique]
-    )
-    limit = config.get("model_max_length")
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit >= _NO_LIMIT:
-        limit = None
+
+
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+NORMALIZERS = (
+    {"type": "NFC"},
+    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+    {"type": "Lowercase"},
+)
+PRE_TOKENIZERS = (
+    {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True},
+    BYTE_LEVEL,
+)
+
+
+def open_document(
+    where: Path, document: Mapping[str, Any], length: int, limit: int | None = None
+) -> Tokenizer:
+    """The tokenizer of a canonical document. Refuses any other step or pattern than CLIP's."""
+    try:
+        model, added = document["model"], document["added_tokens"]
+        post, padding = document["post_processor"], document["padding"]
+        special = {"bos": post["cls"], "eos": post["sep"], "unk": model["unk_token"]}
+        special["pad"] = [padding["pad_token"], padding["pad_id"]]
+        vocabulary = model["vocab"]
+        canonical = canonical_document(vocabulary, model["merges"], special, added, length)
+    except (KeyError, TypeError, IndexError):
+        raise CheckpointError(f"{where} is not a canonical tokenizer.json of CLIP") from None
+    for key in {**canonical, **document}:
+        if key not in document or document[key] != canonical.get(key):
+            raise CheckpointError(
+                f"{where}: {key[:80]!r} is not that of CLIP's tokenizer for {length} ids"
+            )
+    ids = _ids(where, vocabulary, added)
+    try:
+        engine = tokenizers.Tokenizer.from_str(json.dumps(document))
+        engine.no_truncation()
+        engine.no_padding()
+    except Exception as error:  # whatever the parser has to say of tokens and merges
+        raise CheckpointError(f"{where} is not a tokenizer: {first_line(error)}") from None
+    for token, number in ids.items():
+        if engine.token_to_id(token) != number:
+            raise CheckpointError(
+                f"{where}: added token {token[:80]!r} has id {number}, the next free one is "
+                f"{engine.token_to_id(token)}"
+            )
+    for name in SPECIAL_NAMES:
+        token, number = special[name]
+        if ids.get(token) != number:
+            raise CheckpointError(f"{where}: {name} {shown(token)} is not in the vocabulary")
+    bos, eos, pad = (ids[special[name][0]] for name in SPECIAL_NAMES)
     return Tokenizer(
-        bos=vocabulary[special["bos_token"]],
-        eos=vocabulary[special["eos_token"]],
-        pad=vocabulary[special["pad_token"]],
+        bos=bos,
+        eos=eos,
+        pad=pad,
         length=length,
-        largest=max(vocabulary.values()),
+        largest=max(ids.values()),
+        largest_learned=max(vocabulary.values()),
         limit=limit,
-        words=words,
+        document=document,
+        engine=engine,
     )
 
 
-def _check_vocabulary(path: Path, vocabulary: Mapping[str, Any]) -> None:
-    """Refuse ids that are no numbers or are there twice, and bytes that have no token."""
-    if len(vocabulary) > _TOKENS_LIMIT:
-        raise CheckpointError(f"{path}: more than {_TOKENS_LIMIT:,} tokens")
+SPECIAL_NAMES = ("bos", "eos", "pad")
+
+
+def _ids(where: Path, vocabulary: Any, added: Any) -> dict[str, int]:
+    """Every token's id, added ones among them; an id has one token and every byte has two."""
+    if not isinstance(vocabulary, dict) or not isinstance(added, list):
+        raise CheckpointError(f"{where} has no vocabulary")
+    if len(vocabulary) + len(added) > _TOKENS_LIMIT:
+        raise CheckpointError(f"{where}: more than {_TOKENS_LIMIT:,} tokens")
+    ids = dict(vocabulary)
+    for row in added:
+        flags = isinstance(row, dict) and {*row} == {"id", "content", *_FLAGS}
+        token = row["content"] if flags else None
+        if not isinstance(token, str) or not all(isinstance(row[flag], bool) for flag in _FLAGS):
+            raise CheckpointError(f"{where}: an added token is damaged: {shown(row)}")
+        if ids.setdefault(token, row["id"]) != row["id"]:
+            raise CheckpointError(f"{where}: token {token[:80]!r} has two ids")
     seen: dict[int, str] = {}
-    for token, number in vocabulary.items():
-        if not _is_token(token):
-            raise CheckpointError(f"{path}: {token[:80]!r} is no token")
-        whole = isinstance(number, int) and not isinstance(number, bool)
-        if not whole or not 0 <= number < 2**31:
-            raise CheckpointError(f"{path}: {token[:80]!r} has the id {shown(number)}")
+    for token, number in ids.items():
+        if not 0 < len(token) <= _LONGEST_TOKEN:
+            raise CheckpointError(f"{where}: {token[:80]!r} is no token")
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+            raise CheckpointError(f"{where}: {token[:80]!r} has the id {shown(number)}")
         if number in seen:
             raise CheckpointError(
-                f"{path}: {seen[number][:80]!r} and {token[:80]!r} have one id, {number}"
+                f"{where}: {seen[number][:80]!r} and {token[:80]!r} have one id, {number}"
             )
         seen[number] = token
     for letter in bytes_as_letters().values():
         for token in (letter, letter + WORD_END):
             if token not in vocabulary:
-                raise CheckpointError(f"{path}: no token {token!r}: not every text has ids")
+                raise CheckpointError(f"{where}: no token {token!r}: not every text has ids")
+    return ids
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """What the stock files say of special tokens, ``tokenizer_config.json`` first."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, printable and at most 300 characters."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "".join(c if c.isprintable() else "?" for c in line[:300])
+
+
+# --------------------------------------------------------------------------- bundles of schema 1.2
+
+
+def _of_old_files(folder: Path, length: int) -> dict[str, Any]:
+    """The canonical document of ``vocab.json``, ``merges.txt`` and the configs beside them."""
+    vocabulary = checkpoint.read_json(folder / VOCABULARY, limit=BYTES_LIMIT)
+    config: dict[str, Any] = {}
+    for name in (SPECIAL, CONFIG):
         if (folder / name).is_file():
-            found |= checkpoint.read_json(folder / name)
-    return found
-
-
-def _added(config: Mapping[str, Any], vocabulary: Mapping[str, Any], folder: Path) -> list[str]:
-    """Tokens that text is searched for as a whole; refuses those beyond the vocabulary."""
-    rows = config.get("added_tokens_decoder") or {}
-    if (folder / "added_tokens.json").is_file():
-        raise CheckpointError(
-            f"{folder}: added_tokens.json is refused: tokens beyond the encoder's"
-        )
-    found = []
-    for number, row in rows.items() if isinstance(rows, dict) else ((None, rows),):
+            config |= checkpoint.read_json(folder / name)
+    names = {}
+    for name, default in (("bos", START), ("eos", END), ("pad", END), ("unk", END)):
+        row = config.get(f"{name}_token")
         token = row.get("content") if isinstance(row, dict) else row
-        if not isinstance(token, str) or str(vocabulary.get(token)) != number:
-            raise CheckpointError(
-                f"{folder}: added token {shown(token)} of id {shown(number)} is not in the "
-                "vocabulary"
-            )
-        found.append(token)
-    return found
+        token = default if token is None else token
+        if not isinstance(token, str) or token not in vocabulary:
+            raise CheckpointError(f"{folder}: {name}_token {shown(token)} is not in the vocabulary")
+        names[name] = token
+    listed = config.get("added_tokens_decoder") or {}
+    rows = listed.values() if isinstance(listed, dict) else [listed]
+    tokens = [
+        *names.values(),
+        *(row.get("content") if isinstance(row, dict) else row for row in rows),
+    ]
+    for token in tokens:
+        if not isinstance(token, str) or token not in vocabulary:
+            raise CheckpointError(f"{folder}: added token {shown(token)} is not in the vocabulary")
+    flags = {**dict.fromkeys(_FLAGS, False), "special": True}
+    added = [{"id": vocabulary[t], "content": t, **flags} for t in dict.fromkeys(tokens)]
+    special = {name: [token, vocabulary[token]] for name, token in names.items()}
+    return canonical_document(
+        vocabulary,
+        _merges(folder),
+        {**special, "unk": names["unk"]},
+        added,
+        length,
+    )
 
 
-def _special(
-    config: Mapping[str, Any], name: str, default: str, vocabulary: Mapping[str, Any], folder: Path
-) -> str:
-    """The text of a special token; refuses one that is not in the vocabulary."""
-    row = config.get(name)
-    token = row.get("content") if isinstance(row, dict) else row
-    token = default if token is None else token
-    if not isinstance(token, str) or token not in vocabulary:
-        raise CheckpointError(f"{folder}: {name} {shown(token)} is not in the vocabulary")
-    return token
+def _merges(folder: Path) -> list[list[str]]:
+    """Pairs of ``merges.txt`` in the order of their rank."""
+    path = folder / MERGES
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    if path.stat().st_size > BYTES_LIMIT:
+        raise CheckpointError(f"{path} has more than {BYTES_LIMIT:,} bytes")
+    try:
+        _, merges = tokenizers.models.BPE.read_file(str(folder / VOCABULARY), str(path))
+    except Exception as error:  # whatever the parser has to say of a line
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from None
+    return [list(pair) for pair in merges]

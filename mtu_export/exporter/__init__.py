@@ -169,7 +169,7 @@ def _write_rest(
     parts: Sequence[Made],
 ) -> None:
     """Write what belongs to a bundle beside its parts, and say so in its manifest."""
-    from mtu_export.bundle import tokenizer
+    from mtu_export.bundle import source_tokenizer
 
     files, words, constants = [bundle.GOLDENS], {}, {}
     cases = {f"{one.component}/{task}": rows for one in parts for task, rows in one.cases.items()}
@@ -185,7 +185,7 @@ def _write_rest(
     for name in (one.component for one in parts if one.component.startswith("text_encoder")):
         home = tokenizer_folder(name)
         shutil.rmtree(folder / home, ignore_errors=True)  # of an export that was stopped here
-        found = tokenizer.export(plan.checkpoint / home, folder / home)
+        found = source_tokenizer.export(plan.checkpoint / home, folder / home)
         ids = {"bos": found.bos, "eos": found.eos, "pad": found.pad, "length": found.length}
         said["tokenizers"].append({"path": home, **ids})
         words[name] = home

@@ -31,12 +31,12 @@ def _config(plan: Plan, part: str) -> dict[str, Any]:
 
 
 def _check_tokenizer(plan: Plan, encoder: str) -> None:
-    from mtu_export.bundle import tokenizer
+    from mtu_export.bundle import source_tokenizer, tokenizer
 
     home = plan.checkpoint / tokenizer_folder(encoder)
     if not home.is_dir():
         raise CheckpointError(f"{plan.checkpoint} has {encoder}/ but no {home.name}/ to go with it")
-    found = tokenizer.of_source(home)
+    found = source_tokenizer.read(home)
     try:
         tokenizer.matches(found, _config(plan, encoder))
     except CheckpointError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtu_export import checkpoint
-from mtu_export.bundle import denoising, sampler, tokenizer
+from mtu_export.bundle import denoising, sampler, source_tokenizer
 from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.exporter import golden_inputs
 from mtu_export.graph import capture
@@ -63,7 +63,7 @@ class Reference:
     def ids(self, encoder: str) -> list[Arrays]:
         """Inputs of a text encoder, one a prompt."""
         folder = self.plan.checkpoint / tokenizer_folder(encoder)
-        words = tokenizer.of_source(folder)
+        words = source_tokenizer.read(folder)
         return [{"input_ids": words.encode(prompt)[0]} for prompt in self.prompts]
 
     def take_text(self, encoder: str, found: list[Arrays]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtu_export import checkpoint
-from mtu_export.bundle import tokenizer
+from mtu_export.bundle import source_tokenizer, tokenizer
 from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError
@@ -37,7 +37,7 @@ class Texts:
             if not (folder / name).is_dir():
                 raise CheckpointError(f"{folder} has no {name}/: training needs it")
             module = stock.load_text_encoder(folder, name)
-            words = tokenizer.of_source(folder / tokenizer_folder(name))
+            words = source_tokenizer.read(folder / tokenizer_folder(name))
             tokenizer.matches(words, checkpoint.read_json(folder / name / "config.json"))
             self.encoders.append((words, module.to(device)))
         index = folder / "model_index.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 from transformers import CLIPTokenizer
 
 from mtu_export import checkpoint
-from mtu_export.bundle import tokenizer
+from mtu_export.bundle import source_tokenizer, tokenizer
 from mtu_export.spec import BundleError, CheckpointError, PlanError
 from mtu_export.testing import vocabulary
 
@@ -114,8 +116,8 @@ def test_the_vocabulary_is_real_byte_pair_encoding(folder: Path, tmp_path: Path)
     spoken = {f"{word}</w>" for line in lines for word in line.split()}
     ours, whole = ({"".join(row) for row in rows} & spoken for rows in (merges, theirs))
     assert len(ours) > 0.85 * len(whole) > 100  # ties go in another order there
-    words = tokenizer.load(folder / "tokenizer").words
-    assert words.encode("a photo of the red circle", add_special_tokens=False).tokens == [
+    engine = tokenizer.load(folder / "tokenizer").engine
+    assert engine.encode("a photo of the red circle", add_special_tokens=False).tokens == [
         f"{word}</w>" for word in ("a", "photo", "of", "the", "red", "circle")
     ]
     vocabulary.write(tmp_path / "again", start=49406, end=49407)
@@ -139,8 +141,9 @@ def test_export_from_either_form(folder: Path, tmp_path: Path) -> None:
     reference.save_pretrained(source)
     assert not (source / "vocab.json").exists()
     for name, home in (("files", folder / "tokenizer_2"), ("whole", source)):
-        made = tokenizer.export(home, tmp_path / name / "out")
-        assert {"vocab.json", "merges.txt"} < {p.name for p in (tmp_path / name / "out").iterdir()}
+        made = source_tokenizer.export(home, tmp_path / name / "out")
+        files = {path.name for path in (tmp_path / name / "out").iterdir()}
+        assert {"tokenizer.json", "vocab.json", "merges.txt"} < files
         assert (made.bos, made.eos, made.pad) == (49406, 49407, 0)
         again = CLIPTokenizer.from_pretrained(tmp_path / name / "out")
         for line in LINES:
@@ -157,21 +160,115 @@ def test_the_tokenizers_of_old_checkpoints_load(folder: Path, tmp_path: Path) ->
         (made / name).write_bytes(data.replace(b"\n", b"\r\n"))
     bare = tokenizer.load(made)
     assert (bare.bos, bare.eos, bare.pad, bare.limit) == (49406, 49407, 49407, None)
-    row = {"content": tokenizer.END, "lstrip": False, "normalized": True}
+    row = {"__type": "AddedToken", "content": tokenizer.END, "lstrip": False, "normalized": True}
     config = {"eos_token": row, "pad_token": "!", "model_max_length": 77}
     (made / "tokenizer_config.json").write_text(json.dumps(config))
-    found = tokenizer.load(made)
-    assert (found.eos, found.pad, found.limit) == (49407, 0, 77)
+    for found in (tokenizer.load(made), source_tokenizer.read(made)):
+        assert (found.eos, found.pad) == (49407, 0)
+    assert source_tokenizer.read(made).limit == 77
 
 
-def broken_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+# --------------------------------------------------------------------------------- added tokens
+
+
+def write_added(folder: Path, layout: str) -> None:
+    """A tokenizer with a start, an end and four added tokens, as a version of transformers has it.
+
+    "5": as this one saves; "4": with ``added_tokens_decoder``, and "4 fast" ``tokenizer.json`` too;
+    "3": as in the first Stable Diffusion repositories.
+    """
+    vocabulary.write(folder, start=862, end=863)
+    reference = CLIPTokenizer.from_pretrained(folder)
+    reference.add_tokens(["<cat-toy>", AddedToken("Wow", single_word=True, lstrip=True)])
+    reference.add_special_tokens({"additional_special_tokens": ["<sks>"]})
+    reference.add_tokens([AddedToken("red", normalized=False, rstrip=True)])
+    rows = reference.added_tokens_decoder.items()
+    if layout in ("5", "4 fast"):
+        reference.save_pretrained(folder / "5")
+        for path in (folder / "5").iterdir():
+            path.rename(folder / path.name)
+        (folder / "5").rmdir()
+    if layout == "5":
+        for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+            (folder / name).unlink()
+        return
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    added = {row.content: number for number, row in rows if number > 863}
+    (folder / "added_tokens.json").write_text(json.dumps(added), "utf-8")
+    if layout.startswith("4"):
+        names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+        config["added_tokens_decoder"] = {
+            str(number): {name: getattr(row, name) for name in names} for number, row in rows
+        }
+        config["additional_special_tokens"] = ["<sks>"]
+    else:
+        flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        start, end = ({"content": token, **flags} for token in (tokenizer.START, tokenizer.END))
+        special = {"bos_token": start, "eos_token": end, "pad_token": tokenizer.END}
+        special |= {"unk_token": end, "additional_special_tokens": ["<sks>"]}
+        (folder / "special_tokens_map.json").write_text(json.dumps(special), "utf-8")
+        config["bos_token"] = {"__type": "AddedToken", **start}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+
+
+@pytest.mark.parametrize("layout", ["5", "4", "4 fast", "3"])
+def test_added_tokens_are_those_of_transformers(layout: str, tmp_path: Path) -> None:
+    """In the source, in the bundle, and in the file that other libraries open."""
+    write_added(tmp_path / "t", layout)
+    reference = CLIPTokenizer.from_pretrained(tmp_path / "t")
+    assert reference("a <cat-toy>").input_ids == [862, 320, 864, 863]
+    source = source_tokenizer.read(tmp_path / "t")
+    bundle = source_tokenizer.export(tmp_path / "t", tmp_path / "out")
+    again = CLIPTokenizer.from_pretrained(tmp_path / "out")
+    whole, plain = (Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")) for _ in "12")
+    plain.no_padding()
+    plain.no_truncation()
+    ids = json.loads((tmp_path / "out" / "vocab.json").read_text("utf-8"))
+    assert (ids["<cat-toy>"], ids["<sks>"]) == (864, 866)
+    pieces = ["<cat-toy>", "<CAT-TOY>", "wow", "WOW", " Wow ", "wowed", "<sks>", "<SKS>", "red"]
+    pieces += ["red ", "RED", "\t", " ", "é", "e\u0301", "a", "!", "<|endoftext|>", "<|ENDOFTEXT|>"]
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.sampled_from(pieces), max_size=90).map("".join))
+    def same(text: str) -> None:
+        expected = transformers_ids(reference, text)
+        for ours in (source, bundle):
+            actual, cut = ours.encode(text)
+            assert actual[0].tolist() == expected
+            assert text.endswith(cut)
+        assert whole.encode(text).ids == expected == transformers_ids(again, text)
+        assert plain.encode(text).ids == reference(text).input_ids
+
+    example("".join(pieces))(same)()
+
+
+def test_a_text_encoder_without_room_for_added_tokens_is_refused(tmp_path: Path) -> None:
+    write_added(tmp_path / "t", "5")
+    config = {"vocab_size": 868, "eos_token_id": 863, "bos_token_id": 862}
+    tokenizer.matches(source_tokenizer.read(tmp_path / "t"), config)
+    tokenizer.matches(source_tokenizer.read(tmp_path / "t"), {**config, "eos_token_id": 2})
+    with pytest.raises(CheckpointError, match="it has no embedding for the added tokens"):
+        tokenizer.matches(source_tokenizer.read(tmp_path / "t"), {**config, "vocab_size": 864})
+
+
+# -------------------------------------------------------------------------------- damaged files
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def change(name: str, alter: Change) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        path = folder / "vocab.json"
-        found = json.loads(path.read_text())
-        change(found)
-        path.write_text(json.dumps(found))
+        path = folder / name
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        alter(content)
+        path.write_text(json.dumps(content), "utf-8")
 
     return damage
+
+
+def git_lfs(name: str) -> Callable[[Path], Any]:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    return lambda folder: (folder / name).write_text(text, "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -179,42 +276,113 @@ def broken_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Non
     [
         (lambda f: (f / "vocab.json").unlink(), r"vocab\.json is missing"),
         (lambda f: (f / "merges.txt").unlink(), r"merges\.txt is missing"),
-        (lambda f: (f / "merges.txt").write_bytes(b"\xff\xfe"), r"merges\.txt cannot be read"),
-        (lambda f: (f / "merges.txt").write_text("a b c\n"), "line 1 is no pair"),
-        (lambda f: (f / "merges.txt").write_text("q zz\n"), "name 'zz', which is not in"),
+        (lambda f: (f / "merges.txt").write_bytes(b"\xff\xfe"), "valid UTF-8"),
+        (lambda f: (f / "merges.txt").write_text("a b c\n"), "invalid at line 1"),
+        (lambda f: (f / "merges.txt").write_text("q zz\n"), "`zz` out of vocabulary"),
         (lambda f: (f / "vocab.json").write_text("[]"), "does not hold a JSON object"),
         (lambda f: (f / "vocab.json").write_text('{"a": 1, "a": 2}'), "there twice"),
-        (broken_json(lambda v: v.update(extra=0)), "'!' and 'extra' have one id, 0"),
-        (broken_json(lambda v: v.update(extra=-1)), "'extra' has the id -1"),
-        (broken_json(lambda v: v.update(extra="7")), "'extra' has the id '7'"),
-        (broken_json(lambda v: v.pop("a")), "no token 'a'"),
-        (broken_json(lambda v: v.pop(tokenizer.END)), "eos_token '<.endoftext.>' is not in"),
-        (broken_json(lambda v: v.pop(tokenizer.START)), "bos_token '<.startoftext.>' is not in"),
+        (change("vocab.json", lambda v: v.update(extra=-1)), "is not a tokenizer"),
+        (change("vocab.json", lambda v: v.pop("a")), "no token 'a'|`a` out of vocabulary"),
         (
-            lambda f: (f / "tokenizer_config.json").write_text('{"pad_token": ["a"]}'),
-            "pad_token .* is not in the vocabulary",
+            change("tokenizer_config.json", lambda c: c.update(pad_token=["a"])),
+            r"pad_token is \['a'\]; legal: a string or an object",
         ),
         (
-            lambda f: (f / "tokenizer_config.json").write_text(
-                '{"added_tokens_decoder": {"49408": {"content": "<mine>"}}}'
+            change("tokenizer_config.json", lambda c: c.update(padding_side="left")),
+            "padding_side is 'left'; legal: 'right'",
+        ),
+        (
+            change(
+                "tokenizer_config.json",
+                lambda c: c.update(added_tokens_decoder={"49500": {"content": "<mine>"}}),
             ),
-            "added token '<mine>' of id '49408'",
+            "'<mine>' is declared with id '49500'; transformers gives it 864",
         ),
-        (lambda f: (f / "added_tokens.json").write_text("{}"), "added_tokens"),
+        (git_lfs("vocab.json"), r"vocab\.json is a git-lfs pointer"),
+        (git_lfs("merges.txt"), r"merges\.txt is a git-lfs pointer"),
+        (git_lfs("tokenizer_config.json"), r"tokenizer_config\.json is a git-lfs pointer"),
     ],
 )
-def test_damaged_files_are_one_line(
+def test_damaged_sources_are_one_line(
     damage: Callable[[Path], Any], message: str, tmp_path: Path
 ) -> None:
     vocabulary.write(tmp_path / "t", start=49406, end=49407)
     damage(tmp_path / "t")
+    with pytest.raises(CheckpointError, match=message) as error:
+        source_tokenizer.export(tmp_path / "t", tmp_path / "out")
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def steps(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return document["pre_tokenizer"]["pretokenizers"]
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda d: d["model"]["vocab"].update(extra=0), "'!' and 'extra' have one id, 0"),
+        (lambda d: d["model"]["vocab"].update(extra=-1), "'extra' has the id -1"),
+        (lambda d: d["model"]["vocab"].update(extra="7"), "'extra' has the id '7'"),
+        (lambda d: d["model"]["vocab"].update({"x" * 2000: 9999}), "is no token"),
+        (lambda d: d["model"]["vocab"].pop("a"), "no token 'a'"),
+        (lambda d: d["model"].update(vocab=[]), "has no vocabulary"),
+        (lambda d: d["model"].update(merges=[["q", "zz"]]), "`zz` out of vocabulary"),
+        (lambda d: d["model"].update(merges=[[1, 2]]), "is not a tokenizer"),
+        (lambda d: d["model"].update(dropout=0.5), "'model' is not that of CLIP's tokenizer"),
+        (lambda d: d.pop("model"), "is not a canonical tokenizer"),
+        (lambda d: d["normalizer"].update(type="Lowercase"), "'normalizer' is not that of CLIP's"),
+        (lambda d: steps(d)[0].update(pattern={"Regex": "(a+)+$"}), "'pre_tokenizer' is not that"),
+        (lambda d: steps(d).insert(0, {"type": "Whitespace"}), "'pre_tokenizer' is not that"),
+        (lambda d: d["truncation"].update(max_length=9), "'truncation' is not .* for 77 ids"),
+        (lambda d: d.update(more=1), "'more' is not that of CLIP's tokenizer"),
+        (lambda d: d["post_processor"].update(cls=["x", 3]), r"bos .*'x'.* is not in the vocab"),
+        (lambda d: d["added_tokens"][0].update(id=5), "has two ids"),
+        (lambda d: d["added_tokens"][0].update(lstrip=1), "an added token is damaged"),
+        (
+            lambda d: d["added_tokens"].append(
+                {**d["added_tokens"][0], "content": "<mine>", "id": 999}
+            ),
+            "added token '<mine>' has id 999, the next free one is 864",
+        ),
+    ],
+)
+def test_a_tokenizer_of_a_bundle_is_not_trusted(
+    alter: Change, message: str, tmp_path: Path
+) -> None:
+    vocabulary.write(tmp_path / "t", start=862, end=863)
+    source_tokenizer.export(tmp_path / "t", tmp_path / "out")
+    change("tokenizer.json", alter)(tmp_path / "out")
     for kind in (CheckpointError, BundleError):
         with pytest.raises(kind, match=message) as error:
-            tokenizer.load(tmp_path / "t", error=kind)
-        assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError):
-        tokenizer.export(tmp_path / "t", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+            tokenizer.load(tmp_path / "out", error=kind)
+        assert str(error.value).isprintable()
+
+
+def test_a_config_cannot_name_other_files(tmp_path: Path) -> None:
+    """transformers would open them: these keys are the arguments of its constructor."""
+    vocabulary.write(tmp_path / "t", start=49406, end=49407)
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"!": 0}')
+    keys = ("vocab", "vocab_file", "merges", "tokenizer_file", "gguf_file", "auto_map")
+    config = {"init_inputs": [str(secret)], **dict.fromkeys(keys, str(secret))}
+    change("tokenizer_config.json", lambda content: content.update(config))(tmp_path / "t")
+    change("special_tokens_map.json", lambda content: content.update(config))(tmp_path / "t")
+    assert source_tokenizer.read(tmp_path / "t").largest == 49407
+
+
+def test_a_tokenizer_file_with_other_steps_is_refused(tmp_path: Path) -> None:
+    write_added(tmp_path / "t", "5")
+    for alter, message in (
+        (lambda d: d["normalizer"]["normalizers"].pop(), "normalizer is not CLIP's"),
+        (lambda d: steps(d)[0].update(pattern={"Regex": "(a+)+$"}), "pre_tokenizer is not CLIP's"),
+        (lambda d: d["model"].update(byte_fallback=True), "model.byte_fallback is True"),
+        (lambda d: d["model"].update(type="WordPiece"), "is no byte-pair tokenizer"),
+    ):
+        shutil.copytree(tmp_path / "t", tmp_path / "copy", dirs_exist_ok=True)
+        change("tokenizer.json", alter)(tmp_path / "copy")
+        with pytest.raises(CheckpointError, match=message):
+            source_tokenizer.read(tmp_path / "copy")
 
 
 def test_links_that_leave_the_checkpoint_are_refused(tmp_path: Path) -> None:
@@ -223,7 +391,7 @@ def test_links_that_leave_the_checkpoint_are_refused(tmp_path: Path) -> None:
     secret.write_text("{}")
     (tmp_path / "pipe" / "tokenizer" / "tokenizer.json").symlink_to(secret)
     with pytest.raises(CheckpointError, match="link that leaves"):
-        tokenizer.export(tmp_path / "pipe" / "tokenizer", tmp_path / "out")
+        source_tokenizer.export(tmp_path / "pipe" / "tokenizer", tmp_path / "out")
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -251,4 +419,4 @@ def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path)
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps({**checkpoint.read_json(path), "model_max_length": 128}))
     with pytest.raises(CheckpointError, match="has model_max_length 128"):
-        tokenizer.matches(tokenizer.load(tmp_path / "t"), {**config, "eos_token_id": 49406})
+        tokenizer.matches(source_tokenizer.read(tmp_path / "t"), {**config, "eos_token_id": 49406})

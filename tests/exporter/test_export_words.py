@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mtu_export import exporter
-from mtu_export.bundle import tokenizer
+from mtu_export.bundle import source_tokenizer
 from mtu_export.checkpoint import layout
 from mtu_export.exporter import component, options
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
@@ -84,8 +84,14 @@ VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"),
         (change(*TEXT, vocab_size=100), "the text encoder's vocab_size is 100"),
         (change(*TEXT, max_position_embeddings=64), "max_position_embeddings is 64"),
         (change("tokenizer", "tokenizer_config.json", model_max_length=128), "model_max_length"),
-        (lambda f: (f / "tokenizer/merges.txt").write_text("a b c\n"), "is no pair of tokens"),
-        (lambda f: (f / "tokenizer/merges.txt").write_text("q zz\n"), "not in the vocabulary"),
+        (
+            lambda f: (f / "tokenizer/merges.txt").write_text("a b c\n"),
+            "file invalid at line 1",
+        ),
+        (
+            lambda f: (f / "tokenizer/merges.txt").write_text("q zz\n"),
+            "`zz` out of vocabulary",
+        ),
         (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "cannot be read as JSON"),
         (change(*TEXT, hidden_size=64), "text_encoder make 64 numbers a token; the UNet's"),
         *(
@@ -154,7 +160,7 @@ def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
     shutil.rmtree(copied / "tokenizer")
     found.save_pretrained(copied / "tokenizer")
     assert not (copied / "tokenizer" / "vocab.json").exists()
-    assert tokenizer.of_source(copied / "tokenizer").bos == 862
+    assert source_tokenizer.read(copied / "tokenizer").bos == 862
     with pytest.raises(Began, match="text_encoder"):
         export(copied)
 
