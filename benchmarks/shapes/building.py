@@ -19,7 +19,7 @@ from benchmarks.shapes import checker, text, vae
 from benchmarks.shapes.cases import case
 from benchmarks.shapes.world import WORLDS, World, draw
 from mtu_export import checkpoint
-from mtu_export.bundle.tokenizer import of_source
+from mtu_export.bundle import source_tokenizer
 from mtu_export.testing.architectures import STOCK_PARTS
 
 VAE_DB, READ_SHARE, PROBE_SHARE = 33.0, 0.99, 0.99
@@ -49,7 +49,7 @@ def build(name: str, config: Path, home: Path, *, gated: bool = True) -> Path:
     shutil.rmtree(private, ignore_errors=True)
     text.write_tokenizer(world, private, words["text"]["length"])
     encoder, encoder_config, text_s = text.train(world, words["text"], private, home)
-    tokenizer = of_source(private)
+    tokenizer = source_tokenizer.read(private)
     found["probe"] = text.probe(world, encoder, tokenizer)
     found["text_seconds"] = round(text_s)
     found["probe_least"] = min(found["probe"].values())

@@ -104,13 +104,15 @@ def upcycle(
     seed: int = 0,
     task_norm: str = "replace",
     force: bool = False,
-) -> None:
+) -> list[str]:
     """Upcycle a dense UNet folder or pipeline folder to a checkpoint.
 
     Routers start neutral (w = 1/N); task norms and input convolutions start as the dense ones,
     with zeros for channels that the source does not have. ``sizes`` is d_task and the router's
-    width. Other parts of a pipeline are copied. Raises ``CheckpointError`` and ``PlanError``.
+    width. Other parts of a pipeline are copied. Returns what the user should know of the
+    conditioning, line by line. Raises ``CheckpointError`` and ``PlanError``.
     """
+    pipeline_files.refuse_refiner(source)
     home = source / "unet" if (source / "unet").is_dir() else source
     stock = checkpoint.without_training_keys(checkpoint.read_json(home / "config.json"))
     name = stock.get("_class_name")
@@ -119,7 +121,9 @@ def upcycle(
     for key in stock:
         if not key.startswith("_") and key not in mtu.STOCK_KEYS:
             raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
-    config = _config(stock, presets.resolve_tasks(tasks, stock), experts, sizes, task_norm)
+    original = _model_index(source)
+    resolved = presets.tasks_of_source(tasks, stock, original)
+    config = _config(stock, resolved, experts, sizes, task_norm)
     config[checkpoint.RESCALE] = experts if rescale else 1
     found = checkpoint.headers(home)
     _compare_source(stock, found)
@@ -131,6 +135,41 @@ def upcycle(
         checkpoint.write(folder / "unet", config, rows)
         pipeline_files.copy(source, folder, index)
         pipeline_files.write_index(folder, index)
+    return conditioning_notes(stock, resolved, presets.resolve_tasks(tasks, stock), original)
+
+
+def _model_index(source: Path) -> dict[str, Any]:
+    path = source / "model_index.json"
+    return checkpoint.read_json(path) if path.is_file() else {}
+
+
+def conditioning_notes(
+    stock: Mapping[str, Any],
+    tasks: Sequence[Task],
+    as_named: Sequence[Task],
+    index: Mapping[str, Any],
+) -> list[str]:
+    """What a source's input channels mean for its tasks, as one line of text for each matter.
+
+    Channels of the source that a task drops are named, with the presets that take them all; so is
+    a task that takes unscaled image latents, unlike the preset ``as_named``.
+    """
+    latent, channels = stock.get("out_channels", 4), stock.get("in_channels", 4)
+    dropping = [task.name for task in tasks if latent < channels != latent + task.channels]
+    notes = []
+    if dropping:
+        fitting = presets.presets_of_width(channels, latent)
+        better = f"--task {' or '.join(fitting)} takes" if fitting else "a task of that width takes"
+        notes.append(
+            f"the source has {channels} input channels; {', '.join(dropping)} "
+            f"drop{'s' * (len(dropping) == 1)} its last {channels - latent}: {better} all"
+        )
+    unscaled = [task.name for task, named in zip(tasks, as_named, strict=True) if task != named]
+    if unscaled:
+        notes.append(
+            f"{', '.join(unscaled)}: image latents are not scaled, as in {index['_class_name']}"
+        )
+    return notes
 
 
 def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:

@@ -35,6 +35,19 @@ def _is_flag(row: object) -> bool:
     return isinstance(row, (bool, int, float, str))
 
 
+def refuse_refiner(folder: Path) -> None:
+    """Refuse SDXL's refiner: its sizes are five numbers with an aesthetic score, here they are six.
+
+    The index of a pipeline says so in ``requires_aesthetics_score``. Raises ``CheckpointError``.
+    """
+    path = folder / "model_index.json"
+    if path.is_file() and checkpoint.read_json(path).get("requires_aesthetics_score") is True:
+        raise CheckpointError(
+            f"{path}: requires_aesthetics_score is true: SDXL's refiner is not supported, only "
+            "its base model"
+        )
+
+
 def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
     """Copy a pipeline's other parts and its licence; pickles and hidden files stay behind."""
     left_out = shutil.ignore_patterns(

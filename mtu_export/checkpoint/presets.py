@@ -38,6 +38,41 @@ def resolve_tasks(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]
     return rows
 
 
+def tasks_of_source(
+    names: Sequence[str], config: Mapping[str, Any], index: Mapping[str, Any]
+) -> list[Task]:
+    """As :func:`resolve_tasks`, for a dense source with this ``model_index.json``.
+
+    InstructPix2Pix was trained on image latents that are not multiplied by the scaling factor (nor
+    are SDXL's, but for CosXL), so the preset ``edit`` takes them so from such a source. Source:
+    diffusers, ``pipeline_stable_diffusion_instruct_pix2pix.py`` and its SDXL twin.
+    """
+    tasks = resolve_tasks(names, config)
+    if index.get("_class_name") not in _UNSCALED or index.get("is_cosxl_edit") is True:
+        return tasks
+    return [
+        replace(task, conditioning=tuple(map(_unscaled, task.conditioning)))
+        if name == "edit"
+        else task
+        for name, task in zip(names, tasks, strict=True)
+    ]
+
+
+_UNSCALED = (
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+)
+
+
+def _unscaled(entry: Conditioning) -> Conditioning:
+    return replace(entry, scaled=False) if entry.kind == "image_latent" else entry
+
+
+def presets_of_width(channels: int, latent: int) -> list[str]:
+    """Presets whose UNet has ``channels`` input channels, of which ``latent`` are the latent's."""
+    return [name for name, task in TASKS.items() if latent + task["sd"].channels == channels]
+
+
 _GUIDED = ("sd", "sdxl")
 """Families of guidance scales and step counts: SD 1.x and 2.x, SDXL."""
 

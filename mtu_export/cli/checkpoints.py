@@ -73,6 +73,7 @@ def upcycle(
     presets.resolve_tasks(words, ARCHITECTURES.get(arch or "", {}))
     refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
+    notes: list[str] = []
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint
         from mtu_export.authoring import upcycle as room
@@ -90,7 +91,7 @@ def upcycle(
                 force=force,
             )
         else:
-            room.upcycle(
+            notes = room.upcycle(
                 checkpoint.locate(source),
                 out,
                 tasks=words,
@@ -100,6 +101,8 @@ def upcycle(
                 task_norm=task_norm,
                 force=force,
             )
+    for note in notes:
+        console.warn(note)
     print(out)
 
 

@@ -55,7 +55,8 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     if plan.resume and (found := _finished(plan)) is not None:
         return found
     budget.check(plan)
-    compatibility.check(plan, _order(plan))
+    with watch("compare the parts"):
+        compatibility.require_compatible_parts(plan, _order(plan))
     with watch("import PyTorch"):
         from mtu_export.bundle import denoising, verification
         from mtu_export.exporter import component, schedule

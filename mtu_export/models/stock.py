@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
 _VAE_CLASS = "AutoencoderKL"
+_TEXT = "text_model."
+"""Begins the names of a text encoder's tensors in most files."""
 _ACTIVATIONS = ("quick_gelu", "gelu")
 _MASKED = -1e4
 """Added to scores that must not count: exp of it is 0 in float32 and float16, and both hold it."""
@@ -50,24 +53,34 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 # ------------------------------------------------------------------------------------ loading
 
 
+@dataclass(frozen=True)
+class _Outline:
+    """A part without memory, and where each of its tensors is on disk.
+
+    ``stored`` maps names of the module's tensors to names in the files that ``headers`` are of.
+    """
+
+    folder: Path
+    module: nn.Module
+    headers: Mapping[str, checkpoint.Header]
+    stored: Mapping[str, str]
+
+
+def check_part(folder: Path, name: str) -> None:
+    """Refuse a part of a checkpoint that cannot be loaded, by its config and headers alone.
+
+    ``name`` is ``"vae"`` or a text encoder's folder. Raises as :func:`load_text_encoder`.
+    """
+    _outline(folder, name)
+
+
 def load_text_encoder(folder: Path, name: str) -> nn.Module:
     """The CLIP text encoder of a checkpoint in float32; mapped from disk where stored so.
 
     ``name`` is ``"text_encoder"`` or ``"text_encoder_2"``. Raises ``CheckpointError`` for another
     class, sizes that make no encoder and pickles, ``MissingWeights`` for tensors by name.
     """
-    home = folder / name
-    config = checkpoint.read_json(home / "config.json")
-    kind = _class_of(folder, name, config)
-    found = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=checkpoint.POSITION_IDS)
-    fields = _text_fields(config, home / "config.json")
-    with _describing(home / "config.json", "CLIP text encoder"), torch.device("meta"):
-        module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
-    prefix = "text_model."
-    if kind == "CLIPTextModel" and all(row.startswith(prefix) for row in found):
-        _fill(module, found, lambda row: row.removeprefix(prefix), home)
-    else:
-        _fill(module, found, str, home)
+    module = _filled(_outline(folder, name))
     text = getattr(module, "text_model", module)
     text.embeddings.position_ids = torch.arange(TEXT_TOKENS)[None]
     return module.requires_grad_(False).eval()
@@ -78,17 +91,52 @@ def load_vae(folder: Path) -> AutoencoderKL:
 
     Raises as :func:`load_text_encoder`, and for latents that are shifted or normalised.
     """
-    home = folder / "vae"
+    module = _filled(_outline(folder, "vae"))
+    assert isinstance(module, AutoencoderKL)
+    return module.requires_grad_(False).eval()
+
+
+def _outline(folder: Path, name: str) -> _Outline:
+    """A part as its config says, with all of its tensors found in the headers."""
+    home = folder / name
     path = home / "config.json"
     config = checkpoint.without_training_keys(checkpoint.read_json(path))
-    _class_of(folder, "vae", config)
-    found = checkpoint.headers(home)
-    _check_vae(config, path)
-    fields = {key: value for key, value in config.items() if not key.startswith("_")}
-    with _describing(path, "VAE"), torch.device("meta"):
-        module = AutoencoderKL(**fields)
-    _fill(module, found, _today, home)
-    return module.requires_grad_(False).eval()
+    kind = _class_of(folder, name, config)
+    if name == "vae":
+        headers = checkpoint.headers(home)
+        _check_vae(config, path)
+        fields = {key: value for key, value in config.items() if not key.startswith("_")}
+        with _describing(path, "VAE"), torch.device("meta"):
+            module: nn.Module = AutoencoderKL(**fields)
+        names = {_today(stored): stored for stored in headers}
+    else:
+        ignored = checkpoint.POSITION_IDS
+        headers = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=ignored)
+        fields = _text_fields(config, path)
+        with _describing(path, "CLIP text encoder"), torch.device("meta"):
+            module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
+        plain = kind == "CLIPTextModel" and all(stored.startswith(_TEXT) for stored in headers)
+        names = {stored.removeprefix(_TEXT) if plain else stored: stored for stored in headers}
+    if len(names) < len(headers):
+        raise MissingWeights(f"{home}: the same weights are there under old and new names")
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    try:
+        checkpoint.compare({new: headers[old] for new, old in names.items()}, expected)
+    except MissingWeights as error:
+        raise MissingWeights(f"{name}: {error}") from None
+    return _Outline(home, module, headers, names)
+
+
+def _filled(outline: _Outline) -> nn.Module:
+    """The module with its weights: finite, in float32."""
+    state: dict[str, Tensor] = {}
+    for name, stored in outline.stored.items():
+        state[name] = checkpoint.tensor(outline.headers, stored).to(torch.float32)
+        bounds = torch.stack(torch.aminmax(state[name]))  # no copy, and NaN shows in both
+        if not bool(torch.isfinite(bounds).all()):
+            raise MissingWeights(f"{outline.folder.name}: tensor {stored!r} holds NaN or Inf")
+    outline.module.load_state_dict(state, strict=True, assign=True)
+    return outline.module
 
 
 def _class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
@@ -202,30 +250,6 @@ def _today(name: str) -> str:
     head, _, rest = name.partition(".mid_block.attentions.0.")
     old, _, leaf = rest.partition(".")
     return f"{head}.mid_block.attentions.0.{_RENAMED[old]}.{leaf}" if old in _RENAMED else name
-
-
-def _fill(
-    module: nn.Module,
-    found: Mapping[str, checkpoint.Header],
-    rename: Callable[[str], str],
-    home: Path,
-) -> None:
-    """Give a module without memory its weights: exactly those of the config, finite, float32."""
-    names = {rename(name): name for name in found}
-    if len(names) < len(found):
-        raise MissingWeights(f"{home}: the same weights are there under old and new names")
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    try:
-        checkpoint.compare({new: found[old] for new, old in names.items()}, wanted)
-    except MissingWeights as error:
-        raise MissingWeights(f"{home.name}: {error}") from None
-    state: dict[str, Tensor] = {}
-    for new, old in names.items():
-        state[new] = checkpoint.tensor(found, old).to(torch.float32)
-        bounds = torch.stack(torch.aminmax(state[new]))  # no copy, and NaN shows in both
-        if not bool(torch.isfinite(bounds).all()):
-            raise MissingWeights(f"{home.name}: tensor {old!r} holds NaN or Inf")
-    module.load_state_dict(state, strict=True, assign=True)
 
 
 # --------------------------------------------------------------------------------- text encoder

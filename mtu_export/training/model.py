@@ -99,7 +99,9 @@ def find(recipe: Recipe) -> Model:
     config = {**checkpoint.STOCK_DEFAULTS, **config}
     if not recipe.tasks:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
-    rows = presets.resolve_tasks(recipe.tasks, config)
+    path = folder / "model_index.json"
+    index = checkpoint.read_json(path) if path.is_file() else {}
+    rows = presets.tasks_of_source(recipe.tasks, config, index)
     if recipe.upcycle is not None:
         return Model(folder=folder, config=config, tasks=tuple(rows), multi=True)
     if len(rows) > 1 or recipe.train != "all":

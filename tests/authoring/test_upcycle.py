@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,7 +17,7 @@ from diffusers import UNet2DConditionModel
 
 from mtu_export import checkpoint
 from mtu_export.authoring import upcycle
-from mtu_export.bundle import tokenizer
+from mtu_export.bundle import denoising, tokenizer
 from mtu_export.bundle.metrics import psnr
 from mtu_export.graph import capture, quantize
 from mtu_export.models import mtu, stock
@@ -88,6 +89,65 @@ def test_a_wide_source_keeps_its_channels_for_the_task_of_its_width(tmp_path: Pa
     assert unet.config["in_channels"] == 4
     assert psnr(want.numpy(), predict(unet, 9, task="fill").numpy()) > 110
     assert predict(unet, 4, task="t2i").shape == (1, 4, 16, 16)
+
+
+def test_dropped_channels_are_named_with_the_preset_that_takes_them(tmp_path: Path) -> None:
+    dense(tmp_path / "wide", 9)
+    notes = upcycle.upcycle(tmp_path / "wide", tmp_path / "a", tasks=["inpaint", "t2i", "fill"])
+    assert notes == [
+        "the source has 9 input channels; inpaint, t2i drop its last 5: --task fill takes all"
+    ]
+    assert upcycle.upcycle(tmp_path / "wide", tmp_path / "b", tasks=["fill"]) == []
+    dense(tmp_path / "edit", 8)
+    (note,) = upcycle.upcycle(tmp_path / "edit", tmp_path / "c", tasks=["t2i"])
+    assert note.endswith("t2i drops its last 4: --task edit or sr or inpaint takes all")
+    dense(tmp_path / "plain")
+    assert upcycle.upcycle(tmp_path / "plain", tmp_path / "d", tasks=["t2i", "edit"]) == []
+
+
+@pytest.mark.parametrize("cosxl", [None, False, True])
+def test_edit_of_instruct_pix2pix_takes_the_image_latent_of_diffusers(
+    pipeline: Path, tmp_path: Path, cosxl: bool | None
+) -> None:
+    """Its own pipeline prepares the image; of SDXL's one, CosXL scales the latent."""
+    source = Path(shutil.copytree(pipeline, tmp_path / "ip2p"))
+    shutil.rmtree(source / "unet")
+    dense(source / "unet", 8)
+    size = "" if cosxl is None else "XL"
+    path = source / "model_index.json"
+    index = json.loads(path.read_text("utf-8"))
+    index |= {"_class_name": f"StableDiffusion{size}InstructPix2PixPipeline"}
+    index |= {} if cosxl is None else {"is_cosxl_edit": cosxl}
+    path.write_text(json.dumps(index), "utf-8")
+    notes = upcycle.upcycle(source, tmp_path / "ck", tasks=["edit"])
+    (task,) = checkpoint.tasks(checkpoint.read_config(tmp_path / "ck"))
+    vae = stock.load_vae(source)
+    kind = getattr(diffusers, index["_class_name"])
+    theirs = SimpleNamespace(vae=vae, is_cosxl_edit=cosxl)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    given = (image, 1, 1, torch.float32, "cpu", False)
+    expected = kind.prepare_image_latents(theirs, *given)
+
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return vae.encode(torch.from_numpy(pixels)).latent_dist.mode().numpy()  # type: ignore[union-attr]
+
+    request: Any = SimpleNamespace(image=image.numpy(), mask=None)
+    scaling = vae.config["scaling_factor"]
+    latent = (expected.shape[2], expected.shape[3])
+    ours, _ = denoising.conditioning(task, request, encode, scaling, latent)
+    assert psnr(expected.detach().numpy(), ours) > 100
+    assert bool(notes) is (not cosxl)
+    assert all("edit: image latents are not scaled" in note for note in notes)
+
+
+def test_a_refiner_is_refused(pipeline_sdxl: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(pipeline_sdxl, tmp_path / "refiner"))
+    path = source / "model_index.json"
+    index = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**index, "requires_aesthetics_score": True}), "utf-8")
+    with pytest.raises(CheckpointError, match="SDXL's refiner is not supported"):
+        upcycle.upcycle(source, tmp_path / "ck", tasks=["t2i"])
 
 
 def test_a_pipeline_keeps_its_other_parts_but_no_pickles(tmp_path: Path) -> None:

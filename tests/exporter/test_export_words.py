@@ -93,7 +93,7 @@ VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"),
             "`zz` out of vocabulary",
         ),
         (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "cannot be read as JSON"),
-        (change(*TEXT, hidden_size=64), "text_encoder make 64 numbers a token; the UNet's"),
+        (change(*TEXT, hidden_size=64), "text_encoder give 64 numbers per token; the UNet's"),
         *(
             (change(VAE, "config.json", scaling_factor=value), "scaling_factor must be a positive")
             for value in (0, -1, "x", [1], 1e-300, 1e12)
@@ -125,6 +125,99 @@ def test_parts_that_do_not_belong_together(
     with pytest.raises(CheckpointError, match=message) as caught:
         export(copied)
     assert "\n" not in str(caught.value)
+
+
+XL = ("text_encoder_2", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change("unet", "config.json", addition_time_embed_dim=8), "a pooled text of 32 .*is 128"),
+        (
+            change("unet", "config.json", projection_class_embeddings_input_dim=112),
+            r"32 numbers \(projection_dim\); with 6 x 16 .* must be their sum, it is 112",
+        ),
+        (change(*XL, projection_dim=64), "a pooled text of 64 numbers"),
+        (without("text_encoder"), "is the tokenizer|"),
+        (change("model_index.json", requires_aesthetics_score=True), "SDXL's refiner is not"),
+    ],
+)
+def test_sdxl_parts_that_do_not_belong_together(
+    pipeline_sdxl: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = Path(shutil.copytree(pipeline_sdxl, tmp_path / "ck"))
+    damage(folder)
+    if message.endswith("|"):  # a part that is missing hides no other mistake
+        change("unet", "config.json", projection_class_embeddings_input_dim=112)(folder)
+        message = "a pooled text of 32 numbers"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export(folder, task="t2i")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pooled_text_without_a_projection_is_as_wide_as_transformers_makes_it(
+    pipeline_sdxl: Path, tmp_path: Path
+) -> None:
+    """``CLIPTextModel`` pools its hidden states: as the class says, not the config's sizes."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = Path(shutil.copytree(pipeline_sdxl, tmp_path / "ck"))
+    path = folder.joinpath(*XL)
+    config = json.loads(path.read_text("utf-8"))
+    model = CLIPTextModel(CLIPTextConfig(**{**config, "hidden_size": 48}))
+    pooled = model(torch.zeros(1, 77, dtype=torch.long)).pooler_output.shape[-1]
+    assert pooled == 48
+    change(*XL, architectures=["CLIPTextModel"], hidden_size=48)(folder)
+    first = json.loads((folder / "text_encoder" / "config.json").read_text("utf-8"))
+    change("unet", "config.json", cross_attention_dim=first["hidden_size"] + 48)(folder)
+    change("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])(folder)
+    with pytest.raises(CheckpointError, match=r"a pooled text of 48 numbers \(hidden_size\)"):
+        export(folder, task="t2i")
+
+
+VAE_CONFIG = (VAE, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change(*VAE_CONFIG, _class_name="AutoencoderTiny"), "vae is 'AutoencoderTiny'; legal"),
+        (change(*VAE_CONFIG, shift_factor=0.1), "shift_factor 0.1 is refused"),
+        (change(*VAE_CONFIG, layers_per_block=2), "vae: weights do not fit the config"),
+        (
+            lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"PK"),
+            "is a pickle, not safetensors",
+        ),
+        (
+            lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").rename(
+                f / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+            ),
+            "has the variant fp16: rename diffusion_pytorch_model.fp16.safetensors",
+        ),
+        (change(*TEXT, num_hidden_layers=3), "text_encoder: weights do not fit the config"),
+        (change(*TEXT, hidden_act="relu"), "hidden_act 'relu' is refused"),
+    ],
+)
+def test_a_part_that_will_be_refused_is_refused_first(
+    copied: Path, damage: Callable[[Path], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtu_export.exporter import schedule
+
+    def probe(*_: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(schedule, "load", probe)
+    damage(copied)
+    with pytest.raises(MtuExportError, match=message):
+        export(copied)
+
+
+def test_what_training_leaves_in_a_vae_config_is_ignored(copied: Path) -> None:
+    change(*VAE_CONFIG, gradient_checkpointing=False)(copied)
+    with pytest.raises(Began, match="text_encoder"):
+        export(copied)
 
 
 def test_the_whole_one_begins(copied: Path) -> None:
