@@ -81,7 +81,7 @@ def load_text_encoder(folder: Path, name: str) -> nn.Module:
     class, sizes that make no encoder and pickles, ``MissingWeights`` for tensors by name.
     """
     module = _filled(_outline(folder, name))
-    text = getattr(module, "text_model", module)
+    text: Any = getattr(module, "text_model", module)
     text.embeddings.position_ids = torch.arange(TEXT_TOKENS)[None]
     return module.requires_grad_(False).eval()
 

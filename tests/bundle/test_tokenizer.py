@@ -21,6 +21,7 @@ from mtu_export import checkpoint
 from mtu_export.bundle import source_tokenizer, tokenizer
 from mtu_export.spec import BundleError, CheckpointError, PlanError
 from mtu_export.testing import vocabulary
+from tests.support import independent_loop
 
 PARTS = ("tokenizer", "tokenizer_2")
 """Padding with the end, and with "!" as the second one of SDXL."""
@@ -223,6 +224,8 @@ def test_added_tokens_are_those_of_transformers(layout: str, tmp_path: Path) -> 
     whole, plain = (Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")) for _ in "12")
     plain.no_padding()
     plain.no_truncation()
+    row = {"bos": bundle.bos, "eos": bundle.eos, "pad": bundle.pad, "length": bundle.length}
+    contract = independent_loop.Tokenizer(tmp_path / "out", row)
     ids = json.loads((tmp_path / "out" / "vocab.json").read_text("utf-8"))
     assert (ids["<cat-toy>"], ids["<sks>"]) == (864, 866)
     pieces = ["<cat-toy>", "<CAT-TOY>", "wow", "WOW", " Wow ", "wowed", "<sks>", "<SKS>", "red"]
@@ -238,6 +241,7 @@ def test_added_tokens_are_those_of_transformers(layout: str, tmp_path: Path) -> 
             assert text.endswith(cut)
         assert whole.encode(text).ids == expected == transformers_ids(again, text)
         assert plain.encode(text).ids == reference(text).input_ids
+        assert contract(text)[0].tolist() == expected
 
     example("".join(pieces))(same)()
 

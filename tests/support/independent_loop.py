@@ -40,6 +40,8 @@ WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\p{White_Space}\p{L}\p{N}]+"
 )
+WORD_CHARACTER = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"
+WHITE_SPACE = "".join(chr(i) for i in range(0x3001) if regex.match(r"\p{White_Space}", chr(i)))
 OWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 REST = [b for b in range(256) if b not in OWN]
 LETTERS = {b: chr(b) for b in OWN} | {b: chr(256 + i) for i, b in enumerate(REST)}
@@ -176,9 +178,19 @@ class Tokenizer:
         lines = (folder / "merges.txt").read_bytes().decode().replace("\r\n", "\n").split("\n")
         pairs = filter(None, lines[lines[0].startswith("#version") :])
         self.ranks = {tuple(s.split(" ")): i for i, s in enumerate(pairs)}
-        self.special = self._special(folder)
-        longest_first = map(regex.escape, sorted(self.special, key=len, reverse=True))
-        self.raw = regex.compile("(" + "|".join(longest_first) + ")")
+        path = folder / "tokenizer.json"
+        whole = read_json(path.read_bytes(), path.name) if path.exists() else {}
+        if whole.get("truncation") is None:  # a bundle of schema 1.2 or older
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            special = self._special(folder).items()
+            self.added = [{"content": token, "id": number, **flags} for token, number in special]
+        else:
+            self.added = whole["added_tokens"]
+            ids = {
+                whole["post_processor"][k][1]: row[v] for k, v in (("cls", "bos"), ("sep", "eos"))
+            }
+            need(all(a == b for a, b in ids.items()), "tokenizer.json: bos or eos")
+            need(whole["padding"]["pad_id"] == row["pad"], "tokenizer.json: pad")
 
     def _special(self, folder: Path) -> dict[str, int]:
         files = [folder / n for n in ("tokenizer_config.json", "special_tokens_map.json")]
@@ -203,21 +215,55 @@ class Tokenizer:
             tokens[at : at + 2] = ["".join(best)]
         return tokens
 
-    def _words(self, text: str) -> Iterator[str]:
+    def _split(self, text: str, *, normalized: bool) -> Iterator[tuple[int | None, str]]:
+        """The added tokens of one round as (id, ""), what lies between as (None, text)."""
+        rows = {}
+        for row in self.added:
+            if row["normalized"] == normalized:
+                content = self._normal(row["content"]) if normalized else row["content"]
+                rows.setdefault(content, row)
+        longest_first = map(regex.escape, sorted(rows, key=len, reverse=True))
+        pattern = regex.compile("|".join(longest_first) or r"(?!)")
+        done = 0
+        for match in pattern.finditer(text):
+            row, (begin, end) = rows[match.group()], match.span()
+            touched = begin and regex.match(WORD_CHARACTER, text[begin - 1])
+            touched = touched or regex.match(WORD_CHARACTER, text[end : end + 1])
+            if row["single_word"] and touched:
+                continue
+            if row["lstrip"]:
+                begin = max(len(text[:begin].rstrip(WHITE_SPACE)), done)
+            if row["rstrip"]:
+                end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+            yield None, text[done:begin]
+            yield row["id"], ""
+            done = end
+        yield None, text[done:]
+
+    def _normal(self, text: str) -> str:
+        """Step 2."""
         text = regex.sub(r"\p{White_Space}+", " ", unicodedata.normalize("NFC", text))
-        for match in WORDS.finditer("".join(c.lower() for c in text)):
+        return "".join(c.lower() for c in text)
+
+    def _words(self, text: str) -> Iterator[str]:
+        for match in WORDS.finditer(text):
             word = match.group()
             special = word in ("<|startoftext|>", "<|endoftext|>")
             yield from ("<|", word[2:-2], "|>") if special else (word,)
 
+    def _ids(self, prompt: str) -> Iterator[int]:
+        for raw_id, raw in self._split(prompt, normalized=False):
+            if raw_id is not None:
+                yield raw_id
+            for number, text in self._split(self._normal(raw), normalized=True):
+                if number is not None:
+                    yield number
+                yield from (self.vocab[t] for w in self._words(text) for t in self._merge(w))
+
     def __call__(self, prompt: str) -> Array:
         """The [1, length] ids of a prompt."""
-        ids: list[int] = []
-        for piece in self.raw.split(prompt):
-            plain_ids = (self.vocab[t] for w in self._words(piece) for t in self._merge(w))
-            ids += [self.special[piece]] if piece in self.special else plain_ids
         length = self.row["length"]
-        ids = [self.row["bos"], *ids[: length - 2], self.row["eos"]]
+        ids = [self.row["bos"], *list(self._ids(prompt))[: length - 2], self.row["eos"]]
         return np.array([ids + [self.row["pad"]] * (length - len(ids))], np.int32)
 
 
