@@ -6,7 +6,6 @@ and weights are those of transformers and diffusers, the forward of the text enc
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,29 +22,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from mtu_export import checkpoint
 from mtu_export.checkpoint.layout import vae_scale_factor
 from mtu_export.graph.capture import Graph
+from mtu_export.models.stock_config import check_vae, class_of, text_fields
 from mtu_export.models.unet import TEXT_TOKENS
-from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec, shown
+from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec
 
 TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
-_VAE_CLASS = "AutoencoderKL"
 _TEXT = "text_model."
 """Begins the names of a text encoder's tensors in most files."""
-_ACTIVATIONS = ("quick_gelu", "gelu")
 _MASKED = -1e4
 """Added to scores that must not count: exp of it is 0 in float32 and float16, and both hold it."""
-_TEXT_SIZES = {
-    "vocab_size": 2**24,
-    "hidden_size": 2**16,
-    "intermediate_size": 2**18,
-    "num_hidden_layers": 128,
-    "num_attention_heads": 2**10,
-    "projection_dim": 2**16,
-}
-_VAE_SIZES = {"latent_channels": 2**10, "layers_per_block": 128, "norm_num_groups": 2**12}
-_VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names that the VAE's attention has in old checkpoints -> its names today."""
 
@@ -101,10 +89,10 @@ def _outline(folder: Path, name: str) -> _Outline:
     home = folder / name
     path = home / "config.json"
     config = checkpoint.without_training_keys(checkpoint.read_json(path))
-    kind = _class_of(folder, name, config)
+    kind = class_of(folder, name, config)
     if name == "vae":
         headers = checkpoint.headers(home)
-        _check_vae(config, path)
+        check_vae(config, path)
         fields = {key: value for key, value in config.items() if not key.startswith("_")}
         with _describing(path, "VAE"), torch.device("meta"):
             module: nn.Module = AutoencoderKL(**fields)
@@ -112,7 +100,7 @@ def _outline(folder: Path, name: str) -> _Outline:
     else:
         ignored = checkpoint.POSITION_IDS
         headers = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=ignored)
-        fields = _text_fields(config, path)
+        fields = text_fields(config, path)
         with _describing(path, "CLIP text encoder"), torch.device("meta"):
             module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
         plain = kind == "CLIPTextModel" and all(stored.startswith(_TEXT) for stored in headers)
@@ -137,91 +125,6 @@ def _filled(outline: _Outline) -> nn.Module:
             raise MissingWeights(f"{outline.folder.name}: tensor {stored!r} holds NaN or Inf")
     outline.module.load_state_dict(state, strict=True, assign=True)
     return outline.module
-
-
-def _class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """The class that config and index name; refuses others, remote code and contradictions."""
-    vae = name == "vae"
-    legal = (_VAE_CLASS,) if vae else tuple(TEXT_CLASSES)
-    where = folder / name / "config.json"
-    said = config.get("_class_name") if vae else config.get("architectures")
-    rows = said if isinstance(said, list) else [said]
-    named = [(where, row) for row in rows if row is not None]
-    index = folder / "model_index.json"
-    if index.is_file():
-        row = checkpoint.read_json(index).get(name)
-        if row is not None:
-            library = "diffusers" if vae else "transformers"
-            pair = isinstance(row, list) and len(row) == 2 and row[0] == library
-            named.append((index, row[1] if pair else row))  # type: ignore[index]
-    for path, kind in named:
-        if kind not in legal:
-            raise CheckpointError(f"{path}: {name} is {shown(kind)}; legal: {' or '.join(legal)}")
-    if len({kind for _, kind in named}) != 1:
-        problem = "says no class" if not named else f"and {index.name} name different classes"
-        raise CheckpointError(f"{where} {problem} of {name}; legal: {' or '.join(legal)}")
-    return named[0][1]
-
-
-def _text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a ``CLIPTextConfig`` is made of, checked."""
-    fields = {key: config[key] for key in _TEXT_SIZES if key in config}
-    _check_sizes(config, _TEXT_SIZES, path)
-    length = config.get("max_position_embeddings", TEXT_TOKENS)
-    if length != TEXT_TOKENS or isinstance(length, bool):
-        raise CheckpointError(
-            f"{path}: max_position_embeddings must be {TEXT_TOKENS}, got {shown(length)}"
-        )
-    act = config.get("hidden_act", _ACTIVATIONS[0])
-    if act not in _ACTIVATIONS:
-        raise CheckpointError(
-            f"{path}: hidden_act {shown(act)} is refused; legal: {' or '.join(_ACTIVATIONS)}"
-        )
-    eps = config.get("layer_norm_eps", 1e-5)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: layer_norm_eps must be between 0 and 1, got {shown(eps)}")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = config.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise CheckpointError(f"{path}: {key} must be an integer, got {shown(value)}")
-        if value is not None:
-            fields[key] = value
-    return {**fields, "hidden_act": act, "layer_norm_eps": eps}
-
-
-def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Path) -> None:
-    for key, most in limits.items():
-        value = config.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise CheckpointError(
-                f"{path}: {key} must be an integer from 1 to {most}, got {shown(value)}"
-            )
-
-
-def _check_vae(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what no graph of ours has: unknown keys, other blocks, shifted latents."""
-    _check_sizes(config, _VAE_SIZES, path)
-    levels = config.get("block_out_channels", [64])
-    if not isinstance(levels, list) or not 1 <= len(levels) <= 6:
-        raise CheckpointError(f"{path}: block_out_channels must be a list of 1 to 6 integers")
-    for width in levels:
-        _check_sizes({"block_out_channels": width}, {"block_out_channels": 2**14}, path)
-    for key, kind in _VAE_BLOCKS.items():
-        rows = config.get(key, [kind])
-        if not isinstance(rows, list) or rows != [kind] * len(levels):
-            raise CheckpointError(f"{path}: {key} must be {kind} for every level")
-    for key in ("in_channels", "out_channels"):
-        if config.get(key, 3) != 3:
-            raise CheckpointError(f"{path}: {key} must be 3, got {shown(config[key])}")
-    for key in ("shift_factor", "latents_mean", "latents_std"):
-        if config.get(key) not in (None, 0):
-            raise CheckpointError(
-                f"{path}: {key} {shown(config[key])} is refused: latents are scaled, never shifted"
-            )
-    legal = inspect.signature(AutoencoderKL.__init__).parameters
-    for key in config:
-        if not key.startswith("_") and key not in legal:
-            raise CheckpointError(f"{path}: unknown key {key[:80]!r}")
 
 
 @contextmanager
