@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 ALL = (6, 7, 8)
 RANDOM = np.random.default_rng(7)
+POOLED = np.random.default_rng(8).standard_normal((1, 3, 6, 8)).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +329,30 @@ SHAPING = [
         plain={"value": np.float32(2.5)},
         wanted=lambda ref_tensor, value: torch.full((2, 3, 4), 2.5),
     ),
+    *[
+        Case(
+            name=f"avg_pool-{kind}-{excluded}",
+            kind="avg_pool",
+            data={"x": POOLED},
+            plain={
+                "kernel_sizes": (2, 3),
+                "strides": (2, 1),
+                "pad_type": kind,
+                "pad": (1, 1, 1, 1) if kind == "custom" else (0, 0, 0, 0),
+                "exclude_padding_from_average": excluded,
+            },
+            wanted=lambda x, kernel_sizes, strides, pad_type, pad, exclude_padding_from_average: (
+                F.avg_pool2d(
+                    x,
+                    kernel_sizes,
+                    strides,
+                    1 if pad_type == "custom" else 0,
+                    count_include_pad=not exclude_padding_from_average,
+                )
+            ),
+        )
+        for kind, excluded in (("valid", False), ("custom", False), ("custom", True))
+    ],
     *[
         Case(
             name=f"range_1d-{step}",

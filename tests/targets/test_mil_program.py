@@ -251,6 +251,23 @@ def test_nan_is_named_where_it_begins(tmp_path: Path) -> None:
     assert "NaN first appears in operator 'difference' (sub)" in line
     assert "Inf first appears in operator 'squares' (square)" in line
     assert "layer 'wide_" in line
+    assert line.endswith("beyond float16's 65504, export it in float32: --scheme fp32")
+    vae = path.rename(tmp_path / "VAEDecoder.mlpackage")
+    with pytest.raises(ParityError, match=r'"force_upcast": true in vae/config\.json, or --scheme'):
+        mil.open(vae, "main")({"x": SAMPLE * 300})
+
+
+def test_an_overflow_in_attention_is_no_fault_of_the_layer_before(tmp_path: Path) -> None:
+    def build(x: Any) -> list[Any]:
+        tokens = mb.cast(x=mb.reshape(x=x, shape=(4, 16)), dtype="fp16")
+        query = mb.linear(x=tokens, weight=np.eye(16, dtype=np.float16).repeat(4, 0))
+        scores = mb.matmul(x=query, y=query, transpose_y=True, name="scores")
+        return [mb.cast(x=scores, dtype="fp32")]
+
+    path = save(tmp_path / "Mini.mlpackage", {"x": SAMPLE}, build, 7)
+    with pytest.raises(ParityError) as caught:
+        mil.open(path, "main")({"x": SAMPLE * 300})
+    assert "'scores' (matmul), the product of two activations, as in attention" in str(caught.value)
 
 
 def test_an_infinite_mask_is_no_defect(tmp_path: Path) -> None:

@@ -35,7 +35,13 @@ from mtu_export.targets.coreml.mil import (  # noqa: F401 (they enter their oper
     weights,
 )
 from mtu_export.targets.coreml.mil.operators import Operator
-from mtu_export.targets.coreml.mil.program import Constant, Function, Operand, Operation
+from mtu_export.targets.coreml.mil.program import (
+    Constant,
+    Function,
+    Operand,
+    Operation,
+    constants,
+)
 
 DTYPES = {
     "float16": torch.float16,
@@ -50,9 +56,12 @@ DTYPES = {
     "int4": torch.int8,
     **{f"uint{bits}": torch.uint8 for bits in (1, 2, 3, 4, 6)},
 }
+_PRODUCTS = ("matmul", "scaled_dot_product_attention")
 TERMS = 32
 """Terms of a partial sum where float16 accumulates."""
 ACCUMULATE = ("float32", "float16")
+_MOST_INTEGERS = 1024
+"""Of a parameter such as a shape: they become Python objects, many times as large."""
 Values = dict[str, Tensor]
 
 
@@ -144,6 +153,8 @@ class Evaluator:
             if "terms" in operator.parameters:
                 half = self.half_sums and not self.wide and operation.outputs[0].dtype == "float16"
                 arguments["terms"] = TERMS if half else None
+            if "device" in operator.parameters:
+                arguments["device"] = device
             found = operator.function(**arguments)
         except (BundleError, ResourceError):
             raise
@@ -309,6 +320,8 @@ def _plain(where: str, name: str, row: tuple[Operand, ...], annotation: str) -> 
     kinds = {"Ints": "iu", "int": "iu", "Bools": "b", "bool": "b", "float": "fiu"}[wanted]
     if array.ndim != (1 if wanted in ("Ints", "Bools") else 0) or array.dtype.kind not in kinds:
         raise BundleError(f"{where}: {name!r} must be {wanted}")
+    if array.size > _MOST_INTEGERS:
+        raise BundleError(f"{where}: {name!r} has {array.size} values, over {_MOST_INTEGERS}")
     return tuple(array.tolist()) if array.ndim else array.item()
 
 
@@ -334,13 +347,27 @@ class _Watch:
             if name in self.first or not any(test(value).any() for value in made):
                 continue
             if name == "NaN" or not any(torch.isinf(value).any() for value in operands):
-                self.first[name] = f"{operation.name!r} ({operation.kind}), {self._after()}"
+                self.first[name] = (
+                    f"{operation.name!r} ({operation.kind}), {self._where(operation)}"
+                )
 
-    def _after(self) -> str:
-        return f"layer {self.layer!r}" if self.layer else "before any layer"
+    def _where(self, operation: Operation) -> str:
+        place = f"layer {self.layer!r}" if self.layer else "before any layer"
+        if operation.kind not in _PRODUCTS or any(c.stored for c in constants(operation)):
+            return place
+        return f"the product of two activations, as in attention, after {place}"
+
+    def _cure(self) -> str:
+        specs = [spec for operation in self.function.operations for spec in operation.outputs]
+        if "Inf" not in self.first or all(spec.dtype != "float16" for spec in specs):
+            return ""
+        upcast = '"force_upcast": true in vae/config.json, or '
+        vae = upcast if self.function.package.startswith("VAE") else ""
+        return f"; beyond float16's 65504, export it in float32: {vae}--scheme fp32"
 
     def found(self) -> str:
         """One line on where it begins."""
         rows = sorted(self.first.items(), reverse=True)  # NaN, then the Inf that led to it
         said = [f"{name} first appears in operator {at}" for name, at in rows]
-        return f"{self.function.package}: " + ("; ".join(said) or "an output is not finite")
+        where = "; ".join(said) or "an output is not finite"
+        return f"{self.function.package}: {where}{self._cure()}"

@@ -41,8 +41,15 @@ def _gather(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> Tensor:
     if batch_dims == 0:
         found = x.index_select(axis, indices.flatten())
         return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-    pairs = zip(x, indices, strict=True)
-    return torch.stack([_gather(row, index, axis - 1, batch_dims - 1) for row, index in pairs])
+    before, kept = x.shape[:batch_dims], x.shape[batch_dims:axis] + x.shape[axis + 1 :]
+    if indices.shape[:batch_dims] != before:
+        raise ValueError(f"batches {list(indices.shape[:batch_dims])} of {list(before)}")
+    batch = math.prod(before)
+    values = x.movedim(axis, batch_dims).reshape(batch, x.shape[axis], *kept)
+    places = indices.reshape(batch, -1)
+    picked = values[torch.arange(batch, device=x.device)[:, None], places]
+    picked = picked.movedim(1, 1 + axis - batch_dims)
+    return picked.reshape(*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
 
 
 def _from_the_end(indices: Tensor, size: int) -> Tensor:
@@ -67,18 +74,30 @@ def gather_nd(
 
     The first ``batch_dims`` dimensions of both go together.
     """
-    if batch_dims:
-        rows = zip(x, indices, strict=True)
-        return torch.stack([gather_nd(row, index, batch_dims - 1) for row, index in rows])
-    places = indices.long().unbind(-1)
-    return x[tuple(_from_the_end(place, x.shape[axis]) for axis, place in enumerate(places))]
+    before = x.shape[:batch_dims]
+    if batch_dims < 0 or indices.shape[:batch_dims] != before:
+        raise ValueError(f"batches {list(indices.shape[:batch_dims])} of {list(before)}")
+    batch, inner = math.prod(before), indices.shape[batch_dims:-1]
+    values = x.reshape(batch, *x.shape[batch_dims:])
+    if not 0 < indices.shape[-1] < values.ndim:
+        raise ValueError(f"{indices.shape[-1]} coordinates in rank {values.ndim - 1}")
+    coordinates = indices.long().reshape(batch, *inner, indices.shape[-1]).unbind(-1)
+    pairs = zip(coordinates, values.shape[1:], strict=False)
+    places = [_from_the_end(coordinate, size) for coordinate, size in pairs]
+    first = torch.arange(batch, device=x.device).reshape(batch, *(1,) * len(inner))
+    picked = values[(first.expand(batch, *inner), *places)]
+    return picked.reshape(*before, *picked.shape[1:])
 
 
 @arithmetic
-def range_1d(start: float, end: float, step: float) -> Tensor:
-    """From ``start`` in steps of ``step`` up to, not including, ``end``."""
+def range_1d(start: float, end: float, step: float, *, device: str = "cpu") -> Tensor:
+    """From ``start`` in steps of ``step`` up to, not including, ``end``.
+
+    ``device``, from the evaluator, is ``"meta"`` in its dry run: there the count is compared with
+    the declared shape before any memory is taken for it.
+    """
     count = max(0, math.ceil((end - start) / step))
-    values = start + step * torch.arange(count, dtype=torch.float64)
+    values = start + step * torch.arange(count, dtype=torch.float64, device=device)
     whole = all(float(value).is_integer() for value in (start, step))
     return values.long() if whole else values
 

@@ -8,7 +8,7 @@ worst that a float16 accumulator does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mtu_export.targets.coreml.mil.operators import Ints, arithmetic
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_POOL: Mapping[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def _summed(size: int, terms: int | None, part: Callable[[slice], Tensor]) -> Tensor:
@@ -123,6 +124,34 @@ def _padding(
             raise ValueError(f"pad_type {kind!r} with uneven padding")
         found += [total // 2, total // 2]
     return found
+
+
+@arithmetic
+def avg_pool(
+    x: Tensor,
+    kernel_sizes: Ints,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    exclude_padding_from_average: bool = False,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Means of x [n, C, *d] over windows, as :func:`conv` lays them; padding counts as zeros.
+
+    ``exclude_padding_from_average`` leaves it out of the count. ``ceil_mode`` is refused.
+    """
+    rank = x.ndim - 2
+    steps, ones = strides or (1,) * rank, (1,) * rank
+    if ceil_mode or len(kernel_sizes) != rank or not 1 <= rank <= 3:
+        raise ValueError(f"windows {list(kernel_sizes)} of rank {rank}, ceil_mode {ceil_mode}")
+    sides = _padding(pad_type, pad, x.shape[2:], kernel_sizes, steps, ones)
+    pads = [side for i in reversed(range(rank)) for side in sides[2 * i : 2 * i + 2]]
+    pool = _POOL[rank]
+    means = pool(F.pad(x, pads), kernel_sizes, steps)
+    if not (exclude_padding_from_average and any(sides)):
+        return means
+    counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    return means / pool(F.pad(counted, pads), kernel_sizes, steps)
 
 
 @arithmetic

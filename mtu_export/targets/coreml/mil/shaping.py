@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +9,8 @@ from torch.nn import functional as F
 from mtu_export.targets.coreml.mil.operators import Bools, Ints, moves, version
 
 IOS17 = 7
+_MOST_PIECES = 1024
+"""Of one value: each is an object, before their number is compared with what is declared."""
 
 
 @moves
@@ -94,7 +94,7 @@ def split(
     """Cut along ``axis`` into ``num_splits`` equal pieces or into pieces of ``split_sizes``."""
     if split_sizes is not None:
         return torch.split(x, list(split_sizes), axis)
-    if num_splits is None or x.shape[axis] % num_splits:
+    if num_splits is None or not 0 < num_splits <= _MOST_PIECES or x.shape[axis] % num_splits:
         raise ValueError(f"{x.shape[axis]} values in {num_splits} equal pieces")
     return torch.split(x, x.shape[axis] // num_splits, axis)
 
@@ -138,21 +138,15 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
         return F.pad(x, [side for pair in reversed(pairs) for side in pair], value=constant_val)
     for axis, (before, after) in enumerate(pairs, x.ndim - len(pairs)):
         last = x.shape[axis] - 1
+        places = torch.arange(-before, last + 1 + after, device=x.device)
         if mode == "reflect" and max(before, after) <= last:
-            places = [last - math.fabs(i % (2 * last or 1) - last) for i in range(-before, 0)]
-            places += list(range(last + 1))
-            places += [last - math.fabs(i % (2 * last or 1) - last) for i in _after(last, after)]
+            places = last - (places.abs() - last).abs()
         elif mode == "replicate":
-            places = [0] * before + list(range(last + 1)) + [last] * after
+            places = places.clamp(0, last)
         else:
             raise ValueError(f"mode {mode!r} with pad {list(pad)}")
-        index = torch.tensor([int(place) for place in places], device=x.device)
-        x = x.index_select(axis, index)
+        x = x.index_select(axis, places)
     return x
-
-
-def _after(last: int, count: int) -> range:
-    return range(last + 1, last + 1 + count)
 
 
 # --------------------------------------------------------------------------------- slices
@@ -188,7 +182,8 @@ def slice_by_index(
         if places.step == 1:
             x = x.narrow(axis, places.start, len(places))
         else:
-            x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
+            steps = torch.arange(len(places), device=x.device)
+            x = x.index_select(axis, places.start + places.step * steps)
     return x
 
 
