@@ -26,18 +26,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[dev]'
 	@touch $@
 
-## Export `inpaint` int8 from the embedded checkpoint to the three targets, verify, print one table,
-## draw what they make beside PyTorch -> build/demo/inpaint.png
+## Export `inpaint` int8 from the embedded checkpoint to the three targets at the same time, verify,
+## print one table, draw what they make beside PyTorch -> build/demo/inpaint.png
+TARGETS := onnx coreml executorch
 demo: setup
 	@mkdir -p $(DEMO)
-	@for target in onnx coreml executorch; do \
-	  echo "mtu-export $$target --task inpaint --int8"; \
-	  $(BIN)/mtu-export $$target --task inpaint --int8 --force \
-	    -o $(DEMO)/inpaint-$$target-int8 > $(DEMO).log || exit $$?; \
-	done
-	@$(BIN)/mtu-export verify $(DEMO)/inpaint-onnx-int8 $(DEMO)/inpaint-coreml-int8 \
-	  $(DEMO)/inpaint-executorch-int8
+	@$(MAKE) --no-print-directory -j3 $(TARGETS:%=demo-%)
+	@$(BIN)/mtu-export verify $(TARGETS:%=$(DEMO)/inpaint-%-int8)
 	@$(BIN)/python -m benchmarks.shapes.demo $(DEMO)
+
+demo-%:
+	@echo "mtu-export $* --task inpaint --int8"
+	@OMP_NUM_THREADS=1 $(BIN)/mtu-export $* --task inpaint --int8 --force \
+	  -o $(DEMO)/inpaint-$*-int8 > $(DEMO)/$*.log 2>&1 || { cat $(DEMO)/$*.log; exit 1; }
 
 ## The test suite with the corners of its matrices.
 test: setup
