@@ -14,7 +14,7 @@ from torch import Tensor
 from mtu_export.checkpoint.layout import vae_scale_factor
 from mtu_export.models import stock
 from mtu_export.spec import CheckpointError, PlanError, Task, shown
-from mtu_export.training.data import Sample, Samples, fetch, said_of
+from mtu_export.training.data import Sample, Samples, fetch, first_line
 
 _RANGE = 1 + 1e-3
 
@@ -35,7 +35,7 @@ class Batch:
 class Source(Protocol):
     """Where a step's batches come from."""
 
-    def batch(self, task: Task, rows: Sequence[int]) -> Batch:
+    def batch(self, task: Task, places: Sequence[int]) -> Batch:
         """The samples at these places of the task's list."""
         ...
 
@@ -56,8 +56,8 @@ class Encoder:
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [n, C, h, w], unscaled, of images [n, 3, H, W] in −1..1."""
-        found = self.vae.encode(images.to(self.device)).latent_dist  # type: ignore[union-attr]
-        return found.mean, found.std
+        posterior = self.vae.encode(images.to(self.device)).latent_dist  # type: ignore[union-attr]
+        return posterior.mean, posterior.std
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -76,25 +76,25 @@ def conditioning(
 
     ``images`` [n, 3, H, W] in −1..1, ``masks`` [n, 1, H, W] of 0 and 1.
     """
-    rows = []
+    channels = []
     for entry in task.conditioning:
         if entry.kind == "mask":
             assert masks is not None
             factor = masks.shape[-2] // latent[0]
-            rows.append(masks[..., ::factor, ::factor])
+            channels.append(masks[..., ::factor, ::factor])
             continue
         assert images is not None
         if entry.kind == "image":
             cells = images.unflatten(-2, (latent[0], -1)).unflatten(-1, (latent[1], -1))
-            rows.append(cells.to(widest(cells.device)).mean((3, 5)).float())
+            channels.append(cells.to(widest(cells.device)).mean((3, 5)).float())
             continue
         seen = images
         if entry.kind == "masked_image_latent":
             assert masks is not None
             seen = images * (masks < 0.5)
         mode = encoder.posterior(seen)[0]
-        rows.append(mode * encoder.scaling if entry.scaled else mode)
-    return torch.cat(rows, 1)
+        channels.append(mode * encoder.scaling if entry.scaled else mode)
+    return torch.cat(channels, 1)
 
 
 def without_image(task: Task, channels: Tensor, dropped: Tensor) -> Tensor:
@@ -106,33 +106,35 @@ def without_image(task: Task, channels: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(stays[:, :, None, None], channels, torch.zeros_like(channels))
 
 
-def lists(samples: Samples, tasks: Sequence[Task]) -> tuple[dict[str, list[int]], dict[str, int]]:
+def index_by_task(
+    samples: Samples, tasks: Sequence[Task]
+) -> tuple[dict[str, list[int]], dict[str, int]]:
     """The indices of each task's samples, and how many there are of tasks that are not trained.
 
     Raises ``PlanError`` for a task without samples and for what is no task's name.
     """
-    found: dict[str, list[int]] = {task.name: [] for task in tasks}
+    indices: dict[str, list[int]] = {task.name: [] for task in tasks}
     others: dict[str, int] = {}
     try:
         count = len(samples)
     except Exception as error:  # whatever the user's set sets off
-        raise PlanError(f"data: its length: {said_of(error)}") from error
+        raise PlanError(f"data: its length: {first_line(error)}") from error
     for index in range(count):
         try:
             name = samples.task(index)
         except Exception as error:  # whatever the user's set sets off
-            raise PlanError(f"data: task of sample {index}: {said_of(error)}") from error
+            raise PlanError(f"data: task of sample {index}: {first_line(error)}") from error
         if not isinstance(name, str):
             raise PlanError(f"data: task of sample {index} must be a string, got {shown(name)}")
-        if name in found:
-            found[name].append(index)
+        if name in indices:
+            indices[name].append(index)
         else:
             others[name] = others.get(name, 0) + 1
-    for name, rows in found.items():
-        if not rows:
-            there = ", ".join([*(n for n, r in found.items() if r), *others]) or "none"
-            raise PlanError(f"the data has no sample of task {name!r}; it has: {there[:300]}")
-    return found, others
+    for name, places in indices.items():
+        if not places:
+            names = ", ".join([*(n for n, r in indices.items() if r), *others]) or "none"
+            raise PlanError(f"the data has no sample of task {name!r}; it has: {names[:300]}")
+    return indices, others
 
 
 class Live:
@@ -153,29 +155,29 @@ class Live:
         """Latent size h, w."""
         return self.size[0] // self.factor, self.size[1] // self.factor
 
-    def batch(self, task: Task, rows: Sequence[int]) -> Batch:
+    def batch(self, task: Task, places: Sequence[int]) -> Batch:
         """The samples at these places of the task's list; raises ``PlanError`` for a bad one."""
-        indices = [self.indices[task.name][row] for row in rows]
-        found = fetch(self.samples, indices)
-        if len(found) != len(indices):
-            raise PlanError(f"the data gives {len(found)} samples where {len(indices)} are asked")
-        for index, sample in zip(indices, found, strict=True):
+        indices = [self.indices[task.name][place] for place in places]
+        samples = fetch(self.samples, indices)
+        if len(samples) != len(indices):
+            raise PlanError(f"the data gives {len(samples)} samples where {len(indices)} are asked")
+        for index, sample in zip(indices, samples, strict=True):
             _check(index, sample, task, self.size)
         device, kinds = self.encoder.device, {entry.kind for entry in task.conditioning}
         where = [f"sample {index} (task {task.name!r})" for index in indices]
-        targets = _stacked("image", [sample.image for sample in found], -1, where).to(device)
+        targets = _stacked("image", [sample.image for sample in samples], -1, where).to(device)
         images = masks = None
         if task.needs_image:
-            images = _conditions(found, self.size, where, device)
+            images = _conditions(samples, self.size, where, device)
         if task.needs_mask:
-            given = [sample.mask for sample in found if sample.mask is not None]
-            masks = _stacked("mask", given, 0, where).to(device)
+            given_masks = [sample.mask for sample in samples if sample.mask is not None]
+            masks = _stacked("mask", given_masks, 0, where).to(device)
         mean, std = self.encoder.posterior(targets)
-        channels = torch.zeros(len(found), 0, *self.latent, device=device)
+        channels = torch.zeros(len(samples), 0, *self.latent, device=device)
         if kinds:
             channels = conditioning(task, images, masks, self.encoder, self.latent)
         return Batch(
-            prompts=[sample.prompt if task.prompt is None else task.prompt for sample in found],
+            prompts=[sample.prompt if task.prompt is None else task.prompt for sample in samples],
             mean=mean * self.encoder.scaling,
             std=std * self.encoder.scaling,
             channels=channels,
@@ -186,10 +188,10 @@ def _conditions(
     samples: Sequence[Sample], size: tuple[int, int], where: Sequence[str], device: torch.device
 ) -> Tensor:
     """Input images [n, 3, H, W]; that of a masked task without one is the picture itself."""
-    given = [s.image if s.condition is None else s.condition for s in samples]
-    if len({value.shape for value in given}) > 1:
-        given = [_sized(value.float()[None], size)[0] for value in given]
-    return _sized(_stacked("condition", given, -1, where).to(device), size)
+    conditions = [s.image if s.condition is None else s.condition for s in samples]
+    if len({value.shape for value in conditions}) > 1:
+        conditions = [_sized(value.float()[None], size)[0] for value in conditions]
+    return _sized(_stacked("condition", conditions, -1, where).to(device), size)
 
 
 def _sized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -200,14 +202,14 @@ def _sized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return wide.clamp(-1, 1)
 
 
-def _stacked(name: str, rows: Sequence[Tensor], low: int, where: Sequence[str]) -> Tensor:
+def _stacked(name: str, tensors: Sequence[Tensor], low: int, where: Sequence[str]) -> Tensor:
     """The rows as one float32 tensor; refuses values beyond ``low`` to 1, and NaN."""
-    whole = torch.stack(list(rows)).float()
+    whole = torch.stack(list(tensors)).float()
     least, most = (float(bound) for bound in torch.aminmax(whole))
     if low * _RANGE <= least <= most <= _RANGE:  # false for NaN
         return whole
-    for row, place in zip(whole, where, strict=True):
-        least, most = (float(bound) for bound in torch.aminmax(row))
+    for tensor, place in zip(whole, where, strict=True):
+        least, most = (float(bound) for bound in torch.aminmax(tensor))
         if not low * _RANGE <= least <= most <= _RANGE:
             raise PlanError(
                 f"{place}: {name} must be from {low} to 1, got {least:.3g} to {most:.3g}"
@@ -219,28 +221,30 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
     """Refuse a sample of another task, without what the task needs, or of a wrong shape."""
     where = f"sample {index} (task {task.name!r})"
     if not isinstance(sample, Sample) or sample.task != task.name:
-        said = sample.task if isinstance(sample, Sample) else type(sample).__name__
-        raise PlanError(f"{where}: the data gives {str(said)[:80]!r} for it")
+        actual = sample.task if isinstance(sample, Sample) else type(sample).__name__
+        raise PlanError(f"{where}: the data gives {str(actual)[:80]!r} for it")
     if not isinstance(sample.prompt, str):
         raise PlanError(f"{where}: the prompt is no string")
     if any(0xD800 <= ord(char) <= 0xDFFF for char in sample.prompt):
         raise PlanError(f"{where}: the prompt has half a character (a lone surrogate)")
     kinds = {entry.kind for entry in task.conditioning}
-    rows: list[tuple[str, Tensor, tuple[int | None, ...]]] = [("image", sample.image, (3, *size))]
+    tensors: list[tuple[str, Tensor, tuple[int | None, ...]]] = [
+        ("image", sample.image, (3, *size))
+    ]
     if sample.condition is not None:
-        rows.append(("condition", sample.condition, (3, None, None)))
+        tensors.append(("condition", sample.condition, (3, None, None)))
     elif kinds & {"image_latent", "image"}:
         raise PlanError(f"{where}: the task needs a condition image")
     if task.needs_mask:
         if sample.mask is None:
             raise PlanError(f"{where}: the task needs a mask")
-        rows.append(("mask", sample.mask, (1, *size)))
-    for name, value, shape in rows:
+        tensors.append(("mask", sample.mask, (1, *size)))
+    for name, value, shape in tensors:
         fits = isinstance(value, Tensor) and value.ndim == 3 and value.numel() > 0
         if not fits or any(w not in (None, s) for s, w in zip(value.shape, shape, strict=True)):
-            said = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            wanted = ["any" if side is None else side for side in shape]
-            raise PlanError(f"{where}: {name} must be a tensor {wanted}, got {said}")
+            actual = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            expected = ["any" if side is None else side for side in shape]
+            raise PlanError(f"{where}: {name} must be a tensor {expected}, got {actual}")
         if value.layout != torch.strided or value.is_meta:
             raise PlanError(f"{where}: {name} must be a dense tensor with values")
         if value.is_complex() or not (name == "mask" or value.is_floating_point()):

@@ -66,53 +66,54 @@ def fetch(samples: Samples, indices: Sequence[int]) -> list[Sample]:
     Raises ``PlanError`` for whatever the set raises.
     """
     batch, at = getattr(samples, "batch", None), indices
-    found = []
+    fetched = []
     try:
         if batch is not None:
             return list(batch(indices))
         for index in indices:
             at = [index]
-            found.append(samples[index])
+            fetched.append(samples[index])
     except (MtuExportError, MemoryError):
         raise
     except Exception as error:  # whatever the user's set sets off
         numbers = ", ".join(map(str, at[:8])) + (", ..." if len(at) > 8 else "")
-        raise PlanError(f"data: sample {numbers}: {said_of(error)}") from error
-    return found
+        raise PlanError(f"data: sample {numbers}: {first_line(error)}") from error
+    return fetched
 
 
-def said_of(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Kind and first line of somebody else's error."""
     line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {line[:300]}"
 
 
-def load(word: str) -> Samples:
+def load(reference: str) -> Samples:
     """The training set named ``package.module:name``: an object, or what a callable returns.
 
     The working directory is importable. Raises ``PlanError``.
     """
-    module, _, name = word.partition(":")
+    module, _, name = reference.partition(":")
     if not module or not name:
-        raise PlanError(f"data must be package.module:name, got {shown(word)}")
+        raise PlanError(f"data must be package.module:name, got {shown(reference)}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
+        samples: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
-        if isinstance(found, type) or not isinstance(found, Samples):
-            found = found()
+            samples = getattr(samples, part)
+        if isinstance(samples, type) or not isinstance(samples, Samples):
+            samples = samples()
     except PlanError:
         raise
     except Exception as error:  # whatever the user's module sets off
-        raise PlanError(f"data {word!r}: {said_of(error)}") from error
-    if not isinstance(found, Samples):
+        raise PlanError(f"data {reference!r}: {first_line(error)}") from error
+    if not isinstance(samples, Samples):
         raise PlanError(
-            f"data {word!r} gives {type(found).__name__}; samples need __len__, task, __getitem__"
+            f"data {reference!r} gives {type(samples).__name__}; samples need __len__, task, "
+            "__getitem__"
         )
-    return found
+    return samples
 
 
 class Folder:
@@ -126,79 +127,79 @@ class Folder:
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.folder, self.height, self.width = folder, height, width
-        self.rows, self.fingerprint = _rows(folder)
+        self.lines, self.fingerprint = _metadata(folder)
 
     def __len__(self) -> int:
         """How many lines the metadata has."""
-        return len(self.rows)
+        return len(self.lines)
 
     def task(self, index: int) -> str:
         """The task of a line."""
-        return self.rows[index]["task"]
+        return self.lines[index]["task"]
 
     def __getitem__(self, index: int) -> Sample:
         """The pictures of a line."""
         import torch
 
-        row = self.rows[index]
-        image = images.read(self.folder / row["file_name"])
+        line = self.lines[index]
+        image = images.read(self.folder / line["file_name"])
         size = images.upright_size(image)
-        found: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
         for key in ("condition", "mask"):
-            if key not in row:
+            if key not in line:
                 continue
-            other = images.read(self.folder / row[key])
+            other = images.read(self.folder / line[key])
             if not images.same_shape(size, images.upright_size(other)):
                 raise PlanError(
-                    f"{self.folder / METADATA}: line {index + 1}: {key} {row[key]!r} has another "
-                    f"shape than {row['file_name']!r}"
+                    f"{self.folder / METADATA}: line {index + 1}: {key} {line[key]!r} has another "
+                    f"shape than {line['file_name']!r}"
                 )
             cut = images.fit if key == "condition" else images.fit_mask
-            found[key] = torch.from_numpy(cut(other, self.width, self.height)[0])
+            others[key] = torch.from_numpy(cut(other, self.width, self.height)[0])
         pixels = images.fit(image, self.width, self.height)[0]
         return Sample(
-            task=row["task"], prompt=row.get("text", ""), image=torch.from_numpy(pixels), **found
+            task=line["task"], prompt=line.get("text", ""), image=torch.from_numpy(pixels), **others
         )
 
 
-def _rows(folder: Path) -> tuple[list[Mapping[str, str]], str]:
+def _metadata(folder: Path) -> tuple[list[Mapping[str, str]], str]:
     """The lines of the metadata, and a digest of them and their files."""
     path = folder / METADATA
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
-    rows, content = [], hashlib.sha256(text.encode())
+    parsed, content = [], hashlib.sha256(text.encode())
     lines = text.removesuffix("\n").split("\n") if text else []  # a caption may hold U+2028
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise PlanError(f"{path}: line {number} is empty")
         try:
-            row = json.loads(line)
+            fields = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path}: line {number} is no JSON: {error}") from None
-        content.update(_check_row(row, f"{path}: line {number}", folder))
-        rows.append({key: value for key, value in row.items() if value is not None})
-    return rows, content.hexdigest()
+        content.update(_check_fields(fields, f"{path}: line {number}", folder))
+        parsed.append({key: value for key, value in fields.items() if value is not None})
+    return parsed, content.hexdigest()
 
 
-def _check_row(row: Any, where: str, folder: Path) -> bytes:
+def _check_fields(fields: Any, where: str, folder: Path) -> bytes:
     """Sizes and times of the pictures of a line."""
-    if not isinstance(row, dict):
+    if not isinstance(fields, dict):
         raise PlanError(f"{where} is no object")
-    for key, value in row.items():
+    for key, value in fields.items():
         if key not in _KEYS:
             raise PlanError(f"{where}: unknown key {shown(key)}; legal: {', '.join(_KEYS)}")
         if not isinstance(value, str) and (value is not None or key in _NEEDED):
             raise PlanError(f"{where}: {key} must be a string, got {shown(value)}")
     for key in _NEEDED:
-        if key not in row:
+        if key not in fields:
             raise PlanError(f"{where}: key {key!r} is missing")
     for key in (*_NEEDED[1:], "text"):
-        if not _is_utf8(row.get(key) or ""):
-            raise PlanError(f"{where}: {key} {shown(row[key])} has a lone surrogate")
+        if not _is_utf8(fields.get(key) or ""):
+            raise PlanError(f"{where}: {key} {shown(fields[key])} has a lone surrogate")
     keys = ("file_name", "condition", "mask")
-    paths = {key: row[key] for key in keys if row.get(key) is not None}
+    paths = {key: fields[key] for key in keys if fields.get(key) is not None}
     for key, name in paths.items():
         try:
             inside = folder.resolve() in (folder / name).resolve().parents
@@ -206,15 +207,15 @@ def _check_row(row: Any, where: str, folder: Path) -> bytes:
             raise PlanError(f"{where}: {key} {shown(name)} is no path: {error}") from None
         if not inside:
             raise PlanError(f"{where}: {key} {shown(name)} lies outside the folder")
-    found = []
+    stamps = []
     for key, name in paths.items():
         try:
-            said = (folder / name).stat()
+            status = (folder / name).stat()
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise PlanError(f"{where}: {key} {shown(name)} cannot be read: {reason}") from None
-        found.append((said.st_size, said.st_mtime_ns))
-    return repr(found).encode()
+        stamps.append((status.st_size, status.st_mtime_ns))
+    return repr(stamps).encode()
 
 
 def _is_utf8(text: str) -> bool:

@@ -26,19 +26,19 @@ class Order:
 
     def __init__(self, seed: int, task: str, count: int) -> None:
         self.seed, self.task, self.count = seed, task, count
-        self._epoch, self._rows = -1, torch.empty(0, dtype=torch.int64)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def rows(self, step: int, number: int) -> list[int]:
         """Places in the task's list of the ``number`` samples of a step (from 0)."""
-        found = []
+        places = []
         for place in range(step * number, (step + 1) * number):
-            epoch, row = divmod(place, self.count)
+            epoch, position = divmod(place, self.count)
             if epoch != self._epoch:
                 self._epoch = epoch
                 random = _generator(self.seed, "order", self.task, epoch)
-                self._rows = torch.randperm(self.count, generator=random)
-            found.append(int(self._rows[row]))
-        return found
+                self._order = torch.randperm(self.count, generator=random)
+            places.append(int(self._order[position]))
+        return places
 
 
 @dataclass(frozen=True, kw_only=True)

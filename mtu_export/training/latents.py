@@ -16,7 +16,7 @@ from mtu_export.storage import atomic_file
 from mtu_export.training.batches import Batch, Live
 from mtu_export.training.model import Model, digest
 from mtu_export.training.recipe import Recipe
-from mtu_export.training.state import check_disk, refuse_other, written
+from mtu_export.training.state import as_resource_error, check_disk, refuse_other
 from mtu_export.training.watch import Console
 
 SHARD = 1024
@@ -44,7 +44,7 @@ class Cached:
         if accelerator.is_main_process:
             self._check_disk(model)
             for task in model.tasks:
-                with written(f"the latents in {self.folder}"):
+                with as_resource_error(f"the latents in {self.folder}"):
                     self._claim(task, model, recipe)
         accelerator.wait_for_everyone()
         jobs = [
@@ -52,24 +52,24 @@ class Cached:
             for task in model.tasks
             for number in range(-(-len(live.indices[task.name]) // SHARD))
         ]
-        own = jobs[accelerator.process_index :: accelerator.num_processes]
+        jobs_here = jobs[accelerator.process_index :: accelerator.num_processes]
         with shown.progress("latents") as advance:
-            for done, (task, number) in enumerate(own, 1):
+            for done, (task, number) in enumerate(jobs_here, 1):
                 if not self._path(task, number).is_file():
                     self._fill(task, number)
-                advance(done, len(own))
+                advance(done, len(jobs_here))
         accelerator.wait_for_everyone()
         for task, number in jobs:
             self.shards.setdefault(task.name, []).append(self._open(task, number))
 
-    def batch(self, task: Task, rows: Sequence[int]) -> Batch:
+    def batch(self, task: Task, places: Sequence[int]) -> Batch:
         """The samples at these places of the task's list, in float32."""
-        found = [(self.shards[task.name][row // SHARD], row % SHARD) for row in rows]
+        entries = [(self.shards[task.name][place // SHARD], place % SHARD) for place in places]
 
         def joined(name: str) -> Tensor:
-            return torch.stack([shard[0][name][row] for shard, row in found]).float()
+            return torch.stack([shard[0][name][place] for shard, place in entries]).float()
 
-        prompts = [shard[1][row] for shard, row in found]
+        prompts = [shard[1][place] for shard, place in entries]
         if task.prompt is not None:
             prompts = [task.prompt] * len(prompts)
         return Batch(
@@ -88,14 +88,14 @@ class Cached:
         for task in model.tasks:
             width = 2 * self.live.encoder.channels + task.channels
             total = len(self.live.indices[task.name])
-            there = SHARD * len(list((self.folder / task.name).glob("*.safetensors")))
-            need += max(0, total - there) * width * cells
+            cached = SHARD * len(list((self.folder / task.name).glob("*.safetensors")))
+            need += max(0, total - cached) * width * cells
         check_disk(self.folder, need, "the latents")
 
     def _claim(self, task: Task, model: Model, recipe: Recipe) -> None:
         """Write what the task's latents are of, or refuse latents of something else."""
         vae = model.folder / "vae"
-        wanted = {
+        identity = {
             "data": recipe.data or str(recipe.data_folder or type(self.live.samples).__qualname__),
             "samples": len(self.live.indices[task.name]),
             "fingerprint": getattr(self.live.samples, "fingerprint", None),
@@ -105,33 +105,33 @@ class Cached:
             "vae": digest((vae / "config.json", *checkpoint.weight_files(vae))),
         }
         path = self.folder / task.name / _JSON
-        for left in path.parent.glob(".*.partial"):
-            left.unlink()
+        for leftover in path.parent.glob(".*.partial"):
+            leftover.unlink()
         if path.is_file():
-            refuse_other(checkpoint.read_json(path), wanted, path.parent)
+            refuse_other(checkpoint.read_json(path), identity, path.parent)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if any(path.parent.glob("*.safetensors")):
             raise PlanError(f"{path.parent} has shards without {_JSON}; remove it")
         with atomic_file(path) as private:
-            private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
+            private.write_text(json.dumps(identity, indent=1) + "\n", "utf-8")
 
     def _fill(self, task: Task, number: int) -> None:
         from safetensors.torch import save_file
 
         total = len(self.live.indices[task.name])
-        rows = range(number * SHARD, min((number + 1) * SHARD, total))
+        places = range(number * SHARD, min((number + 1) * SHARD, total))
         parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "channels": []}
         prompts: list[str] = []
-        for begin in range(0, len(rows), _CHUNK):
-            found = self.live.batch(task, rows[begin : begin + _CHUNK])
-            prompts += found.prompts
+        for begin in range(0, len(places), _CHUNK):
+            batch = self.live.batch(task, places[begin : begin + _CHUNK])
+            prompts += batch.prompts
             for name, values in parts.items():
-                values.append(getattr(found, name).to("cpu", self.dtype))
-        whole = {name: torch.cat(values).contiguous() for name, values in parts.items()}
+                values.append(getattr(batch, name).to("cpu", self.dtype))
+        tensors = {name: torch.cat(values).contiguous() for name, values in parts.items()}
         path = self._path(task, number)
-        with written(f"the latents {path}"), atomic_file(path) as private:
-            save_file(whole, private, metadata={"prompts": json.dumps(prompts)})
+        with as_resource_error(f"the latents {path}"), atomic_file(path) as private:
+            save_file(tensors, private, metadata={"prompts": json.dumps(prompts)})
 
     def _open(self, task: Task, number: int) -> tuple[dict[str, Tensor], list[str]]:
         from safetensors import SafetensorError, safe_open

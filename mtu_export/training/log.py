@@ -40,9 +40,9 @@ class Log:
         """One row a task: mean loss since the last row; ``rate`` is in samples a second."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8", newline="") as stream:
-                rows = csv.writer(stream, lineterminator="\n")
+                writer = csv.writer(stream, lineterminator="\n")
                 for task, loss in losses.items():
-                    rows.writerow([step, task, loss, lr, round(rate, 2), round(seconds, 2)])
+                    writer.writerow([step, task, loss, lr, round(rate, 2), round(seconds, 2)])
         if self.board is not None:
             for task, loss in losses.items():
                 self.board.add_scalar(f"loss/{task}", loss, step)

@@ -1,7 +1,7 @@
 """Eq. 2: the noise-prediction loss summed over tasks, one optimiser step for all of them.
 
 Noise, timesteps, dropout and the order of samples are functions of (seed, step, task); what a
-step needs besides is in the state. So a run that is taken up again equals one that never stopped.
+step needs besides is in the state. So a resumed run equals one that never stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import Progress
 from mtu_export.training.text import Texts
 
-Given = list[tuple[Task, list[tuple[Batch, Draws]]]]
+StepInputs = list[tuple[Task, list[tuple[Batch, Draws]]]]
 """Batches and draws of a step, by task and forward."""
 
 
@@ -40,7 +40,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def routes(name: str) -> bool:
+def is_router_parameter(name: str) -> bool:
     """Whether a parameter is of a router or a task embedding.
 
     Every input of a router's ReLUs is a task embedding, so each step of Adam moves them all by the
@@ -51,12 +51,12 @@ def routes(name: str) -> bool:
 
 def snr_weights(schedule: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights [n] of the loss (Hang et al. 2023) for the schedule's prediction type."""
-    kept = schedule.alphas_cumprod.cpu().double()[timesteps.cpu()]
-    snr = kept / (1 - kept)
+    alphas = schedule.alphas_cumprod.cpu().double()[timesteps.cpu()]
+    snr = alphas / (1 - alphas)
     epsilon = schedule.config["prediction_type"] == "epsilon"
-    found = snr.clamp(max=gamma) / (snr if epsilon else snr + 1)
+    weights = snr.clamp(max=gamma) / (snr if epsilon else snr + 1)
     # the last step of zero-SNR betas has no signal: epsilon says nothing there
-    return torch.where(snr > 0, found, 0.0).float().to(timesteps.device)
+    return torch.where(snr > 0, weights, 0.0).float().to(timesteps.device)
 
 
 def slices(recipe: Recipe, process: int, processes: int) -> list[slice]:
@@ -83,24 +83,26 @@ class Trainer:
     schedule: DDPMScheduler
     latent: tuple[int, int, int]
     size: tuple[int, int]
-    begins: Mapping[str, Any] = field(default_factory=dict)
-    """What the run begins with: digests of the model, its tasks, the data's fingerprint."""
+    run_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the run run_inputs with: digests of the model, its tasks, the data's fingerprint."""
     progress: Progress = field(default_factory=Progress)
-    ahead: bool | None = None
+    prefetch: bool | None = None
     """Whether the next step is prepared in a thread; None: where there is a GPU."""
 
     def __post_init__(self) -> None:
-        recipe, rows = self.recipe, dict(self.unet.named_parameters())
+        recipe, parameters = self.recipe, dict(self.unet.named_parameters())
         self.device: torch.device = self.accelerator.device
-        self.names = sorted(self.names, key=routes)  # in the order of the optimiser's groups
-        self.parameters = [rows[name] for name in self.names]
+        self.names = sorted(self.names, key=is_router_parameter)  # as the optimiser's groups
+        self.parameters = [parameters[name] for name in self.names]
         rate = recipe.router_learning_rate or recipe.learning_rate
-        if recipe.router_learning_rate is not None and not any(map(routes, self.names)):
+        router = [name for name in self.names if is_router_parameter(name)]
+        others = [name for name in self.names if not is_router_parameter(name)]
+        if recipe.router_learning_rate is not None and not router:
             raise PlanError("router_learning_rate: what is trained has no router")
         groups = [
-            {"params": [rows[name] for name in self.names if not routes(name)], "scale": 1.0},
+            {"params": [parameters[name] for name in others], "scale": 1.0},
             {
-                "params": [rows[name] for name in self.names if routes(name)],
+                "params": [parameters[name] for name in router],
                 "scale": rate / recipe.learning_rate,
             },
         ]
@@ -117,9 +119,9 @@ class Trainer:
             from diffusers.training_utils import EMAModel
 
             self.ema = EMAModel(self.parameters, decay=recipe.ema_decay, foreach=True)
-        self.ahead = self.device.type == "cuda" if self.ahead is None else self.ahead
+        self.prefetch = self.device.type == "cuda" if self.prefetch is None else self.prefetch
         self._pool: ThreadPoolExecutor | None = None
-        self._next: tuple[int, Future[Given]] | None = None
+        self._next: tuple[int, Future[StepInputs]] | None = None
         self.orders = {
             task.name: Order(recipe.seed, task.name, self.counts[task.name]) for task in self.tasks
         }
@@ -127,26 +129,30 @@ class Trainer:
 
     # ------------------------------------------------------------------------------- a step
 
-    def step(self, asked: Callable[[], bool] = lambda: False) -> tuple[dict[str, float], bool]:
-        """One optimiser step; mean loss by task, and whether any process is ``asked`` to stop.
+    def step(
+        self, stop_requested: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], bool]:
+        """One optimiser step; mean loss by task, and whether any process is to stop.
 
         Raises ``ParityError`` for a loss or gradient that is not finite, before weights change.
         """
         number = self.progress.step
-        losses = [self._task(number, task, parts) for task, parts in self._given(number)]
-        told = torch.tensor([float(asked())], dtype=widest(self.device), device=self.device)
-        shared = torch.cat([torch.stack(losses), told])
+        losses = [self._task(number, task, parts) for task, parts in self._inputs(number)]
+        stop = torch.tensor(
+            [float(stop_requested())], dtype=widest(self.device), device=self.device
+        )
+        shared = torch.cat([torch.stack(losses), stop])
         if self.accelerator.num_processes > 1:
             shared = self.accelerator.reduce(shared, "sum")
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         *values, flag = shared.tolist()
-        found = {task.name: value for task, value in zip(self.tasks, values, strict=True)}
-        for name, value in found.items():
+        task_losses = {task.name: value for task, value in zip(self.tasks, values, strict=True)}
+        for name, value in task_losses.items():
             _refuse_infinite(value, f"step {number + 1}: the loss of task {name!r}")
-        most = self.recipe.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, most))
+        limit = self.recipe.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         _refuse_infinite(norm, f"step {number + 1}: the gradient's norm")
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate(self.recipe, number)
@@ -155,28 +161,29 @@ class Trainer:
         if self.ema is not None:
             self.ema.step(self.parameters)
         self.progress.step = number + 1
-        return found, flag > 0
+        return task_losses, flag > 0
 
-    def _given(self, step: int) -> Given:
-        """What a step is made of; beside a GPU the next one is made ready in the meantime."""
-        if not self.ahead:
+    def _inputs(self, step: int) -> StepInputs:
+        """Batches and draws of a step; beside a GPU a thread prepares the next one meanwhile."""
+        if not self.prefetch:
             return self._prepare(step)
-        made = self._next[1].result() if self._next and self._next[0] == step else None
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
-        given = self._prepare(step) if made is None else made
+        number, pending = self._next or (step, self._pool.submit(self._prepare, step))
+        wait([pending])  # also of another step: data and orders serve one thread at a time
+        inputs = pending.result() if number == step else self._prepare(step)
         self._next = step + 1, self._pool.submit(self._prepare, step + 1)
-        return given
+        return inputs
 
-    def _prepare(self, step: int) -> Given:
+    def _prepare(self, step: int) -> StepInputs:
         total, times = self.recipe.samples_a_step, len(self.schedule.alphas_cumprod)
-        given = []
+        inputs = []
         for task in self.tasks:
-            rows = self.orders[task.name].rows(step, total)
+            places = self.orders[task.name].rows(step, total)
             drawn = draws(self.recipe.seed, step, task.name, total, self.latent, times)
-            parts = [(self.source.batch(task, rows[p]), _cut(drawn, p)) for p in self.slices]
-            given.append((task, parts))
-        return given
+            parts = [(self.source.batch(task, places[p]), _cut(drawn, p)) for p in self.slices]
+            inputs.append((task, parts))
+        return inputs
 
     def close(self) -> None:
         """Stop the thread that prepares the next step."""
@@ -205,17 +212,17 @@ class Trainer:
         target = noise if epsilon else schedule.get_velocity(clean, noise, timesteps)
         no_prompt, no_image = dropped(task, drawn.dropout, self.recipe.conditioning_dropout_prob)
         channels = without_image(task, batch.channels.to(device), no_image)
-        words = self.texts.of(batch.prompts, no_prompt.tolist())
+        text_embeddings = self.texts.of(batch.prompts, no_prompt.tolist())
         with self._precision():
-            found = self.unet(
+            prediction = self.unet(
                 torch.cat([noisy, channels], 1),
                 timesteps,
-                words["encoder_hidden_states"],
-                added_cond_kwargs=self._added(words, len(noise)),
+                text_embeddings["encoder_hidden_states"],
+                added_cond_kwargs=self._added(text_embeddings, len(noise)),
                 return_dict=False,
                 **({"task": task.name} if self.multi else {}),
             )[0]
-        losses = F.mse_loss(found.float(), target, reduction="none").mean((1, 2, 3))
+        losses = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
         if self.recipe.snr_gamma is not None:
             losses = losses * snr_weights(schedule, timesteps, self.recipe.snr_gamma)
         return losses
@@ -224,12 +231,14 @@ class Trainer:
         enabled = self.recipe.mixed_precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def _added(self, words: Mapping[str, Tensor], number: int) -> dict[str, Tensor] | None:
+    def _added(
+        self, text_embeddings: Mapping[str, Tensor], number: int
+    ) -> dict[str, Tensor] | None:
         if not self.texts.xl:
             return None
         sizes = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=torch.float32)
         return {
-            "text_embeds": words["text_embeds"],
+            "text_embeds": text_embeddings["text_embeds"],
             "time_ids": sizes.expand(number, 6).to(self.device),
         }
 
@@ -237,26 +246,28 @@ class Trainer:
 
     def values(self) -> dict[str, Tensor]:
         """The trained weights by name: their averages where there are any."""
-        rows: Iterable[Tensor] = self.parameters if self.ema is None else self.ema.shadow_params
-        return {name: row.detach() for name, row in zip(self.names, rows, strict=True)}
+        values: Iterable[Tensor] = self.parameters if self.ema is None else self.ema.shadow_params
+        return {name: value.detach() for name, value in zip(self.names, values, strict=True)}
 
     @property
     def state_bytes(self) -> int:
         """Bytes of a state: weights, two moments, averages."""
         copies = 3 if self.ema is None else 4
-        return sum(copies * row.numel() * row.element_size() for row in self.parameters)
+        return sum(
+            copies * parameter.numel() * parameter.element_size() for parameter in self.parameters
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """What the state holds: ``weight/``, ``ema/``, ``exp_avg/``, ``exp_avg_sq/`` by name."""
-        found = {}
+        tensors = {}
         for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
-            found[f"weight/{name}"] = parameter.detach()
+            tensors[f"weight/{name}"] = parameter.detach()
             for moment in ("exp_avg", "exp_avg_sq"):
                 if moment in self.optimizer.state[parameter]:
-                    found[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
+                    tensors[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
             if self.ema is not None:
-                found[f"ema/{name}"] = self.ema.shadow_params[number]
-        return found
+                tensors[f"ema/{name}"] = self.ema.shadow_params[number]
+        return tensors
 
     @torch.no_grad()
     def restore(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
@@ -264,16 +275,18 @@ class Trainer:
         self.progress = progress
         moments: dict[int, dict[str, Any]] = {}
         try:
-            for number, (name, own) in enumerate(zip(self.names, self.parameters, strict=True)):
-                own.copy_(_like(own, tensors, f"weight/{name}"))
+            for number, (name, parameter) in enumerate(
+                zip(self.names, self.parameters, strict=True)
+            ):
+                parameter.copy_(_like(parameter, tensors, f"weight/{name}"))
                 if f"exp_avg/{name}" in tensors:
                     moments[number] = {
                         "step": torch.tensor(float(progress.step)),
-                        "exp_avg": _like(own, tensors, f"exp_avg/{name}").clone(),
-                        "exp_avg_sq": _like(own, tensors, f"exp_avg_sq/{name}").clone(),
+                        "exp_avg": _like(parameter, tensors, f"exp_avg/{name}").clone(),
+                        "exp_avg_sq": _like(parameter, tensors, f"exp_avg_sq/{name}").clone(),
                     }
                 if self.ema is not None:
-                    self.ema.shadow_params[number].copy_(_like(own, tensors, f"ema/{name}"))
+                    self.ema.shadow_params[number].copy_(_like(parameter, tensors, f"ema/{name}"))
         except KeyError as error:
             raise CheckpointError(f"the state is not of this model: it has no {error}") from None
         groups = self.optimizer.state_dict()["param_groups"]
@@ -282,15 +295,15 @@ class Trainer:
             self.ema.optimization_step = progress.step
 
 
-def _like(own: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _like(parameter: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor of the state; raises ``CheckpointError`` where it is not like the parameter."""
-    found = tensors[name]
-    if (found.shape, found.dtype) != (own.shape, own.dtype):
+    tensor = tensors[name]
+    if (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
         raise CheckpointError(
-            f"the state is not of this model: {name} is {found.dtype} {list(found.shape)}, not "
-            f"{own.dtype} {list(own.shape)}"
+            f"the state is not of this model: {name} is {tensor.dtype} {list(tensor.shape)}, not "
+            f"{parameter.dtype} {list(parameter.shape)}"
         )
-    return found
+    return tensor
 
 
 def _cut(drawn: Draws, part: slice) -> Draws:

@@ -91,8 +91,8 @@ def find(recipe: Recipe) -> Model:
     kind = config.get("_class_name")
     if kind != checkpoint.CLASS_SUFFIX:
         config = checkpoint.read_config(folder)
-        for key, given in (("tasks", recipe.tasks), ("upcycle", recipe.upcycle)):
-            if given:
+        for key, value in (("tasks", recipe.tasks), ("upcycle", recipe.upcycle)):
+            if value:
                 raise PlanError(f"{folder} is an MTU checkpoint with tasks of its own; drop {key}")
         return Model(folder=folder, config=config, tasks=checkpoint.tasks(config), multi=True)
     checkpoint.check_sizes(config)
@@ -101,15 +101,15 @@ def find(recipe: Recipe) -> Model:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
     path = folder / "model_index.json"
     index = checkpoint.read_json(path) if path.is_file() else {}
-    rows = presets.tasks_of_source(recipe.tasks, config, index)
+    tasks = presets.tasks_of_source(recipe.tasks, config, index)
     if recipe.upcycle is not None:
-        return Model(folder=folder, config=config, tasks=tuple(rows), multi=True)
-    if len(rows) > 1 or recipe.train != "all":
+        return Model(folder=folder, config=config, tasks=tuple(tasks), multi=True)
+    if len(tasks) > 1 or recipe.train != "all":
         raise PlanError(
             "a dense UNet without [upcycle] is trained as it is: one task and train = 'all', got "
-            f"{len(rows)} tasks and train = {recipe.train!r}"
+            f"{len(tasks)} tasks and train = {recipe.train!r}"
         )
-    task = rows[0]
+    task = tasks[0]
     latent = config["out_channels"]
     wide = latent + task.channels
     if config["in_channels"] not in (latent, wide):
@@ -120,41 +120,41 @@ def find(recipe: Recipe) -> Model:
     return Model(folder=folder, config={**config, "in_channels": wide}, tasks=(task,), multi=False)
 
 
-def make(found: Model, recipe: Recipe, state: Path) -> Model:
+def make(model: Model, recipe: Recipe, state: Path) -> Model:
     """The model with its upcycled checkpoint in the state folder, where it needs one.
 
     One of other options or of other dense weights is made anew, or refused beside a state of
     steps. Raises ``PlanError``.
     """
     if recipe.upcycle is None:
-        return found
+        return model
     out, record = state / "upcycled", state / "upcycled.json"
-    words = recipe.upcycle
-    wanted = {
-        "model": str(found.folder.resolve()),
-        **digests(found.folder),
-        "tasks": [task.to_json() for task in found.tasks],
+    options = recipe.upcycle
+    identity = {
+        "model": str(model.folder.resolve()),
+        **digests(model.folder),
+        "tasks": [task.to_json() for task in model.tasks],
         "seed": recipe.seed,
-        **{f"upcycle.{row.name}": getattr(words, row.name) for row in fields(words)},
+        **{f"upcycle.{row.name}": getattr(options, row.name) for row in fields(options)},
     }
     if CHECKPOINT.is_on(out) and newest(state) is not None:
-        refuse_other(checkpoint.read_json(record), wanted, state)
+        refuse_other(checkpoint.read_json(record), identity, state)
     elif not (CHECKPOINT.is_on(out) and record.is_file()) or (
-        checkpoint.read_json(record) != wanted
+        checkpoint.read_json(record) != identity
     ):
         upcycle.upcycle(
-            found.folder,
+            model.folder,
             out,
             tasks=recipe.tasks,
-            experts=words.experts,
-            rescale=words.rescale,
-            sizes=(words.task_embedding_dim, words.router_hidden_dim),
+            experts=options.experts,
+            rescale=options.rescale,
+            sizes=(options.task_embedding_dim, options.router_hidden_dim),
             seed=recipe.seed,
-            task_norm=words.task_norm,
+            task_norm=options.task_norm,
             force=True,
         )
         with atomic_file(record) as private:
-            private.write_text(json.dumps(wanted, indent=1) + "\n", "utf-8")
+            private.write_text(json.dumps(identity, indent=1) + "\n", "utf-8")
     config = checkpoint.read_config(out)
     return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
 
@@ -162,30 +162,30 @@ def make(found: Model, recipe: Recipe, state: Path) -> Model:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of what a run reads of a model: the UNet's weights, and every file of its parts."""
     unet = digest(checkpoint.weight_files(folder / "unet"))
-    rows = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
-    parts = [path for path in rows if path.relative_to(folder).parts[0] in _PARTS]
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
+    parts = [path for path in files if path.relative_to(folder).parts[0] in _PARTS]
     return {"weights of the model": unet, "parts of the model": digest(parts)}
 
 
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 of files in this order."""
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for path in files:
         with path.open("rb") as stream:
-            found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
 
 
-def load(found: Model, train: str) -> tuple[nn.Module, list[str]]:
+def load(model: Model, train: str) -> tuple[nn.Module, list[str]]:
     """The UNet in float32, and the names of the parameters that are trained.
 
     Frozen ones stay mapped from disk. Raises ``CheckpointError`` and ``MissingWeights``.
     """
-    if found.multi:
-        family = models.load(checkpoint.family(found.config))
-        unet = cast(nn.Module, family.load(found.folder).components["unet"])
+    if model.multi:
+        family = models.load(checkpoint.family(model.config))
+        unet = cast(nn.Module, family.load(model.folder).components["unet"])
     else:
-        unet = _dense(found)
+        unet = _dense(model)
     names = trained(unet, train)
     chosen = set(names)
     for name, parameter in unet.named_parameters():
@@ -201,26 +201,26 @@ def trained(unet: nn.Module, train: str) -> list[str]:
     return [name for name in names if train == "all" or MTU_NAMES.fullmatch(name)]
 
 
-def _dense(found: Model) -> nn.Module:
-    rows = checkpoint.headers(found.folder / "unet")
-    config = {key: value for key, value in found.config.items() if not key.startswith("_")}
+def _dense(model: Model) -> nn.Module:
+    headers = checkpoint.headers(model.folder / "unet")
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     for key in config:
         if key not in mtu.STOCK_KEYS:
-            raise CheckpointError(f"{found.folder / 'unet' / 'config.json'}: unknown key {key!r}")
+            raise CheckpointError(f"{model.folder / 'unet' / 'config.json'}: unknown key {key!r}")
     with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
     conv = "conv_in.weight"
-    given = rows[conv].shape if conv in rows else None
+    stored = headers[conv].shape if conv in headers else None
     first, _, *kernel = shapes[conv]
     narrow = (first, config["out_channels"], *kernel)
-    checkpoint.compare(rows, {**shapes, conv: narrow} if given == narrow else shapes)
+    checkpoint.compare(headers, {**shapes, conv: narrow} if stored == narrow else shapes)
     state = {}
     for name in shapes:
-        value = checkpoint.tensor(rows, name).to(torch.float32)
+        value = checkpoint.tensor(headers, name).to(torch.float32)
         if not is_finite(value):
             raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
-        if name == conv and given == narrow:
+        if name == conv and stored == narrow:
             wide = torch.zeros(shapes[name])
             wide[:, : value.shape[1]] = value
             value = wide
@@ -239,8 +239,8 @@ def noise_schedule(folder: Path) -> DDPMScheduler:
     prediction = config.get("prediction_type", "epsilon")
     flow = "FlowMatch" in str(config.get("_class_name")) or config.get("use_flow_sigmas")
     if flow or prediction not in _PREDICTIONS:
-        said = "flow matching" if flow else f"prediction_type {shown(prediction)}"
-        raise Unsupported(f"{path}: {said} cannot be trained; legal: {' or '.join(_PREDICTIONS)}")
+        reason = "flow matching" if flow else f"prediction_type {shown(prediction)}"
+        raise Unsupported(f"{path}: {reason} cannot be trained; legal: {' or '.join(_PREDICTIONS)}")
     kept = {key: config[key] for key in _NOISE if config.get(key) is not None}
     try:
         return DDPMScheduler(**kept)
@@ -249,7 +249,7 @@ def noise_schedule(folder: Path) -> DDPMScheduler:
 
 
 def write(
-    found: Model,
+    model: Model,
     unet: nn.Module,
     values: Mapping[str, Tensor],
     out: Path,
@@ -267,21 +267,23 @@ def write(
         for name, value in state.items():
             yield name, values.get(name, value).detach().to("cpu", _DTYPES[dtype])
 
-    home = found.folder
-    whole = (home / "model_index.json").is_file()
-    index = pipeline_files.read(home) if whole else {}
-    with draft(out, force=force, marker=found.marker, sources=[home]) as folder:
-        config = dict(found.config)
-        if not found.multi:
+    source = model.folder
+    whole = (source / "model_index.json").is_file()
+    index = pipeline_files.read(source) if whole else {}
+    with draft(out, force=force, marker=model.marker, sources=[source]) as folder:
+        config = dict(model.config)
+        if not model.multi:
             stock = checkpoint.stock_config(config, config["in_channels"])
             config = {**stock, DENSE.key: DENSE.value}
         checkpoint.write(folder / "unet", config, rows())
         if whole:
-            pipeline_files.copy(home, folder, index)
-        if found.multi:
+            pipeline_files.copy(source, folder, index)
+        if model.multi:
             pipeline_files.write_index(folder, index)
         elif whole:
-            said = checkpoint.read_json(home / "model_index.json")
-            row = {**said, "unet": ["diffusers", checkpoint.CLASS_SUFFIX]}
-            kept = {k: v for k, v in row.items() if k.startswith("_") or k in index or k == "unet"}
+            document = checkpoint.read_json(source / "model_index.json")
+            changed = {**document, "unet": ["diffusers", checkpoint.CLASS_SUFFIX]}
+            kept = {
+                k: v for k, v in changed.items() if k.startswith("_") or k in index or k == "unet"
+            }
             (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", "utf-8")

@@ -33,7 +33,7 @@ _COUNT_FROM_0 = f"an integer from 0 to {_MOST}"
 Text = Annotated[str, Field(min_length=1, description="a string")]
 Count = Annotated[int, Field(ge=1, le=_MOST, description=f"an integer from 1 to {_MOST}")]
 CountFrom0 = Annotated[int, Field(ge=0, le=_MOST, description=_COUNT_FROM_0)]
-Samples = Annotated[
+BatchSize = Annotated[
     int, Field(ge=1, le=_MOST_SAMPLES, description=f"an integer from 1 to {_MOST_SAMPLES}")
 ]
 Seed = Annotated[int, Field(ge=0, le=_MOST_SEED, description=f"an integer from 0 to {_MOST_SEED}")]
@@ -100,7 +100,7 @@ class Recipe:
     train: Literal["mtu", "all"] = "mtu"
     tasks: Names = ()
     upcycle: Annotated[Upcycling, Field(description="a table")] | None = None
-    batch_size: Samples = 1
+    batch_size: BatchSize = 1
     gradient_accumulation_steps: Count = 1
     learning_rate: Positive = 1e-4
     router_learning_rate: Positive | None = None

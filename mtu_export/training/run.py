@@ -17,7 +17,7 @@ from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.spec import CheckpointError, Interrupted, ParityError, PlanError, ResourceError
 from mtu_export.storage.draft import refuse_existing
 from mtu_export.training import data, log, model, state
-from mtu_export.training.batches import Encoder, Live, Source, lists
+from mtu_export.training.batches import Encoder, Live, Source, index_by_task
 from mtu_export.training.data import Folder, Samples
 from mtu_export.training.latents import Cached
 from mtu_export.training.loop import Trainer, seconds
@@ -42,12 +42,12 @@ class Rehearsal:
 def train(recipe: Recipe, samples: Samples | None, *, console: Console | None, force: bool) -> Path:
     """See :func:`mtu_export.training.train`."""
     with torch.random.fork_rng(), _prepared(recipe, samples, console, force) as prepared:
-        found, trainer, shown = prepared
+        trained, trainer, shown = prepared
         _go(trainer, recipe, shown)
         if trainer.accelerator.is_main_process:
             with shown.stage("write"):
                 model.write(
-                    found,
+                    trained,
                     trainer.unet,
                     trainer.values(),
                     recipe.output,
@@ -83,7 +83,7 @@ def rehearse(
             samples_per_second=number / took,
             hours=took * recipe.steps / 3600,
             memory=_memory(trainer.device),
-            trained=sum(row.numel() for row in trainer.parameters),
+            trained=sum(parameter.numel() for parameter in trainer.parameters),
             device=str(trainer.device),
         )
 
@@ -121,9 +121,9 @@ def image_size(recipe: Recipe, config: Any, folder: Path) -> tuple[int, int]:
     return layout.image_size(recipe.height, recipe.width)
 
 
-def _samples(recipe: Recipe, given: Samples | None, size: tuple[int, int]) -> Samples:
-    if given is not None:
-        return given
+def _samples(recipe: Recipe, samples: Samples | None, size: tuple[int, int]) -> Samples:
+    if samples is not None:
+        return samples
     if recipe.data_folder is not None:
         return Folder(recipe.data_folder, *size)
     if recipe.data is None:
@@ -133,39 +133,41 @@ def _samples(recipe: Recipe, given: Samples | None, size: tuple[int, int]) -> Sa
 
 @contextmanager
 def _prepared(
-    recipe: Recipe, given: Samples | None, console: Console | None, force: bool
+    recipe: Recipe, samples_given: Samples | None, console: Console | None, force: bool
 ) -> Iterator[tuple[model.Model, Trainer, Console]]:
     """Model, trainer at the step where its state is, and the console of this process."""
     log.check(recipe.log_with)
-    found = model.find(recipe)
-    refuse_existing(recipe.output, force, found.marker, [found.folder])
-    if found.folder.resolve() in recipe.output.resolve().parents:
-        raise PlanError(f"output {str(recipe.output)!r} lies inside the model {found.folder}")
+    trained = model.find(recipe)
+    refuse_existing(recipe.output, force, trained.marker, [trained.folder])
+    if trained.folder.resolve() in recipe.output.resolve().parents:
+        raise PlanError(f"output {str(recipe.output)!r} lies inside the model {trained.folder}")
     _refuse_inside(recipe)
-    size = image_size(recipe, found.config, found.folder)
-    schedule = model.noise_schedule(found.folder)
-    samples = _samples(recipe, given, size)
-    indices, others = lists(samples, found.tasks)
-    home = recipe.state_folder()
+    size = image_size(recipe, trained.config, trained.folder)
+    schedule = model.noise_schedule(trained.folder)
+    samples = _samples(recipe, samples_given, size)
+    indices, others = index_by_task(samples, trained.tasks)
+    state_folder = recipe.state_folder()
     accelerator = _accelerator(recipe)
     main = accelerator.is_main_process
     shown = console if console is not None and main else Silent()
     if others:
-        said = ", ".join(f"{count} of {name}" for name, count in others.items())
-        shown.warn(f"samples of tasks that are not trained are left out: {said[:300]}")
-    _make_folder(home)
-    with state.exclusive_lock(home) if main else nullcontext():
+        counts = ", ".join(f"{count} of {name}" for name, count in others.items())
+        shown.warn(f"samples of tasks that are not trained are left out: {counts[:300]}")
+    _make_folder(state_folder)
+    with state.exclusive_lock(state_folder) if main else nullcontext():
         try:
             with accelerator.main_process_first(), shown.stage("model"):
-                found = model.make(found, recipe, home)
-            trainer = _trainer(recipe, found, samples, indices, size, schedule, accelerator, shown)
+                trained = model.make(trained, recipe, state_folder)
+            trainer = _trainer(
+                recipe, trained, samples, indices, size, schedule, accelerator, shown
+            )
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted before the first step; what is made stays in {home}; the same "
-                "command goes on"
+                f"interrupted before the first step; what is made stays in {state_folder}; "
+                "the same command goes on"
             ) from None
         try:
-            yield found, trainer, shown
+            yield trained, trainer, shown
         finally:
             trainer.close()
 
@@ -173,12 +175,12 @@ def _prepared(
 def _refuse_inside(recipe: Recipe) -> None:
     """Refuse an output that is or holds what the run reads or keeps: it would be replaced."""
     out = recipe.output.resolve()
-    rows = {
+    folders = {
         "state": recipe.state_folder(),
         "latents": recipe.latents,
         "data_folder": recipe.data_folder,
     }
-    for key, path in rows.items():
+    for key, path in folders.items():
         if path is not None and out in (path.resolve(), *path.resolve().parents):
             raise PlanError(
                 f"output {str(recipe.output)!r} is or holds {key} {str(path)!r}; name another"
@@ -189,16 +191,16 @@ def _refuse_inside(recipe: Recipe) -> None:
             )
 
 
-def _make_folder(home: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"cannot make {home}: {os.strerror(error.errno or 0)}") from None
+        raise ResourceError(f"cannot make {folder}: {os.strerror(error.errno or 0)}") from None
 
 
 def _trainer(
     recipe: Recipe,
-    found: model.Model,
+    trained: model.Model,
     samples: Samples,
     indices: Mapping[str, list[int]],
     size: tuple[int, int],
@@ -209,37 +211,37 @@ def _trainer(
     """The trainer on its device, with the cache filled and the state taken up."""
     with shown.stage("load"):
         device = accelerator.device
-        encoder = Encoder(found.folder, device)
-        texts = Texts(found.folder, found.config, device)
-        unet, names = model.load(found, recipe.train)
+        encoder = Encoder(trained.folder, device)
+        texts = Texts(trained.folder, trained.config, device)
+        unet, names = model.load(trained, recipe.train)
         unet.to(device)
         if recipe.gradient_checkpointing:
             unet.enable_gradient_checkpointing()  # type: ignore[operator]
-    if encoder.channels != found.config["out_channels"]:
+    if encoder.channels != trained.config["out_channels"]:
         raise CheckpointError(
-            f"{found.folder}: the VAE has {encoder.channels} latent channels, the UNet "
-            f"{found.config['out_channels']}"
+            f"{trained.folder}: the VAE has {encoder.channels} latent channels, the UNet "
+            f"{trained.config['out_channels']}"
         )
     live = Live(samples, indices, encoder, size)
     source: Source = live
     if recipe.cache_latents:
-        source = Cached(live, found, recipe, accelerator, shown)
+        source = Cached(live, trained, recipe, accelerator, shown)
     trainer = Trainer(
         recipe=recipe,
         accelerator=accelerator,
         unet=unet,
         names=names,
-        tasks=found.tasks,
-        multi=found.multi,
+        tasks=trained.tasks,
+        multi=trained.multi,
         source=source,
-        counts={name: len(rows) for name, rows in indices.items()},
+        counts={name: len(places) for name, places in indices.items()},
         texts=texts,
         schedule=schedule,
         latent=(encoder.channels, *live.latent),
         size=size,
-        begins={
-            **model.digests(found.folder),
-            "tasks": [task.to_json() for task in found.tasks],
+        run_inputs={
+            **model.digests(trained.folder),
+            "tasks": [task.to_json() for task in trained.tasks],
             "fingerprint of the data": getattr(samples, "fingerprint", None),
         },
     )
@@ -264,19 +266,19 @@ def _refuse_apart(trainer: Trainer) -> None:
 def _accelerator(recipe: Recipe) -> Any:
     from accelerate import Accelerator
 
-    found = Accelerator()
-    if recipe.batch_size < found.num_processes:
+    accelerator = Accelerator()
+    if recipe.batch_size < accelerator.num_processes:
         raise PlanError(
-            f"batch_size must be at least the number of processes, {found.num_processes}, got "
-            f"{recipe.batch_size}"
+            f"batch_size must be at least the number of processes, "
+            f"{accelerator.num_processes}, got {recipe.batch_size}"
         )
-    return found
+    return accelerator
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """What a state must be of: the recipe's numbers, the model, tasks and data."""
     counts = {f"samples of {name}": count for name, count in trainer.counts.items()}
-    return {**trainer.recipe.identity(), **counts, **trainer.begins}
+    return {**trainer.recipe.identity(), **counts, **trainer.run_inputs}
 
 
 # --------------------------------------------------------------------------------- the steps
@@ -284,26 +286,26 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
 
 def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     """The steps that are left; the state is saved on the way, at the end, on Ctrl-C and errors."""
-    progress, home = trainer.progress, recipe.state_folder()
+    progress, folder = trainer.progress, recipe.state_folder()
     main = trainer.accelerator.is_main_process
     if progress.step > recipe.steps:
-        raise PlanError(f"{home} is at step {progress.step} already; steps is {recipe.steps}")
+        raise PlanError(f"{folder} is at step {progress.step} already; steps is {recipe.steps}")
     if main:
-        state.check_disk(home, 2 * trainer.state_bytes, "the state")  # the next beside the last
-    rows = log.Log(home, recipe.log_with if main else (), progress.step)
+        state.check_disk(folder, 2 * trainer.state_bytes, "the state")  # the next beside the last
+    loss_log = log.Log(folder, recipe.log_with if main else (), progress.step)
     begin, stopped = seconds() - progress.seconds, False
     saved = progress.step
-    shown.say(f"state: {home}, step {progress.step} of {recipe.steps}", always=True)
+    shown.say(f"state: {folder}, step {progress.step} of {recipe.steps}", always=True)
     try:
         with ctrl_c() as stop, shown.progress("train") as advance:
             while progress.step < recipe.steps and not stopped:
-                losses, stopped = trainer.step(lambda: stop.asked)
+                losses, stopped = trainer.step(lambda: stop.requested)
                 progress.seconds = seconds() - begin
-                note = _note(trainer, rows, losses, shown)
+                note = _note(trainer, loss_log, losses, shown)
                 advance(progress.step, recipe.steps, note)
                 ends = stopped or progress.step == recipe.steps
                 if main and (ends or progress.step % recipe.checkpointing_steps == 0):
-                    state.save(home, progress, _identity(trainer), trainer.tensors())
+                    state.save(folder, progress, _identity(trainer), trainer.tensors())
                     saved = progress.step
     except KeyboardInterrupt:
         stopped = True
@@ -312,36 +314,36 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
     except Exception as error:
         # data that fail leave the weights as they were; an infinite loss says that they may be bad
         if main and saved < progress.step and not isinstance(error, ParityError):
-            state.save(home, progress, _identity(trainer), trainer.tensors())
+            state.save(folder, progress, _identity(trainer), trainer.tensors())
             saved = progress.step
         if not isinstance(error, (CheckpointError, ParityError, PlanError)):
             raise
-        raise type(error)(f"{error}; {_kept(saved, home)}") from None
+        raise type(error)(f"{error}; {_kept(saved, folder)}") from None
     finally:
-        rows.close()
+        loss_log.close()
     if stopped and progress.step < recipe.steps:
-        kept = _kept(saved, home)
+        kept = _kept(saved, folder)
         raise Interrupted(f"interrupted; {kept}; the same command goes on")
 
 
-def _kept(saved: int, home: Path) -> str:
-    return f"the state of step {saved} is in {home}" if saved else f"no state is in {home} yet"
+def _kept(saved: int, folder: Path) -> str:
+    return f"the state of step {saved} is in {folder}" if saved else f"no state is in {folder} yet"
 
 
-def _note(trainer: Trainer, rows: log.Log, losses: dict[str, float], shown: Console) -> str:
+def _note(trainer: Trainer, loss_log: log.Log, losses: dict[str, float], shown: Console) -> str:
     """Add the losses of a step; write a row of the log when it is time. What the bar says."""
     progress, recipe = trainer.progress, trainer.recipe
     for name, value in losses.items():
         progress.sums[name] = progress.sums.get(name, 0.0) + value
     progress.count += 1
-    said = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    note = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
     if progress.step % recipe.log_every == 0 or progress.step == recipe.steps:
         means = {name: value / progress.count for name, value in progress.sums.items()}
         samples = progress.count * recipe.samples_a_step * len(means)
         rate = samples / max(1e-9, progress.seconds - progress.mark)
         lr = trainer.optimizer.param_groups[0]["lr"]
-        rows.write(progress.step, means, lr, rate, progress.seconds)
+        loss_log.write(progress.step, means, lr, rate, progress.seconds)
         mean = " ".join(f"{name} {value:.4f}" for name, value in means.items())
         shown.say(f"step {progress.step} of {recipe.steps}: {mean}, {rate:.1f} samples/s")
         progress.sums, progress.count, progress.mark = {}, 0, progress.seconds
-    return said
+    return note

@@ -18,7 +18,7 @@ from torch import Tensor
 from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError, PlanError, ResourceError, shown
 from mtu_export.storage import locks
-from mtu_export.storage.files import sync, system_error
+from mtu_export.storage.files import sync, sync_tree, system_error
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{8})")
@@ -52,8 +52,8 @@ class Progress:
 
 def newest(folder: Path) -> Path | None:
     """The newest whole state in a folder."""
-    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
-    return max(found, key=lambda path: path.name, default=None)
+    states = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
+    return max(states, key=lambda path: path.name, default=None)
 
 
 def save(
@@ -70,16 +70,15 @@ def save(
     check_disk(folder, need, "the state")
     out = folder / f"step-{progress.step:08d}"
     private = folder / f".{out.name}.partial"
-    with written(f"the state {out}"):
-        for left in folder.glob(".step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+    with as_resource_error(f"the state {out}"):
+        for leftover in folder.glob(".step-*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
         private.mkdir(parents=True)
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(whole, private / _TENSORS, metadata={"format": "pt"})
-        row = {"format": FORMAT, "progress": asdict(progress), "recipe": dict(identity)}
-        (private / _JSON).write_text(json.dumps(row, indent=1) + "\n", "utf-8")
-        for path in private.iterdir():
-            sync(path)
+        contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(contiguous, private / _TENSORS, metadata={"format": "pt"})
+        document = {"format": FORMAT, "progress": asdict(progress), "recipe": dict(identity)}
+        (private / _JSON).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        sync_tree(private)
         shutil.rmtree(out, ignore_errors=True)
         private.rename(out)
         sync(folder)
@@ -90,8 +89,8 @@ def save(
 
 
 @contextmanager
-def written(what: str) -> Iterator[None]:
-    """Make one ``ResourceError`` of the system's errors, of safetensors' own class too."""
+def as_resource_error(what: str) -> Iterator[None]:
+    """Turn the system's errors, and safetensors' class of them, into one ``ResourceError``."""
     from safetensors import SafetensorError
 
     try:
@@ -108,7 +107,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
     Raises ``ResourceError`` where the folder cannot be written.
     """
-    with written(f"in {folder}"):
+    with as_resource_error(f"in {folder}"):
         lock = locks.acquire(folder / "lock")
     if lock is None:
         raise PlanError(f"another run is at work in {folder}")
@@ -118,8 +117,8 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 def check_disk(folder: Path, need: float, what: str) -> None:
     """Raise ``ResourceError`` where ``need`` bytes are more than what is free."""
-    home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(home).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if need > free:
         raise ResourceError(
             f"{what} needs {need / 1e9:.2f} GB in {folder}, {free / 1e9:.2f} GB are free"
@@ -134,12 +133,12 @@ def read(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, T
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found = checkpoint.read_json(path / _JSON)
-    if found.get("format") != FORMAT or not isinstance(found.get("recipe"), dict):
+    document = checkpoint.read_json(path / _JSON)
+    if document.get("format") != FORMAT or not isinstance(document.get("recipe"), dict):
         raise CheckpointError(f"{path / _JSON} is no state of format {FORMAT}")
-    refuse_other(found["recipe"], identity, path.parent)
+    refuse_other(document["recipe"], identity, path.parent)
     try:
-        progress = Progress(**found["progress"])
+        progress = Progress(**document["progress"])
         progress.check(path)
         tensors = load_file(path / _TENSORS)
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -147,11 +146,11 @@ def read(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, T
     return progress, tensors
 
 
-def refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+def refuse_other(recorded: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
     """Raise ``PlanError`` for the first key in which two identities differ."""
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
+    for key in sorted({*recorded, *identity}):
+        if recorded.get(key) != identity.get(key):
             raise PlanError(
-                f"{folder} is of another run: {key} is {shown(found.get(key))} there and "
-                f"{shown(wanted.get(key))} here; name another folder or remove it"
+                f"{folder} is of another run: {key} is {shown(recorded.get(key))} there and "
+                f"{shown(identity.get(key))} here; name another folder or remove it"
             )

@@ -37,19 +37,19 @@ class Texts:
             if not (folder / name).is_dir():
                 raise CheckpointError(f"{folder} has no {name}/: training needs it")
             module = stock.load_text_encoder(folder, name)
-            words = source_tokenizer.read(folder / tokenizer_folder(name))
-            tokenizer.matches(words, checkpoint.read_json(folder / name / "config.json"))
-            self.encoders.append((words, module.to(device)))
-        index = folder / "model_index.json"
-        said = checkpoint.read_json(index) if index.is_file() else {}
-        self.zeros = self.xl and said.get("force_zeros_for_empty_prompt", True) is True
+            clip_tokenizer = source_tokenizer.read(folder / tokenizer_folder(name))
+            tokenizer.matches(clip_tokenizer, checkpoint.read_json(folder / name / "config.json"))
+            self.encoders.append((clip_tokenizer, module.to(device)))
+        index_file = folder / "model_index.json"
+        index = checkpoint.read_json(index_file) if index_file.is_file() else {}
+        self.zeros = self.xl and index.get("force_zeros_for_empty_prompt", True) is True
         self.kept: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self.bytes = 0
-        wanted, width = config["cross_attention_dim"], self._width()
-        if width != wanted:
+        expected, width = config["cross_attention_dim"], self._width()
+        if width != expected:
             raise CheckpointError(
                 f"{folder}: the text encoder gives {width} numbers a token, the UNet's "
-                f"cross_attention_dim is {wanted}"
+                f"cross_attention_dim is {expected}"
             )
 
     def _width(self) -> int:
@@ -59,44 +59,44 @@ class Texts:
         self, prompts: Sequence[str], dropped: Sequence[bool] | None = None
     ) -> dict[str, Tensor]:
         """UNet inputs [n, ...] by name for n prompts, of which some are dropped."""
-        lost = dropped if dropped is not None else [False] * len(prompts)
-        texts = ["" if gone else prompt for prompt, gone in zip(prompts, lost, strict=True)]
+        is_dropped = dropped if dropped is not None else [False] * len(prompts)
+        texts = ["" if gone else prompt for prompt, gone in zip(prompts, is_dropped, strict=True)]
         missing = list(dict.fromkeys(text for text in texts if text not in self.kept))
         # On a CPU one by one, so that a row never depends on what else was asked for.
         size = _GPU_BATCH if self.device.type == "cuda" else 1
-        rows = {text: self.kept[text] for text in texts if text in self.kept}
+        embeddings = {text: self.kept[text] for text in texts if text in self.kept}
         for begin in range(0, len(missing), size):
             chunk = missing[begin : begin + size]
-            found = self._encode(chunk)
+            encoded = self._encode(chunk)
             for number, text in enumerate(chunk):
-                rows[text] = {name: value[number] for name, value in found.items()}
-                self._keep(text, rows[text])
-        keep = torch.tensor([not (gone and self.zeros) for gone in lost], device=self.device)
-        given = {}
-        for name in next(iter(rows.values())):
-            value = torch.stack([rows[text][name] for text in texts])
-            given[name] = value * keep.view(-1, *[1] * (value.ndim - 1)) if self.zeros else value
-        return given
+                embeddings[text] = {name: value[number] for name, value in encoded.items()}
+                self._keep(text, embeddings[text])
+        keep = torch.tensor([not (gone and self.zeros) for gone in is_dropped], device=self.device)
+        inputs = {}
+        for name in next(iter(embeddings.values())):
+            value = torch.stack([embeddings[text][name] for text in texts])
+            inputs[name] = value * keep.view(-1, *[1] * (value.ndim - 1)) if self.zeros else value
+        return inputs
 
-    def _keep(self, text: str, row: dict[str, Tensor]) -> None:
-        self.kept[text] = row
-        self.bytes += _bytes(row)
+    def _keep(self, text: str, embedding: dict[str, Tensor]) -> None:
+        self.kept[text] = embedding
+        self.bytes += _bytes(embedding)
         while self.bytes > _KEPT_BYTES:
             _, old = self.kept.popitem(last=False)
             self.bytes -= _bytes(old)
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        states, found = [], {}
-        for words, module in self.encoders:
-            ids = torch.cat([torch.from_numpy(words.encode(text)[0]) for text in texts])
+        states, pooled_output = [], {}
+        for clip_tokenizer, module in self.encoders:
+            ids = torch.cat([torch.from_numpy(clip_tokenizer.encode(text)[0]) for text in texts])
             out = module(ids.long().to(self.device), output_hidden_states=self.xl)
             states.append(out.hidden_states[-2] if self.xl else out.last_hidden_state)
             if self.xl and module is self.encoders[-1][1]:
                 pooled = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
-                found["text_embeds"] = pooled.float()
-        return {"encoder_hidden_states": torch.cat(states, -1).float(), **found}
+                pooled_output["text_embeds"] = pooled.float()
+        return {"encoder_hidden_states": torch.cat(states, -1).float(), **pooled_output}
 
 
-def _bytes(row: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in row.values())
+def _bytes(embedding: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in embedding.values())

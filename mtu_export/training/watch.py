@@ -50,7 +50,7 @@ class Silent:
 class Stop:
     """Whether the user has asked to stop."""
 
-    asked = False
+    requested = False
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def ctrl_c() -> Iterator[Stop]:
         return
 
     def ask(number: int, frame: Any) -> None:
-        stop.asked = True
+        stop.requested = True
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, ask)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mtu_export.bundle import images
 from mtu_export.spec import CheckpointError, PlanError, Task
-from mtu_export.training.batches import Encoder, Live, lists
+from mtu_export.training.batches import Encoder, Live, index_by_task
 from mtu_export.training.data import Folder, Sample, Samples, fetch, load
 from tests.training.world import World
 
@@ -79,7 +79,7 @@ def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path)
     text = "one\u2028two\u0085three"
     row = json.dumps({"file_name": "a.png", "task": "sr", "text": text}, ensure_ascii=False)
     found = Folder(folder(tmp_path, row), 32, 32)
-    assert [one["text"] for one in found.rows] == [text]
+    assert [one["text"] for one in found.lines] == [text]
 
 
 def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_tasks_without_samples(relight: str) -> None:
         row = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
         return Task.from_json(row, 0)
 
-    indices, others = lists(World(("t2i", "sr"), 3), [task("sr")])
+    indices, others = index_by_task(World(("t2i", "sr"), 3), [task("sr")])
     assert (indices, others) == ({"sr": [1, 3, 5]}, {"t2i": 3})
     with pytest.raises(PlanError, match="no sample of task 'edit'; it has: t2i, sr"):
-        lists(World(("t2i", "sr")), [task("edit")])
+        index_by_task(World(("t2i", "sr")), [task("edit")])
 
 
 class Broken(World):
@@ -172,7 +172,7 @@ def test_what_a_set_raises_is_one_line() -> None:
     with pytest.raises(PlanError, match=r"^data: sample 4, 5: FileNotFoundError: .*/data/7\.png"):
         fetch(Batches(), [4, 5])
     with pytest.raises(PlanError, match=r"task of sample 2 must be a string, got \['t2i'\]"):
-        lists(Raising(), [])
+        index_by_task(Raising(), [])
 
 
 GREY = torch.zeros(3, 32, 32)

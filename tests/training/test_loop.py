@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -205,7 +206,7 @@ def test_processes_and_forwards_share_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
-def test_rates_are_diffusers(tmp_path: Path, kind: str) -> None:
+def test_rates_are_diffusers(tmp_path: Path, kind: Literal["constant", "cosine"]) -> None:
     words = Recipe(
         model="m", output=tmp_path, steps=20, lr_scheduler=kind, lr_warmup_steps=4, learning_rate=2
     )
@@ -258,7 +259,7 @@ def test_preparing_ahead_and_bf16(
     first = Trainer.__post_init__
 
     def ahead(self: Trainer) -> None:
-        self.ahead = True
+        self.prefetch = True
         first(self)
 
     monkeypatch.setattr(Trainer, "__post_init__", ahead)
@@ -268,6 +269,26 @@ def test_preparing_ahead_and_bf16(
     for one, other in zip(rows(tmp_path / "plain"), rows(tmp_path / "half"), strict=True):
         assert one["loss"] != other["loss"]
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.05)
+
+
+def test_a_stale_prefetch_never_runs_beside_a_step() -> None:
+    """Orders and the user's data are not made for two threads, also after a state is restored."""
+    from mtu_export.training.loop import Trainer
+
+    running, most = [], []
+
+    def prepare(step: int) -> list[int]:
+        running.append(step)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.remove(step)
+        return [step]
+
+    trainer: Any = object.__new__(Trainer)
+    trainer.prefetch, trainer._pool, trainer._next, trainer._prepare = True, None, None, prepare
+    assert [trainer._inputs(step) for step in (0, 1, 7, 8)] == [[0], [1], [7], [8]]
+    trainer.close()
+    assert max(most) == 1
 
 
 def test_a_loss_that_is_not_finite_stops(four_tasks: Path, tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     try:
         with watch.ctrl_c() as stop:
             signal.raise_signal(signal.SIGINT)
-        assert not stop.asked
+        assert not stop.requested
     finally:
         signal.signal(signal.SIGINT, before)
 
