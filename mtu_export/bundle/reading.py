@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mtu_export import checkpoint
 from mtu_export.bundle.kinds import SCHEMA
 from mtu_export.bundle.manifest import Manifest
 from mtu_export.bundle.paths import MANIFEST
@@ -41,7 +41,9 @@ def read_manifest(folder: Path) -> Manifest:
         if path.stat().st_size > LIMIT:
             raise BundleError(f"{path} has {path.stat().st_size:,} bytes; at most {LIMIT:,}")
         text = path.read_text("utf-8")
-        document = strict_json(text)
+        document = checkpoint.strict_json(text)
+        if _depth(document) > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} objects and lists inside one another")
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(document, dict):
@@ -63,49 +65,6 @@ def validated(model: type[_Model], text: str) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{MANIFEST}: {error_line(first, json.loads(text))}") from None
-
-
-# ------------------------------------------------------------------------------- strict JSON
-
-
-def strict_json(text: str) -> Any:
-    """A JSON document that every reader understands alike.
-
-    Raises ``ValueError`` for a key that is there twice, a number that no double holds, half a
-    surrogate pair, and more than ``DEEPEST`` objects and lists inside one another.
-    """
-    document = json.loads(
-        text,
-        parse_constant=_finite,
-        parse_float=_finite,
-        parse_int=_whole,
-        object_pairs_hook=_refuse_twins,
-    )
-    json.dumps(document, ensure_ascii=False).encode("utf-8")  # a lone surrogate is no UTF-8
-    if _depth(document) > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} objects and lists inside one another")
-    return document
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{text[:40]} is no JSON, or beyond a double")
-    return number
-
-
-def _whole(text: str) -> int:
-    _finite(text)
-    return int(text)
-
-
-def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in unique:
-            raise ValueError(f"key {name[:80]!r} is there twice")
-        unique[name] = value
-    return unique
 
 
 def _depth(node: Any) -> int:

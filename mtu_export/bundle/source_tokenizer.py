@@ -28,10 +28,9 @@ from mtu_export.bundle.tokenizer import (
     WORDS,
     Tokenizer,
     canonical_document,
-    first_line,
     open_document,
 )
-from mtu_export.spec import CheckpointError, shown
+from mtu_export.spec import CheckpointError, first_line, shown
 
 ADDED = "added_tokens.json"
 _FIXED: Mapping[str, Any] = {

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from mtu_export import checkpoint
-from mtu_export.spec import CheckpointError, MtuExportError, PlanError, shown
+from mtu_export.spec import CheckpointError, MtuExportError, PlanError, first_line, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -293,12 +293,6 @@ def _ids(where: Path, vocabulary: Any, added: Any) -> dict[str, int]:
             if token not in vocabulary:
                 raise CheckpointError(f"{where}: no token {token!r}: not every text has ids")
     return ids
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what a library says, printable and at most 300 characters."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return "".join(c if c.isprintable() else "?" for c in line[:300])
 
 
 # --------------------------------------------------------------------------- bundles of schema 1.2

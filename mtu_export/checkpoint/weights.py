@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtu_export.checkpoint.folder import is_lfs_pointer, lfs_message, read_json
-from mtu_export.spec import CheckpointError, MissingWeights, shown
+from mtu_export.spec import CheckpointError, MissingWeights, first_line, shown
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +181,7 @@ def _why_unread(file: Path, error: Exception) -> str:
         return f"{file} is a pickle, not safetensors: refused"
     if is_lfs_pointer(start):
         return lfs_message(file)
-    reason = "".join(c if c.isprintable() else " " for c in str(error).strip()[:300])
-    return f"{file} is not a whole safetensors file: {reason}"
+    return f"{file} is not a whole safetensors file: {first_line(error)}"
 
 
 def compare(found: Mapping[str, Header], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -352,7 +352,7 @@ def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> No
         ({"block_out_channels": [30, 60]}, "describes no UNet"),
         ({"act_fn": [1]}, "describes no UNet"),
         ({"down_block_types": [1, 2]}, "describes no UNet"),
-        ({"norm_eps": float("nan")}, "NaN is no JSON"),
+        ({"norm_eps": float("nan")}, "NaN is not a number that a double holds"),
         ({"_class_name": "UNet2DConditionModel"}, "is dense"),
         ({"_class_name": "os.system"}, "not one of ours"),
     ],
