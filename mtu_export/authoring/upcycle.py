@@ -83,8 +83,8 @@ def write_random(
     config = _config(stock, presets.resolve_tasks(tasks, stock), experts, (size, size), task_norm)
     with draft(out, force=force, marker=CHECKPOINT) as folder:
         shapes = _shapes(config)
-        rows = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
-        checkpoint.write(folder / "unet", config, rows)
+        tensors = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
+        checkpoint.write(folder / "unet", config, tensors)
         pipeline_files.write_index(
             folder, random_parts.write(architecture, folder, seed, _DTYPES[dtype])
         )
@@ -113,26 +113,28 @@ def upcycle(
     conditioning, line by line. Raises ``CheckpointError`` and ``PlanError``.
     """
     pipeline_files.refuse_refiner(source)
-    home = source / "unet" if (source / "unet").is_dir() else source
-    stock = checkpoint.without_training_keys(checkpoint.read_json(home / "config.json"))
+    unet_folder = source / "unet" if (source / "unet").is_dir() else source
+    stock = checkpoint.without_training_keys(checkpoint.read_json(unet_folder / "config.json"))
     name = stock.get("_class_name")
     if name != checkpoint.CLASS_SUFFIX:
-        raise CheckpointError(f"{home}: upcycling takes a UNet2DConditionModel, this is {name!r}")
+        raise CheckpointError(
+            f"{unet_folder}: upcycling takes a UNet2DConditionModel, this is {name!r}"
+        )
     for key in stock:
         if not key.startswith("_") and key not in mtu.STOCK_KEYS:
-            raise CheckpointError(f"{home / 'config.json'}: unknown key {key!r}")
+            raise CheckpointError(f"{unet_folder / 'config.json'}: unknown key {key!r}")
     original = _model_index(source)
     resolved = presets.tasks_of_source(tasks, stock, original)
     config = _config(stock, resolved, experts, sizes, task_norm)
     config[checkpoint.RESCALE] = experts if rescale else 1
-    found = checkpoint.headers(home)
-    _compare_source(stock, found)
+    headers = checkpoint.headers(unet_folder)
+    _compare_source(stock, headers)
     if source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
-    index = pipeline_files.read(source) if home != source else {}
+    index = pipeline_files.read(source) if unet_folder != source else {}
     with draft(out, force=force, marker=CHECKPOINT, sources=[source]) as folder:
-        rows = _rows(_shapes(config), found, experts if rescale else 1, seed, task_norm)
-        checkpoint.write(folder / "unet", config, rows)
+        tensors = _tensors(_shapes(config), headers, experts if rescale else 1, seed, task_norm)
+        checkpoint.write(folder / "unet", config, tensors)
         pipeline_files.copy(source, folder, index)
         pipeline_files.write_index(folder, index)
     return conditioning_notes(stock, resolved, presets.resolve_tasks(tasks, stock), original)
@@ -172,49 +174,49 @@ def conditioning_notes(
     return notes
 
 
-def _compare_source(stock: Mapping[str, Any], found: Mapping[str, checkpoint.Header]) -> None:
+def _compare_source(stock: Mapping[str, Any], headers: Mapping[str, checkpoint.Header]) -> None:
     checkpoint.check_sizes(stock)
     with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.UNet2DConditionModel.from_config(dict(stock))
     assert isinstance(model, torch.nn.Module)
-    checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+    checkpoint.compare(headers, {k: tuple(v.shape) for k, v in model.state_dict().items()})
 
 
-def _rows(
+def _tensors(
     shapes: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, checkpoint.Header],
+    headers: Mapping[str, checkpoint.Header],
     scale: int,
     seed: int,
     task_norm: str,
 ) -> Iterator[tuple[str, Tensor]]:
     for name, shape in shapes.items():
-        if name in found:
-            yield name, checkpoint.tensor(found, name)
+        if name in headers:
+            yield name, checkpoint.tensor(headers, name)
         elif name == "task_embedding.weight" or ".ff.router.fc1." in name:
             zero = name.endswith("bias")
             yield name, torch.zeros(shape) if zero else random_tensor(name, shape, seed)
         elif ".ff.router.fc2." in name:
             yield name, torch.zeros(shape)
         elif name.startswith("conv_in."):
-            yield name, _conv_in(name, shape, found)
+            yield name, _conv_in(name, shape, headers)
         elif ".norm3." in name:
-            yield name, _norm(name, shape, found, task_norm)
+            yield name, _norm(name, shape, headers, task_norm)
         else:
-            yield name, _expert(name, shapes, found, scale)
+            yield name, _expert(name, shapes, headers, scale)
 
 
-def _conv_in(name: str, shape: tuple[int, ...], found: Mapping[str, checkpoint.Header]) -> Tensor:
+def _conv_in(name: str, shape: tuple[int, ...], headers: Mapping[str, checkpoint.Header]) -> Tensor:
     """The dense convolution; a task with more channels starts with zeros for them.
 
     A source that is itself wider (inpainting: 9) gives all channels to a task of its width and
     those of the noisy latent to the others.
     """
     if name.endswith("bias"):
-        return checkpoint.tensor(found, "conv_in.bias")
-    stock = checkpoint.tensor(found, "conv_in.weight")
+        return checkpoint.tensor(headers, "conv_in.bias")
+    stock = checkpoint.tensor(headers, "conv_in.weight")
     if stock.shape[1] == shape[1]:
         return stock
-    latent = min(stock.shape[1], found["conv_out.weight"].shape[0])
+    latent = min(stock.shape[1], headers["conv_out.weight"].shape[0])
     wide = torch.zeros(shape, dtype=stock.dtype)
     wide[:, :latent] = stock[:, :latent]
     return wide
@@ -223,20 +225,20 @@ def _conv_in(name: str, shape: tuple[int, ...], found: Mapping[str, checkpoint.H
 def _norm(
     name: str,
     shape: tuple[int, ...],
-    found: Mapping[str, checkpoint.Header],
+    headers: Mapping[str, checkpoint.Header],
     task_norm: str,
 ) -> Tensor:
     """The stock norm3 where it is replaced; the identity where the task norm follows it."""
     path, leaf = name.split(".norm3.")[0], name.rpartition(".")[2]
     if task_norm == "replace":
-        return checkpoint.tensor(found, f"{path}.norm3.{leaf}")
+        return checkpoint.tensor(headers, f"{path}.norm3.{leaf}")
     return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
 
 
 def _expert(
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, checkpoint.Header],
+    headers: Mapping[str, checkpoint.Header],
     scale: int,
 ) -> Tensor:
     """The expert's slice of the dense feed-forward, in order; value rows times ``scale``."""
@@ -245,8 +247,8 @@ def _expert(
     widths = [shapes[f"{path}.ff.experts.{i}.out.weight"][1] for i in range(int(number) + 1)]
     part = slice(sum(widths[:-1]), sum(widths))
     if layer == "out":
-        dense = checkpoint.tensor(found, f"{path}.ff.net.2.{leaf}")
+        dense = checkpoint.tensor(headers, f"{path}.ff.net.2.{leaf}")
         return dense if leaf == "bias" else dense[:, part]
-    dense = checkpoint.tensor(found, f"{path}.ff.net.0.proj.{leaf}")
+    dense = checkpoint.tensor(headers, f"{path}.ff.net.0.proj.{leaf}")
     value, gate = dense.chunk(2)
     return torch.cat([value[part] * scale, gate[part]])

@@ -162,7 +162,7 @@ def _checked_steps(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = value.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{path} is no byte-pair tokenizer")
+        raise CheckpointError(f"{path} is not a byte-pair tokenizer")
     if model.get("end_of_word_suffix") != WORD_END:
         raise CheckpointError(f"{path}: words must end in {WORD_END}: not CLIP's format")
     for key in ("dropout", "continuing_subword_prefix", "byte_fallback", "ignore_merges"):
@@ -176,7 +176,9 @@ def _checked_steps(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     ):
         steps = value.get(key)
         listed = steps.get(inner) if isinstance(steps, dict) else None
-        if not isinstance(listed, list) or not any(_same_steps(listed, row) for row in legal):
+        if not isinstance(listed, list) or not any(
+            _same_steps(listed, variant) for variant in legal
+        ):
             raise CheckpointError(f"{path}: {key} is not CLIP's: {shown(steps)}")
     added = value.get("added_tokens", [])
     steps = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
@@ -200,8 +202,10 @@ _PLAIN_PRE_TOKENIZERS = (
 def _same_steps(steps: list[Any], legal: tuple[Mapping[str, Any], ...]) -> bool:
     """Whether steps are those of ``legal``; keys that old files lack may be missing."""
     return len(steps) == len(legal) and all(
-        isinstance(step, dict) and step.get("type") == row["type"] and step.items() <= row.items()
-        for step, row in zip(steps, legal, strict=True)
+        isinstance(step, dict)
+        and step.get("type") == stock["type"]
+        and step.items() <= stock.items()
+        for step, stock in zip(steps, legal, strict=True)
     )
 
 
@@ -209,26 +213,26 @@ def _read_by_transformers(source: Path, folder: Path) -> Any:
     """transformers' ``CLIPTokenizer`` of checked copies of the files of ``source``."""
     from transformers import CLIPTokenizer
 
-    voice = logging.getLogger("transformers")
-    level = voice.level
+    logger = logging.getLogger("transformers")
+    level = logger.level
     try:
-        voice.setLevel(logging.CRITICAL)
+        logger.setLevel(logging.CRITICAL)
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever odd types and tokens set off inside
         raise CheckpointError(f"{source} is not a tokenizer: {first_line(error)}") from None
     finally:
-        voice.setLevel(level)
+        logger.setLevel(level)
 
 
 def _declared(source: Path, config: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """(id, token) of the added tokens that the files name."""
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, dict):
-        return [(n, str(row["content"])) for n, row in listed.items()]
+        return [(number, str(token["content"])) for number, token in listed.items()]
     pairs: list[tuple[Any, str]] = []
     if (source / ADDED).is_file():
         pairs += [(number, token) for token, number in checkpoint.read_json(source / ADDED).items()]
     if (source / FILE).is_file():
-        rows = checkpoint.read_json(source / FILE, limit=BYTES_LIMIT).get("added_tokens", [])
-        pairs += [(row["id"], row["content"]) for row in rows]
+        added = checkpoint.read_json(source / FILE, limit=BYTES_LIMIT).get("added_tokens", [])
+        pairs += [(token["id"], token["content"]) for token in added]
     return pairs

@@ -1,8 +1,8 @@
 """CLIP's tokenizer from ``tokenizer.json``, without PyTorch and transformers.
 
-Text is brought to Unicode form NFC, white space collapsed, letters made small; words are split into
-bytes and merged by rank, with ``</w>`` at the end of each. Added tokens are looked for as a whole.
-Ids are those of transformers.
+Added tokens are matched as a whole. Other text is normalised to NFC, white space collapsed, letters
+lower-cased; words are split into bytes and merged by rank, with ``</w>`` at the end of each. Ids
+are those of transformers.
 """
 
 from __future__ import annotations
@@ -270,17 +270,17 @@ def _ids(where: Path, vocabulary: Any, added: Any) -> dict[str, int]:
     if len(vocabulary) + len(added) > _TOKENS_LIMIT:
         raise CheckpointError(f"{where}: more than {_TOKENS_LIMIT:,} tokens")
     ids = dict(vocabulary)
-    for row in added:
-        flags = isinstance(row, dict) and {*row} == {"id", "content", *_FLAGS}
-        token = row["content"] if flags else None
-        if not isinstance(token, str) or not all(isinstance(row[flag], bool) for flag in _FLAGS):
-            raise CheckpointError(f"{where}: an added token is damaged: {shown(row)}")
-        if ids.setdefault(token, row["id"]) != row["id"]:
+    for entry in added:
+        flags = isinstance(entry, dict) and {*entry} == {"id", "content", *_FLAGS}
+        token = entry["content"] if flags else None
+        if not isinstance(token, str) or not all(isinstance(entry[flag], bool) for flag in _FLAGS):
+            raise CheckpointError(f"{where}: an added token is damaged: {shown(entry)}")
+        if ids.setdefault(token, entry["id"]) != entry["id"]:
             raise CheckpointError(f"{where}: token {token[:80]!r} has two ids")
     seen: dict[int, str] = {}
     for token, number in ids.items():
         if not 0 < len(token) <= _LONGEST_TOKEN:
-            raise CheckpointError(f"{where}: {token[:80]!r} is no token")
+            raise CheckpointError(f"{where}: {token[:80]!r} is not a token")
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
             raise CheckpointError(f"{where}: {token[:80]!r} has the id {shown(number)}")
         if number in seen:
@@ -307,17 +307,17 @@ def _of_old_files(folder: Path, length: int) -> dict[str, Any]:
             config |= checkpoint.read_json(folder / name)
     names = {}
     for name, default in (("bos", START), ("eos", END), ("pad", END), ("unk", END)):
-        row = config.get(f"{name}_token")
-        token = row.get("content") if isinstance(row, dict) else row
+        entry = config.get(f"{name}_token")
+        token = entry.get("content") if isinstance(entry, dict) else entry
         token = default if token is None else token
         if not isinstance(token, str) or token not in vocabulary:
             raise CheckpointError(f"{folder}: {name}_token {shown(token)} is not in the vocabulary")
         names[name] = token
     listed = config.get("added_tokens_decoder") or {}
-    rows = listed.values() if isinstance(listed, dict) else [listed]
+    entries = listed.values() if isinstance(listed, dict) else [listed]
     tokens = [
         *names.values(),
-        *(row.get("content") if isinstance(row, dict) else row for row in rows),
+        *(entry.get("content") if isinstance(entry, dict) else entry for entry in entries),
     ]
     for token in tokens:
         if not isinstance(token, str) or token not in vocabulary:

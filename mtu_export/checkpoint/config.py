@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ TRAINING_KEYS = (
 """Keys that diffusers' training (``EMAModel.save_pretrained``) leaves in a part's config.
 
 diffusers ignores them when it loads the part, and so does everything here."""
-_FED: Mapping[str, tuple[Any, ...]] = {
+_UNSUPPORTED_INPUTS: Mapping[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default", None),
     "class_embed_type": (None,),
@@ -57,7 +57,7 @@ _FED: Mapping[str, tuple[Any, ...]] = {
     "num_class_embeds": (None,),
     "time_cond_proj_dim": (None,),
 }
-"""Stock keys whose other values ask for inputs that bundle.md does not have, with what is legal."""
+"""Stock keys whose other values need inputs that no export has, with the legal values."""
 _TEXT_TIME = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
 _COUNTS = (
     "attention_head_dim",
@@ -67,7 +67,7 @@ _COUNTS = (
     "sample_size",
     "transformer_layers_per_block",
 )
-"""Stock keys that are a positive integer, a list of such, or null."""
+"""Stock keys that are a positive integer, a list of such, or None."""
 _FLAGS = (
     "center_input_sample",
     "flip_sin_to_cos",
@@ -117,21 +117,18 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     if not isinstance(levels, (list, tuple)) or not levels or not all(map(_is_size, levels)):
         raise CheckpointError(f"{WHERE}: block_out_channels must be a list of positive integers")
     for key, value in config.items():
-        rows = [value]
-        while rows:
-            row = rows.pop()
-            rows += row if isinstance(row, (list, tuple)) else ()
-            one = row is None or isinstance(row, (list, tuple)) or _is_size(row)
-            if key in _COUNTS and not one:
+        deep = key.endswith(("layers_per_block", "num_experts"))
+        for entry in _flattened(value):
+            nested = isinstance(entry, (list, tuple))
+            if key in _COUNTS and not (entry is None or nested or _is_size(entry)):
                 raise CheckpointError(
                     f"{WHERE}: {key} must be a positive integer or a list of such, "
                     f"got {shown(value)}"
                 )
-            if isinstance(row, int) and abs(row) > _LARGEST:
-                raise CheckpointError(f"{WHERE}: {key} is absurdly large: {shown(row)}")
-            deep = key.endswith(("layers_per_block", "num_experts"))
-            if (deep and isinstance(row, int) and row > _DEEPEST) or (
-                isinstance(row, (list, tuple)) and len(row) > 4096
+            if isinstance(entry, int) and abs(entry) > _LARGEST:
+                raise CheckpointError(f"{WHERE}: {key} is absurdly large: {shown(entry)}")
+            if (deep and isinstance(entry, int) and entry > _DEEPEST) or (
+                isinstance(entry, (list, tuple)) and len(entry) > 4096
             ):
                 raise CheckpointError(f"{WHERE}: {key} is absurdly large")
     layers = _largest(config.get("layers_per_block", 2))
@@ -143,20 +140,24 @@ def check_sizes(config: Mapping[str, Any]) -> None:
         )
 
 
+def _flattened(value: Any) -> Iterator[Any]:
+    """A value, and whatever is in its lists at any depth."""
+    pending = [value]
+    while pending:
+        entry = pending.pop()
+        yield entry
+        pending += entry if isinstance(entry, (list, tuple)) else ()
+
+
 def _largest(value: Any) -> int:
-    """The largest integer in a value and its lists."""
-    rows, largest = [value], 1
-    while rows:
-        row = rows.pop()
-        rows += row if isinstance(row, (list, tuple)) else ()
-        largest = max(largest, row) if isinstance(row, int) else largest
-    return largest
+    """The largest integer in a value and its lists, at least 1."""
+    return max((entry for entry in _flattened(value) if isinstance(entry, int)), default=1)
 
 
 def _check_vae(path: Path) -> None:
-    """What an export takes from the VAE's config: its latent scaling."""
-    found = read_json(path) if path.is_file() else {}
-    scale = found.get("scaling_factor", 1.0)
+    """Refuse a VAE config whose scaling factor is not a positive number."""
+    config = read_json(path) if path.is_file() else {}
+    scale = config.get("scaling_factor", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e6:
         raise CheckpointError(
             f"{path}: scaling_factor must be a positive number, got {shown(scale)}"
@@ -187,7 +188,9 @@ def family(config: Mapping[str, Any]) -> str:
             "with: mtu-export upcycle SOURCE OUT --task ... --rescale"
         )
     if not isinstance(name, str) or not re.fullmatch(r"[A-Z][A-Z0-9]*" + CLASS_SUFFIX, name):
-        raise CheckpointError(f"{WHERE}: _class_name {shown(name)} is not one of ours")
+        raise CheckpointError(
+            f"{WHERE}: _class_name {shown(name)} is not that of an MTU checkpoint"
+        )
     return name.removesuffix(CLASS_SUFFIX).lower()
 
 
@@ -210,15 +213,15 @@ def rescale(config: Mapping[str, Any]) -> int | None:
 
 def tasks(config: Mapping[str, Any]) -> tuple[Task, ...]:
     """The tasks of a config, checked; names are unique."""
-    found = config.get("tasks")
-    if not isinstance(found, (list, tuple)) or not found:
+    entries = config.get("tasks")
+    if not isinstance(entries, (list, tuple)) or not entries:
         raise CheckpointError(f"{WHERE}: tasks must be a list of at least one task")
-    rows = tuple(Task.from_json(row, index) for index, row in enumerate(found))
-    names = [task.name for task in rows]
+    parsed = tuple(Task.from_json(entry, index) for index, entry in enumerate(entries))
+    names = [task.name for task in parsed]
     for name in names:
         if names.count(name) > 1:
             raise CheckpointError(f"{WHERE}: task {name!r} is there twice")
-    return rows
+    return parsed
 
 
 def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
@@ -249,11 +252,13 @@ def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
 
 
 def _check_stock(config: Mapping[str, Any]) -> None:
-    """Refuse what no input of an export feeds, and flags and numbers of another type."""
-    for key, legal in _FED.items():
+    """Refuse configs that need inputs no export has, and flags and numbers of a wrong type."""
+    for key, legal in _UNSUPPORTED_INPUTS.items():
         value = config.get(key, legal[0])
-        if not any(value is row or (isinstance(row, str) and value == row) for row in legal):
-            names = " or ".join(json.dumps(row) for row in legal)
+        if not any(
+            value is other or (isinstance(other, str) and value == other) for other in legal
+        ):
+            names = " or ".join(json.dumps(other) for other in legal)
             raise CheckpointError(
                 f"{WHERE}: {key} {shown(value)} needs an input that no export has; legal: {names}"
             )

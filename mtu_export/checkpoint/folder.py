@@ -1,4 +1,4 @@
-"""Where a checkpoint is, which of its files are its own, and how its JSON is read."""
+"""Locate a checkpoint, tell its own files from links that leave it, and read its JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtu_export.spec import CheckpointError, MtuExportError, ToolchainMissing
 EMBEDDED = Path(__file__).parent / "embedded" / "shapes"
 _JSON_LIMIT = 64_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SAID = ("*.json", "*.txt", "LICENSE*")
+_CONFIGS = ("*.json", "*.txt", "LICENSE*")
 _SHARDS = ("", "-?????-of-?????")
 _WEIGHTS = tuple(
     f"{part}/{stem}{shard}.safetensors"
@@ -49,7 +49,7 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    """The snapshot of a repository: of a pipeline the weights that are read here alone.
+    """The snapshot of a repository; of a pipeline, only the weights that are read here.
 
     Repositories of pipelines also hold whole models in one file, half-precision twins and safety
     checkers: several times the bytes of the pipeline.
@@ -59,16 +59,16 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except ImportError:
         raise ToolchainMissing("huggingface_hub", "all") from None
     try:
-        said = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_SAID]))
-        pipeline = (said / "unet" / "config.json").is_file()
-        rows = _WEIGHTS if pipeline else ("*.safetensors",)
-        found = snapshot_download(hub_id, revision=revision, allow_patterns=[*_SAID, *rows])
+        described = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_CONFIGS]))
+        pipeline = (described / "unet" / "config.json").is_file()
+        weights = _WEIGHTS if pipeline else ("*.safetensors",)
+        patterns = [*_CONFIGS, *weights]
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{hub_id!r} is neither a folder nor reachable on the hub: {reason}"
         ) from None
-    return Path(found)
 
 
 def is_lfs_pointer(data: bytes) -> bool:

@@ -16,23 +16,25 @@ _LEFT_OUT = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*")
 
 
 def read(source: Path) -> dict[str, Any]:
-    """Rows of ``model_index.json`` other than the UNet, with the names checked."""
+    """Entries of ``model_index.json`` other than the UNet, with their names checked."""
     index = checkpoint.read_json(source / "model_index.json")
     for name in index:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
-            raise CheckpointError(f"{source / 'model_index.json'}: {name[:80]!r} names no part")
+            raise CheckpointError(
+                f"{source / 'model_index.json'}: {name[:80]!r} is not a valid part name"
+            )
     return {
-        name: row
-        for name, row in index.items()
+        name: entry
+        for name, entry in index.items()
         if name != "unet"
         and not name.startswith("_")
-        and (_is_flag(row) or (source / name).is_dir())
+        and (_is_flag(entry) or (source / name).is_dir())
     }
 
 
-def _is_flag(row: object) -> bool:
+def _is_flag(entry: object) -> bool:
     """A scalar of the index, such as SDXL's ``force_zeros_for_empty_prompt``."""
-    return isinstance(row, (bool, int, float, str))
+    return isinstance(entry, (bool, int, float, str))
 
 
 def refuse_refiner(folder: Path) -> None:
@@ -53,7 +55,7 @@ def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
     left_out = shutil.ignore_patterns(
         "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*"
     )
-    for name in (name for name, row in index.items() if not _is_flag(row)):
+    for name in (name for name, entry in index.items() if not _is_flag(entry)):
         for path in (source / name, *(source / name).rglob("*")):
             if not checkpoint.stays_inside(path, source):
                 raise CheckpointError(f"{path} is a link that leaves {source}")
@@ -62,11 +64,11 @@ def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def write_index(folder: Path, rows: Mapping[str, Any]) -> None:
+def write_index(folder: Path, entries: Mapping[str, Any]) -> None:
     """Write ``model_index.json`` of a checkpoint with these parts beside its UNet."""
     index = {
         "_class_name": "MTUPipeline",
-        **rows,
+        **entries,
         "unet": ["mtu_export", "MTUUNet2DConditionModel"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

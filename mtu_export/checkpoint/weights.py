@@ -115,23 +115,25 @@ def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) ->
     An index of shards must say of each tensor where it is. Tensors of the names ``ignored`` are
     neither read nor checked.
     """
-    found: dict[str, Header] = {}
+    tensors: dict[str, Header] = {}
     for file in weight_files(folder, stem):
         for name, header in file_headers(file, ignored=ignored).items():
-            if name in found:
-                raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
-            found[name] = header
+            if name in tensors:
+                raise CheckpointError(
+                    f"{file}: tensor {name!r} is also in {tensors[name].file.name}"
+                )
+            tensors[name] = header
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         mapped = _weight_map(index)
-        for name in sorted({*mapped, *found}.difference(ignored)):
-            there = found[name].file.name if name in found else None
-            if mapped.get(name) != there:
-                said, real = mapped.get(name, "nowhere"), there or "nowhere"
+        for name in sorted({*mapped, *tensors}.difference(ignored)):
+            actual = tensors[name].file.name if name in tensors else None
+            if mapped.get(name) != actual:
                 raise CheckpointError(
-                    f"{index}: tensor {name[:200]!r} is said to be in {said}; it is in {real}"
+                    f"{index}: weight_map puts tensor {name[:200]!r} in "
+                    f"{mapped.get(name, 'no file')}; it is in {actual or 'no file'}"
                 )
-    return found
+    return tensors
 
 
 def file_headers(
@@ -184,29 +186,30 @@ def _why_unread(file: Path, error: Exception) -> str:
     return f"{file} is not a whole safetensors file: {first_line(error)}"
 
 
-def compare(found: Mapping[str, Header], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse tensors that are missing, extra or of a wrong shape, by name."""
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
+def compare(headers: Mapping[str, Header], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse tensors that are missing, unknown or of a wrong shape, by name."""
+    missing = [name for name in expected if name not in headers]
+    unknown = [name for name in headers if name not in expected]
     wrong = [
-        f"{name} has shape {list(found[name].shape)!s:.80}, needs {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != tuple(shape)
+        f"{name} has shape {list(headers[name].shape)!s:.80}, needs {list(shape)}"
+        for name, shape in expected.items()
+        if name in headers and headers[name].shape != tuple(shape)
     ]
     problems = [
-        f"{kind}: {', '.join(rows[:3])}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-        for kind, rows in (("missing", missing), ("unknown", extra), ("wrong", wrong))
-        if rows
+        f"{kind}: {', '.join(names[:3])}"
+        + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for kind, names in (("missing", missing), ("unknown", unknown), ("wrong", wrong))
+        if names
     ]
     if problems:
         raise MissingWeights(f"weights do not fit the config: {'; '.join(problems)}")
 
 
-def tensor(found: Mapping[str, Header], name: str) -> torch.Tensor:
+def tensor(headers: Mapping[str, Header], name: str) -> torch.Tensor:
     """One tensor, memory-mapped: its pages are read when they are used."""
     from safetensors import SafetensorError, safe_open
 
-    file = found[name].file
+    file = headers[name].file
     try:
         with safe_open(file, framework="pt") as opened:
             return opened.get_tensor(name)
@@ -217,7 +220,7 @@ def tensor(found: Mapping[str, Header], name: str) -> torch.Tensor:
 def write(
     folder: Path,
     config: Mapping[str, Any],
-    rows: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
     shard_bytes: int = SHARD_BYTES,
     stem: str = WEIGHTS,
 ) -> None:
@@ -239,7 +242,7 @@ def write(
         shards.append((path, list(shard)))
         shard.clear()
 
-    for name, tensor in rows:
+    for name, tensor in tensors:
         bytes_here = tensor.numel() * tensor.element_size()
         if shard and size + bytes_here > shard_bytes:
             flush()

@@ -328,7 +328,7 @@ def steps(document: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda d: d["model"]["vocab"].update(extra=0), "'!' and 'extra' have one id, 0"),
         (lambda d: d["model"]["vocab"].update(extra=-1), "'extra' has the id -1"),
         (lambda d: d["model"]["vocab"].update(extra="7"), "'extra' has the id '7'"),
-        (lambda d: d["model"]["vocab"].update({"x" * 2000: 9999}), "is no token"),
+        (lambda d: d["model"]["vocab"].update({"x" * 2000: 9999}), "is not a token"),
         (lambda d: d["model"]["vocab"].pop("a"), "no token 'a'"),
         (lambda d: d["model"].update(vocab=[]), "has no vocabulary"),
         (lambda d: d["model"].update(merges=[["q", "zz"]]), "`zz` out of vocabulary"),
@@ -381,7 +381,7 @@ def test_a_tokenizer_file_with_other_steps_is_refused(tmp_path: Path) -> None:
         (lambda d: d["normalizer"]["normalizers"].pop(), "normalizer is not CLIP's"),
         (lambda d: steps(d)[0].update(pattern={"Regex": "(a+)+$"}), "pre_tokenizer is not CLIP's"),
         (lambda d: d["model"].update(byte_fallback=True), "model.byte_fallback is True"),
-        (lambda d: d["model"].update(type="WordPiece"), "is no byte-pair tokenizer"),
+        (lambda d: d["model"].update(type="WordPiece"), "is not a byte-pair tokenizer"),
     ):
         shutil.copytree(tmp_path / "t", tmp_path / "copy", dirs_exist_ok=True)
         change("tokenizer.json", alter)(tmp_path / "copy")

@@ -1,7 +1,7 @@
-"""Whether arranged tensors are those of format 1: what is missing, unknown or of a wrong shape.
+"""Compare arranged tensors with those of format 1: missing, unknown, or of a wrong shape.
 
-Three mistakes have lines of their own: a router of another depth than two layers, norms per
-expert, and a shared norm3 that the config does not place. docs/adopt.md says what each line means.
+Three mistakes have messages of their own: a router that is not two layers deep, norms per expert,
+and a shared norm3 that contradicts the config. docs/adopt.md explains each message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from mtu_export.authoring.adopt.layout import Layout, Made, Shape, first_of, listed
+from mtu_export.authoring.adopt.layout import Layout, Shape, TargetTensor, first_of, listed
 from mtu_export.authoring.adopt.mapping import Map
 
 _ROUTER = ".ff.router."
@@ -30,13 +30,13 @@ def expert_widths(layout: Layout, experts: int) -> dict[str, dict[int, int]]:
 
 def _experts(layout: Layout) -> Iterator[tuple[str, int, tuple[Shape, Shape]]]:
     """Block, number and the shapes of both matrices of every expert that has both."""
-    for name, made in layout.made.items():
-        found = _EXPERT.fullmatch(name)
-        if not found or len(made.shape) != 2:
+    for name, tensor in layout.tensors.items():
+        match = _EXPERT.fullmatch(name)
+        if not match or len(tensor.shape) != 2:
             continue
-        proj = layout.made.get(name.removesuffix("out.weight") + "proj.weight")
+        proj = layout.tensors.get(name.removesuffix("out.weight") + "proj.weight")
         if proj is not None:
-            yield found["path"], int(found["number"]), (proj.shape, made.shape)
+            yield match["path"], int(match["number"]), (proj.shape, tensor.shape)
 
 
 def _belong(proj: Shape, out: Shape) -> bool:
@@ -44,26 +44,28 @@ def _belong(proj: Shape, out: Shape) -> bool:
     return proj == (2 * out[1], out[0]) and out[1] > 0
 
 
-def fit(plan: Map, layout: Layout, wanted: Mapping[str, Shape]) -> None:
-    """Fill what the map fills; add every problem against the tensors that are ``wanted``.
+def fit(tensor_map: Map, layout: Layout, expected: Mapping[str, Shape]) -> None:
+    """Add the constants that the map fills, then every difference from ``expected``.
 
-    ``wanted`` is format 1's tensors by name for the config and the experts' widths.
+    ``expected`` are the shapes of format 1's tensors by name, for the config and experts' widths.
     """
-    broken = set(wanted) - set(layout.made) - set(layout.clashes)
-    dtypes = [made.dtype for made in layout.made.values()]
+    broken = set(expected) - set(layout.tensors) - set(layout.clashes)
+    dtypes = [tensor.dtype for tensor in layout.tensors.values()]
     common = max(set(dtypes), key=dtypes.count) if dtypes else "F32"
-    for number, (pattern, value) in enumerate(plan.fill):
-        names = [name for name in wanted if name in broken and pattern.match(name) is not None]
+    for number, (pattern, value) in enumerate(tensor_map.fill):
+        names = [name for name in expected if name in broken and pattern.match(name) is not None]
         if not names:
             layout.problems.append(f"fill[{number}] fills nothing: {pattern.text!r}")
         for name in names:
-            layout.made[name] = Made(name=name, shape=wanted[name], dtype=common, constant=value)
+            layout.tensors[name] = TargetTensor(
+                name=name, shape=expected[name], dtype=common, constant=value
+            )
             broken.discard(name)
-    unknown = [name for name in layout.made if name not in wanted]
-    missing = [name for name in wanted if name in broken]
-    first = _router_depth(layout, wanted, unknown, missing) + _expert_norms(layout, unknown)
+    unknown = [name for name in layout.tensors if name not in expected]
+    missing = [name for name in expected if name in broken]
+    first = _router_depth(layout, expected, unknown, missing) + _expert_norms(layout, unknown)
     first += _norm_placement(unknown, missing)
-    wrong = _wrong(layout, wanted)
+    wrong = _wrong(layout, expected)
     rest: list[str] = []
     if layout.leftover:
         rest.append(f"no rule takes {listed(layout.leftover)}")
@@ -81,56 +83,56 @@ def _expert_of(name: str) -> str:
 
 def _with_source(layout: Layout, names: Iterable[str]) -> list[str]:
     return [
-        f"{name} (from {layout.made[name].pieces[0].source})"
-        if layout.made[name].pieces and layout.made[name].pieces[0].source != name
+        f"{name} (from {layout.tensors[name].pieces[0].source})"
+        if layout.tensors[name].pieces and layout.tensors[name].pieces[0].source != name
         else name
         for name in names
     ]
 
 
-def _wrong(layout: Layout, wanted: Mapping[str, Shape]) -> list[str]:
+def _wrong(layout: Layout, expected: Mapping[str, Shape]) -> list[str]:
     odd = {
         f"{path}.ff.experts.{number}": f"proj.weight {list(proj)}, out.weight {list(out)}"
         for path, number, (proj, out) in _experts(layout)
         if not _belong(proj, out)
     }
-    rule = "are no expert: format 1 has [2·hs, d] and [d, hs]"
+    rule = "are not an expert: format 1 has [2·hs, d] and [d, hs]"
     lines = first_of([f"{name!r}: {shapes} {rule}" for name, shapes in odd.items()])
     inputs: list[str] = []
-    found: list[str] = []
-    for name, shape in wanted.items():
-        made = layout.made.get(name)
-        if made is None or made.shape == shape or _expert_of(name) in odd:
+    others: list[str] = []
+    for name, shape in expected.items():
+        tensor = layout.tensors.get(name)
+        if tensor is None or tensor.shape == shape or _expert_of(name) in odd:
             continue
-        line = f"{name!r} has shape {list(made.shape)}"
-        if name.endswith(_ROUTER + "fc1.weight") and made.shape[1:] != shape[1:]:
+        line = f"{name!r} has shape {list(tensor.shape)}"
+        if name.endswith(_ROUTER + "fc1.weight") and tensor.shape[1:] != shape[1:]:
             inputs.append(
                 f"{line}: format 1's router looks at the task embedding alone, "
                 f"task_embedding_dim {shape[1]}"
             )
             continue
-        source = f" (from {made.pieces[0].source[:200]!r})" if made.pieces else ""
-        found.append(f"{line}, needs {list(shape)}{source}")
-    return [*first_of(inputs), *lines, *first_of(found)]
+        source = f" (from {tensor.pieces[0].source[:200]!r})" if tensor.pieces else ""
+        others.append(f"{line}, needs {list(shape)}{source}")
+    return [*first_of(inputs), *lines, *first_of(others)]
 
 
 def _router_depth(
-    layout: Layout, wanted: Collection[str], unknown: Sequence[str], missing: Sequence[str]
+    layout: Layout, expected: Collection[str], unknown: Sequence[str], missing: Sequence[str]
 ) -> list[str]:
-    """Routers that are not two layers: targets, what lies beside them, what they lack."""
+    """A problem for routers that are not exactly two layers deep."""
     rule = "format 1's router has exactly two layers, fc1 and fc2"
-    blocks = {name.partition(_ROUTER)[0] for name in wanted if _ROUTER in name}
+    blocks = {name.partition(_ROUTER)[0] for name in expected if _ROUTER in name}
     deeper = [n for n in unknown if _ROUTER in n and n.partition(_ROUTER)[0] in blocks]
     if deeper:
         return [f"router depth: {rule}; not {listed(_with_source(layout, deeper))}"]
     beside = _beside_routers(layout)
     if beside:
         return [f"router depth: {rule}; {listed(beside)} would be left out of one"]
-    made = {name.rpartition(".")[0] for name in layout.made if _ROUTER in name}
+    layers = {name.rpartition(".")[0] for name in layout.tensors if _ROUTER in name}
     for name in missing:
         path, router, layer = name.rpartition(".")[0].partition(_ROUTER)
         other = path + router + {"fc1": "fc2", "fc2": "fc1"}.get(layer, "")
-        if router and path + router + layer not in made and other in made:
+        if router and path + router + layer not in layers and other in layers:
             return [f"router depth: {rule}; {path + router}{layer} is missing"]
     return []
 
@@ -140,14 +142,14 @@ def _beside_routers(layout: Layout) -> list[str]:
     alone = [*layout.leftover, *layout.misfit, *layout.dropped]
     routers: dict[str, set[str]] = {}
     others: set[str] = set()
-    for name, made in layout.made.items():
-        for source in (piece.source for piece in made.pieces):
+    for name, tensor in layout.tensors.items():
+        for source in (piece.source for piece in tensor.pieces):
             if _ROUTER in name:
                 routers.setdefault(name.partition(_ROUTER)[0], set()).add(source)
             else:
                 others.update(_above(source))
-    homes = {_common(sources) for sources in routers.values()} - others - {""}
-    return [name for name in alone if not homes.isdisjoint(_above(name))]
+    modules = {_common(sources) for sources in routers.values()} - others - {""}
+    return [name for name in alone if not modules.isdisjoint(_above(name))]
 
 
 def _above(name: str) -> list[str]:
@@ -163,18 +165,18 @@ def _common(names: Iterable[str]) -> str:
 
 
 def _expert_norms(layout: Layout, unknown: Sequence[str]) -> list[str]:
-    """Norms inside an expert, on either side."""
-    found = [name for name in [*layout.leftover, *layout.misfit, *unknown] if _is_expert_norm(name)]
-    if not found:
+    """A problem for norms inside an expert, in the source or among the targets."""
+    norms = [name for name in [*layout.leftover, *layout.misfit, *unknown] if _is_expert_norm(name)]
+    if not norms:
         return []
     return [
         f"norms per expert do not exist in format 1 (one norm a block and task, before the "
-        f"experts): {listed(found)}"
+        f"experts): {listed(norms)}"
     ]
 
 
 def _norm_placement(unknown: Sequence[str], missing: Sequence[str]) -> list[str]:
-    """A norm3 that all tasks share, where the config says that there is none, or the reverse."""
+    """A problem for a norm3 shared by all tasks where the config has none, or the reverse."""
     extra = [name for name in unknown if _SHARED_NORM.fullmatch(name)]
     lacking = [name for name in missing if _SHARED_NORM.fullmatch(name)]
     if extra:

@@ -1,6 +1,6 @@
-"""Foreign tensors arranged as those of format 1, by name and shape alone.
+"""Arrange source tensors as tensors of format 1, by name and shape alone.
 
-What is wrong is collected, not raised, so that a dry run can show how far a map goes.
+Problems are collected, not raised, so that a dry run shows how far a map goes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One source tensor, or a part of it, on its way to one target.
+    """One source tensor, or a slice of it, that goes into one target tensor.
 
     ``part`` is (axis, start, stop) after the transposition; ``whole`` says that the axis stays.
-    ``shape`` and ``value`` (what the hole of a join holds) are those before the join.
+    ``shape`` is that before the join, ``value`` what the join's hole holds.
     """
 
     source: str
@@ -36,25 +36,25 @@ class Piece:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """The rule's operations in words, in the order in which they apply."""
-        rule, found = self.rule, []
+        """The rule's operations as text, in the order in which they apply."""
+        rule, operations = self.rule, []
         if rule.transpose is not None:
-            found.append(f"transpose {list(rule.transpose)}")
+            operations.append(f"transpose {list(rule.transpose)}")
         if self.part is not None:
             axis, start, stop = self.part
-            found.append(
+            operations.append(
                 f"axis {axis} [{start}:{stop}]" if self.whole else f"axis {axis} [{start}]"
             )
         if rule.swap_halves is not None:
-            found.append(f"swap halves of axis {rule.swap_halves}")
+            operations.append(f"swap halves of axis {rule.swap_halves}")
         if rule.join is not None:
-            found.append(f"{rule.join.kind} on axis {rule.join.axis} as {self.value}")
-        return tuple(found)
+            operations.append(f"{rule.join.kind} on axis {rule.join.axis} as {self.value}")
+        return tuple(operations)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """One tensor of format 1 from its pieces; ``constant`` where it is filled instead."""
+class TargetTensor:
+    """One tensor of format 1, made of pieces, or filled with ``constant``."""
 
     name: str
     shape: Shape
@@ -65,13 +65,13 @@ class Made:
 
 @dataclass(kw_only=True)
 class Layout:
-    """What a map makes of a source, and what is wrong with that, line by line.
+    """The tensors that a map makes of a source, and the problems, one line each.
 
-    ``misfit``: source -> its rule's number and why that does not fit; ``clashes``: target -> why
-    its pieces do not make one tensor.
+    ``misfit``: source -> number of its rule, and why the rule does not fit. ``clashes``: target ->
+    why its pieces do not make one tensor.
     """
 
-    made: dict[str, Made] = field(default_factory=dict)
+    tensors: dict[str, TargetTensor] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
     misfit: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -80,14 +80,14 @@ class Layout:
 
 
 class _Misfit(Exception):
-    """A rule does not fit the tensor that it takes."""
+    """A rule does not fit the tensor that its pattern matches."""
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, quoted and cut, and how many more there are."""
-    rows = list(names)
-    shown = ", ".join(repr(name[:200]) for name in rows[:SHOWN])
-    return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+    """The first names, quoted and shortened, and how many more there are."""
+    every = list(names)
+    shown = ", ".join(repr(name[:200]) for name in every[:SHOWN])
+    return shown + (f" and {len(every) - SHOWN} more" if len(every) > SHOWN else "")
 
 
 def first_of(lines: Sequence[str]) -> list[str]:
@@ -99,72 +99,72 @@ def first_of(lines: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------- arranging
 
 
-def arrange(plan: Map, found: Mapping[str, Header], tasks: Sequence[str]) -> Layout:
-    """Every tensor of ``found`` through its first rule; ``tasks`` in the order of the config."""
+def arrange(tensor_map: Map, headers: Mapping[str, Header], tasks: Sequence[str]) -> Layout:
+    """Apply to every tensor the first rule that takes it; ``tasks`` are in the config's order."""
     layout = Layout()
     pieces: dict[str, list[Piece]] = {}
     used: set[int] = set()
-    for name, header in found.items():
-        dropped = [i for i, drop in enumerate(plan.drop) if drop.match(name) is not None]
+    for name, header in headers.items():
+        dropped = [i for i, drop in enumerate(tensor_map.drop) if drop.match(name) is not None]
         used.update(-1 - i for i in dropped[:1])
         if dropped:
             layout.dropped.append(name)
             continue
-        for number, rule in enumerate(plan.rules):
+        for number, rule in enumerate(tensor_map.rules):
             held = rule.pattern.match(name)
             if held is not None:
                 used.add(number)
                 try:
-                    for piece in _pieces(plan, rule, name, held, header):
+                    for piece in _pieces(tensor_map, rule, name, held, header):
                         pieces.setdefault(piece.target, []).append(piece)
                 except _Misfit as misfit:
                     layout.misfit[name] = number, str(misfit)
                 break
         else:
             layout.leftover.append(name)
-    for target, rows in pieces.items():
+    for target, parts in pieces.items():
         try:
-            layout.made[target] = _joined(target, rows, found, tasks)
+            layout.tensors[target] = _joined(target, parts, headers, tasks)
         except _Misfit as misfit:
             layout.clashes[target] = str(misfit)
     lines: dict[int, list[str]] = {}
     for name, (number, why) in layout.misfit.items():
         line = f"rules[{number}] does not fit {name[:200]!r}: {why}"
         lines.setdefault(number, []).append(line)
-    for rows in lines.values():
-        layout.problems += first_of(rows)
+    for similar in lines.values():
+        layout.problems += first_of(similar)
     layout.problems += first_of([f"{name[:200]!r}: {why}" for name, why in layout.clashes.items()])
-    _unused(plan, used, layout)
+    _unused(tensor_map, used, layout)
     return layout
 
 
-def _unused(plan: Map, used: set[int], layout: Layout) -> None:
-    rows = [(f"rules[{i}]", rule.pattern.text, i) for i, rule in enumerate(plan.rules)]
-    rows += [(f"drop[{i}]", drop.text, -1 - i) for i, drop in enumerate(plan.drop)]
+def _unused(tensor_map: Map, used: set[int], layout: Layout) -> None:
+    patterns = [(f"rules[{i}]", rule.pattern.text, i) for i, rule in enumerate(tensor_map.rules)]
+    patterns += [(f"drop[{i}]", drop.text, -1 - i) for i, drop in enumerate(tensor_map.drop)]
     layout.problems += [
-        f"{where} takes no tensor: {text!r}" for where, text, key in rows if key not in used
+        f"{where} takes no tensor: {text!r}" for where, text, key in patterns if key not in used
     ]
 
 
 def _pieces(
-    plan: Map, rule: Rule, name: str, held: Mapping[str, str], header: Header
+    tensor_map: Map, rule: Rule, name: str, held: Mapping[str, str], header: Header
 ) -> list[Piece]:
     if header.dtype not in _DTYPES:
         raise _Misfit(f"dtype {header.dtype} is none of {', '.join(_DTYPES)}")
-    values = {key: _translated(plan, key, text) for key, text in held.items()}
+    values = {key: _translated(tensor_map, key, text) for key, text in held.items()}
     shape = header.shape
     if rule.transpose is not None:
         if len(rule.transpose) != len(shape):
             raise _Misfit(f"transpose names {len(rule.transpose)} axes, shape is {list(shape)}")
         shape = tuple(shape[axis] for axis in rule.transpose)
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for number, part, cut in _parts(rule, shape):
         inside = dict(values)
         if rule.split is not None:
-            inside[rule.split.name] = _translated(plan, rule.split.name, str(number))
+            inside[rule.split.name] = _translated(tensor_map, rule.split.name, str(number))
         if rule.swap_halves is not None and _extent(cut, rule.swap_halves) % 2:
             raise _Misfit(f"axis {rule.swap_halves} of {list(cut)} has no halves")
-        found += [
+        pieces += [
             Piece(
                 source=name,
                 rule=rule,
@@ -176,11 +176,11 @@ def _pieces(
             )
             for target in rule.targets
         ]
-    return found
+    return pieces
 
 
-def _translated(plan: Map, key: str, text: str) -> str:
-    table = plan.values.get(key)
+def _translated(tensor_map: Map, key: str, text: str) -> str:
+    table = tensor_map.values.get(key)
     if table is None:
         return text
     if text not in table:
@@ -221,57 +221,59 @@ def _parts(rule: Rule, shape: Shape) -> list[tuple[int, tuple[int, int, int] | N
 
 
 def _joined(
-    target: str, pieces: list[Piece], found: Mapping[str, Header], tasks: Sequence[str]
-) -> Made:
-    dtypes = sorted({found[piece.source].dtype for piece in pieces})
+    target: str, pieces: list[Piece], headers: Mapping[str, Header], tasks: Sequence[str]
+) -> TargetTensor:
+    dtypes = sorted({headers[piece.source].dtype for piece in pieces})
     join = pieces[0].rule.join
     if join is None or any(piece.rule is not pieces[0].rule for piece in pieces):
         if len(pieces) > 1:
             raise _Misfit(f"made more than once: by {listed(piece.source for piece in pieces)}")
-        return Made(name=target, shape=pieces[0].shape, dtype=dtypes[0], pieces=tuple(pieces))
-    rows = _ordered(join, pieces, tasks)
+        only = pieces[0]
+        return TargetTensor(name=target, shape=only.shape, dtype=dtypes[0], pieces=(only,))
+    ordered = _ordered(join, pieces, tasks)
     if len(dtypes) > 1:
         raise _Misfit(f"joined from tensors of several dtypes: {', '.join(dtypes)}")
-    return Made(name=target, shape=_joined_shape(join, rows), dtype=dtypes[0], pieces=rows)
+    shape = _joined_shape(join, ordered)
+    return TargetTensor(name=target, shape=shape, dtype=dtypes[0], pieces=ordered)
 
 
 def _ordered(join: Join, pieces: list[Piece], tasks: Sequence[str]) -> tuple[Piece, ...]:
     """The pieces in the order of the join: named, by number, or that of the tasks."""
-    byvalue: dict[str, Piece] = {}
+    by_value: dict[str, Piece] = {}
     for piece in pieces:
         value = str(piece.value)
-        if value in byvalue:
-            both = listed([byvalue[value].source, piece.source])
+        if value in by_value:
+            both = listed([by_value[value].source, piece.source])
             raise _Misfit(f"{join.kind} has {join.by} {value!r} twice: {both}")
-        byvalue[value] = piece
+        by_value[value] = piece
     if join.order is not None:
         order = join.order
-    elif all(value.isdecimal() for value in byvalue):
-        order = tuple(str(i) for i in range(len(byvalue)))
-    elif all(value in tasks for value in byvalue):
+    elif all(value.isdecimal() for value in by_value):
+        order = tuple(str(i) for i in range(len(by_value)))
+    elif all(value in tasks for value in by_value):
         order = tuple(tasks)
     else:
         raise _Misfit(
-            f"{join.kind} by {join.by!r} needs an 'order': {listed(byvalue)} are neither numbers "
+            f"{join.kind} by {join.by!r} needs an 'order': {listed(by_value)} are neither numbers "
             "nor tasks"
         )
-    missing = [value for value in order if value not in byvalue]
-    extra = [value for value in byvalue if value not in order]
+    missing = [value for value in order if value not in by_value]
+    extra = [value for value in by_value if value not in order]
     if missing or extra:
-        words = [f"lacks {listed(missing)}"] if missing else []
-        words += [f"has {listed(extra)} too"] if extra else []
-        raise _Misfit(f"{join.kind} by {join.by!r} {' and '.join(words)}")
-    return tuple(byvalue[value] for value in order)
+        reasons = [f"lacks {listed(missing)}"] if missing else []
+        reasons += [f"has {listed(extra)} too"] if extra else []
+        raise _Misfit(f"{join.kind} by {join.by!r} {' and '.join(reasons)}")
+    return tuple(by_value[value] for value in order)
 
 
-def _joined_shape(join: Join, rows: Sequence[Piece]) -> Shape:
-    first, axis = rows[0].shape, join.axis
+def _joined_shape(join: Join, pieces: Sequence[Piece]) -> Shape:
+    first, axis = pieces[0].shape, join.axis
     if join.kind == "stack":
-        same = all(row.shape == first for row in rows)
+        same = all(piece.shape == first for piece in pieces)
         if not same or axis > len(first):
-            raise _Misfit(f"cannot stack on axis {axis}: {[list(row.shape) for row in rows]}")
-        return (*first[:axis], len(rows), *first[axis:])
-    rest = {(row.shape[:axis], row.shape[axis + 1 :]) for row in rows}
-    if len(rest) > 1 or any(axis >= len(row.shape) for row in rows):
-        raise _Misfit(f"cannot concat on axis {axis}: {[list(row.shape) for row in rows]}")
-    return (*first[:axis], sum(row.shape[axis] for row in rows), *first[axis + 1 :])
+            raise _Misfit(f"cannot stack on axis {axis}: {[list(piece.shape) for piece in pieces]}")
+        return (*first[:axis], len(pieces), *first[axis:])
+    rest = {(piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
+    if len(rest) > 1 or any(axis >= len(piece.shape) for piece in pieces):
+        raise _Misfit(f"cannot concat on axis {axis}: {[list(piece.shape) for piece in pieces]}")
+    return (*first[:axis], sum(piece.shape[axis] for piece in pieces), *first[axis + 1 :])
