@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import CheckpointError, MtuExportError, ToolchainMissing
+from mtu_export.spec import CheckpointError, MtuExportError, ToolchainMissing, first_line
 
 EMBEDDED = Path(__file__).parent / "embedded" / "shapes"
 _JSON_LIMIT = 64_000_000
@@ -41,10 +41,13 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
             raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder with unet/")
     except (OSError, RuntimeError) as error:  # too long, or ~nobody
         raise CheckpointError(f"no checkpoint folder {str(model)[:200]!r}: {error}") from None
-    owner = str(model).partition("/")[0]
-    if not _HUB_ID.fullmatch(str(model)) or Path(owner).is_dir():
-        inside = f": the folder {owner!r} holds no such folder" if Path(owner).is_dir() else ""
-        raise CheckpointError(f"no checkpoint folder {str(model)!r}{inside}")
+    if not _HUB_ID.fullmatch(str(model)):
+        raise CheckpointError(f"no checkpoint folder {str(model)!r}")
+    owner, _, name = str(model).partition("/")
+    if Path(owner).is_dir():  # a mistyped path, not a hub id
+        raise CheckpointError(
+            f"no checkpoint folder {str(model)!r}: the folder {owner!r} holds no {name!r}"
+        )
     return _download(str(model), revision)
 
 
@@ -63,12 +66,32 @@ def _download(hub_id: str, revision: str | None) -> Path:
         pipeline = (described / "unet" / "config.json").is_file()
         weights = _WEIGHTS if pipeline else ("*.safetensors",)
         patterns = [*_CONFIGS, *weights]
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{hub_id!r} is neither a folder nor reachable on the hub: {reason}"
+            f"{hub_id!r} is neither a folder nor reachable on the hub: {first_line(error)}"
         ) from None
+    if pipeline and not any((folder / "unet").glob("*.safetensors")):
+        _refuse_variants(hub_id, revision)
+    return folder
+
+
+def _refuse_variants(hub_id: str, revision: str | None) -> None:
+    """Name the variants of a repository that has its UNet's weights in variants alone."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(hub_id, revision=revision)
+    except Exception:  # offline: what is missing is named when it is read
+        return
+    matches = (re.fullmatch(r"unet/[^.]+\.(\w[\w.-]*)\.safetensors", name) for name in names)
+    variants = sorted({match[1].partition("-0")[0] for match in matches if match})
+    if variants:
+        raise CheckpointError(
+            f"{hub_id!r} has the UNet's weights in the variant {', '.join(variants)} alone: load "
+            f"it in diffusers with variant={variants[0]!r}, save it without one, and give that "
+            "folder"
+        )
 
 
 def is_lfs_pointer(data: bytes) -> bool:

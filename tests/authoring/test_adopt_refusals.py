@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], dict[str, Any], str]] = {
     "transposed": (
         {},
         {"rules": [{k: v for k, v in W1.items() if k != "transpose"}]},
-        "are no expert: format 1 has [2·hs, d] and [d, hs]",
+        "are not an expert: format 1 has [2·hs, d] and [d, hs]",
     ),
     "three layers": (
         {f"{FF}.gate.4.weight": torch.zeros(4, 4), f"{FF}.gate.4.bias": torch.zeros(4)},

@@ -398,6 +398,20 @@ def test_a_sharded_variant_is_named(tmp_path: Path, old: bool) -> None:
         checkpoint.headers(tmp_path)
 
 
+def test_a_repository_of_variants_alone_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    names = ["unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)
+    with pytest.raises(CheckpointError, match="in the variant fp16 alone: load it in diffusers"):
+        checkpoint.locate("someone/half")
+
+
 def test_links_may_lead_to_the_blobs_of_a_hub_snapshot_alone(tmp_path: Path) -> None:
     from mtu_export.checkpoint import stays_inside
 
@@ -432,7 +446,9 @@ def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="'models/shapse': the folder 'models' holds no"):
+    with pytest.raises(
+        CheckpointError, match="'models/shapse': the folder 'models' holds no 'shapse'"
+    ):
         checkpoint.locate("models/shapse")
 
 

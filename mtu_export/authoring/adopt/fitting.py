@@ -170,7 +170,7 @@ def _expert_norms(layout: Layout, unknown: Sequence[str]) -> list[str]:
     if not norms:
         return []
     return [
-        f"norms per expert do not exist in format 1 (one norm a block and task, before the "
+        f"norms per expert do not exist in format 1 (one norm per block and task, before the "
         f"experts): {listed(norms)}"
     ]
 
