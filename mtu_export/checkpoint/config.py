@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export.checkpoint.folder import read_json
+from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.spec import CheckpointError, Task, shown
 
 FORMAT = 1
@@ -98,7 +99,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     family(config)
     _check_format(config)
     check_sizes(config)
-    _check_vae(folder / "vae" / "config.json")
+    _ = PipelineLayout.read(folder, config).scaling_factor  # refuses one out of range
     return config
 
 
@@ -152,16 +153,6 @@ def _flattened(value: Any) -> Iterator[Any]:
 def _largest(value: Any) -> int:
     """The largest integer in a value and its lists, at least 1."""
     return max((entry for entry in _flattened(value) if isinstance(entry, int)), default=1)
-
-
-def _check_vae(path: Path) -> None:
-    """Refuse a VAE config whose scaling factor is not a positive number."""
-    config = read_json(path) if path.is_file() else {}
-    scale = config.get("scaling_factor", 1.0)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e6:
-        raise CheckpointError(
-            f"{path}: scaling_factor must be a positive number, got {shown(scale)}"
-        )
 
 
 def _is_size(value: object) -> bool:

@@ -30,7 +30,6 @@ def require_compatible_parts(plan: Plan, components: Sequence[str]) -> None:
         _check_text_width(plan, layout, components)
         if any(name.startswith("vae_") for name in components):
             _check_latent_channels(plan)
-    _ = layout.scaling_factor  # refuses a wrong one
     for name in components:
         if name.startswith("text_encoder"):
             _check_tokenizer(plan, name)
