@@ -154,10 +154,10 @@ def command(*words: str) -> list[str]:
 
 @pytest.mark.slow
 def test_an_export_prints_json_alone_and_verifies(
-    atom_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    atom: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The export in a process of its own, as a toolchain may write to its streams."""
-    export = ["onnx", "-m", str(atom_pipeline), "--task", "inpaint", "--int8"]
+    export = ["onnx", "-m", str(atom), "--task", "inpaint", "--int8", "--components", "unet"]
     done = subprocess.run(command(*export, "--json"), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["name"] == "inpaint-onnx-int8"
@@ -175,7 +175,7 @@ def test_an_export_prints_json_alone_and_verifies(
     ]
     failing = ["verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"]
     code, _, err = run(failing, monkeypatch, capfd)
-    assert (code, "parity below the floor: text_encoder of task 'inpaint'" in err) == (1, True)
+    assert (code, "parity below the floor: unet of task 'inpaint'" in err) == (1, True)
     code, out, _ = run(["inspect", "inpaint-onnx-int8"], monkeypatch, capfd)
     assert (code, "onnxruntime" in out) == (0, True)
 

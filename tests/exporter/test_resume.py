@@ -326,8 +326,9 @@ def test_a_source_that_changes_meanwhile_is_refused(
         return true(job, reference)
 
     monkeypatch.setattr(component, "make", make)
+    plan = resolved(source, home / "out", target="reference", skip_existing=False)
     with pytest.raises(CheckpointError, match="was changed while it was exported"):
-        exporter.export(resolved(source, home / "out", skip_existing=False))
+        exporter.export(plan)
     assert list(home.iterdir()) == []
 
 
