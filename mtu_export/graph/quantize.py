@@ -110,7 +110,7 @@ def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[n
     Layers on the same weight share codes; where no gain differs, scales too. Raises ``Unsupported``
     for a convolution that pads with other than a count of zeros.
     """
-    import torch.ao.quantization.fx._decomposed
+    import torch.ao.quantization.quantize_fx  # registers the operators of quantized_decomposed
 
     layers: list[nn.Module] = []
     known: dict[tuple[int, torch.Size], tuple[Tensor, ...]] = {}

@@ -151,7 +151,8 @@ def costs(source: Source, latent: tuple[int, int]) -> dict[str, Cost]:
             graph = unet_graph(unet, source.config, channels=channels, batch=1, latent=latent)
             whole, base = _cost(graph), channels
         sample = TensorSpec(name="sample", shape=(1, channels, *latent))
-        first[channels] = _cost(Graph(module=unet.conv_in, inputs=(sample,), outputs=()))
+        conv = unet.get_submodule("conv_in")
+        first[channels] = _cost(Graph(module=conv, inputs=(sample,), outputs=()))
     assert whole is not None
     return {name: _sum(whole, first[n], first[base]) for name, n in widths.items()}
 

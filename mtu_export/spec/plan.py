@@ -15,6 +15,7 @@ from mtu_export.spec.task import Task
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
 
 Component = Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
@@ -78,7 +79,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """A loaded checkpoint: its config, and its live modules by component."""
+    """A loaded checkpoint: its config, and its live modules by component.
+
+    A module is of its family's own class, which no other room knows.
+    """
 
     config: Mapping[str, Any]
     components: Mapping[str, Any]
@@ -92,7 +96,7 @@ class Specialised:
     ``deviations`` says, a line each, where the module is no stock diffusers UNet.
     """
 
-    module: Any
+    module: nn.Module
     errors: Mapping[str, float]
     deviations: tuple[str, ...] = ()
 

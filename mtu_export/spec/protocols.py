@@ -12,6 +12,10 @@ from mtu_export.spec.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor, nn
+
+    from mtu_export.checkpoint import Header
+    from mtu_export.graph.capture import Graph
 
 Session = Callable[[Arrays], dict[str, "np.ndarray"]]
 Witness = Callable[[Path, str, Arrays], tuple[float, ...]]
@@ -151,8 +155,8 @@ class Family(Protocol):
         """The checkpoint in memory, checked; raises ``CheckpointError``."""
         ...
 
-    def graph(self, unet: Any, plan: Plan, task: Task) -> Any:
-        """One task of a live or specialised UNet as a ``models.blocks.Graph``."""
+    def graph(self, unet: nn.Module, plan: Plan, task: Task) -> Graph:
+        """One task of a live or specialised UNet, ready to capture."""
         ...
 
     def specialise(self, pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
@@ -162,13 +166,17 @@ class Family(Protocol):
         """
         ...
 
-    def expert_weights(self, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    def expert_weights(
+        self, config: Mapping[str, Any], headers: Mapping[str, Header]
+    ) -> dict[str, Tensor]:
         """Expert weights [T, N] in float64 by block, from tensor headers; no model is loaded.
 
-        ``found`` is of ``checkpoint.headers``. Raises ``MissingWeights`` where it does not fit.
+        Raises ``MissingWeights`` where the headers do not fit the config.
         """
         ...
 
-    def outline(self, config: Mapping[str, Any], found: Mapping[str, Any], channels: int) -> Any:
+    def outline(
+        self, config: Mapping[str, Any], headers: Mapping[str, Header], channels: int
+    ) -> nn.Module:
         """What :meth:`specialise` makes of a task with ``channels`` inputs, without memory."""
         ...

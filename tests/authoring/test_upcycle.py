@@ -304,7 +304,7 @@ def test_the_index_opens_as_a_stock_pipeline(pipeline: Path, tmp_path: Path) -> 
     index = json.loads((pipeline / "model_index.json").read_text())
     shutil.copytree(pipeline, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
     live = mtu.load(pipeline)
-    folded = mtu.specialise(live, [live.components["unet"].task("t2i")])["t2i"].module
+    folded: Any = mtu.specialise(live, [live.components["unet"].task("t2i")])["t2i"].module
     quantize.quantize([folded], catalog.SCHEMES["fp32"])
     folded.save_pretrained(tmp_path / "pipe" / "unet")
     stock_index = {
