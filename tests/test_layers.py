@@ -28,7 +28,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "models": ({"spec", "checkpoint", "graph"}, {"torch", "diffusers", "transformers"}),
     "targets": ({"spec"}, set()),
     "targets.reference": ({"spec", "targets"}, {"numpy"}),
-    "targets.onnx": ({"spec", "targets", "checkpoint"}, {"numpy"}),
+    "targets.onnx": ({"spec", "targets"}, {"numpy"}),
     "targets.coreml": ({"spec", "storage", "targets"}, {"numpy"}),
     "targets.coreml.mil": ({"spec", "targets", "targets.coreml"}, {"numpy", "torch"}),
     "targets.executorch": ({"spec", "targets"}, {"numpy"}),

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtu_export import checkpoint, targets
 from mtu_export.checkpoint.layout import PipelineLayout, source_folder
+from mtu_export.exporter import stock_configs
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -122,6 +123,8 @@ def resolve(
         steps=_steps(bake_steps, rows),
         loras=tuple(lora),
         resume=skip_existing,
+        is_sdxl=layout.is_sdxl,
+        stock_configs=stock_configs.read(folder, config, rows) if chosen else {},
     )
     if not skip_existing:
         refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, [folder])

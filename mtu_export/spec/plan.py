@@ -42,6 +42,8 @@ class Plan:
     ``components`` are exported, each by its row of ``schemes``; ``scheme`` is the denoiser's.
     ``scheduler`` is null for the checkpoint's own; ``steps`` are the step counts of the loop's
     tables. ``loras`` are words ``FILE[:scale]``. ``resume`` takes up a stopped export.
+    ``stock_configs`` are the JSON of a component's ``config.json`` (the UNet's as of a stock one),
+    of ``"scheduler"`` and of ``"model_index"``, where the checkpoint has it.
     """
 
     checkpoint: Path
@@ -66,6 +68,8 @@ class Plan:
     steps: tuple[int, ...] = ()
     loras: tuple[str, ...] = ()
     resume: bool = False
+    is_sdxl: bool = False
+    stock_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def part(self, component: str) -> Plan:
         """This plan with the scheme of one component."""

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtu_export import checkpoint
-from mtu_export.checkpoint.layout import PipelineLayout, source_folder
 from mtu_export.spec import Plan
 from mtu_export.spec.catalog import SCHEDULERS, SD_DEFAULT
 
@@ -37,7 +35,7 @@ def border_names(component: str, plan: Plan) -> dict[str, str]:
     that one alone, so their config says one layer, and ``hidden_states.0`` is it.
     """
     if component.startswith("text_encoder"):
-        hidden = _BEFORE_LAST if _is_xl(plan) else _LAST
+        hidden = _BEFORE_LAST if plan.is_sdxl else _LAST
         return {"hidden_states": hidden, "pooled": "text_embeds"}
     return {
         "vae_encoder": {"latent": "latent_sample"},
@@ -50,11 +48,7 @@ def repeated_outputs(component: str, plan: Plan) -> dict[str, str]:
 
     That of SDXL's first encoder must have three axes, so the hidden states come twice.
     """
-    return {_LAST: _BEFORE_LAST} if component == "text_encoder" and _is_xl(plan) else {}
-
-
-def _is_xl(plan: Plan) -> bool:
-    return PipelineLayout(plan.config).is_sdxl
+    return {_LAST: _BEFORE_LAST} if component == "text_encoder" and plan.is_sdxl else {}
 
 
 def write_configs(component: str, plan: Plan, folder: Path) -> None:
@@ -64,22 +58,17 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
     """
     if len(plan.tasks) != 1:
         return
-    if component == "unet":
-        channels = plan.config["in_channels"] + plan.tasks[0].channels
-        config = checkpoint.stock_config(plan.config, channels)
-    else:
-        source = source_folder(component)
-        config = _source_config(plan.checkpoint / source / "config.json") or {}
-        if component.startswith("text_encoder") and _is_xl(plan):
-            config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
+    config = dict(plan.stock_configs.get(component, {}))
+    if component.startswith("text_encoder") and plan.is_sdxl:
+        config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
     _dump(config, folder / component / "config.json")
     index: dict[str, Any] = {"_class_name": _pipeline_class(plan)}
     index["_diffusers_version"] = version("diffusers")
     scheduler = _scheduler_config(plan)
     _dump(scheduler, folder / "scheduler" / "scheduler_config.json")
     index["scheduler"] = ["diffusers", scheduler.get("_class_name")]
-    flag = (_source_config(plan.checkpoint / "model_index.json") or {}).get(_ZEROS)
-    if isinstance(flag, bool) and _is_xl(plan):
+    flag = plan.stock_configs.get("model_index", {}).get(_ZEROS)
+    if isinstance(flag, bool) and plan.is_sdxl:
         index[_ZEROS] = flag
     for name, (key, library, kind) in STOCK_PARTS.items():
         encoder = name.replace("tokenizer", "text_encoder")  # the tokenizer itself comes at the end
@@ -90,27 +79,23 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
 
 def _scheduler_config(plan: Plan) -> dict[str, Any]:
     """The config of the scheduler that the manifest's tables are of: with ``--scheduler`` that."""
-    found = _source_config(plan.checkpoint / "scheduler" / "scheduler_config.json") or SD_DEFAULT
+    config = plan.stock_configs.get("scheduler") or SD_DEFAULT
     if plan.scheduler is None:
-        return dict(found)
+        return dict(config)
     kind, settings = SCHEDULERS[plan.scheduler]
-    return {**found, **settings, "_class_name": kind}
+    return {**config, **settings, "_class_name": kind}
 
 
 def _pipeline_class(plan: Plan) -> str:
     kinds = {entry.kind for entry in plan.tasks[0].conditioning}
-    size = "XL" if _is_xl(plan) else ""
+    size = "XL" if plan.is_sdxl else ""
     job = "InstructPix2Pix" if "image_latent" in kinds else ""
     if kinds >= {"mask", "masked_image_latent"}:
         job = "Inpaint"
     return f"StableDiffusion{size}{job}Pipeline"
 
 
-def _source_config(path: Path) -> dict[str, Any] | None:
-    return checkpoint.read_json(path) if path.is_file() else None
-
-
-def _dump(found: Mapping[str, Any], path: Path) -> None:
-    kept = {key: value for key, value in found.items() if key != "_name_or_path"}
+def _dump(config: Mapping[str, Any], path: Path) -> None:
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
