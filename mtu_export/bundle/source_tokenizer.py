@@ -28,7 +28,9 @@ from mtu_export.bundle.tokenizer import (
     WORDS,
     Tokenizer,
     canonical_document,
+    check_merges,
     open_document,
+    read_merges,
 )
 from mtu_export.spec import CheckpointError, first_line, shown
 
@@ -127,7 +129,8 @@ def _copy_files(source: Path, folder: Path) -> None:
     for name in () if whole else (VOCABULARY, MERGES):
         if not (source / name).is_file():
             raise CheckpointError(f"{source / name} is missing")
-    for name in (FILE, VOCABULARY, CONFIG, SPECIAL, ADDED):
+    names = (FILE,) if whole else (VOCABULARY,)
+    for name in (*names, CONFIG, SPECIAL, ADDED):
         if not (source / name).is_file():
             continue
         value = checkpoint.read_json(source / name, limit=BYTES_LIMIT)
@@ -136,15 +139,11 @@ def _copy_files(source: Path, folder: Path) -> None:
             value |= {"tokenizer_class": "CLIPTokenizer"} if name == CONFIG else {}
         if name == FILE:
             value = _checked_steps(source / name, value)
+        if name == VOCABULARY and not whole:
+            check_merges(source / MERGES, read_merges(source), value)
         _dump(value, folder / name)
-    merges = source / MERGES
-    if merges.is_file():
-        if merges.stat().st_size > BYTES_LIMIT:
-            raise CheckpointError(f"{merges} has more than {BYTES_LIMIT:,} bytes")
-        data = merges.read_bytes()
-        if checkpoint.is_lfs_pointer(data):
-            raise CheckpointError(checkpoint.lfs_message(merges))
-        (folder / MERGES).write_bytes(data)
+    if not whole:
+        shutil.copyfile(source / MERGES, folder / MERGES)
 
 
 def _tokens_alone(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +169,8 @@ def _checked_steps(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{path}: model.{key} is {shown(model[key])}: not CLIP's format")
     if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise CheckpointError(f"{path} has no vocabulary or no merges")
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    check_merges(path, merges, model["vocab"])
     for key, inner, legal in (
         ("normalizer", "normalizers", (NORMALIZERS,)),
         ("pre_tokenizer", "pretokenizers", (PRE_TOKENIZERS, _PLAIN_PRE_TOKENIZERS)),

@@ -230,6 +230,7 @@ def open_document(
                 f"{where}: {key[:80]!r} is not that of CLIP's tokenizer for {length} ids"
             )
     ids = _ids(where, vocabulary, added)
+    check_merges(where, model["merges"], vocabulary)
     try:
         engine = tokenizers.Tokenizer.from_str(json.dumps(document))
         engine.no_truncation()
@@ -295,6 +296,20 @@ def _ids(where: Path, vocabulary: Any, added: Any) -> dict[str, int]:
     return ids
 
 
+def check_merges(where: Path, merges: Any, vocabulary: Mapping[str, int]) -> None:
+    """Refuse merges whose tokens the vocabulary lacks: the parser panics on some of them."""
+    if not isinstance(merges, list) or len(merges) > _TOKENS_LIMIT:
+        raise CheckpointError(f"{where} has no merges, or more than {_TOKENS_LIMIT:,}")
+    for pair in merges:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(t) is str for t in pair):
+            raise CheckpointError(f"{where}: a merge is not a pair of tokens: {shown(pair)}")
+        for token in (*pair, "".join(pair)):
+            if token not in vocabulary:
+                raise CheckpointError(
+                    f"{where}: merges name {token[:80]!r}, which is not in the vocabulary"
+                )
+
+
 # --------------------------------------------------------------------------- bundles of schema 1.2
 
 
@@ -327,20 +342,23 @@ def _of_old_files(folder: Path, length: int) -> dict[str, Any]:
     special = {name: [token, vocabulary[token]] for name, token in names.items()}
     return canonical_document(
         vocabulary,
-        _merges(folder),
+        read_merges(folder),
         {**special, "unk": names["unk"]},
         added,
         length,
     )
 
 
-def _merges(folder: Path) -> list[list[str]]:
+def read_merges(folder: Path) -> list[list[str]]:
     """Pairs of ``merges.txt`` in the order of their rank."""
     path = folder / MERGES
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size > BYTES_LIMIT:
         raise CheckpointError(f"{path} has more than {BYTES_LIMIT:,} bytes")
+    with path.open("rb") as stream:
+        if checkpoint.is_lfs_pointer(stream.read(64)):
+            raise CheckpointError(checkpoint.lfs_message(path))
     try:
         _, merges = tokenizers.models.BPE.read_file(str(folder / VOCABULARY), str(path))
     except Exception as error:  # whatever the parser has to say of a line

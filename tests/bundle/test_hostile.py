@@ -150,7 +150,7 @@ def test_the_valid_one_is_a_picture(copied: Path) -> None:
         ('"a": 1, "a": 1, ', "key 'a' is there twice"),
         ('"name": "b", ', "key 'name' is there twice"),
         ('"a": {"b": [1e999]}, ', "1e999 is not a number that a double holds"),
-        ('"a": 1' + "0" * 400 + ", ", "beyond a double|too large"),
+        ('"a": 1' + "0" * 400 + ", ", "is not a number that a double holds"),
         ('"a": -Infinity, ', "-Infinity is not a number that a double holds"),
     ],
 )

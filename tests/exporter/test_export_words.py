@@ -90,7 +90,7 @@ VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"),
         ),
         (
             lambda f: (f / "tokenizer/merges.txt").write_text("q zz\n"),
-            "`zz` out of vocabulary",
+            "not in the vocabulary",
         ),
         (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "cannot be read as JSON"),
         (change(*TEXT, hidden_size=64), "text_encoder give 64 numbers per token; the UNet's"),
