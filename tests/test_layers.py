@@ -36,7 +36,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"spec", "storage", "checkpoint", "targets"},
         NUMPY | PYDANTIC | {"PIL", "tokenizers"},
     ),
-    "testing": ({"spec", "checkpoint", "models", "bundle"}, {"torch", "safetensors"}),
+    "testing": (
+        {"spec", "checkpoint", "models", "bundle"},
+        {"torch", "diffusers", "transformers", "safetensors"},
+    ),
     "exporter": (
         {"spec", "storage", "checkpoint", "graph", "models", "targets", "bundle"},
         {"numpy", "torch", "diffusers"},

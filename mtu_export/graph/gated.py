@@ -1,4 +1,4 @@
-"""Modules that families share: a linear layer with row gains, and the graph of a UNet."""
+"""A linear layer with row gains, in which a fold keeps the weights of the experts."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ class GatedLinear(nn.Linear):
 
 class WeightGatedLinear(GatedLinear):
     """The same, with the gain on the smaller side: the rows of W, or the outputs."""
+
+    @classmethod
+    def of(cls, layer: GatedLinear) -> WeightGatedLinear:
+        """The same layer on the same parameters."""
+        twin = cls(layer.weight, layer.bias, layer.gain)
+        twin.weight, twin.bias = layer.weight, layer.bias
+        return twin.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""

@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtu_export.graph.gated import GatedLinear, WeightGatedLinear
 from mtu_export.spec import UnknownName, Unsupported
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PlainAttention:
@@ -101,12 +103,10 @@ def geglu(module: nn.Module) -> None:
     """Split the projection of every diffusers ``GEGLU`` below ``module`` in two."""
     from diffusers.models.activations import GEGLU
 
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, GEGLU):
-                half = child.proj.out_features // 2
-                value, gate = _rows(child.proj, 0, half), _rows(child.proj, half, 2 * half)
-                setattr(parent, name, TwoLinearGEGLU(value, gate))
+    for parent, name, layer in _children(module, GEGLU):
+        half = layer.proj.out_features // 2
+        value, gate = _rows(layer.proj, 0, half), _rows(layer.proj, half, 2 * half)
+        setattr(parent, name, TwoLinearGEGLU(value, gate))
 
 
 def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
@@ -123,9 +123,18 @@ def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
 
 def gate_weight(module: nn.Module) -> None:
     """Let every ``GatedLinear`` below ``module`` put its gain where it costs least."""
-    for found in module.modules():
-        if type(found) is GatedLinear:
-            found.__class__ = WeightGatedLinear
+    for parent, name, layer in _children(module, GatedLinear):
+        setattr(parent, name, WeightGatedLinear.of(layer))
+
+
+def _children(module: nn.Module, kind: type[Layer]) -> list[tuple[nn.Module, str, Layer]]:
+    """Modules of exactly this class below ``module``, each with its parent and name."""
+    return [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is kind
+    ]
 
 
 _LARGE_GROUP = 1 << 16
@@ -141,11 +150,11 @@ class SteadyGroupNorm(nn.GroupNorm):
         if x[0].numel() // self.num_groups <= _LARGE_GROUP:
             return super().forward(x)
         centred = x - self._mean(x)
-        found = centred * (self._mean(centred * centred) + self.eps).rsqrt()
+        normalised = centred * (self._mean(centred * centred) + self.eps).rsqrt()
         if not self.affine:
-            return found
+            return normalised
         ones = (1, -1, *[1] * (x.ndim - 2))
-        return found * self.weight.reshape(ones) + self.bias.reshape(ones)
+        return normalised * self.weight.reshape(ones) + self.bias.reshape(ones)
 
     def _mean(self, x: Tensor) -> Tensor:
         """Mean of each group, [B, C, 1, ...]."""
@@ -159,9 +168,12 @@ class SteadyGroupNorm(nn.GroupNorm):
 
 def group_norm(module: nn.Module) -> None:
     """Let every ``GroupNorm`` below ``module`` sum large groups axis by axis."""
-    for found in module.modules():
-        if type(found) is nn.GroupNorm:
-            found.__class__ = SteadyGroupNorm
+    for parent, name, norm in _children(module, nn.GroupNorm):
+        steady = SteadyGroupNorm(
+            norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta"
+        )
+        steady.weight, steady.bias = norm.weight, norm.bias
+        setattr(parent, name, steady.train(norm.training))
 
 
 REWRITES: Mapping[str, Callable[[nn.Module], None]] = {

@@ -8,7 +8,7 @@ from typing import cast
 
 from mtu_export.spec import Family, UnknownName
 
-_SHARED = ("__init__", "analysis", "experts", "folding", "stock", "unet")
+_SHARED = ("__init__", "analysis", "experts", "folding", "stock", "stock_config", "unet")
 
 
 def names() -> tuple[str, ...]:

@@ -6,9 +6,7 @@ and weights are those of transformers and diffusers, the forward of the text enc
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from mtu_export import checkpoint
 from mtu_export.checkpoint.layout import vae_scale_factor
 from mtu_export.graph.capture import Graph
+from mtu_export.graph.tensors import is_finite
 from mtu_export.models.stock_config import check_vae, class_of, text_fields
-from mtu_export.models.unet import TEXT_TOKENS
-from mtu_export.spec import CheckpointError, MissingWeights, TensorSpec
+from mtu_export.models.unet import TEXT_TOKENS, as_checkpoint_error
+from mtu_export.spec import MissingWeights, TensorSpec
 
 TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModel": CLIPTextModel,
@@ -94,14 +93,14 @@ def _outline(folder: Path, name: str) -> _Outline:
         headers = checkpoint.headers(home)
         check_vae(config, path)
         fields = {key: value for key, value in config.items() if not key.startswith("_")}
-        with _describing(path, "VAE"), torch.device("meta"):
+        with as_checkpoint_error(path, "VAE"), torch.device("meta"):
             module: nn.Module = AutoencoderKL(**fields)
         names = {_today(stored): stored for stored in headers}
     else:
         ignored = checkpoint.POSITION_IDS
         headers = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=ignored)
         fields = text_fields(config, path)
-        with _describing(path, "CLIP text encoder"), torch.device("meta"):
+        with as_checkpoint_error(path, "CLIP text encoder"), torch.device("meta"):
             module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
         plain = kind == "CLIPTextModel" and all(stored.startswith(_TEXT) for stored in headers)
         names = {stored.removeprefix(_TEXT) if plain else stored: stored for stored in headers}
@@ -120,32 +119,10 @@ def _filled(outline: _Outline) -> nn.Module:
     state: dict[str, Tensor] = {}
     for name, stored in outline.stored.items():
         state[name] = checkpoint.tensor(outline.headers, stored).to(torch.float32)
-        bounds = torch.stack(torch.aminmax(state[name]))  # no copy, and NaN shows in both
-        if not bool(torch.isfinite(bounds).all()):
+        if not is_finite(state[name]):
             raise MissingWeights(f"{outline.folder.name}: tensor {stored!r} holds NaN or Inf")
     outline.module.load_state_dict(state, strict=True, assign=True)
     return outline.module
-
-
-@contextmanager
-def _describing(path: Path, what: str) -> Iterator[None]:
-    """Turn what a library raises for an impossible config into a ``CheckpointError``.
-
-    What transformers and diffusers have to say of a config stays off the screen.
-    """
-    voices = [logging.getLogger(name) for name in ("transformers", "diffusers")]
-    levels = [voice.level for voice in voices]
-    try:
-        for voice in voices:
-            voice.setLevel(logging.CRITICAL)
-        yield
-    except Exception as error:  # whatever a config of odd types and sizes sets off inside
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = "".join(c if c.isprintable() else "?" for c in line[:300])
-        raise CheckpointError(f"{path} describes no {what}: {reason}") from None
-    finally:
-        for voice, level in zip(voices, levels, strict=True):
-            voice.setLevel(level)
 
 
 def _today(name: str) -> str:

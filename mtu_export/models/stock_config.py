@@ -29,20 +29,24 @@ _VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDe
 
 
 def class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """The class that config and index name; refuses others, remote code and contradictions."""
+    """The class that config and index name; refuses others, remote code and contradictions.
+
+    SDXL's second text encoder has a projection, as diffusers takes the pooled text from nowhere
+    else.
+    """
     vae = name == "vae"
-    legal = (_VAE_CLASS,) if vae else _TEXT_CLASSES
+    legal = (_VAE_CLASS,) if vae else _TEXT_CLASSES[1:] if name.endswith("_2") else _TEXT_CLASSES
     where = folder / name / "config.json"
-    said = config.get("_class_name") if vae else config.get("architectures")
-    rows = said if isinstance(said, list) else [said]
-    named = [(where, row) for row in rows if row is not None]
+    entry = config.get("_class_name") if vae else config.get("architectures")
+    entries = entry if isinstance(entry, list) else [entry]
+    named = [(where, kind) for kind in entries if kind is not None]
     index = folder / "model_index.json"
     if index.is_file():
-        row = checkpoint.read_json(index).get(name)
-        if row is not None:
+        entry = checkpoint.read_json(index).get(name)
+        if entry is not None:
             library = "diffusers" if vae else "transformers"
-            pair = isinstance(row, list) and len(row) == 2 and row[0] == library
-            named.append((index, row[1] if pair else row))  # type: ignore[index]
+            pair = isinstance(entry, list) and len(entry) == 2 and entry[0] == library
+            named.append((index, entry[1] if pair else entry))  # type: ignore[index]
     for path, kind in named:
         if kind not in legal:
             raise CheckpointError(f"{path}: {name} is {shown(kind)}; legal: {' or '.join(legal)}")

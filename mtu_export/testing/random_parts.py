@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from transformers import CLIPTextConfig
 
 from mtu_export import checkpoint
 from mtu_export.bundle import tokenizer
 from mtu_export.checkpoint.layout import tokenizer_folder
-from mtu_export.models import stock
+from mtu_export.models.stock import TEXT_CLASSES
 from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import STOCK_PARTS
 
@@ -71,7 +73,7 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
         elif part == "vae":
             kind = "AutoencoderKL"
             with torch.device("meta"):
-                shapes = _shapes(stock.AutoencoderKL(**config))
+                shapes = _shapes(AutoencoderKL(**config))
             rows = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
             checkpoint.write(folder / part, {"_class_name": kind, **config}, rows)
             index[part] = ["diffusers", kind]
@@ -93,7 +95,7 @@ def _write_text_encoder(
     home: Path, kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
 ) -> None:
     with torch.device("meta"):
-        shapes = _shapes(stock.TEXT_CLASSES[kind](stock.CLIPTextConfig(**config)))
+        shapes = _shapes(TEXT_CLASSES[kind](CLIPTextConfig(**config)))
 
     def rows() -> Iterator[tuple[str, Tensor]]:
         for name, shape in shapes.items():

@@ -186,6 +186,7 @@ def test_the_config_beside_is_merged_and_null_leaves_a_foreign_key_out(
 ) -> None:
     found = example()
     beside = {**found["config"], "_class_name": "Other", "gate_first": True, "num_experts": 9}
+    beside |= {"_rescale": 4, "_diffusers_version": "0.30.0"}
     task = {**json.loads(Path(relight).read_text()), "name": "fill"}
     task["conditioning"] = [{"kind": "image_latent", "channels": 5}]
     found["config"] = {"gate_first": None, "num_experts": 4, "tasks": ["t2i", "edit", task]}
@@ -194,6 +195,7 @@ def test_the_config_beside_is_merged_and_null_leaves_a_foreign_key_out(
     adopt(weights, tmp_path / "out", table)
     made = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
     assert made["_class_name"] == "MTUUNet2DConditionModel"
+    assert made["_rescale"] == 4
     assert "gate_first" not in made
     assert (made["num_experts"], made["mtu_format"], made["sample_size"]) == (4, 1, 16)
     assert made["tasks"][2] == {**task, "conditioning": [{"kind": "image_latent", "channels": 5}]}

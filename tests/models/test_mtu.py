@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mtu_export import MTUUNet2DConditionModel, checkpoint, exporter
+from mtu_export import MTUUNet2DConditionModel, checkpoint, exporter, models
 from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
 from mtu_export.checkpoint import presets
@@ -78,6 +78,10 @@ def edit_weights(
 
 
 # ------------------------------------------------------------------------------------- the model
+
+
+def test_the_files_that_are_no_families_are_shared_ones() -> None:
+    assert models.names() == ("mtu",)
 
 
 def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:

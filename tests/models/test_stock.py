@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,24 @@ def test_the_index_must_agree(tmp_path: Path) -> None:
             stock.load_text_encoder(tmp_path, "text_encoder")
     index.write_text(json.dumps({"text_encoder": ["transformers", "CLIPTextModel"]}))
     stock.load_text_encoder(tmp_path, "text_encoder")
+
+
+@pytest.mark.parametrize("where", ["architectures", "index"])
+def test_a_second_text_encoder_has_a_projection(tmp_path: Path, where: str) -> None:
+    """diffusers takes SDXL's pooled text from the projection alone."""
+    home = save_text(tmp_path)
+    home.rename(tmp_path / "text_encoder_2")
+    if where == "index":
+        reconfigure(tmp_path / "text_encoder_2", architectures=None)
+        index = {"text_encoder_2": ["transformers", "CLIPTextModel"]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="legal: CLIPTextModelWithProjection"):
+        stock.load_text_encoder(tmp_path, "text_encoder_2")
+    save_text(tmp_path, CLIPTextModelWithProjection).rename(tmp_path / "projected")
+    shutil.rmtree(tmp_path / "text_encoder_2")
+    (tmp_path / "projected").rename(tmp_path / "text_encoder_2")
+    (tmp_path / "model_index.json").unlink(missing_ok=True)
+    assert stock.load_text_encoder(tmp_path, "text_encoder_2").text_projection is not None
 
 
 def test_loading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from mtu_export.spec import CheckpointError, OutputExists, PlanError, Unsupporte
 from mtu_export.training import Upcycling, model
 from tests.training.world import World, four, recipe
 
-SMALL = Upcycling(experts=2, task_embedding_dim=16, router_hidden_dim=16)
+SMALL = Upcycling(experts=2, rescale=True, task_embedding_dim=16, router_hidden_dim=16)
 
 
 @pytest.mark.slow
@@ -67,6 +67,7 @@ def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
     made = mtu.load(tmp_path / "out").components["unet"]
     assert [task.name for task in made.tasks] == ["t2i", "edit"]
     assert made.config["num_experts"] == 2
+    assert made.config["_rescale"] == 2
     start = checkpoint.headers(tmp_path / "state" / "upcycled" / "unet")
     after = checkpoint.headers(tmp_path / "out" / "unet")
     for name, row in start.items():
