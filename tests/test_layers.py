@@ -149,6 +149,15 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
+def test_functions_fit_a_screen(path: Path) -> None:
+    """64 lines from the first statement on: a command's signature is the list of its flags."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+            assert (node.end_lineno or 0) - first.lineno < 64, f"{path.name}: {node.name}"
+
+
 @pytest.mark.parametrize(
     "module",
     [
