@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
-    from mtu_export.exporter import check, export
+    from mtu_export.bundle.verification import verify_bundle as check
+    from mtu_export.exporter import export
     from mtu_export.exporter.options import resolve
     from mtu_export.models.mtu import MTUUNet2DConditionModel
     from mtu_export.spec import (
@@ -71,10 +72,13 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 _ELSEWHERE = {
     "Bundle": "bundle",
     "MTUUNet2DConditionModel": "models.mtu",
-    "check": "exporter",
+    "check": "bundle.verification",
     "export": "exporter",
     "resolve": "exporter.options",
 }
+
+
+_RENAMED = {"check": "verify_bundle"}
 
 
 def __getattr__(name: str) -> Any:
@@ -82,7 +86,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'spec')}")
-    return getattr(home, name)
+    return getattr(home, _RENAMED.get(name, name))
 
 
 def __dir__() -> list[str]:

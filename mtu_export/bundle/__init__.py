@@ -56,6 +56,7 @@ __all__ = [
     "part",
     "read",
     "read_constants",
+    "read_manifest",
     "record",
     "sha256",
     "sha256_of",

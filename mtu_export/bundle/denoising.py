@@ -46,26 +46,25 @@ def conditioning(
     ``encode`` maps an image [1, 3, H, W] to its unscaled latent. Without an image (the first
     branches of ``text_image``) latents and pictures are zero and a mask stays.
     """
-    rows: list[tuple[np.ndarray, bool]] = []
+    full = without = np.zeros((1, 0, *latent), np.float32)
     for entry in task.conditioning:
         if entry.kind == "mask":
-            mask = _given(request.mask, "mask", task)
-            rows.append((images.latent_mask(mask, mask.shape[-2] // latent[0]), True))
+            mask = _required(request.mask, "mask", task)
+            channels = images.latent_mask(mask, mask.shape[-2] // latent[0])
         elif entry.kind == "image":
-            rows.append((_shrunk(_given(request.image, "image", task), latent), False))
+            channels = _shrunk(_required(request.image, "image", task), latent)
         else:
-            image = _given(request.image, "image", task)
+            image = _required(request.image, "image", task)
             if entry.kind == "masked_image_latent":
-                image = images.masked_image(image, _given(request.mask, "mask", task))
-            found = encode(image)
-            rows.append((found * np.float32(scaling) if entry.scaled else found, False))
-    blank = np.zeros((1, 0, *latent), np.float32)
-    full = [blank, *(row for row, _ in rows)]
-    without = [blank, *(row if kept else np.zeros_like(row) for row, kept in rows)]
-    return np.concatenate(full, 1), np.concatenate(without, 1)
+                image = images.masked_image(image, _required(request.mask, "mask", task))
+            channels = encode(image)
+            channels = channels * np.float32(scaling) if entry.scaled else channels
+        blank = channels if entry.kind == "mask" else np.zeros_like(channels)
+        full, without = np.concatenate([full, channels], 1), np.concatenate([without, blank], 1)
+    return full, without
 
 
-def _given(value: np.ndarray | None, name: str, task: Task) -> np.ndarray:
+def _required(value: np.ndarray | None, name: str, task: Task) -> np.ndarray:
     if value is None:
         raise PlanError(f"task {task.name!r} needs --{name}")
     return value
@@ -81,44 +80,43 @@ def denoiser(
     session: Session,
     specs: Sequence[TensorSpec],
     guidance: Guidance,
-    words: tuple[Arrays, Arrays],
+    text_inputs: tuple[Arrays, Arrays],
     channels: tuple[np.ndarray, np.ndarray],
-) -> Callable[[np.ndarray, float], np.ndarray]:
+) -> sampler.Denoise:
     """The guided denoiser: x [1, C, h, w] and a timestep to m [1, C, h, w].
 
-    ``specs`` are the inputs of the UNet's session; ``words`` its text inputs [1, ...] by name for
+    ``specs`` are the inputs of the UNet's session; ``text_inputs`` [1, ...] by name are those for
     the prompt and for the empty prompt; ``channels`` those of :func:`conditioning`. Branches go
     through the session in batches of its own size.
     """
     batch = specs[0].shape[0]
-    text, image = words, channels
-    rows = [
-        (text[0] if branch.text else text[1], image[0] if branch.image else image[1])
+    branches = [
+        (text_inputs[0 if branch.text else 1], channels[0 if branch.image else 1])
         for branch in sampler.branches(guidance)
     ]
     names = [spec.name for spec in specs[2:]]
 
     def denoise(x: np.ndarray, timestep: float) -> np.ndarray:
         outputs: list[np.ndarray] = []
-        for begin in range(0, len(rows), batch):
-            chunk = rows[begin : begin + batch]
+        for begin in range(0, len(branches), batch):
+            chunk = branches[begin : begin + batch]
             chunk += [chunk[-1]] * (batch - len(chunk))
-            inputs = {name: np.concatenate([row[0][name] for row in chunk]) for name in names}
+            inputs = {name: np.concatenate([text[name] for text, _ in chunk]) for name in names}
             inputs[specs[0].name] = np.concatenate(
-                [np.concatenate([x, row[1]], 1) for row in chunk]
+                [np.concatenate([x, image], 1) for _, image in chunk]
             )
             inputs[specs[1].name] = np.full(specs[1].shape, timestep, np.float32)
-            (found,) = session(inputs).values()
-            outputs += [found[i : i + 1] for i in range(batch)]
-        return sampler.guide(guidance, outputs[: len(rows)])
+            (output,) = session(inputs).values()
+            outputs += [output[i : i + 1] for i in range(batch)]
+        return sampler.guide(guidance, outputs[: len(branches)])
 
     return denoise
 
 
 def decode(session: Session, spec: TensorSpec, latent: np.ndarray, scaling: float) -> np.ndarray:
     """The picture [1, 3, H, W] of a latent [1, C, h, w]; ``spec`` is the decoder's input."""
-    (found,) = session({spec.name: (latent / np.float32(scaling)).astype(np.float32)}).values()
-    return found
+    (image,) = session({spec.name: (latent / np.float32(scaling)).astype(np.float32)}).values()
+    return image
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:

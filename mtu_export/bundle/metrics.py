@@ -1,4 +1,11 @@
-"""How near an artefact is to PyTorch: PSNR, floors, verdicts."""
+"""How near an artefact is to PyTorch: PSNR, floors, verdicts.
+
+PSNR here is 20·log10(max|reference| / rmse), with the reference's own largest value as its peak
+(the convention of ml-stable-diffusion): it is for tensors of any range. The PSNR of pictures has
+the fixed peak of their range, 2 for −1..1 or 255 for 8 bits. The two differ by
+20·log10(2 / max|reference|): they agree on a picture that reaches black and white and differs
+from one that does not. For normal values of a latent's size, PSNR is about 12 dB above SNR.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +14,30 @@ from dataclasses import replace
 
 import numpy as np
 
-from mtu_export.spec import Arrays, Verdict
+from mtu_export.spec import Arrays, PlanError, Verdict
 
 CEILING_DB = 300.0
 """Reported for equal tensors, whose PSNR is infinite."""
 
 
-def psnr(reference: np.ndarray, found: np.ndarray) -> float:
-    """20·log10(max|reference| / rmse) in dB; the convention of ml-stable-diffusion.
+def psnr(reference: np.ndarray, actual: np.ndarray) -> float:
+    """20·log10(max|reference| / rmse) in dB.
 
     Equal tensors give ``CEILING_DB``, anything not finite gives minus infinity.
     """
-    if reference.shape != found.shape or not np.isfinite(found).all():
+    if reference.shape != actual.shape or not np.isfinite(actual).all():
         return -np.inf
     wide = reference.astype(np.float64)
-    rmse = np.sqrt(np.mean((wide - found.astype(np.float64)) ** 2))
+    rmse = np.sqrt(np.mean((wide - actual.astype(np.float64)) ** 2))
     peak = np.abs(wide).max()
     if rmse == 0:
         return CEILING_DB
     return min(CEILING_DB, float(20 * np.log10(peak / rmse))) if peak > 0 else -np.inf
 
 
-def snr_db(reference: np.ndarray, found: np.ndarray) -> float:
-    """10·log10(Σ reference² / Σ (reference − found)²) in dB, up to ``CEILING_DB``."""
-    signal, noise = float(np.sum(reference**2)), float(np.sum((reference - found) ** 2))
+def snr_db(reference: np.ndarray, actual: np.ndarray) -> float:
+    """10·log10(Σ reference² / Σ (reference − actual)²) in dB, up to ``CEILING_DB``."""
+    signal, noise = float(np.sum(reference**2)), float(np.sum((reference - actual) ** 2))
     if not np.isfinite(noise):
         return -np.inf
     if noise == 0:
@@ -38,9 +45,15 @@ def snr_db(reference: np.ndarray, found: np.ndarray) -> float:
     return min(CEILING_DB, float(10 * np.log10(signal / noise))) if signal > 0 else -np.inf
 
 
+def require_floor(min_psnr: float | None) -> None:
+    """Raise ``PlanError`` for a ``--min-psnr`` that is not a PSNR in dB."""
+    if min_psnr is not None and not 0 <= min_psnr <= CEILING_DB:
+        raise PlanError(f"--min-psnr must be from 0 to {CEILING_DB:g} dB, got {min_psnr}")
+
+
 def judge(
     references: Sequence[Arrays],
-    found: Sequence[Arrays],
+    actual: Sequence[Arrays],
     *,
     component: str,
     task: str,
@@ -50,22 +63,25 @@ def judge(
 ) -> Verdict:
     """The verdict of the worst case and tensor against ``floor_db``."""
     pairs = [
-        (wanted[name], got.get(name, np.empty(0)))
-        for wanted, got in zip(references, found, strict=True)
-        for name in wanted
+        (name, reference[name], outputs.get(name, np.empty(0)))
+        for reference, outputs in zip(references, actual, strict=True)
+        for name in reference
     ]
-    worst = min(psnr(*pair) for pair in pairs)
-    finite = bool(np.isfinite(worst))
+    worst, name = min((psnr(expected, output), name) for name, expected, output in pairs)
+    finite, passed = bool(np.isfinite(worst)), worst >= floor_db
+    reason = None if finite else "the output holds NaN or Inf or has another shape"
+    if finite and not passed and len(references[0]) > 1:
+        reason = f"the worst is {name}"
     return Verdict(
         component=component,
         task=task,
         stage=stage,
         psnr_db=round(worst, 2) if finite else None,
-        max_abs=max(float(np.abs(a - b).max()) for a, b in pairs) if finite else None,
+        max_abs=max(float(np.abs(a - b).max()) for _, a, b in pairs) if finite else None,
         floor_db=floor_db,
         runner=runner,
-        passed=worst >= floor_db,
-        reason=None if finite else "the output holds NaN or Inf or has another shape",
+        passed=passed,
+        reason=reason,
     )
 
 
@@ -87,15 +103,18 @@ def not_run(*, component: str, task: str, stage: str, floor_db: float, reason: s
 def broken(
     *, component: str, task: str, stage: str, floor_db: float, runner: str, reason: str
 ) -> Verdict:
-    """The verdict of an artefact whose runtime found it not fit to be compared."""
-    row = not_run(component=component, task=task, stage=stage, floor_db=floor_db, reason=reason)
-    return replace(row, runner=runner, passed=False)
+    """The verdict of an artefact whose runtime gave nothing that can be compared."""
+    verdict = not_run(component=component, task=task, stage=stage, floor_db=floor_db, reason=reason)
+    return replace(verdict, runner=runner, passed=False)
 
 
 def failure(verdicts: Sequence[Verdict]) -> str | None:
-    """One line on the first verdict below its floor, or null."""
-    for row in verdicts:
-        if row.passed is False:
-            got = row.reason or f"{row.psnr_db:.1f} dB, floor {row.floor_db:g} dB"
-            return f"{row.component} of task {row.task!r} ({row.stage}, {row.runner}): {got}"
+    """One line on the first verdict below its floor, or None."""
+    for verdict in verdicts:
+        if verdict.passed is False:
+            where = f"{verdict.component} of task {verdict.task!r}"
+            figures = f"{verdict.psnr_db:.1f} dB, floor {verdict.floor_db:g} dB"
+            texts = (None if verdict.psnr_db is None else figures, verdict.reason)
+            why = "; ".join(text for text in texts if text)
+            return f"{where} ({verdict.stage}, {verdict.runner}): {why}"
     return None

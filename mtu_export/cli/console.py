@@ -160,15 +160,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None 
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
-    """Task, rung, PSNR, floor, verdict and runner of one row of proof."""
+    """Part, task, stage, PSNR, floor, verdict and runner of one row of proof."""
     db = "not run" if verdict.psnr_db is None else f"{verdict.psnr_db:.1f} dB"
-    passed = {True: "passed", False: "FAILED", None: "not run"}[verdict.passed]
+    unjudged = "not run" if verdict.runner is None else "figure"
+    passed = {True: "passed", False: "FAILED", None: unjudged}[verdict.passed]
     return [
         verdict.component,
         verdict.task,
         verdict.stage,
         db,
-        f"{verdict.floor_db:g} dB",
+        f"{verdict.floor_db:g} dB" if verdict.floor_db else "",
         passed,
         verdict.runner or verdict.reason or "",
     ]

@@ -133,6 +133,8 @@ def _export(
     shared = bundle.sharing(found.manifest)
     if shared is not None:
         print(shared)
+    for steps, reason in (found.manifest.loop.skipped if found.manifest.loop else {}).items():
+        sys.stderr.write(f"warning: no table for {steps} steps: {reason}\n")
     for folded in found.manifest.source.loras:
         for name, count in folded.unused.items():
             sys.stderr.write(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtu_export import models, targets
-from mtu_export.bundle import denoising, verification
+from mtu_export import bundle, models, targets
+from mtu_export.bundle import denoising, witness
 from mtu_export.checkpoint.layout import PipelineLayout
-from mtu_export.exporter import golden_inputs, manifest
-from mtu_export.exporter.reference import Reference
+from mtu_export.exporter import golden_inputs, manifest, proof
+from mtu_export.exporter.reference import Contribution, Reference
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
 from mtu_export.models import lora, stock
@@ -21,10 +21,12 @@ from mtu_export.spec import Arrays, Cost, Plan, Program, Verdict
 
 Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
 """Inputs and reference outputs by task."""
+Watch = Callable[[str], AbstractContextManager[Any]]
+"""Called with the name of each stage; entered for as long as it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ExportedPart:
     """What the export of one component adds to a bundle.
 
     ``row`` is its part in the manifest, ``cases`` are its goldens: those of a graph that several
@@ -39,6 +41,18 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Result:
+    """What comes of one component.
+
+    ``part`` is None for one that only the golden loops need; ``contributions`` are what it gives
+    to them, by task.
+    """
+
+    part: ExportedPart | None
+    contributions: Mapping[str, Contribution]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Where one component goes, what is folded into it, and how its stages are shown."""
 
@@ -46,54 +60,87 @@ class Job:
     component: str
     folder: Path
     identity: Mapping[str, str]
-    watch: Any
+    watch: Watch
     loras: Sequence[tuple[lora.Lora, float]] = ()
 
-    def stage(self, words: str) -> AbstractContextManager[Any]:
+    def stage(self, name: str) -> AbstractContextManager[Any]:
         """Enter a stage; those of other parts than the UNet carry their name."""
-        mark = "" if self.component == "unet" else f"{self.component}: "
-        return self.watch(mark + words)
+        prefix = "" if self.component == "unet" else f"{self.component}: "
+        return self.watch(prefix + name)
+
+
+@dataclass(kw_only=True)
+class _Source:
+    """A component in PyTorch with its goldens, before it is rewritten: one graph per task.
+
+    ``modules`` are what the schemes' layers are named in.
+    """
+
+    graphs: dict[str, Graph]
+    modules: list[Any]
+    cases: Cases
+    proof: list[Verdict]
+    cost: Cost
+    contributions: Mapping[str, Contribution]
 
 
 @dataclass(kw_only=True)
 class _Captured:
-    """A component as a program, before a target has it; :func:`_lower` takes the program out."""
+    """A component as a program, and the layers that kept float.
 
-    program: Program | None
-    kept: Sequence[tuple[str, str]]
-    cases: Cases
-    proof: list[Verdict]
-    cost: Cost
-
-
-def make(job: Job, references: Sequence[Reference]) -> Made | None:
-    """Export one component of the plan, prove it, and give the loops what they need of it.
-
-    ``references`` are those of the plan's tasks. Null for a component that only they need.
+    The program owns the weights, gigabytes of them. :meth:`take_program` hands it over: whoever
+    took it lets it go before a runtime loads the artefact, so that the weights are in memory once.
     """
-    captured = (_unet if job.component == "unet" else _stock)(job, references)
-    return None if captured is None else _lower(job, captured)
+
+    kept: Sequence[tuple[str, str]]
+    _program: Program | None = field(repr=False)
+
+    def take_program(self) -> Program:
+        """The program, once; nothing else refers to its weights afterwards."""
+        program, self._program = self._program, None
+        if program is None:
+            raise AssertionError("the program was taken before")
+        return program
 
 
-def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
+def make(job: Job, references: Sequence[Reference]) -> Result:
+    """Export one component of the plan and prove it.
+
+    ``references`` are those of the plan's tasks, in order; they are read and not changed.
+    """
+    source = (_unet if job.component == "unet" else _stock)(job, references)
+    contributions = source.contributions
+    if job.component not in job.plan.components:
+        return Result(part=None, contributions=contributions)
+    cases, verdicts, cost = source.cases, source.proof, source.cost
+    captured = _capture(job, source)
+    del source  # the modules hold the weights too
+    row = _lower(job, captured, cost)
+    gc.collect()  # graphs are cyclic
+    part = _prove(job, row, cases, verdicts, cost)
+    return Result(part=part, contributions=contributions)
+
+
+def _unet(job: Job, references: Sequence[Reference]) -> _Source:
     plan, several = job.plan, len(job.plan.tasks) > 1
     family = models.load(plan.family)
     with job.stage("load checkpoint"):
         pipeline = family.load(plan.checkpoint)
         live = pipeline.components["unet"]
-        _apply(job, live)
+        _apply_loras(job, live)
     cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
+    contributions = {}
     for reference in references:
         task = reference.task
         of_task = f" of {task.name}" if several else ""
         with job.stage(f"run live-router model{of_task}"):
             graph = family.graph(live, plan, task)
-            given = golden_inputs.goldens(graph.inputs, task, plan, reference.known)
-            cases[task.name] = list(zip(given, capture.run(graph, given), strict=True))
-        if reference.whole:
+            inputs = golden_inputs.goldens(graph.inputs, task, plan, reference.known_embeddings)
+            cases[task.name] = list(zip(inputs, capture.run(graph, inputs), strict=True))
+        if reference.is_complete:
             count = len(reference.schedule.passes)
             with job.stage(f"run the live-router loop{of_task}, {count} passes"):
-                reference.take_unet(graph)
+                contributions[task.name] = reference.run_loop(graph)
         del graph
     with job.stage("fold"):
         del live
@@ -103,109 +150,142 @@ def _unet(job: Job, references: Sequence[Reference]) -> _Captured:
         graphs = {t.name: family.graph(folded[t.name].module, plan, t) for t in plan.tasks}
         cost = capture.cost(graphs[plan.tasks[0].name])
     with job.stage("prove the fold"):
-        proof = []
-        for reference in references:
-            task = reference.task
-            given, wanted = zip(*cases[task.name], strict=True)
-            found = capture.run(graphs[task.name], given)
-            proof.append(verification.folded(wanted, found, task))
-            verification.refuse_failure(proof)
-    return _capture(job, graphs, modules, cases, proof, cost)
+        verdicts: list[Verdict] = []
+        for task in plan.tasks:
+            inputs, expected = zip(*cases[task.name], strict=True)
+            actual = capture.run(graphs[task.name], inputs)
+            verdicts.append(proof.prove_fold(expected, actual, task))
+            proof.refuse_failure(verdicts)
+    return _Source(
+        graphs=graphs,
+        modules=modules,
+        cases=cases,
+        proof=verdicts,
+        cost=cost,
+        contributions=contributions,
+    )
 
 
-def _stock(job: Job, references: Sequence[Reference]) -> _Captured | None:
-    plan, component = job.plan, job.component
-    layout = PipelineLayout(plan.config)
-    users = [row for row in references if component in layout.components(row.task)]
+def _stock(job: Job, references: Sequence[Reference]) -> _Source:
+    """A text encoder or half of the VAE: the same graph for every task that needs it."""
     with job.stage("load and run"):
-        if component.startswith("text_encoder"):
-            module = stock.load_text_encoder(plan.checkpoint, component)
-            _apply(job, module)
-            graph = stock.text_encoder_graph(
-                module,
-                module.config,
-                penultimate=references[0].xl,
-                pooled=component == "text_encoder_2",
-            )
-            # a fixed prompt asks the encoder too, at export alone
-            found = [(ids := row.ids(component), capture.run(graph, ids)) for row in references]
-            for row, (_, outputs) in zip(references, found, strict=True):
-                row.take_text(component, list(outputs))
-            cases, wanted = found[references.index(users[0]) if users else 0]
-        else:
-            vae = stock.load_vae(plan.checkpoint)
-            encodes = component == "vae_encoder"
-            make = stock.vae_encoder_graph if encodes else stock.vae_decoder_graph
-            graph = make(vae, plan.height, plan.width)
-            name, shape = graph.inputs[0].name, graph.inputs[0].shape
-            values = golden_inputs.pictures((plan.height, plan.width), plan.seed)
-            if not encodes:
-                values = [denoising.noise(shape, plan.seed + i) for i in range(len(values))]
-            cases = [{name: value} for value in values]
-            wanted = capture.run(graph, cases)
-            for row in users:
-                (row.take_encoder if encodes else row.take_decoder)(graph)
-    if component not in plan.components:
-        return None
-    cost, task = capture.cost(graph), users[0].task.name
-    rows = list(zip(cases, wanted, strict=True))
-    return _capture(job, {task: graph}, [graph.module], {task: rows}, [], cost)
+        if job.component.startswith("text_encoder"):
+            return _text_encoder(job, references)
+        return _vae(job, references)
 
 
-def _apply(job: Job, module: Any) -> None:
+def _text_encoder(job: Job, references: Sequence[Reference]) -> _Source:
+    module = stock.load_text_encoder(job.plan.checkpoint, job.component)
+    _apply_loras(job, module)
+    graph = stock.text_encoder_graph(
+        module,
+        module.config,
+        penultimate=references[0].is_sdxl,
+        pooled=job.component == "text_encoder_2",
+    )
+    # a fixed prompt asks the encoder too, at export alone
+    cases = {}
+    for reference in references:
+        ids = reference.ids(job.component)
+        cases[reference.task.name] = list(zip(ids, capture.run(graph, ids), strict=True))
+    contributions = {
+        task: Contribution(text=tuple(outputs for _, outputs in pairs))
+        for task, pairs in cases.items()
+    }
+    users = _users(job, references) or list(references)
+    return _of_one_graph(graph, users[0].task.name, cases[users[0].task.name], contributions)
+
+
+def _vae(job: Job, references: Sequence[Reference]) -> _Source:
+    plan, encodes = job.plan, job.component == "vae_encoder"
+    vae = stock.load_vae(plan.checkpoint)
+    build = stock.vae_encoder_graph if encodes else stock.vae_decoder_graph
+    graph = build(vae, plan.height, plan.width)
+    name, shape = graph.inputs[0].name, graph.inputs[0].shape
+    values = golden_inputs.pictures((plan.height, plan.width), plan.seed)
+    if not encodes:
+        values = [denoising.noise(shape, plan.seed + i) for i in range(len(values))]
+    inputs = [{name: value} for value in values]
+    cases = list(zip(inputs, capture.run(graph, inputs), strict=True))
+    users = _users(job, references)
+    contributions = {
+        user.task.name: user.run_encoder(graph) if encodes else user.run_decoder(graph)
+        for user in users
+    }
+    return _of_one_graph(graph, users[0].task.name, cases, contributions)
+
+
+def _of_one_graph(
+    graph: Graph,
+    task: str,
+    cases: Sequence[tuple[Arrays, Arrays]],
+    contributions: Mapping[str, Contribution],
+) -> _Source:
+    return _Source(
+        graphs={task: graph},
+        modules=[graph.module],
+        cases={task: cases},
+        proof=[],
+        cost=capture.cost(graph),
+        contributions=contributions,
+    )
+
+
+def _users(job: Job, references: Sequence[Reference]) -> list[Reference]:
+    """The references whose tasks run the component."""
+    layout = PipelineLayout(job.plan.config)
+    return [each for each in references if job.component in layout.components(each.task)]
+
+
+def _apply_loras(job: Job, module: Any) -> None:
     """Fold into one component those LoRAs of the plan that have layers for it."""
-    rows = [
-        (row, scale)
-        for row, scale in job.loras
-        if any(layer.component == job.component for layer in row.layers)
+    loras = [
+        (adapter, scale)
+        for adapter, scale in job.loras
+        if any(layer.component == job.component for layer in adapter.layers)
     ]
-    if rows:
-        lora.apply({job.component: module}, rows)
+    if loras:
+        lora.apply({job.component: module}, loras)
 
 
-def _capture(
-    job: Job,
-    graphs: Mapping[str, Graph],
-    modules: Sequence[Any],
-    cases: Cases,
-    proof: list[Verdict],
-    cost: Cost,
-) -> _Captured:
-    """Rewrite, quantise and capture graphs whose mathematics are settled, one a task.
-
-    ``modules`` are what the schemes' layers are named in.
-    """
+def _capture(job: Job, source: _Source) -> _Captured:
+    """Rewrite, quantise and capture graphs whose mathematics are settled."""
     plan = job.plan.part(job.component)
     with job.stage("rewrite and quantise"):
-        for module in modules:
+        for module in source.modules:
             rewrite.apply(module, targets.rewrites(plan))
-        kept = quantize.quantize(modules, plan.scheme)
+        kept = quantize.quantize(source.modules, plan.scheme)
     with job.stage("capture"):
-        program = capture.capture(job.component, graphs)
-    return _Captured(program=program, kept=kept, cases=cases, proof=proof, cost=cost)
+        program = capture.capture(job.component, source.graphs)
+    return _Captured(_program=program, kept=kept)
 
 
-def _lower(job: Job, captured: _Captured) -> Made:
-    """Write the artefact and run it; the program's weights are free before a runtime loads it."""
-    plan = job.plan.part(job.component)
-    program, captured.program = captured.program, None
-    assert program is not None
+def _lower(job: Job, captured: _Captured, cost: Cost) -> dict[str, Any]:
+    """Write the artefact; its row of the manifest. The program ends with this function."""
+    plan, program = job.plan.part(job.component), captured.take_program()
     gc.collect()
     with job.stage(f"lower to {plan.target}"):
         lowered = targets.load(plan.target).lower(program, plan, job.folder, job.identity)
-    row = manifest.part(program, lowered, captured.cost, plan, job.folder, captured.kept)
-    del program
-    gc.collect()  # graphs are cyclic
-    cases: dict[str, list[tuple[Arrays, Arrays]]] = {}
-    proof = captured.proof
+    return manifest.part(program, lowered, cost, plan, job.folder, captured.kept)
+
+
+def _prove(
+    job: Job, row: dict[str, Any], cases: Cases, verdicts: Sequence[Verdict], cost: Cost
+) -> ExportedPart:
+    """Run the artefact that was written, and keep a witness of its weights."""
+
+    plan = job.plan.part(job.component)
     with job.stage("verify"):
-        for task, pairs in captured.cases.items():
-            cases[task] = _renamed(row, pairs)
-            proof = [*proof, *verification.part(plan, row, job.folder, task, cases[task])]
-        if all(verdict.passed is not False for verdict in proof):
-            row = {**row, **verification.witness(plan, row, job.folder, cases)}
-    return Made(
-        component=job.component, row=row, proof=tuple(proof), cases=cases, cost=captured.cost
+        part = bundle.part(job.folder, row)
+        renamed = {task: _renamed(row, pairs) for task, pairs in cases.items()}
+        verdicts = list(verdicts)
+        for task, pairs in renamed.items():
+            verdicts += proof.prove_fresh_part(plan, part, task, pairs)
+        if all(verdict.passed is not False for verdict in verdicts):
+            numbers = witness.measure(plan.target, part, renamed)
+            row = {**row, "witness": numbers} if numbers else row
+    return ExportedPart(
+        component=job.component, row=row, proof=tuple(verdicts), cases=renamed, cost=cost
     )
 
 
@@ -213,11 +293,8 @@ def _renamed(
     row: Mapping[str, Any], cases: Sequence[tuple[Arrays, Arrays]]
 ) -> list[tuple[Arrays, Arrays]]:
     """Cases under the names that the artefact has for its inputs and outputs, in their order."""
-    names = [[spec["name"] for spec in row[side]] for side in ("inputs", "outputs")]
+    inputs, outputs = ([spec["name"] for spec in row[side]] for side in ("inputs", "outputs"))
     return [
-        tuple(  # type: ignore[misc]
-            dict(zip(side, arrays.values(), strict=True))
-            for side, arrays in zip(names, case, strict=True)
-        )
-        for case in cases
+        (dict(zip(inputs, a.values(), strict=True)), dict(zip(outputs, b.values(), strict=True)))
+        for a, b in cases
     ]

@@ -121,6 +121,7 @@ def resolve(
         schemes={part: scheme_of(part, row, vae, float16_vae=float16) for part in chosen_parts},
         scheduler=scheduler,
         steps=_steps(bake_steps, rows),
+        steps_named=bool(bake_steps),
         loras=tuple(lora),
         resume=skip_existing,
         is_sdxl=layout.is_sdxl,

@@ -1,12 +1,14 @@
 """The loop of the live-router pipeline in PyTorch, for one seeded request.
 
-Parts come by one after the other while they are exported; what each gives to the loop is kept as
-arrays, so that no two of them are in memory together and a stopped export goes on from files.
+Parts come by one after the other while they are exported. What each gives to the loop is a
+:class:`Contribution` of arrays, so that no two parts are in memory together and a stopped export
+goes on from files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,31 +17,69 @@ from mtu_export import checkpoint
 from mtu_export.bundle import denoising, sampler, source_tokenizer
 from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.exporter import golden_inputs
+from mtu_export.exporter.schedule import Baked
 from mtu_export.graph import capture
 from mtu_export.graph.capture import Graph
-from mtu_export.spec import Arrays, Plan, Schedule, Session, Task
+from mtu_export.spec import Arrays, Plan, Session, Task
 
 PROMPT = "make the red circle blue"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
 """Of the golden request, and of the cases of a text encoder."""
 
 
-class Reference:
-    """Arrays by name: ``text/<encoder>/<case>/<output>``, ``channels``, ``latents/<pass>``, ..."""
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What one component gives to the golden loop of one task; each gives one of these.
 
-    def __init__(
-        self, plan: Plan, task: Task, scheduler: Any, tables: Mapping[int, Schedule]
-    ) -> None:
-        self.plan, self.task, self.steps = plan, task, min(tables)
-        self.scheduler, self.tables = scheduler, tables
-        self.schedule = tables[self.steps]
+    ``text`` are a text encoder's outputs by prompt; ``channels`` the conditioning [1, Σc, h, w]
+    with and without the image; ``outputs`` the guided m of each pass and ``latents`` x after it,
+    [1, C, h, w]; ``image`` the decoded picture [1, 3, H, W].
+    """
+
+    text: tuple[Arrays, ...] = ()
+    channels: tuple[np.ndarray, ...] = ()
+    outputs: tuple[np.ndarray, ...] = ()
+    latents: tuple[np.ndarray, ...] = ()
+    image: np.ndarray | None = None
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, for a file; inverse of :meth:`from_arrays`."""
+        arrays = {f"text/{i}/{n}": v for i, row in enumerate(self.text) for n, v in row.items()}
+        for name in ("channels", "outputs", "latents"):
+            arrays |= {f"{name}/{i}": value for i, value in enumerate(getattr(self, name))}
+        return arrays if self.image is None else {**arrays, "image": self.image}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Contribution:
+        """Read what :meth:`to_arrays` wrote."""
+
+        def numbered(prefix: str) -> tuple[np.ndarray, ...]:
+            values = denoising.named(arrays, f"{prefix}/")
+            return tuple(values[str(i)] for i in range(len(values)))
+
+        cases = {name.split("/")[1] for name in arrays if name.startswith("text/")}
+        return cls(
+            text=tuple(denoising.named(arrays, f"text/{i}/") for i in range(len(cases))),
+            channels=numbered("channels"),
+            outputs=numbered("outputs"),
+            latents=numbered("latents"),
+            image=arrays.get("image"),
+        )
+
+
+class Reference:
+    """The golden loop of one task, as far as the components that came by have brought it."""
+
+    def __init__(self, plan: Plan, task: Task, baked: Baked) -> None:
+        self.plan, self.task, self.steps = plan, task, baked.golden
+        self.schedule = baked.tables[baked.golden]
         layout = PipelineLayout.read(plan.checkpoint, plan.config)
-        self.whole = set(layout.components(task)) <= set(plan.components)
-        self.encoders, self.xl = layout.text_encoders, layout.is_sdxl
+        self.is_complete = set(layout.components(task)) <= set(plan.components)
+        self.encoders, self.is_sdxl = layout.text_encoders, layout.is_sdxl
         self.scaling = layout.scaling_factor
         index = plan.checkpoint / "model_index.json"
         self.index = checkpoint.read_json(index) if index.is_file() else {}
-        self.arrays: dict[str, np.ndarray] = {}
+        self.contributions: dict[str, Contribution] = {}
         self.request = self._request()
 
     def _request(self) -> denoising.Request:
@@ -53,6 +93,10 @@ class Reference:
             mask=golden_inputs.mask(size) if task.needs_mask else None,
         )
 
+    def add(self, component: str, contribution: Contribution) -> None:
+        """Keep what a component gives to this loop."""
+        self.contributions[component] = contribution
+
     # ------------------------------------------------------------------------------- text
 
     @property
@@ -61,119 +105,129 @@ class Reference:
         return (self.request.prompt, *PROMPTS[1:])
 
     def ids(self, encoder: str) -> list[Arrays]:
-        """Inputs of a text encoder, one a prompt."""
+        """Inputs of a text encoder, one for each prompt."""
         folder = self.plan.checkpoint / tokenizer_folder(encoder)
-        words = source_tokenizer.read(folder)
-        return [{"input_ids": words.encode(prompt)[0]} for prompt in self.prompts]
-
-    def take_text(self, encoder: str, found: list[Arrays]) -> None:
-        """Keep what a text encoder makes of the prompts."""
-        for case, outputs in enumerate(found):
-            self.arrays |= {f"text/{encoder}/{case}/{name}": v for name, v in outputs.items()}
+        loaded = source_tokenizer.read(folder)
+        return [{"input_ids": loaded.encode(prompt)[0]} for prompt in self.prompts]
 
     @property
     def text(self) -> dict[str, list[dict[str, str]]]:
         """Which outputs of text encoders are joined to which input of the UNet."""
-        rows = [{"component": name, "output": "hidden_states"} for name in self.encoders]
+        hidden = [{"component": name, "output": "hidden_states"} for name in self.encoders]
         pooled = {"text_embeds": [{"component": "text_encoder_2", "output": "pooled"}]}
-        return {"encoder_hidden_states": rows, **(pooled if self.xl else {})}
+        return {"encoder_hidden_states": hidden, **(pooled if self.is_sdxl else {})}
 
-    def words(self, case: int) -> dict[str, np.ndarray]:
+    def text_embeddings(self, case: int) -> dict[str, np.ndarray]:
         """UNet inputs [1, ...] for one of the prompts; empty where an encoder is missing."""
-        found = {}
-        for name, rows in self.text.items():
-            keys = [f"text/{row['component']}/{case}/{row['output']}" for row in rows]
-            if not all(key in self.arrays for key in keys):
+        embeddings = {}
+        for name, sources in self.text.items():
+            if not all(source["component"] in self.contributions for source in sources):
                 return {}
-            found[name] = np.concatenate([self.arrays[key] for key in keys], -1)
-        return found
+            outputs = [
+                self.contributions[source["component"]].text[case][source["output"]]
+                for source in sources
+            ]
+            embeddings[name] = np.concatenate(outputs, -1)
+        return embeddings
 
     @property
-    def known(self) -> list[Arrays]:
-        """Text inputs of the UNet, one a prompt, where the checkpoint's encoders can make them."""
-        return [row for row in map(self.words, range(len(self.prompts))) if row]
+    def known_embeddings(self) -> list[Arrays]:
+        """Text inputs of the UNet by prompt, where the checkpoint's encoders can make them."""
+        cases = map(self.text_embeddings, range(len(self.prompts)))
+        return [embeddings for embeddings in cases if embeddings]
 
     def constants(self) -> dict[str, np.ndarray]:
         """What a loop needs and no prompt changes, under the names of ``constants.safetensors``."""
-        found: dict[str, np.ndarray] = {}
-        given, empty = self.words(0), self.words(1)
-        if given and self.task.guidance.kind != "none":
+        constants: dict[str, np.ndarray] = {}
+        prompt, empty = self.text_embeddings(0), self.text_embeddings(1)
+        if prompt and self.task.guidance.kind != "none":
             # true where the index says nothing: so diffusers' SDXL pipelines have it
-            zeros = self.xl and self.index.get("force_zeros_for_empty_prompt", True) is True
-            found |= {f"empty/{n}": v * 0 if zeros else v for n, v in empty.items()}
-        if given and self.task.prompt is not None:
-            found |= {f"prompt/{self.task.name}/{name}": v for name, v in given.items()}
-        if self.xl:
+            zeros = self.is_sdxl and self.index.get("force_zeros_for_empty_prompt", True) is True
+            constants |= {f"empty/{n}": v * 0 if zeros else v for n, v in empty.items()}
+        if prompt and self.task.prompt is not None:
+            constants |= {f"prompt/{self.task.name}/{name}": v for name, v in prompt.items()}
+        if self.is_sdxl:
             size = [self.plan.height, self.plan.width]
-            found["sizes/time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
-        return found
+            constants["sizes/time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
+        return constants
 
     # ------------------------------------------------------------------------ image and loop
 
-    def take_encoder(self, graph: Graph) -> None:
-        """Keep the conditioning that the VAE encoder makes of the request's image."""
+    def run_encoder(self, graph: Graph) -> Contribution:
+        """The conditioning that the VAE encoder makes of the request's image."""
 
         def encode(image: np.ndarray) -> np.ndarray:
-            (found,) = capture.run(graph, [{graph.inputs[0].name: image}])
-            return found[graph.outputs[0].name]
+            (outputs,) = capture.run(graph, [{graph.inputs[0].name: image}])
+            return outputs[graph.outputs[0].name]
 
-        self._take_channels(encode)
+        return Contribution(channels=self._channels(encode))
 
-    def _take_channels(self, encode: Any) -> None:
-        full, without = denoising.conditioning(
-            self.task, self.request, encode, self.scaling, self.plan.latent_size
-        )
-        self.arrays |= {"channels": full, "without": without}
+    def _channels(
+        self, encode: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        size = self.plan.latent_size
+        return denoising.conditioning(self.task, self.request, encode, self.scaling, size)
 
-    def take_unet(self, graph: Graph) -> None:
-        """Run the guided passes with the live router; keep the latent after each."""
-        if not self.whole:
-            return
-        if "channels" not in self.arrays:
-            self._take_channels(None)
-        channels = self.arrays["channels"], self.arrays["without"]
+    def run_loop(self, graph: Graph) -> Contribution:
+        """The guided passes with the live router; nothing where a part of the loop is missing."""
+        if not self.is_complete or not self.text_embeddings(0):
+            return Contribution()
+        encoded = self.contributions.get("vae_encoder", Contribution()).channels
+        full, without = encoded or self._channels(_no_encoder)
         sizes = denoising.named(self.constants(), "sizes/")
         empty = denoising.named(self.constants(), "empty/")
-        words = ({**self.words(0), **sizes}, {**empty, **sizes})
-        guidance = self.task.guidance
-        denoise = denoising.denoiser(_session(graph), graph.inputs, guidance, words, channels)
-        found = sampler.latents(self.schedule, self.request.noise, denoise)
-        self.arrays |= {f"latents/{i}": x for i, x in enumerate(found)}
+        text_inputs = ({**self.text_embeddings(0), **sizes}, {**empty, **sizes})
+        denoise = denoising.denoiser(
+            _session(graph), graph.inputs, self.task.guidance, text_inputs, (full, without)
+        )
+        passes = list(sampler.trajectory(self.schedule, self.request.noise, denoise))
+        return Contribution(
+            outputs=tuple(m for m, _ in passes), latents=tuple(x for _, x in passes)
+        )
 
-    def take_decoder(self, graph: Graph) -> None:
-        """Keep the picture of the last latent."""
-        if self.last is not None:
-            self.arrays["image"] = denoising.decode(
-                _session(graph), graph.inputs[0], self.last, self.scaling
-            )
-
-    @property
-    def last(self) -> np.ndarray | None:
-        """The latent after the last pass, where the loop was run."""
-        return self.arrays.get(f"latents/{len(self.schedule.passes) - 1}")
+    def run_decoder(self, graph: Graph) -> Contribution:
+        """The picture of the last latent, where the loop was run."""
+        latents = self.contributions.get("unet", Contribution()).latents
+        if not latents:
+            return Contribution()
+        session = _session(graph)
+        return Contribution(
+            image=denoising.decode(session, graph.inputs[0], latents[-1], self.scaling)
+        )
 
     def golden(self) -> dict[str, np.ndarray]:
         """The tensors of ``loop/<task>/``; empty where the loop was not run to its end."""
-        if "image" not in self.arrays:
+        image = self.contributions.get("vae_decoder", Contribution()).image
+        if image is None:
             return {}
-        given = {"noise": self.request.noise, "image": self.arrays["image"]}
-        passes = range(len(self.schedule.passes))
-        given |= {f"latents/{i}": self.arrays[f"latents/{i}"] for i in passes}
+        loop = self.contributions["unet"].to_arrays()
+        golden = {"noise": self.request.noise, "image": image, **loop}
         for name, value in (("input", self.request.image), ("mask", self.request.mask)):
             if value is not None:
-                given[name] = value
-        return given
+                golden[name] = value
+        return golden
 
-    def loop(self) -> dict[str, Any]:
-        """The manifest's ``loop``: the tables, and the golden request where it was run."""
-        found: dict[str, Any] = {
-            "scheduler": type(self.scheduler).__name__,
-            "prediction_type": self.scheduler.config.get("prediction_type", "epsilon"),
-            "schedules": {str(steps): row.to_json() for steps, row in self.tables.items()},
-        }
-        if "image" in self.arrays:
-            found["golden"] = {"prompt": self.request.prompt, "steps": self.steps}
-        return found
+
+def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference]) -> dict[str, Any]:
+    """The manifest's ``loop``: the tables, and the golden request of a task that was run.
+
+    A task with a prompt of its own asks for no other one, so one that takes any comes first.
+    """
+    loop: dict[str, Any] = {
+        "scheduler": type(scheduler).__name__,
+        "prediction_type": scheduler.config.get("prediction_type", "epsilon"),
+        "schedules": {str(steps): table.to_json() for steps, table in baked.tables.items()},
+    }
+    if baked.skipped:
+        loop["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
+    complete = [reference for reference in references if reference.golden()]
+    for reference in sorted(complete, key=lambda each: each.task.prompt is not None)[:1]:
+        loop["golden"] = {"prompt": reference.request.prompt, "steps": reference.steps}
+    return loop
+
+
+def _no_encoder(image: np.ndarray) -> np.ndarray:
+    raise AssertionError("a task that encodes its image has a VAE encoder among its components")
 
 
 def _session(graph: Graph) -> Session:

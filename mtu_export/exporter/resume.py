@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +16,65 @@ import mtu_export
 from mtu_export import bundle, checkpoint
 from mtu_export.exporter import manifest
 from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
-from mtu_export.storage import atomic_file
 from mtu_export.storage.draft import SCRATCH
 
 if TYPE_CHECKING:
-    from mtu_export.exporter.component import Made
+    from mtu_export.exporter.component import ExportedPart, Result
 
-_PLAN_ONLY = ("out", "force", "memory", "resume")
+_NOT_EXPORTED = ("out", "force", "memory", "resume")
 """Fields of a plan that do not change what is exported."""
+_HASHED = ("checkpoint", "loras", "config", "stock_configs")
+"""Fields of a plan whose files are hashed: where they lie changes nothing."""
+_LABELS = ("name", "source")
+"""Entries of an identity that are names of folders."""
 
 
 def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, str]) -> str:
-    """By which two exports are known to make the same: plan, source, LoRAs, versions and code."""
-    rows = {row.name: repr(getattr(plan, row.name)) for row in fields(plan)}
-    kept = {name: value for name, value in rows.items() if name not in _PLAN_ONLY}
-    files = {str(path): bundle.sha256(path) for word in plan.loras for path in _lora_files(word)}
-    said = {**identity, "name": "", **versions}
-    read = bundle.sha256_of(_read_too(plan))
-    text = json.dumps([kept, said, files, read, _code()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """A hash of all that decides what an export makes: options, sources, versions and code.
+
+    Sources count by content: the same files elsewhere, or under another name, are the same.
+    """
+    options = {k: v for k, v in asdict(plan).items() if k not in (*_NOT_EXPORTED, *_HASHED)}
+    content = {
+        "options": options,
+        "identity": {key: value for key, value in identity.items() if key not in _LABELS},
+        "versions": dict(versions),
+        "loras": _lora_hashes(plan),
+        "sources": bundle.sha256_of(_read_too(plan)),
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
+    """Scale and content of each LoRA, and of the config beside it."""
+    from mtu_export.models import lora
+
+    return [
+        {
+            "scale": lora.parse(option)[1],
+            "files": [bundle.sha256(path) for path in _lora_files(option)],
+        }
+        for option in plan.loras
+    ]
 
 
 def _code() -> str:
-    """Of this package: a version that is installed from a working tree does not stand still."""
-    home = Path(mtu_export.__file__).parent
-    return bundle.sha256_of({p.relative_to(home).as_posix(): p for p in home.rglob("*.py")})
+    """Hash of this package: a version installed from a working tree does not stand still."""
+    package = Path(mtu_export.__file__).parent
+    return bundle.sha256_of({p.relative_to(package).as_posix(): p for p in package.rglob("*.py")})
 
 
 def source_files(plan: Plan) -> list[Path]:
     """The checkpoint's folder and the LoRAs."""
-    return [plan.checkpoint, *(path for word in plan.loras for path in _lora_files(word))]
+    return [plan.checkpoint, *(path for option in plan.loras for path in _lora_files(option))]
 
 
 def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
     """Inode, size and time of every file that an export reads, to see that none has changed."""
     read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *source_files(plan)[1:]]
-    found = {str(path): path.stat() for path in read}
-    return {name: (row.st_ino, row.st_size, row.st_mtime_ns) for name, row in found.items()}
+    stats = {str(path): path.stat() for path in read}
+    return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in stats.items()}
 
 
 def _read_too(plan: Plan) -> dict[str, Path]:
@@ -71,96 +93,138 @@ def _read_too(plan: Plan) -> dict[str, Path]:
     return {str(path.relative_to(home)): path for path in (*files, *checkpoint.licences(home))}
 
 
-def _lora_files(word: str) -> list[Path]:
+def _lora_files(option: str) -> list[Path]:
     from mtu_export.models import lora
 
-    path, _ = lora.parse(word)
+    path, _ = lora.parse(option)
     config = lora.config_beside(path)
     return [path] if config is None else [path, config]
 
 
 class State:
-    """Finished components below a draft folder; those of another export are cleared away."""
+    """Finished components below a draft folder; those of another export are cleared away.
 
-    def __init__(self, folder: Path, mark: str) -> None:
-        self.folder, self.home = folder, folder / SCRATCH
+    A component is two files: its arrays, and a JSON record that appears last and whole and has
+    hashes of both.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.scratch = folder, folder / SCRATCH
         try:
-            same = (self.home / "mark").read_text("utf-8") == mark
+            same = (self.scratch / "mark").read_text("utf-8") == fingerprint
         except (OSError, ValueError):
             same = False
         if not same:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self.home.mkdir()
-            (self.home / "mark").write_text(mark, "utf-8")
+            self.scratch.mkdir()
+            (self.scratch / "mark").write_text(fingerprint, "utf-8")
 
-    def get(self, component: str) -> tuple[Made | None, dict[str, np.ndarray]] | None:
-        """A finished component and what it gave to the loop, its files checked; else null.
+    def get(self, component: str) -> Result | None:
+        """A finished component, its files checked; else None.
 
         What was half written, or changed since, is as good as not finished.
         """
-        from safetensors import SafetensorError
-
-        try:
-            return self._read(component)
-        except (BundleError, SafetensorError, OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _read(self, component: str) -> tuple[Made | None, dict[str, np.ndarray]] | None:
         from safetensors.numpy import load_file
 
-        from mtu_export.exporter.component import Made
-
-        path = self.home / f"{component}.json"
-        if not path.is_file():
+        record = self._record(component)
+        if record is None:
             return None
-        said = json.loads(path.read_text("utf-8"))
-        arrays = load_file(self.home / f"{component}.safetensors")
-        given = {n.removeprefix("given/"): v for n, v in arrays.items() if n.startswith("given/")}
-        if said is None:
-            return None, given
-        bundle.check_part(self.folder, said["row"])
-        cases: dict[str, list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]] = {}
-        for task, count in said["cases"].items():
-            cases[task] = []
-            for number in range(count):
-                pair = [
-                    {n.removeprefix(s): arrays[n] for n in said["names"] if n.startswith(s)}
-                    for s in (f"{task}/{number}/in/", f"{task}/{number}/out/")
-                ]
-                cases[task].append((pair[0], pair[1]))
-        made = Made(
-            component=component,
-            row=said["row"],
-            proof=tuple(Verdict.from_json(row) for row in said["proof"]),
-            cases=cases,
-            cost=Cost(**said["cost"]),
-        )
-        return made, given
+        try:
+            part = record["part"]
+            if part is not None:
+                bundle.check_part(self.folder, part["row"])
+        except BundleError:
+            return None
+        return _decoded(component, record, load_file(self._arrays(component)))
 
-    def put(self, component: str, made: Made | None, given: Mapping[str, np.ndarray]) -> None:
-        """Keep a finished component; its JSON appears last and whole."""
+    def put(self, component: str, result: Result) -> None:
+        """Keep a finished component."""
         from safetensors.numpy import save_file
 
-        arrays = {f"given/{name}": value for name, value in given.items()}
-        said: dict[str, Any] | None = None
-        if made is not None:
-            names = []
-            for task, cases in made.cases.items():
-                for number, case in enumerate(cases):
-                    for side, rows in zip(("in", "out"), case, strict=True):
-                        found = {f"{task}/{number}/{side}/{name}": v for name, v in rows.items()}
-                        names += found
-                        arrays |= found
-            said = {
-                "row": made.row,
-                "proof": [row.to_json() for row in made.proof],
-                "cost": asdict(made.cost),
-                "cases": {task: len(cases) for task, cases in made.cases.items()},
-                "names": names,
-            }
-        found = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        with atomic_file(self.home / f"{component}.safetensors") as private:
-            save_file(found, private)
-        with atomic_file(self.home / f"{component}.json") as private:
-            private.write_text(json.dumps(said), "utf-8")
+        record, arrays = _encoded(result)
+        path = self._arrays(component)
+        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        record["arrays"] = bundle.sha256(path)
+        text = json.dumps(record)
+        draft = self.scratch / f"{component}.new"
+        draft.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", "utf-8")
+        draft.rename(self.scratch / f"{component}.json")
+
+    def _arrays(self, component: str) -> Path:
+        return self.scratch / f"{component}.safetensors"
+
+    def _record(self, component: str) -> dict[str, Any] | None:
+        """The record, where it and the arrays are as they were written."""
+        try:
+            text = (self.scratch / f"{component}.json").read_text("utf-8")
+            digest, _, text = text.partition("\n")
+            if digest != hashlib.sha256(text.encode()).hexdigest():
+                return None
+            record = json.loads(text)
+            return record if record["arrays"] == bundle.sha256(self._arrays(component)) else None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+
+def _encoded(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A result as JSON and arrays."""
+    arrays = {
+        f"loop/{task}/{name}": value
+        for task, contribution in result.contributions.items()
+        for name, value in contribution.to_arrays().items()
+    }
+    record: dict[str, Any] = {"part": None, "tasks": list(result.contributions)}
+    part = result.part
+    if part is not None:
+        cases = {}
+        for task, pairs in part.cases.items():
+            cases[task] = [[list(inputs), list(outputs)] for inputs, outputs in pairs]
+            for number, pair in enumerate(pairs):
+                for side, tensors in zip(("in", "out"), pair, strict=True):
+                    prefix = f"case/{task}/{number}/{side}"
+                    arrays |= {f"{prefix}/{name}": value for name, value in tensors.items()}
+        record["part"] = {
+            "row": part.row,
+            "proof": [verdict.to_json() for verdict in part.proof],
+            "cost": asdict(part.cost),
+            "cases": cases,
+        }
+    return record, arrays
+
+
+def _decoded(component: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Result:
+    """The result of :func:`_encoded`."""
+    from mtu_export.bundle.denoising import named
+    from mtu_export.exporter.component import Result
+    from mtu_export.exporter.reference import Contribution
+
+    contributions = {
+        task: Contribution.from_arrays(named(arrays, f"loop/{task}/")) for task in record["tasks"]
+    }
+    part = None if record["part"] is None else _decoded_part(component, record["part"], arrays)
+    return Result(part=part, contributions=contributions)
+
+
+def _decoded_part(
+    component: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> ExportedPart:
+    from mtu_export.exporter.component import ExportedPart
+
+    cases = {
+        task: [
+            (
+                {name: arrays[f"case/{task}/{number}/in/{name}"] for name in inputs},
+                {name: arrays[f"case/{task}/{number}/out/{name}"] for name in outputs},
+            )
+            for number, (inputs, outputs) in enumerate(pairs)
+        ]
+        for task, pairs in record["cases"].items()
+    }
+    return ExportedPart(
+        component=component,
+        row=record["row"],
+        proof=tuple(Verdict.from_json(row) for row in record["proof"]),
+        cases=cases,
+        cost=Cost(**record["cost"]),
+    )

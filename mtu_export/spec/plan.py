@@ -41,7 +41,9 @@ class Plan:
     ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what the machine has available.
     ``components`` are exported, each by its row of ``schemes``; ``scheme`` is the denoiser's.
     ``scheduler`` is null for the checkpoint's own; ``steps`` are the step counts of the loop's
-    tables. ``loras`` are words ``FILE[:scale]``. ``resume`` takes up a stopped export.
+    tables; one that the scheduler cannot do refuses the export where ``steps_named`` (the user
+    named them), else it is left out. ``loras`` are options ``FILE[:scale]``.
+    ``resume`` takes up a stopped export.
     ``stock_configs`` are the JSON of a component's ``config.json`` (the UNet's as of a stock one),
     of ``"scheduler"`` and of ``"model_index"``, where the checkpoint has it.
     """
@@ -66,6 +68,7 @@ class Plan:
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     scheduler: str | None = None
     steps: tuple[int, ...] = ()
+    steps_named: bool = False
     loras: tuple[str, ...] = ()
     resume: bool = False
     is_sdxl: bool = False

@@ -59,15 +59,14 @@ class Scheme:
     """How weights are stored and how close to PyTorch the artefact must be.
 
     ``floor_db`` holds for float activations, ``int8_floor_db`` where the target quantises
-    activations too; ``loop_floor_db`` for the last latent and the picture
-    of a loop, where guidance multiplies the error of a pass. Of ``overrides`` the first that
-    matches a layer wins.
+    activations too; ``pass_floor_db`` for x after each pass of a loop, where guidance multiplies
+    the error of the denoiser. Of ``overrides`` the first that matches a layer wins.
     """
 
     name: str
     weights: FloatWeights | IntWeights
     floor_db: float
-    loop_floor_db: float
+    pass_floor_db: float
     int8_floor_db: float | None = None
     overrides: tuple[KeepFloat, ...] = ()
 

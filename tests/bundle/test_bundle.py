@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from mtu_export import bundle
 from mtu_export.bundle import verification
 from mtu_export.bundle.metrics import psnr
-from mtu_export.spec import BundleError
+from mtu_export.spec import BundleError, PlanError
+from mtu_export.spec.catalog import SCHEMES
 
 
 @pytest.fixture
@@ -123,15 +125,26 @@ def test_folder_hash_is_that_of_the_definition(tmp_path: Path) -> None:
     assert bundle.sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
 
 
-def test_min_psnr_is_recorded_and_used_again(copied: Path) -> None:
+def test_the_floor_is_the_schemes_whatever_the_bundle_says(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lower(manifest: dict[str, Any]) -> None:
-        manifest["proof"][1]["floor_db"] = 20.0
+        manifest["proof"][1]["floor_db"] = 0.0
 
     edit(copied, lower)
     (row,) = verification.verify_bundle(bundle.read(copied))
-    assert row.floor_db == 20.0
+    assert row.floor_db == SCHEMES["int8"].floor_db
     (row,) = verification.verify_bundle(bundle.read(copied), 70.0)
+    assert (row.passed, row.floor_db) == (False, 70.0)
+    high = {**SCHEMES, "int8": replace(SCHEMES["int8"], floor_db=80.0)}
+    monkeypatch.setattr(verification, "SCHEMES", high)
+    (row,) = verification.verify_bundle(bundle.read(copied))
     assert row.passed is False
+    assert row.reason == "it was exported with --min-psnr 0: give the same to verify"
+    (row,) = verification.verify_bundle(bundle.read(copied), 0.0)
+    assert row.passed is True
+    with pytest.raises(PlanError, match="--min-psnr must be from 0 to 300"):
+        verification.verify_bundle(bundle.read(copied), -1.0)
 
 
 def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mtu_export import bundle, targets
-from mtu_export.bundle import runner, verification
+from mtu_export.bundle import runner, sampler, verification
+from mtu_export.bundle.loop_proof import prove_loop
 from mtu_export.spec import BundleError
 from tests.bundle.test_generate import request
 from tests.support import handmade
@@ -22,25 +23,92 @@ def copied(tmp_path: Path) -> Path:
     return handmade.write(tmp_path / "b", "fill")
 
 
+def golden_of(folder: Path) -> dict[str, np.ndarray | None]:
+    """What the loop itself makes, as its golden."""
+    asked, loop = request("fill"), runner.open_loop(bundle.read(folder), "fill")
+    denoise = runner.open_denoiser(loop, asked)
+    golden: dict[str, np.ndarray | None] = {
+        "noise": asked.noise,
+        "input": asked.image,
+        "mask": asked.mask,
+    }
+    x = asked.noise
+    passes = sampler.trajectory(loop.schedules[asked.steps], asked.noise, denoise)
+    for index, (m, x) in enumerate(passes):
+        golden |= {f"outputs/{index}": m, f"latents/{index}": x}
+    return {**golden, "image": runner.open_decoder(loop)(x)}
+
+
+def write_golden(folder: Path, golden: dict[str, np.ndarray | None]) -> Path:
+    """Write the golden of a loop; what is None is left out."""
+    tensors = {name: value for name, value in golden.items() if value is not None}
+    bundle.write_goldens(folder, {}, {"fill": tensors})
+    handmade.reseal(folder)
+    asked = request("fill")
+    handmade.edit(folder, "loop", "golden", value={"prompt": asked.prompt, "steps": asked.steps})
+    return folder
+
+
 def with_golden(folder: Path, **changes: Any) -> Path:
     """Write what the loop itself makes as its golden; None takes a tensor out."""
-    given = request("fill")
-    latents, image = runner.generate(runner.open_loop(bundle.read(folder)), given)
-    rows = {"noise": given.noise, "image": image, "input": given.image, "mask": given.mask}
-    rows |= {f"latents/{i}": x for i, x in enumerate(latents)}
-    rows |= {name.replace("_", "/"): value for name, value in changes.items()}
-    bundle.write_goldens(folder, {}, {"fill": {k: v for k, v in rows.items() if v is not None}})
-    handmade.reseal(folder)
-    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
-    return folder
+    renamed = {name.replace("_", "/"): value for name, value in changes.items()}
+    return write_golden(folder, {**golden_of(folder), **renamed})
 
 
 def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
     found = bundle.read(with_golden(copied))
-    (row,) = verification.loop(found, found.tasks[0])
-    assert (row.component, row.passed, row.psnr_db) == ("pipeline", True, 300.0)
+    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    assert (passes.component, passes.stage, passes.passed) == ("pipeline", "passes", True)
+    assert passes.psnr_db == free.psnr_db == 300.0
+    assert (free.stage, free.passed, free.floor_db) == ("loop", None, 0.0)
+    assert free.runner
     wrong = bundle.read(with_golden(copied, image=np.ones((1, 3, 16, 24), np.float32)))
-    assert verification.loop(wrong, wrong.tasks[0])[0].passed is False
+    row = prove_loop(wrong, wrong.tasks[0], 60.0)[0]
+    assert (row.passed, row.reason) == (False, "the worst is image")
+
+
+def test_a_pass_is_proved_from_the_references_history(copied: Path) -> None:
+    """A reference that took another way: each pass of it is met, and the free loop ends elsewhere.
+
+    So a chaotic loop, which turns a rounding into another picture, is no failure of its parts.
+    """
+    golden = golden_of(copied)
+    loop = runner.open_loop(bundle.read(copied), "fill")
+    denoise = runner.open_denoiser(loop, request("fill"))
+    schedule = loop.schedules[4]
+    start = sampler.start(schedule, request("fill").noise)
+    states = [(start, np.asarray(golden["outputs/0"]))]
+    x = np.asarray(golden["latents/0"])
+    golden["latents/0"] = x = x + np.float32(1e-4) * np.float32(np.abs(x).max())
+    for index in range(1, 5):
+        states.insert(0, (x, sampler.ask(denoise, x, schedule, index)))
+        x = sampler.advance(schedule.passes[index], states)
+        golden |= {f"outputs/{index}": states[0][1], f"latents/{index}": x}
+    golden["image"] = runner.open_decoder(loop)(x)
+    found = bundle.read(write_golden(copied, golden))
+    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    assert (passes.passed, passes.reason) == (True, None)
+    assert passes.psnr_db is not None
+    assert free.psnr_db is not None
+    assert 75 < passes.psnr_db < 85, "the step of pass 0 that was moved, and no other"
+    for index in (0, 3):
+        moved = {**golden, f"latents/{index}": np.asarray(golden[f"latents/{index}"]) * 1.01}
+        moved = {name: np.asarray(value, np.float32) for name, value in moved.items()}
+        wrong = bundle.read(write_golden(copied, moved))
+        assert prove_loop(wrong, wrong.tasks[0], 60.0)[0].passed is False
+
+
+def test_goldens_before_outputs_were_stored_are_not_run(copied: Path) -> None:
+    lost: dict[str, Any] = {f"outputs_{i}": None for i in range(5)}
+    handmade.edit(with_golden(copied, **lost), "schema_version", value="1.2")
+    found = bundle.read(copied)
+    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    assert (passes.passed, free.psnr_db) == (None, 300.0)
+    assert "older than schema 1.3" in str(passes.reason)
+    handmade.edit(copied, "schema_version", value="1.3")
+    found = bundle.read(copied)
+    with pytest.raises(BundleError, match="outputs/0 is missing"):
+        prove_loop(found, found.tasks[0], 60.0)
 
 
 @pytest.mark.parametrize(
@@ -49,17 +117,11 @@ def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
         (None, {"noise": None}, "noise is missing"),
         (None, {"image": None}, "noise is missing"),
         (None, {"latents_4": None}, "loop/fill/latents/4 is missing"),
-        (
-            None,
-            {"noise": np.zeros((1, 4, 9, 9), np.float32)},
-            r"loop/fill/noise must be \[1, 4, 2, 3\]",
-        ),
+        (None, {"outputs_2": None}, "loop/fill/outputs/2 is missing"),
+        (None, {"outputs_2": np.zeros((1, 4, 9, 9), np.float32)}, r"outputs/2 must be \[1, 4"),
+        (None, {"noise": np.zeros((1, 4, 9, 9), np.float32)}, r"loop/fill/noise must be \[1, 4, 2"),
         (None, {"mask": None}, "task 'fill' needs --mask"),
-        (
-            None,
-            {"mask": np.zeros((1, 1, 8, 8), np.float32)},
-            r"loop/fill/mask must be \[1, 1, 16, 24\]",
-        ),
+        (None, {"mask": np.zeros((1, 1, 8, 8), np.float32)}, r"loop/fill/mask must be \[1, 1, 16"),
         ({"prompt": "x", "steps": 3}, {}, "no table for 3 steps"),
         ({"prompt": "x", "steps": True}, {}, "loop.golden.steps: must be an integer, got True"),
         ({"prompt": 5, "steps": 4}, {}, "loop.golden.prompt: must be a string"),
@@ -73,7 +135,7 @@ def test_goldens_of_a_loop_that_are_refused(
     if golden is not None:
         handmade.edit(copied, "loop", "golden", value=golden)
     with pytest.raises(BundleError, match=message):
-        verification.loop(found := bundle.read(copied), found.tasks[0])
+        prove_loop(found := bundle.read(copied), found.tasks[0], 60.0)
 
 
 def of_two_tasks(folder: Path, *lost: str) -> Path:
@@ -89,9 +151,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
         inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
         cases[f"{part.component}/fill"] = [(inputs, session(inputs))] * bundle.CASES
     cases["unet/other"] = cases["unet/fill"]
-    latents, image = runner.generate(runner.open_loop(read, "fill"), given)
-    loop: dict[str, Any] = {"noise": given.noise, "input": given.image, "mask": given.mask}
-    loop |= {f"latents/{i}": x for i, x in enumerate(latents)} | {"image": image}
+    loop: dict[str, Any] = golden_of(folder)
     loops = {f"loop/{task}": loop for task in ("fill", "other")}
     bundle.write_goldens(
         folder,
@@ -103,7 +163,7 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
     row = {"psnr_db": 200.0, "max_abs": 0.0, "floor_db": 60, "runner": "none", "reason": None}
     proof = [
         {**row, "component": component, "task": task, "rung": rung, "passed": True}
-        for component, rung in (("unet", "exported"), ("pipeline", "loop"))
+        for component, rung in (("unet", "exported"), ("pipeline", "passes"))
         for task in ("fill", "other")
     ]
     handmade.edit(folder, "proof", value=proof)
@@ -114,7 +174,7 @@ def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Pa
     """A task whose goldens are gone would be left out in silence, whatever it runs."""
     whole = shutil.copytree(copied, tmp_path / "whole")
     rows = verification.verify_bundle(bundle.read(of_two_tasks(Path(whole))))
-    assert all(row.passed for row in rows)
+    assert all(row.passed for row in rows if row.stage != "loop")
     assert {(row.component, row.task) for row in rows if row.task == "other"} == {
         ("unet", "other"),
         ("pipeline", "other"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,31 @@ def test_the_sampler_needs_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("text", [-1.0, 0.0, 0.5, 1.0, 1.001, 7.5])
+@pytest.mark.parametrize("image", [None, 0.0, 0.9, 1.0, 1.5])
+def test_scales_that_turn_guidance_off_in_diffusers_leave_the_prompt_alone(
+    text: float, image: float | None
+) -> None:
+    if image is None:
+        kind: Any = diffusers.StableDiffusionPipeline
+        guidance = Guidance(kind="text", text=text)
+    else:
+        kind = diffusers.StableDiffusionInstructPix2PixPipeline
+        guidance = Guidance(kind="text_image", text=text, image=image)
+    unet = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=None))
+    pipeline = SimpleNamespace(
+        unet=unet,
+        _guidance_scale=text,
+        guidance_scale=text,
+        _image_guidance_scale=image,
+        image_guidance_scale=image,
+    )
+    is_on = kind.do_classifier_free_guidance.fget(pipeline)
+    branches = sampler.branches(guidance)
+    assert len(branches) == (guidance.passes if is_on else 1)
+    assert branches[-1] == Branch(text=True, image=True)
+    outputs = [np.full((1, 4, 2, 2), value, np.float32) for value in (3.0, -1.0, 2.0)]
+    if not is_on:
+        assert np.array_equal(sampler.guide(guidance, outputs[:1]), outputs[0])

@@ -124,14 +124,12 @@ def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
 def test_a_changed_recipe_fails_its_golden(
     key: str, name: str, value: float, found: bundle.Bundle, tmp_path: Path
 ) -> None:
-    """An int8 loop's own floor would let these pass."""
+    """An int8 pass's own floor may let these pass; the figure of the export does not."""
     folder = tmp_path / "b"
     shutil.copytree(found.folder, folder)
     said = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
     row = said["tasks"][0]["guidance"] if key == "guidance" else said[key]
     row[name] = value
     (folder / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
-    loop = next(v for v in verification.verify_bundle(bundle.read(folder)) if v.stage == "loop")
-    assert loop.psnr_db is not None
-    assert loop.psnr_db > 10
-    assert loop.passed is False
+    rows = verification.verify_bundle(bundle.read(folder))
+    assert next(row.passed for row in rows if row.stage == "passes") is False

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from mtu_export import exporter
 from mtu_export.exporter import options, schedule
-from mtu_export.exporter.reference import PROMPT, Reference
+from mtu_export.exporter.reference import PROMPT, Contribution, Reference, describe_loop
 
 PROMPTS = {"sr": "", "edit": PROMPT}
 ZEROS = "force_zeros_for_empty_prompt"
@@ -30,10 +29,10 @@ def empty_prompt(source: Path, out: Path, said: bool | None) -> dict[str, np.nda
     )
     row = options.resolve(target="onnx", model=out, task="t2i")
     scheduler = schedule.load(out, None)
-    reference = Reference(row, row.tasks[0], scheduler, schedule.tables(scheduler, [4]))
+    reference = Reference(row, row.tasks[0], schedule.bake(scheduler, [4], required=True))
     ones = {"hidden_states": np.ones((1, 77, 8), np.float32), "pooled": np.ones((1, 8), np.float32)}
     for encoder in reference.encoders:
-        reference.take_text(encoder, [ones] * len(reference.prompts))
+        reference.add(encoder, Contribution(text=(ones,) * len(reference.prompts)))
     found = reference.constants()
     return {name: value for name, value in found.items() if name.startswith("empty/")}
 
@@ -64,10 +63,31 @@ def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(
     folder = make_tiny("tiny", whole=True, tasks=["sr", "edit"])
     row = options.resolve(target="onnx", model=folder, task=list(PROMPTS))
     scheduler = schedule.load(folder, None)
-    tables = schedule.tables(scheduler, [4])
-    references = [Reference(row, task, scheduler, tables) for task in row.tasks]
+    baked = schedule.bake(scheduler, [8], required=True)
+    references = [Reference(row, task, baked) for task in row.tasks]
     assert {one.task.name: one.request.prompt for one in references} == PROMPTS
     for one in references:
-        one.arrays["image"] = np.zeros((1, 3, row.height, row.width), np.float32)
-    assert exporter.loop(references)["golden"] == {"prompt": PROMPT, "steps": 4}
-    assert exporter.loop(references[:1])["golden"] == {"prompt": "", "steps": 4}
+        image = np.zeros((1, 3, row.height, row.width), np.float32)
+        one.add("unet", Contribution())
+        one.add("vae_decoder", Contribution(image=image))
+    both = describe_loop(scheduler, baked, references)
+    assert both["golden"] == {"prompt": PROMPT, "steps": 4}
+    assert (list(both["schedules"]), "skipped" in both) == (["4", "8"], False)
+    (first, _) = references
+    assert describe_loop(scheduler, baked, [first])["golden"] == {"prompt": "", "steps": 4}
+
+
+def test_a_contribution_comes_back_from_its_arrays() -> None:
+    values = [np.full((1, 2), number, np.float32) for number in range(12)]
+    contributions = [
+        Contribution(text=({"a": values[0], "b": values[1]}, {"a": values[2], "b": values[3]})),
+        Contribution(channels=(values[0], values[1])),
+        Contribution(outputs=tuple(values), latents=tuple(values[::-1])),
+        Contribution(image=values[0]),
+        Contribution(),
+    ]
+    for contribution in contributions:
+        again = Contribution.from_arrays(contribution.to_arrays())
+        assert again.to_arrays().keys() == contribution.to_arrays().keys()
+        for name, value in contribution.to_arrays().items():
+            assert np.array_equal(again.to_arrays()[name], value)

@@ -271,6 +271,21 @@ def test_zero_terminal_snr_works_with_v_prediction(tmp_path: Path) -> None:
     assert len(schedule.table(schedule.load(folder, "ddim"), 4).passes) == 4
 
 
+ZERO_SNR = {
+    "_class_name": "EulerDiscreteScheduler",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+}
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 4, 8, 12, 50])
+def test_euler_with_zero_terminal_snr_is_linear(tmp_path: Path, spacing: str, steps: int) -> None:
+    """Its first sigma is 4096, where float32 holds no more than 77 to 127 dB of the states."""
+    folder = folder_with(tmp_path, {**SD, **ZERO_SNR, "timestep_spacing": spacing})
+    assert len(schedule.table(schedule.load(folder, None), steps).passes) == steps
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001, True, 2.5, "4", None])
 def test_counts_beyond_the_training_are_refused(steps: Any) -> None:
     with pytest.raises(PlanError, match="steps must be 1 to 1000"):
@@ -290,6 +305,58 @@ def test_tables_are_by_count() -> None:
     assert found[4] == schedule.table(scheduler, 4)
     with pytest.raises(PlanError):
         schedule.tables(scheduler, ())
+
+
+class Awkward(diffusers.DDIMScheduler):
+    """A scheduler that cannot do 8 steps."""
+
+    def set_timesteps(self, num_inference_steps: int, *rest: Any, **named: Any) -> None:
+        if num_inference_steps == 8:
+            raise ValueError("not 8")
+        super().set_timesteps(num_inference_steps, *rest, **named)
+
+
+@pytest.fixture
+def awkward() -> Any:
+    return Awkward(beta_schedule="scaled_linear", clip_sample=False, num_train_timesteps=20)
+
+
+def test_a_default_count_that_cannot_be_done_is_left_out_with_its_reason(awkward: Any) -> None:
+    baked = schedule.bake(awkward, (8, 12, 50), required=False)
+    assert (list(baked.tables), baked.golden) == ([4, 12], 4)
+    assert baked.skipped == {
+        8: "Awkward cannot do 8 steps here: not 8",
+        50: "Awkward: steps must be 1 to 20, got 50",
+    }
+
+
+@pytest.mark.parametrize("steps", [8, 50])
+def test_a_count_that_the_user_named_is_refused(awkward: Any, steps: int) -> None:
+    with pytest.raises(PlanError, match=f"{steps}"):
+        schedule.bake(awkward, (12, steps), required=True)
+
+
+def test_the_golden_loop_has_a_short_count_of_its_own() -> None:
+    """Whatever the user bakes, and the smallest where the scheduler cannot do it."""
+    assert schedule.bake(schedule.load(None, "ddim"), (50,), required=True).golden == 4
+    brief = diffusers.DDIMScheduler(clip_sample=False, num_train_timesteps=3)
+    baked = schedule.bake(brief, (2, 3), required=True)
+    assert (list(baked.tables), baked.golden, list(baked.skipped)) == ([2, 3], 2, [4])
+    with pytest.raises(Unsupported, match="draws noise"):
+        schedule.bake(schedule.load(None, "LCMScheduler"), (4, 8), required=False)
+
+
+def test_running_out_of_memory_is_no_fault_of_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*words: Any, **named: Any) -> None:
+        raise MemoryError
+
+    scheduler = schedule.load(None, "ddim")
+    monkeypatch.setattr(diffusers.DDIMScheduler, "step", exhaust)
+    with pytest.raises(MemoryError):
+        schedule.table(scheduler, 4)
+    monkeypatch.setattr(diffusers.DDIMScheduler, "from_config", exhaust)
+    with pytest.raises(MemoryError):
+        schedule.load(None, "ddim")
 
 
 def test_a_probe_leaves_no_trace() -> None:

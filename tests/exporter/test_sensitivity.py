@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mtu_export import exporter
-from mtu_export.bundle import metrics, verification
+from mtu_export.bundle import metrics
 from mtu_export.exporter import options, sensitivity
 from mtu_export.graph import quantize
 from mtu_export.graph.capture import Graph
@@ -85,25 +85,25 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     found = exporter.export(words(keep_float=[worst]))
     kept = {row["layer"]: row["why"] for row in found.manifest["scheme"]["kept_float"]}
     assert kept[worst] == "asked for"
-    after = found.proof[-1].psnr_db
+    after = next(row.psnr_db for row in found.proof if row.stage == "quantised")
     assert after is not None
     assert after > before
 
 
-@pytest.mark.slow
-def test_a_failed_loop_of_good_parts_says_that_another_request_may_pass(
-    atom_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_passes_below_their_floor_refuse_an_export_and_a_free_loop_does_not(
+    atom_pipeline: Path, tmp_path: Path
 ) -> None:
-    asked = options.resolve(
-        target="onnx", model=atom_pipeline, task="sr", scheme="int8", out=tmp_path / "o"
-    )
-    high = {**SCHEMES, "int8": replace(INT8, loop_floor_db=200.0)}
-    monkeypatch.setattr(verification, "SCHEMES", high)
-    with pytest.raises(
-        ParityError, match=r"loop, onnxruntime.*floor 200 dB; each part.* --seed N$"
-    ):
-        exporter.export(asked)
+    words: Any = {"target": "reference", "task": "sr", "scheme": "int8", "out": tmp_path / "o"}
+    asked = options.resolve(model=atom_pipeline, **words)
+    high = replace(asked, scheme=replace(asked.scheme, pass_floor_db=200.0))
+    line = r"pipeline of .*\(passes, .*floor 200 dB; the worst"
+    with pytest.raises(ParityError, match=line):
+        exporter.export(high)
     assert list(tmp_path.iterdir()) == []
+    verdicts = {row.stage: row for row in exporter.export(asked).proof}
+    assert verdicts["passes"].passed is True
+    assert (verdicts["loop"].passed, verdicts["loop"].floor_db) == (None, 0.0)
+    assert verdicts["loop"].runner
 
 
 def test_a_scheme_that_quantises_nothing_is_refused() -> None:
@@ -134,7 +134,7 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
     )
     with pytest.raises(UnknownName, match="unknown layer to keep in float 'mid_block"):
         exporter.export(asked, watch)
-    assert [stage.partition(" ")[0] for stage in stages] == ["import", "probe"]
+    assert [stage.partition(" ")[0] for stage in stages] == ["compare", "import", "probe"]
 
 
 @pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])

@@ -85,7 +85,7 @@ def test_other_granularities_are_refused() -> None:
         name="int4",
         weights=IntWeights(bits=4, granularity=PerGroup(size=32)),
         floor_db=20,
-        loop_floor_db=10,
+        pass_floor_db=10,
     )
     with pytest.raises(Unsupported, match="per output channel"):
         quantize.quantize([_net()], scheme)

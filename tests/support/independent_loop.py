@@ -297,6 +297,12 @@ def read_mask(path: Path, h: int, w: int) -> Array:
     return (grey[rows][:, cols] >= 128).astype(np.float32)[None, None]
 
 
+def effective(guidance: Json) -> Json:
+    """Guidance of kind none where the scales turn it off."""
+    off = guidance.get("text", 2) <= 1 or guidance.get("image", 1) < 1
+    return {"kind": "none"} if off else guidance
+
+
 def guide(guidance: Json, outs: list[Array]) -> Array:
     """The guided output m, formed in float64."""
     scales = {"none": [], "text": ["text"], "text_image": ["image", "text"]}[guidance["kind"]]
@@ -384,7 +390,7 @@ class Bundle:
         return outs
 
     def given(self, prompt: str | None, image: Maybe, mask: Maybe) -> list[Given]:
-        branches = BRANCHES[self.task["guidance"]["kind"]]
+        branches = BRANCHES[effective(self.task["guidance"])["kind"]]
         texts = {"prompt": self.words(prompt), "empty": self.constant("empty/")}
         rows = self.task["conditioning"]
         conds = {"image": [self.channels(row, image, mask) for row in rows]}
@@ -396,7 +402,7 @@ class Bundle:
         x = np.float32(table["init_noise_sigma"]) * noise
         for p in table["passes"]:
             outs = self.ask_unet(unet, np.float32(p["input_scale"]) * x, p["timestep"], given)
-            past = [(x, guide(self.task["guidance"], outs)), *past[:3]]
+            past = [(x, guide(effective(self.task["guidance"]), outs)), *past[:3]]
             terms = zip(p["x"], p["m"], past, strict=False)
             sums = [a * v.astype("f8") + b * m.astype("f8") for a, b, (v, m) in terms]
             x = np.sum(sums, 0).astype(np.float32)

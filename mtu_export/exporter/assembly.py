@@ -1,0 +1,325 @@
+"""The line of an export.
+
+Component by component, in the order in which a loop needs them:
+checkpoint ─load─▶ module ─golden─▶ ─specialise─▶ ─rewrite─▶ ─quantise─▶ ─capture─▶ Program
+   ─lower─▶ artefact files ─verify─▶ verdicts; then the loop over all of them ─bundle─▶ folder
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtu_export import bundle, checkpoint, targets
+from mtu_export.bundle import Bundle, Manifest
+from mtu_export.checkpoint.layout import tokenizer_folder
+from mtu_export.exporter import budget, compatibility, manifest, resume
+from mtu_export.spec import (
+    COMPONENTS,
+    CheckpointError,
+    IntWeights,
+    OutputExists,
+    Plan,
+    PlanError,
+    Verdict,
+)
+from mtu_export.storage.draft import BUNDLE, draft, tidy
+
+if TYPE_CHECKING:
+    from mtu_export.exporter.component import ExportedPart
+    from mtu_export.exporter.reference import Reference
+    from mtu_export.exporter.schedule import Baked
+    from mtu_export.models.lora import Lora
+
+Watch = Callable[[str], AbstractContextManager[Any]]
+"""Called with the name of each stage; entered for as long as it takes."""
+
+
+def unwatched(stage: str) -> AbstractContextManager[None]:
+    """A ``Watch`` that shows nothing."""
+    return nullcontext()
+
+
+def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
+    """Make the bundle of ``plan`` at ``plan.out``, whole or not at all.
+
+    Every artefact is loaded from disk and run by its own runtime against PyTorch, and so is the
+    loop. Raises ``ParityError`` below a floor, ``ResourceError`` before any work where memory or
+    disk will not do, and any other error of ``spec``.
+    """
+    if plan.resume and (finished := _finished_bundle(plan)) is not None:
+        return finished
+    _require_feasible(plan, watch)
+    work = _prepare(plan, watch)
+    before = resume.stamps(plan)
+    with draft(
+        plan.out,
+        force=plan.force,
+        marker=BUNDLE,
+        sources=resume.source_files(plan),
+        keep=work.fingerprint[:8] if plan.resume else None,
+    ) as folder:
+        parts = _export_components(work, folder, watch)
+        described = _write_bundle(work, folder, parts)
+        proof = [verdict for part in parts for verdict in part.proof]
+        proof += _prove_loops(work, bundle.assemble(folder, described), watch)
+        if resume.stamps(plan) != before:
+            raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
+        whole = described.to_json() | {"proof": [verdict.to_json() for verdict in proof]}
+        bundle.write_manifest(folder, whole)
+    return bundle.assemble(plan.out, bundle.read_manifest(plan.out))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """An export with everything it needs in hand; ``plan.steps`` are the counts baked for it."""
+
+    plan: Plan
+    components: Sequence[str]
+    identity: Mapping[str, str]
+    fingerprint: str
+    scheduler: Any
+    baked: Baked
+    references: Sequence[Reference]
+    loras: Sequence[tuple[Lora, float]]
+
+
+# --------------------------------------------------------------------------------- before any work
+
+
+def _finished_bundle(plan: Plan) -> Bundle | None:
+    """The bundle that is already there, where this plan made it; refuses another one."""
+    if not os.path.lexists(plan.out):
+        return None
+    if not BUNDLE.is_on(plan.out):
+        raise OutputExists(plan.out)
+    existing = bundle.read(plan.out)
+    fingerprint = resume.fingerprint(plan, manifest.identity(plan), manifest.versions(plan))
+    if existing.manifest.source.fingerprint != fingerprint:
+        raise PlanError(
+            f"{plan.out} is the bundle of another plan or version; choose another -o, or --force"
+        )
+    tidy(plan.out)
+    return existing
+
+
+def _require_feasible(plan: Plan, watch: Watch) -> None:
+    """Refuse what memory, disk or the parts' configs do not allow."""
+    budget.check(plan)
+    with watch("compare the parts"):
+        compatibility.require_compatible_parts(plan, _components(plan))
+
+
+def _components(plan: Plan) -> list[str]:
+    """What is loaded, in the order of a loop: what is exported, and encoders of fixed prompts."""
+    names = {*plan.components}
+    if "unet" in names:
+        encoders = [name for name in COMPONENTS if name.startswith("text_encoder")]
+        names |= {name for name in encoders if (plan.checkpoint / name).is_dir()}
+    return [name for name in COMPONENTS if name in names]
+
+
+def _prepare(plan: Plan, watch: Watch) -> _Work:
+    """Probe the scheduler, read the LoRAs, hash the sources."""
+    with watch("import PyTorch"):
+        from mtu_export.bundle import loop_proof  # noqa: F401 (its time is counted here)
+        from mtu_export.exporter import component, schedule  # noqa: F401
+        from mtu_export.exporter.reference import Reference
+    with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
+        scheduler = schedule.load(plan.checkpoint, plan.scheduler)
+        baked = schedule.bake(scheduler, plan.steps, required=plan.steps_named)
+        references = [Reference(plan, task, baked) for task in plan.tasks]
+        _check_overrides(plan)
+        loras = _read_loras(plan)
+    identity = manifest.identity(plan)
+    steps = tuple(steps for steps in plan.steps if steps in baked.tables)
+    return _Work(
+        plan=replace(plan, steps=steps or (baked.golden,)),
+        components=_components(plan),
+        identity=identity,
+        fingerprint=resume.fingerprint(plan, identity, manifest.versions(plan)),
+        scheduler=scheduler,
+        baked=baked,
+        references=references,
+        loras=loras,
+    )
+
+
+def _check_overrides(plan: Plan) -> None:
+    """Refuse, before any work, an override that matches no layer of what will be quantised."""
+    from mtu_export import models
+    from mtu_export.graph import quantize, rewrite
+
+    if isinstance(plan.scheme.weights, IntWeights) and "unet" in plan.components:
+        headers = checkpoint.headers(plan.checkpoint / "unet")
+        channels = plan.config["in_channels"] + plan.tasks[0].channels
+        outline = models.load(plan.family).outline(plan.config, headers, channels)
+        rewrite.apply(outline, targets.rewrites(plan))
+        quantize.layers(outline, plan.scheme)
+
+
+def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
+    """The plan's LoRAs; refuses one that has layers for nothing that is exported."""
+    from mtu_export.models import lora
+
+    loras, components = [], _components(plan)
+    for option in plan.loras:
+        path, scale = lora.parse(option)
+        adapter = lora.read(path)
+        adapted = dict.fromkeys(layer.component for layer in adapter.layers)
+        if not set(adapted) & set(components):
+            raise PlanError(
+                f"--lora {path}: its layers are those of {', '.join(adapted)}; "
+                f"exported are: {', '.join(components)}"
+            )
+        loras.append((adapter, scale))
+    return loras
+
+
+# ----------------------------------------------------------------------------------------- parts
+
+
+def _export_components(work: _Work, folder: Path, watch: Watch) -> list[ExportedPart]:
+    """Export each component, or take it from the export before; the loops get what they need."""
+    from mtu_export.exporter import component
+
+    state, parts = resume.State(folder, work.fingerprint), []
+    for name in work.components:
+        result = state.get(name) if work.plan.resume else None
+        if result is None:
+            job = component.Job(
+                plan=work.plan,
+                component=name,
+                folder=folder,
+                identity=work.identity,
+                watch=watch,
+                loras=work.loras,
+            )
+            result = component.make(job, work.references)
+            if result.part is not None:
+                _refuse_failed_part(work, result.part, watch)
+            state.put(name, result)
+        else:
+            with watch(f"{name}: taken from the export before"):
+                pass
+        for reference in work.references:
+            if reference.task.name in result.contributions:
+                reference.add(name, result.contributions[reference.task.name])
+        parts += [] if result.part is None else [result.part]
+    return parts
+
+
+def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
+    """Raise ``ParityError``; for integer weights of the UNet with the layers that cost most."""
+    from mtu_export.exporter import proof, sensitivity
+
+    failed = [verdict.task for verdict in part.proof if verdict.passed is False]
+    hint, integer = None, isinstance(work.plan.scheme.weights, IntWeights)
+    if failed and part.component == "unet" and integer:
+        with watch("measure what each layer loses"):
+            hint = sensitivity.layer_sensitivity(work.plan, failed[0], part.cost, work.loras)
+    proof.refuse_failure(part.proof, hint)
+
+
+# ---------------------------------------------------------------------------------------- bundle
+
+
+def _write_bundle(work: _Work, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
+    """Write what belongs to a bundle beside its parts, and its manifest, still without proof."""
+    from mtu_export.exporter.reference import describe_loop
+    from mtu_export.models import lora
+
+    described = manifest.describe(work.plan, work.identity, [part.row for part in parts])
+    loras = lora.identity(work.loras, list(work.components))
+    described["source"] |= {"loras": loras, "fingerprint": work.fingerprint}
+    tokenizers, folders = _write_tokenizers(work.plan, folder, parts)
+    described["tokenizers"] = tokenizers
+    described["text"] = {"inputs": _text_sources(work.references[0], parts), "tokenizers": folders}
+    described["loop"] = describe_loop(work.scheduler, work.baked, work.references)
+    files = [*_write_tensors(work.references, folder, parts), *_copy_licences(work.plan, folder)]
+    described["files"] = [
+        bundle.record(folder, path).to_json() for path in (*files, *folders.values())
+    ]
+    bundle.write_manifest(folder, described)
+    return bundle.read_manifest(folder)
+
+
+def _write_tensors(
+    references: Sequence[Reference], folder: Path, parts: Sequence[ExportedPart]
+) -> list[str]:
+    """Write goldens and constants; returns the files' names."""
+    cases = {
+        f"{part.component}/{task}": pairs for part in parts for task, pairs in part.cases.items()
+    }
+    loops = {reference.task.name: reference.golden() for reference in references}
+    bundle.write_goldens(folder, cases, loops)
+    constants = {}
+    for reference in references:
+        constants |= reference.constants()
+    if not constants:
+        return [bundle.GOLDENS]
+    bundle.write_constants(folder, constants)
+    return [bundle.GOLDENS, bundle.CONSTANTS]
+
+
+def _copy_licences(plan: Plan, folder: Path) -> list[str]:
+    licences = checkpoint.licences(plan.checkpoint)
+    for path in licences:
+        shutil.copyfile(path, folder / path.name)
+    return [path.name for path in licences]
+
+
+def _write_tokenizers(
+    plan: Plan, folder: Path, parts: Sequence[ExportedPart]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The manifest's ``tokenizers``, and the tokenizer's folder of each text encoder."""
+    from mtu_export.bundle import source_tokenizer
+
+    tokenizers, folders = [], {}
+    for encoder in (p.component for p in parts if p.component.startswith("text_encoder")):
+        name = tokenizer_folder(encoder)
+        shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
+        written = source_tokenizer.export(plan.checkpoint / name, folder / name)
+        ids = {"bos": written.bos, "eos": written.eos, "pad": written.pad}
+        tokenizers.append({"path": name, **ids, "length": written.length})
+        folders[encoder] = name
+    return tokenizers, folders
+
+
+def _text_sources(
+    reference: Reference, parts: Sequence[ExportedPart]
+) -> dict[str, list[dict[str, str]]]:
+    """Which outputs are joined to which input of the UNet, under the artefacts' own names."""
+    order = ("hidden_states", "pooled")
+    outputs = {part.component: part.row["outputs"] for part in parts}
+    inputs = {}
+    for name, sources in reference.text.items():
+        inputs[name] = [
+            {"component": c, "output": outputs[c][order.index(source["output"])]["name"]}
+            for source in sources
+            if (c := source["component"]) in outputs
+        ]
+    return {name: sources for name, sources in inputs.items() if sources}
+
+
+def _prove_loops(work: _Work, written: Bundle, watch: Watch) -> list[Verdict]:
+    """The verdicts of each task's loop, run with the bundle as it was written."""
+    from mtu_export.bundle import loop_proof, verification
+    from mtu_export.exporter import proof
+
+    complete = [reference for reference in work.references if reference.golden()]
+    if not complete:
+        return []
+    verdicts: list[Verdict] = []
+    floor = verification.pass_floor(work.plan.scheme, work.plan.floor_db)
+    for reference in complete:
+        of_task = f" of {reference.task.name}" if len(work.references) > 1 else ""
+        with watch(f"verify the loop{of_task}"):
+            verdicts += loop_proof.prove_loop(written, reference.task, floor)
+        proof.refuse_failure(verdicts)
+    return verdicts
