@@ -1,19 +1,24 @@
 """mtu-export: Multi-Task Upcycling checkpoints to Core ML, ONNX and ExecuTorch.
 
->>> from mtu_export import export, resolve
->>> bundle = export(resolve(target="onnx", task="inpaint", scheme="int8"))  # doctest: +SKIP
+>>> from mtu_export import export, resolve, run, save_image, verify
+>>> bundle = export(resolve(target="onnx", task="edit", scheme="int8"))  # doctest: +SKIP
+>>> assert all(verdict.passed for verdict in verify(bundle))  # doctest: +SKIP
+>>> picture = run(bundle, prompt="make it red", image="in.png")  # doctest: +SKIP
+>>> save_image(picture.image, "out.png")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
+    from mtu_export.bundle.api import run, save_image, verify
+    from mtu_export.bundle.runner import Generation
     from mtu_export.bundle.verification import verify_bundle as check
     from mtu_export.exporter import export
+    from mtu_export.exporter.inspection import inspect
     from mtu_export.exporter.options import resolve
     from mtu_export.models.mtu import MTUUNet2DConditionModel
     from mtu_export.spec import (
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
         UnknownName,
         Unsupported,
     )
+    from mtu_export.spec.options import ExportOptions, RunOptions, VerifyOptions
 
 __version__ = "0.1.0"
 
@@ -44,6 +50,8 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DeviceError",
+    "ExportOptions",
+    "Generation",
     "Interrupted",
     "MTUUNet2DConditionModel",
     "MissingWeights",
@@ -54,39 +62,48 @@ __all__ = [
     "Plan",
     "PlanError",
     "ResourceError",
+    "RunOptions",
     "Scheme",
     "Task",
     "ToolchainError",
     "ToolchainMissing",
     "UnknownName",
     "Unsupported",
+    "VerifyOptions",
     "check",
     "export",
+    "inspect",
     "resolve",
+    "run",
+    "save_image",
+    "verify",
 ]
-
-# Our dependencies send nothing: these are read when they are imported, so they come first.
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 _ELSEWHERE = {
     "Bundle": "bundle",
     "MTUUNet2DConditionModel": "models.mtu",
+    "ExportOptions": "spec.options",
+    "Generation": "bundle.runner",
+    "RunOptions": "spec.options",
+    "VerifyOptions": "spec.options",
     "check": "bundle.verification",
     "export": "exporter",
+    "inspect": "exporter.inspection",
     "resolve": "exporter.options",
+    "run": "bundle.api",
+    "save_image": "bundle.api",
+    "verify": "bundle.api",
 }
-
-
 _RENAMED = {"check": "verify_bundle"}
+"""Former public names, with today's."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'spec')}")
-    return getattr(home, _RENAMED.get(name, name))
+    module = importlib.import_module(f"{__name__}.{_ELSEWHERE.get(name, 'spec')}")
+    return getattr(module, _RENAMED.get(name, name))
 
 
 def __dir__() -> list[str]:

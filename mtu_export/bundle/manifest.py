@@ -59,9 +59,13 @@ class LoraRecord(Record):
 
 
 class Source(Record):
-    """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input."""
+    """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input.
+
+    ``name`` is that of its folder, or owner/name on the hub with the commit as ``revision``.
+    """
 
     name: str
+    revision: str | None = None
     family: str
     sha256: str
     unet_config: dict[str, Any] = Field(alias="model_config")

@@ -57,6 +57,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
     Repositories of pipelines also hold whole models in one file, half-precision twins and safety
     checkers: several times the bytes of the pipeline.
     """
+    from mtu_export.spec import telemetry
+
+    telemetry.turn_off()
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -14,9 +14,18 @@ from typer.core import TyperGroup
 from mtu_export import __version__, targets
 from mtu_export.cli import checkpoints, exports, reading, running, training
 from mtu_export.cli.console import plain
-from mtu_export.spec import Interrupted, MtuExportError, PlanError, ResourceError, UnknownName
+from mtu_export.spec import (
+    Interrupted,
+    MtuExportError,
+    PlanError,
+    ResourceError,
+    UnknownName,
+    telemetry,
+)
 from mtu_export.spec.extras import missing_package
 
+INTERNAL_ERROR = 70
+"""A mistake of mtu-export itself; EX_SOFTWARE of sysexits.h."""
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 """What a shell reports of a Unix tool whose reader went away, as in ``mtu-export list | head``."""
@@ -43,12 +52,12 @@ app = typer.Typer(
 
 for _name in targets.names():
     app.command(_name)(exports.target_command(_name))
-app.command()(exports.diffusers)
+app.command("diffusers")(exports.diffusers_command())
 app.command()(checkpoints.upcycle)
 app.command()(checkpoints.adopt)
 app.command()(training.train)
-app.command()(reading.verify)
-app.command()(running.run)
+app.command("verify")(reading.verify_command())
+app.command("run")(running.run_command())
 app.command(name="inspect")(reading.inspect_)
 app.command(name="list")(reading.list_)
 app.command()(reading.doctor)
@@ -81,7 +90,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return str(error.format_message()), PlanError.exit_code  # type: ignore[attr-defined]
     line = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {line[0] if line else ''}"
-    return f"internal error, please report it: {reason}", 4
+    return f"internal error, please report it: {reason}", INTERNAL_ERROR
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
@@ -96,6 +105,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
 def main() -> None:
     """Run the command line: one line on standard error and the exit code of the error's kind."""
     _open_closed_streams()
+    telemetry.turn_off()
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # typer has caught Ctrl-C

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-from mtu_export.spec import MtuExportWarning, Verdict
+from mtu_export.spec import MtuExportWarning
 
 _SLOW_SECONDS = 2.0
 
@@ -157,19 +157,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None 
     for row in rows:
         found.add_row(*(Text(plain(cell)) for cell in row))
     rich.print(found)
-
-
-def verdict_cells(verdict: Verdict) -> list[str]:
-    """Part, task, stage, PSNR, floor, verdict and runner of one row of proof."""
-    db = "not run" if verdict.psnr_db is None else f"{verdict.psnr_db:.1f} dB"
-    unjudged = "not run" if verdict.runner is None else "figure"
-    passed = {True: "passed", False: "FAILED", None: unjudged}[verdict.passed]
-    return [
-        verdict.component,
-        verdict.task,
-        verdict.stage,
-        db,
-        f"{verdict.floor_db:g} dB" if verdict.floor_db else "",
-        passed,
-        verdict.runner or verdict.reason or "",
-    ]

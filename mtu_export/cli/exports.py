@@ -1,207 +1,131 @@
-"""Commands that export: one a target, and the fold alone."""
+"""Commands that export: one for each target, and the fold alone."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from mtu_export import targets
-from mtu_export.cli.console import Console, table, verdict_cells
+from mtu_export.cli.console import Console, table
 from mtu_export.cli.options import (
     PROOF_HEAD,
-    Force,
     Json,
-    MinPsnr,
-    Model,
-    Out,
-    SchemeName,
-    TaskName,
     Verbose,
+    parameters,
     part_sizes,
     print_json,
+    values,
 )
-from mtu_export.spec import Interrupted, PlanError
-from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS
+from mtu_export.spec import Interrupted
+from mtu_export.spec.options import FOLD_ONLY, ExportOptions
 
-_SCHEDULERS = [name for name in SCHEDULERS if name.islower()]
-_STEPS = ",".join(map(str, BAKED_STEPS))
+if TYPE_CHECKING:
+    from mtu_export.bundle import Bundle
 
-
-def _export(
-    target: str,
-    model: Model = None,
-    task: TaskName = None,
-    all_tasks: Annotated[
-        bool, typer.Option("--all-tasks", help="Every task, on one set of weights.")
-    ] = False,
-    scheme: SchemeName = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Short for --scheme int8.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Short for --scheme fp16.")] = False,
-    output: Out = None,
-    height: Annotated[int | None, typer.Option("--height", help="Image height, pixels.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Image width, pixels.")] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Batch of the denoiser.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the goldens.")] = 0,
-    min_psnr: MinPsnr = None,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep-float", metavar="NAME", help="Layer (or pattern) to leave in float; repeat."
-        ),
-    ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option("--memory", metavar="GB", help="Plan for this much; default: what is free."),
-    ] = None,
-    components: Annotated[
-        list[str] | None,
-        typer.Option("--components", metavar="NAME", help="Part to export; repeat. Default: all."),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", help=f"One of: {', '.join(_SCHEDULERS)}; default: its own."),
-    ] = None,
-    bake_steps: Annotated[
-        str | None,
-        typer.Option(
-            "--bake-steps",
-            metavar="N,N",
-            help=f"Step counts; default: {_STEPS} and the tasks' own.",
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option("--lora", metavar="FILE[:scale]", help="LoRA to fold in; repeat."),
-    ] = None,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Go on with a stopped export, part by part.")
-    ] = False,
-    force: Force = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    **options: Any,
-) -> None:
-    from mtu_export import bundle, exporter
-    from mtu_export.exporter.options import resolve
-
-    words = {scheme, *(n for n, flag in (("int8", int8), ("fp16", fp16)) if flag)} - {None}
-    if len(words) > 1:
-        raise PlanError(f"name one scheme, got {', '.join(sorted(map(str, words)))}")
-    resolved = resolve(
-        target=target,
-        model=model,
-        task=task,
-        all_tasks=all_tasks,
-        scheme=next(iter(words), None),
-        out=output,
-        height=height,
-        width=width,
-        batch=batch,
-        seed=seed,
-        min_psnr=min_psnr,
-        keep_float=keep_float or (),
-        memory=memory,
-        components=components or (),
-        scheduler=scheduler,
-        bake_steps=_counts(bake_steps),
-        lora=lora or (),
-        skip_existing=skip_existing,
-        force=force,
-        options={name: value for name, value in options.items() if value is not None},
-    )
-    console = Console(verbose=verbose)
-    try:
-        with console.quiet():
-            found = exporter.export(resolved, console.stage)
-    except KeyboardInterrupt:
-        if not skip_existing:
-            raise
-        raise Interrupted(
-            "interrupted; finished parts are kept, the same command with --skip-existing goes on"
-        ) from None
-    if as_json:
-        print_json({"bundle": str(found.folder), "bytes": found.bytes, **found.manifest.to_json()})
-        return
-    sizes = part_sizes(found)
-    rows = [[*verdict_cells(v), sizes[v.component]] for v in found.proof]
-    table([*PROOF_HEAD, "size"], rows, title=str(found.folder))
-    shared = bundle.sharing(found.manifest)
-    if shared is not None:
-        print(shared)
-    for steps, reason in (found.manifest.loop.skipped if found.manifest.loop else {}).items():
-        sys.stderr.write(f"warning: no table for {steps} steps: {reason}\n")
-    for folded in found.manifest.source.loras:
-        for name, count in folded.unused.items():
-            sys.stderr.write(
-                f"warning: {folded.name}: {count} layers of {name} had nowhere to go\n"
-            )
-
-
-def _counts(text: str | None) -> list[int]:
-    """Numbers with commas between them."""
-    try:
-        return [int(word) for word in text.split(",")] if text is not None else []
-    except ValueError:
-        raise PlanError(f"--bake-steps takes numbers, such as 8,20; got {text!r}") from None
+_OF_A_FOLD = ("model", "revision", "task", "out", "force")
 
 
 def target_command(name: str) -> Callable[..., None]:
-    """The command of one target: the common words, and flags from its ``Options``."""
-    options = targets.load(name).options
+    """The command of one target, with flags of ``ExportOptions`` and of the target's own."""
+    target = targets.load(name)
 
-    def command(**words: Any) -> None:
-        _export(name, **words)
+    def command(*, as_json: bool, verbose: bool, **arguments: Any) -> None:
+        given = values(ExportOptions, arguments)
+        own = values(target.options, arguments)
+        options = ExportOptions(target=name, options=own, **given)
+        _export(options, as_json=as_json, verbose=verbose)
 
-    common = list(inspect.signature(_export, eval_str=True).parameters.values())[1:-1]
-    own = []
-    for row in fields(options):
-        flag = row.metadata.get("flag", "--" + row.name.replace("_", "-"))
-        option = typer.Option(flag, help=_option_help(row))
-        kind = type(row.default)
-        own.append(
-            inspect.Parameter(
-                row.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, option],
-            )
-        )
-    rows = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in common]
-    command.__signature__ = inspect.Signature([*rows, *own])  # type: ignore[attr-defined]
-    command.__doc__ = f"Export a task to {targets.title(name)}, with proof."
+    flags = [*parameters(ExportOptions), *parameters(target.options)]
+    _describe(command, flags)
+    command.__doc__ = f"Export tasks of a checkpoint to {targets.title(name)}, with proof."
     return command
 
 
-def _option_help(row: Any) -> str:
-    choices = row.metadata.get("choices")
-    text = row.metadata.get("help", "")
-    legal = f". One of: {', '.join(map(str, choices))}" if choices else ""
-    several = row.metadata.get("several")
-    more = f", {several} for several tasks" if several is not None else ""
-    return f"{text}{legal}. Default: {row.default}{more}."
+def diffusers_command() -> Callable[..., None]:
+    """The command that stops after the fold."""
+
+    def command(*, as_json: bool, verbose: bool, **arguments: Any) -> None:
+        from mtu_export import exporter
+        from mtu_export.exporter.options import resolve
+
+        plan = resolve(ExportOptions(target=FOLD_ONLY, **values(ExportOptions, arguments)))
+        console = Console(verbose=verbose)
+        with console.quiet():
+            folder = exporter.save_folded(plan, console.stage)
+        if as_json:
+            print_json({"folder": str(folder)})
+        else:
+            print(folder)
+
+    _describe(command, parameters(ExportOptions, _OF_A_FOLD))
+    command.__doc__ = "Fold one task and save it as a stock diffusers UNet2DConditionModel folder."
+    return command
 
 
-def diffusers(
-    model: Model = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Task of the checkpoint (see: inspect).")
-    ] = None,
-    output: Out = None,
-    force: Force = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Fold one task and save it as a stock diffusers UNet2DConditionModel folder."""
+def _describe(command: Callable[..., None], flags: list[inspect.Parameter]) -> None:
+    """Give a command the flags that typer reads from its signature."""
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("as_json", Json), ("verbose", Verbose))
+    ]
+    command.__signature__ = inspect.Signature([*flags, *shared])  # type: ignore[attr-defined]
+
+
+def _export(options: ExportOptions, *, as_json: bool, verbose: bool) -> None:
     from mtu_export import exporter
-    from mtu_export.exporter.options import FOLD_ONLY, resolve
+    from mtu_export.exporter.options import resolve
 
-    resolved = resolve(target=FOLD_ONLY, model=model, task=task, out=output, force=force)
+    plan = resolve(options)
     console = Console(verbose=verbose)
-    with console.quiet():
-        found = exporter.save_folded(resolved, console.stage)
-    print_json({"folder": str(found)}) if as_json else print(found)
+    try:
+        with console.quiet():
+            bundle = exporter.export(plan, console.stage)
+    except KeyboardInterrupt:
+        if not options.skip_existing:
+            raise
+        raise Interrupted(
+            "interrupted; finished parts are kept: the same command with --skip-existing continues"
+        ) from None
+    if as_json:
+        print_json(
+            {"bundle": str(bundle.folder), "bytes": bundle.bytes, **bundle.manifest.to_json()}
+        )
+    else:
+        _show(bundle)
+    if not options.components:
+        _warn_incomplete(bundle, console)
+
+
+def _show(bundle: Bundle) -> None:
+    """Print the proof of a new bundle, what its tasks share, and LoRA layers that were not used."""
+    from mtu_export.bundle import sharing
+
+    sizes = part_sizes(bundle)
+    rows = [[*verdict.cells.values(), sizes[verdict.component]] for verdict in bundle.proof]
+    table([*PROOF_HEAD, "size"], rows, title=str(bundle.folder))
+    shared = sharing(bundle.manifest)
+    if shared is not None:
+        print(shared)
+    loop = bundle.manifest.loop
+    for steps, reason in (loop.skipped if loop else {}).items():
+        sys.stderr.write(f"warning: no table for {steps} steps: {reason}\n")
+    for lora in bundle.manifest.source.loras:
+        for component, count in lora.unused.items():
+            sys.stderr.write(
+                f"warning: {lora.name}: {count} layers for {component}, which is not exported, "
+                "were not used\n"
+            )
+
+
+def _warn_incomplete(bundle: Bundle, console: Console) -> None:
+    """Say which parts a bundle lacks to run by itself: the checkpoint did not have them."""
+    present = {part.component for part in bundle.parts}
+    for task in bundle.tasks:
+        missing = [part for part in bundle.needs(task.name) if part not in present]
+        if missing:
+            console.warn(
+                f"the checkpoint has no {', '.join(missing)}: with this bundle alone nobody can "
+                f"run task {task.name!r}"
+            )

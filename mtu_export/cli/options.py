@@ -1,43 +1,121 @@
-"""Words that several commands take, and what several print."""
+"""Flags that commands share or make from a dataclass of options, and what they print."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from mtu_export.spec.catalog import SCHEMES
+from mtu_export.spec import PlanError
+from mtu_export.spec.flags import flags_of
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
 
-Model = Annotated[
-    str | None,
-    typer.Option("-m", "--model", help="Checkpoint folder or hub id; default: the embedded one."),
-]
-TaskName = Annotated[
-    list[str] | None, typer.Option("--task", help="Task of the checkpoint (see: inspect); repeat.")
-]
-Out = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to make.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show what the toolchains print.")]
-MinPsnr = Annotated[
-    float | None, typer.Option("--min-psnr", metavar="DB", help="Replace the scheme's floor.")
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")
 ]
-SchemeName = Annotated[str | None, typer.Option("--scheme", help=f"One of: {', '.join(SCHEMES)}.")]
-PROOF_HEAD = ["part", "task", "rung", "PSNR", "floor", "verdict", "runner"]
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Show what libraries print, and tracebacks."),
+]
+PROOF_HEAD = ["part", "task", "stage", "PSNR", "floor", "verdict", "runner"]
 
 
-def print_json(found: Any) -> None:
+def print_json(value: Any) -> None:
     """Print JSON on standard output."""
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
-def part_sizes(found: Bundle) -> dict[str, str]:
-    """Sizes by component, and that of all parts, as tables show them."""
-    sizes = {part.component: part.bytes for part in found.parts} | {"pipeline": found.bytes}
+def part_sizes(bundle: Bundle) -> dict[str, str]:
+    """Sizes by component, and that of the whole bundle, as tables show them."""
+    sizes = {part.component: part.bytes for part in bundle.parts} | {"pipeline": bundle.bytes}
     return {name: f"{size / 1e6:.2f} MB" for name, size in sizes.items()}
+
+
+# ------------------------------------------------------------------------ flags of a dataclass
+
+
+def parameters(options: type, names: Sequence[str] | None = None) -> list[inspect.Parameter]:
+    """Parameters of a command, one for each field with a ``help`` (of ``names`` alone, if given).
+
+    A flag that is not used leaves the field's default. ``shortcuts`` of a field become flags of
+    their own (``--int8``), which :func:`values` turns back.
+    """
+    hints = get_type_hints(options)
+    flags = []
+    for option in fields(options):
+        if "help" not in option.metadata or (names is not None and option.name not in names):
+            continue
+        kind = _kind(option, hints[option.name])
+        flag = typer.Option(
+            *flags_of(option), help=_help(option), metavar=option.metadata.get("metavar")
+        )
+        default = False if kind is bool else None
+        annotation = bool if kind is bool else kind | None
+        flags.append(parameter(option.name, Annotated[annotation, flag], default))
+        for value in option.metadata.get("shortcuts", ()):
+            flag = typer.Option(f"--{value}", help=f"Short for {flags_of(option)[-1]} {value}.")
+            flags.append(parameter(value, Annotated[bool, flag], False))
+    return flags
+
+
+def values(options: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the fields of ``options`` that the user gave out of a command's ``arguments``."""
+    given = {}
+    for option in fields(options):
+        value = arguments.pop(option.name, None)
+        for shortcut in option.metadata.get("shortcuts", ()):
+            if arguments.pop(shortcut, False):
+                if value not in (None, shortcut):
+                    raise PlanError(f"name one {option.name}, got {value} and {shortcut}")
+                value = shortcut
+        if value is not None and "separator" in option.metadata:
+            value = _numbers(flags_of(option)[-1], value, option.metadata["separator"])
+        if value is not None:
+            given[option.name] = value
+    return given
+
+
+def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """A keyword of a command, as typer reads it from the signature."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _kind(option: Field[Any], hint: Any) -> Any:
+    """The type of a flag's value: one of bool, int, float and str, or a list of str."""
+    types = {getattr(kind, "__origin__", kind) for kind in (get_args(hint) or (hint,))}
+    if hasattr(hint, "__origin__"):
+        types = {hint.__origin__}
+    for kind in (bool, int, float):
+        if kind in types:
+            return kind
+    is_list = any(isinstance(kind, type) and issubclass(kind, Sequence) for kind in types - {str})
+    return list[str] if is_list and "separator" not in option.metadata else str
+
+
+def _help(option: Field[Any]) -> str:
+    """The help text of a flag, with its legal values and its default."""
+    text, metadata = option.metadata["help"].strip(), option.metadata
+    sentences = [text[0].upper() + text[1:].removesuffix(".")]
+    if "choices" in metadata:
+        sentences.append(f"One of: {', '.join(map(str, metadata['choices']))}")
+    is_value = isinstance(option.default, (int, float, str)) and option.default is not False
+    if is_value:
+        several = f", for several tasks {metadata['several']}" if "several" in metadata else ""
+        sentences.append(f"Default: {option.default}{several}")
+    return ". ".join(sentences) + "."
+
+
+def _numbers(flag: str, text: str, separator: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(separator)]
+    except ValueError:
+        raise PlanError(f"{flag} takes numbers, such as 8{separator}20; got {text!r}") from None

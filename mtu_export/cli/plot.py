@@ -27,7 +27,7 @@ _LONGEST = 24
 """Characters of a task's name that are shown."""
 
 
-def check(path: Path, force: bool) -> None:
+def require_writable(path: Path, force: bool) -> None:
     """Refuse a picture that could not be written, before anything is measured for it.
 
     Raises ``PlanError`` (suffix, folder, an existing file without ``force``) and
@@ -135,7 +135,7 @@ def _cut(name: str) -> str:
 
 def _save(size: tuple[float, float], draw: Callable[[Any], None], path: Path, force: bool) -> None:
     """Draw into a private file beside ``path``, which takes its place whole or not at all."""
-    check(path, force)
+    require_writable(path, force)
     logger = logging.getLogger("matplotlib")  # it says where its font cache is, and why
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -151,7 +151,7 @@ def _save(size: tuple[float, float], draw: Callable[[Any], None], path: Path, fo
             figure = Figure(figsize=size, dpi=dpi, layout="constrained")
             draw(figure)
             figure.savefig(private, format=path.suffix[1:].lower())
-            check(path, force)
+            require_writable(path, force)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ResourceError(f"cannot write {path}: {reason}") from error

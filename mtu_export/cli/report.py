@@ -1,4 +1,4 @@
-"""What `inspect`, `list` and `doctor` show: data first, then tables of it."""
+"""What `inspect`, `list` and `doctor` print."""
 
 from __future__ import annotations
 
@@ -7,146 +7,22 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
-from mtu_export import bundle, checkpoint, models, targets
-from mtu_export.bundle import Bundle, Manifest
+from mtu_export import models, targets
 from mtu_export.checkpoint.presets import TASKS
-from mtu_export.cli.console import plain, table, verdict_cells
+from mtu_export.cli.console import plain, table
 from mtu_export.models import analysis
-from mtu_export.spec import FloatWeights, Task
+from mtu_export.spec import FloatWeights
 from mtu_export.spec.catalog import SCHEMES
 
 _PACKAGE = "mtu-export"
 _MOST_SHOWN = 8
 """Experts whose weights are printed one by one."""
-_MOST_ROWS = 20
+_MOST_LAYERS = 20
 """Layers that a table of deviations shows."""
-
-
-def of_checkpoint(
-    folder: Path, height: int | None = None, width: int | None = None
-) -> dict[str, Any]:
-    """Tasks, parameters, FLOPs and expert weights of a checkpoint; ``height, width`` in pixels.
-
-    Reads JSON, headers and routers alone.
-    """
-    source = analysis.read(folder)
-    config = source.config
-    rows = checkpoint.tasks(config)
-    size, latent, reason = analysis.image_size(source, height, width)
-    weights = analysis.expert_weights(source)
-    kinds = analysis.parameters(source)
-    costs = analysis.costs(source, latent) if size else {}
-    keys = ("num_experts", "task_embedding_dim", "router_hidden_dim", "task_norm")
-    return {
-        "checkpoint": str(folder),
-        "family": checkpoint.family(config),
-        "config": {key: config.get(key, "replace" if key == "task_norm" else None) for key in keys},
-        "dtypes": sorted({header.dtype for header in source.found.values()}),
-        "parameters": {**kinds, "total": sum(kinds.values())},
-        "parts": sorted(p.name for p in folder.iterdir() if p.is_dir()),
-        "tasks": [_task(task, config["in_channels"]) for task in rows],
-        "image": f"{size[0]} x {size[1]}" if size else None,
-        "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],
-        "not counted": reason or None,
-        "expert weights": [
-            {"layer": layer, "tasks": {task.name: row[task.index] for task in rows}}
-            for layer, row in weights.items()
-        ],
-    }
-
-
-def _task(task: Task, latent: int) -> dict[str, Any]:
-    conditioning = " + ".join(f"{c.kind} ({c.channels})" for c in task.conditioning)
-    scales = {"text": task.guidance.text, "image": task.guidance.image}
-    guidance = ", ".join(f"{key} {value:g}" for key, value in scales.items() if value is not None)
-    return {
-        "task": task.name,
-        "channels": latent + task.channels,
-        "conditioning": conditioning or "none",
-        "guidance": guidance or "none",
-        "passes a step": task.guidance.passes,
-        "steps": task.steps,
-        "prompt": "the user's" if task.prompt is None else repr(task.prompt),
-    }
-
-
-def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
-    """How far a model is from another by layer and kind, and what was not compared."""
-    found = analysis.deviation(*(analysis.read(path, dense=True) for path in (folder, against)))
-    return {
-        "checkpoint": str(folder),
-        "against": str(against),
-        "layers": [{"layer": row.layer, **_measured(row)} for row in found.rows],
-        "kinds": [_measured(row) for row in found.kinds],
-        "not compared": [{"tensor": name, "reason": reason} for name, reason in found.left_out],
-    }
-
-
-def _measured(row: analysis.Row) -> dict[str, Any]:
-    return {
-        "kind": row.kind,
-        "deviation": row.deviation,
-        "relative": row.deviation / row.reference if row.reference else None,
-        "parameters": row.parameters,
-    }
-
-
-def of_bundle(found: Bundle) -> dict[str, Any]:
-    """What a bundle holds, its proof and its cost, from the manifest."""
-    manifest = found.manifest
-    shared = bundle.sharing(manifest)
-    return {
-        "bundle": str(found.folder),
-        "source": f"{manifest.source.name} ({manifest.source.family})",
-        "target": manifest.target,
-        "scheme": manifest.scheme.name,
-        "activations": manifest.scheme.activations,
-        "image": f"{manifest.image.height} x {manifest.image.width}",
-        "options": manifest.options,
-        "parts": [
-            {
-                "part": part.component,
-                "path": part.path,
-                "MB": round(part.bytes / 1e6, 2),
-                "parameters": part.cost.parameters,
-                "GFLOPs conv + linear": round(part.cost.flops_conv_linear / 1e9, 3),
-                "GFLOPs": round(part.cost.flops_total / 1e9, 3),
-                "entries": ", ".join(part.entries),
-            }
-            for part in manifest.parts
-        ],
-        **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
-        "proof": [
-            dict(
-                zip(
-                    ("part", "task", "rung", "PSNR", "floor", "verdict", "runner"),
-                    verdict_cells(row),
-                    strict=True,
-                )
-            )
-            for row in found.proof
-        ],
-    }
-
-
-def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
-    """Bytes of weights of each task alone, and of all, in the parts that tasks share."""
-    return [
-        {
-            "part": part.component,
-            "task": task,
-            "own bytes": own,
-            "shared bytes": part.cost.shared_weight_bytes,
-        }
-        for part in manifest.parts
-        for task, own in part.cost.task_weight_bytes.items()
-    ]
 
 
 def names() -> dict[str, Any]:
@@ -159,10 +35,10 @@ def names() -> dict[str, Any]:
     presets = [
         {
             "preset (upcycle)": name,
-            "conditioning": " + ".join(c.kind for c in rows["sd"].conditioning) or "none",
-            "passes a step": rows["sd"].guidance.passes,
+            "conditioning": " + ".join(c.kind for c in variants["sd"].conditioning) or "none",
+            "passes a step": variants["sd"].guidance.passes,
         }
-        for name, rows in TASKS.items()
+        for name, variants in TASKS.items()
     ]
     return {
         "targets": [
@@ -213,12 +89,22 @@ def _smallest(extras: Sequence[str]) -> str:
     return next((extra for extra in ("onnx", "export") if extra in extras), extras[0])
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print scalars as lines and lists of rows as tables."""
-    for key, value in found.items():
+def show(result: Mapping[str, Any]) -> None:
+    """Print a result of ``inspect`` or ``list``."""
+    if "expert weights" in result:
+        _show_checkpoint(result)
+    elif "not compared" in result:
+        _show_deviation(result)
+    else:
+        _show_plain(result)
+
+
+def _show_plain(result: Mapping[str, Any]) -> None:
+    """Print scalars as lines and lists of objects as tables."""
+    for key, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             head = list(value[0])
-            table(head, [[f"{row[name]}" for name in head] for row in value])
+            table(head, [[f"{entry[name]}" for name in head] for entry in value])
         elif isinstance(value, dict):
             print(plain(f"{key}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items())))
         else:
@@ -230,79 +116,79 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def show_checkpoint(found: Mapping[str, Any]) -> None:
-    """Print what ``of_checkpoint`` found."""
-    apart = ("parameters", "image", "FLOPs", "not counted", "expert weights")
-    show({key: value for key, value in found.items() if key not in apart})
-    rows = [[kind, _millions(count), f"{count:,}"] for kind, count in found["parameters"].items()]
-    table(["parameters", "", "exact"], rows)
-    if found["not counted"]:
-        print(plain(f"FLOPs not counted: {found['not counted']}"))
+def _show_checkpoint(result: Mapping[str, Any]) -> None:
+    """Print what a checkpoint holds: tasks, parameters, FLOPs, expert weights."""
+    tables = ("parameters", "image", "FLOPs", "not counted", "expert weights")
+    _show_plain({key: value for key, value in result.items() if key not in tables})
+    counts = [[kind, _millions(n), f"{n:,}"] for kind, n in result["parameters"].items()]
+    table(["parameters", "", "exact"], counts)
+    if result["not counted"]:
+        print(plain(f"FLOPs not counted: {result['not counted']}"))
     else:
-        counted = [
+        costs = [
             [
-                row["task"],
-                _flops(row["flops_conv_linear"]),
-                _flops(row["flops_total"]),
-                _millions(row["parameters"]),
+                cost["task"],
+                _flops(cost["flops_conv_linear"]),
+                _flops(cost["flops_total"]),
+                _millions(cost["parameters"]),
             ]
-            for row in found["FLOPs"]
+            for cost in result["FLOPs"]
         ]
         head = ["folded UNet of task", "conv + linear", "with attention", "parameters"]
-        table(head, counted, f"FLOPs of one pass at {found['image']}")
-    _show_weights(found["expert weights"])
+        table(head, costs, f"FLOPs of one pass at {result['image']}")
+    _show_weights(result["expert weights"])
 
 
-def _show_weights(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a layer; where the tasks are too many for one line, one table for some of them."""
-    if not rows:
+def _show_weights(layers: Sequence[Mapping[str, Any]]) -> None:
+    """One line per layer; tasks that do not fit on a line get a table of their own."""
+    if not layers:
         return
-    names = list(rows[0]["tasks"])
-    cells = [[_weights(row["tasks"][name]) for name in names] for row in rows]
-    layers = [analysis.short(row["layer"]) for row in rows]
-    widths = [max(map(len, (name, cells[0][i]))) + 3 for i, name in enumerate(names)]
+    tasks = list(layers[0]["tasks"])
+    cells = [[_weights(layer["tasks"][task]) for task in tasks] for layer in layers]
+    names = [analysis.short(layer["layer"]) for layer in layers]
+    widths = [max(map(len, (task, cells[0][i]))) + 3 for i, task in enumerate(tasks)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
-    room -= max(map(len, ("layer", *layers))) + 4
+    room -= max(map(len, ("layer", *names))) + 4
     title = "expert weights"
-    if len(next(iter(rows[0]["tasks"].values()))) > _MOST_SHOWN:
-        title += ": least to greatest, and how many experts share the work (e to the entropy)"
-    while names:
-        taken = max(1, sum(sum(widths[: i + 1]) <= room for i in range(len(names))))
-        body = [[layer, *row[:taken]] for layer, row in zip(layers, cells, strict=True)]
-        table(["layer", *names[:taken]], body, title)
-        names, widths = names[taken:], widths[taken:]
-        cells = [row[taken:] for row in cells]
+    if len(next(iter(layers[0]["tasks"].values()))) > _MOST_SHOWN:
+        title += ": smallest to largest, and the effective number of experts (e to the entropy)"
+    while tasks:
+        taken = max(1, sum(sum(widths[: i + 1]) <= room for i in range(len(tasks))))
+        body = [[name, *line[:taken]] for name, line in zip(names, cells, strict=True)]
+        table(["layer", *tasks[:taken]], body, title)
+        tasks, widths = tasks[taken:], widths[taken:]
+        cells = [line[taken:] for line in cells]
 
 
-def _weights(row: Sequence[float]) -> str:
+def _weights(weights: Sequence[float]) -> str:
     """Weights of one layer and task: all of them, or their span where they are many."""
-    if len(row) <= _MOST_SHOWN:
-        return " ".join(f"{value:.2f}" for value in row)
-    entropy = -sum(value * math.log(value) for value in row if value > 0)
-    return f"{min(row):.2f} to {max(row):.2f}, {math.exp(entropy):4.1f}"
+    if len(weights) <= _MOST_SHOWN:
+        return " ".join(f"{value:.2f}" for value in weights)
+    entropy = -sum(value * math.log(value) for value in weights if value > 0)
+    return f"{min(weights):.2f} to {max(weights):.2f}, {math.exp(entropy):4.1f}"
 
 
-def show_deviation(found: Mapping[str, Any]) -> None:
-    """Print what ``of_deviation`` found: kinds, the first layers, and what was left out."""
-    show({key: found[key] for key in ("checkpoint", "against")})
+def _show_deviation(result: Mapping[str, Any]) -> None:
+    """Print the deviation by kind, that of the first layers, and what was not compared."""
+    _show_plain({key: result[key] for key in ("checkpoint", "against")})
     head = ["kind", "‖θ_f − θ_p‖", "relative", "parameters"]
-    table(head, [_measures(row) for row in found["kinds"]], "deviation by kind")
-    layers = found["layers"]
-    rows = [[row["layer"], *_measures(row)] for row in layers[:_MOST_ROWS]]
-    table(["layer", *head], rows, "deviation by layer")
-    if len(layers) > _MOST_ROWS:
-        print(f"and {len(layers) - _MOST_ROWS} more (--json has all)")
+    table(head, [_measures(kind) for kind in result["kinds"]], "deviation by kind")
+    layers = result["layers"]
+    lines = [[layer["layer"], *_measures(layer)] for layer in layers[:_MOST_LAYERS]]
+    table(["layer", *head], lines, "deviation by layer")
+    if len(layers) > _MOST_LAYERS:
+        print(f"and {len(layers) - _MOST_LAYERS} more (--json has all)")
     reasons: dict[str, list[str]] = {}
-    for row in found["not compared"]:
-        reasons.setdefault(row["reason"].partition(":")[0], []).append(row["tensor"])
-    for reason, names in reasons.items():
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        print(plain(f"not compared, {reason}: {', '.join(names[:2])}{more}"))
+    for entry in result["not compared"]:
+        reasons.setdefault(entry["reason"].partition(":")[0], []).append(entry["tensor"])
+    for reason, tensors in reasons.items():
+        more = f" and {len(tensors) - 2} more" if len(tensors) > 2 else ""
+        print(plain(f"not compared, {reason}: {', '.join(tensors[:2])}{more}"))
 
 
-def _measures(row: Mapping[str, Any]) -> list[str]:
-    relative = "" if row["relative"] is None else f"{row['relative']:.2%}"
-    return [row["kind"], f"{row['deviation']:.4g}", relative, f"{row['parameters']:,}"]
+def _measures(entry: Mapping[str, Any]) -> list[str]:
+    relative = "" if entry["relative"] is None else f"{entry['relative']:.2%}"
+    return [entry["kind"], f"{entry['deviation']:.4g}", relative, f"{entry['parameters']:,}"]
 
 
 def _millions(count: int) -> str:

@@ -110,7 +110,7 @@ def _finished_bundle(plan: Plan) -> Bundle | None:
 
 def _require_feasible(plan: Plan, watch: Watch) -> None:
     """Refuse what memory, disk or the parts' configs do not allow."""
-    budget.check(plan)
+    budget.require_resources(plan)
     with watch("compare the parts"):
         compatibility.require_compatible_parts(plan, _components(plan))
 
@@ -168,8 +168,7 @@ def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
     from mtu_export.models import lora
 
     loras, components = [], _components(plan)
-    for option in plan.loras:
-        path, scale = lora.parse(option)
+    for path, scale in plan.loras:
         adapter = lora.read(path)
         adapted = dict.fromkeys(layer.component for layer in adapter.layers)
         if not set(adapted) & set(components):

@@ -1,4 +1,4 @@
-"""Whether memory and disk hold an export, estimated before any work.
+"""Memory and disk that an export needs, estimated before any work.
 
 A target says what it needs for each scheme in multiples of the float32 weights; the figures are
 those of ``benchmarks/results/sizes.json`` (anonymous memory: the mapped checkpoint can be dropped
@@ -15,109 +15,128 @@ from typing import Any
 
 from mtu_export import checkpoint, targets
 from mtu_export.checkpoint.layout import source_folder
-from mtu_export.spec import IntWeights, Plan, ResourceError, Scheme
+from mtu_export.spec import IntWeights, Plan, ResourceError, Scheme, Unsupported
 from mtu_export.spec.catalog import SCHEMES
 from mtu_export.storage import draft
 
-_START = 0.4e9
-"""Bytes of PyTorch and a toolchain before any weight is read."""
-_COPIES = 3
+_BASE_BYTES = 0.4e9
+"""Memory of PyTorch and a toolchain before any weight is read."""
+_SCORE_COPIES = 3
 """Copies of the largest attention scores that are alive at a time."""
-_HALVES: Mapping[str, str | tuple[str, ...]] = {
+_DISK_MARGIN = 1.05
+_VAE_PREFIXES: Mapping[str, str | tuple[str, ...]] = {
     "vae_encoder": ("encoder.", "quant_conv."),
     "vae_decoder": ("decoder.", "post_quant_conv."),
 }
-"""Beginnings of the names of a VAE's tensors."""
+"""Prefixes of the tensors of each half of a VAE."""
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
 
-def check(plan: Plan) -> None:
-    """Refuse an export that memory or disk will not hold; raises ``ResourceError`` with figures.
+def require_resources(plan: Plan) -> None:
+    """Refuse an export that memory or disk will not hold, with figures.
 
-    Parts are made one after the other: memory is that of the largest, disk that of all.
+    Components are exported one after the other: memory is that of the largest, disk that of all.
+    Raises ``ResourceError``, and ``Unsupported`` for a scheme that the target has no figure for.
     """
-    parts = {name: _headers(plan, name) for name in plan.components}
-    sizes = {name: sum(4 * math.prod(row.shape) for row in rows) for name, rows in parts.items()}
-    main = max(sizes, key=sizes.__getitem__)
-    weights = sizes[main]
-    wide = sum(4 * math.prod(row.shape) for row in parts[main] if row.dtype != "F32")
-    fixed = _START + wide + (_COPIES * _scores(plan) if main == "unet" else 0)
-
-    def needed(target: str, scheme: str) -> float:
-        support = targets.load(target).info.supports.get(scheme)
-        return math.inf if support is None else fixed + support.memory * weights
-
-    have = available() if plan.memory is None else plan.memory
-    need = needed(plan.target, plan.scheme.name)
-    if need > have:
-        fits = [
-            f"{target} {scheme} (about {_size(needed(target, scheme))})"
-            for target in (plan.target, *(n for n in targets.names() if n != plan.target))
-            for scheme in SCHEMES
-            if needed(target, scheme) <= have
-        ]
+    headers = {name: _headers(plan, name) for name in plan.components}
+    _require_memory(plan, headers)
+    disk = {name: _artefact_bytes(plan, name, headers[name]) for name in headers}
+    copies = targets.load(plan.target).info.temporary_copies if len(plan.tasks) > 1 else 0
+    needed = _DISK_MARGIN * (sum(disk.values()) + copies * disk.get("unet", 0))
+    free = _free_disk(plan.out)
+    if needed > free:
         raise ResourceError(
-            f"{plan.target} {plan.scheme.name} of {_size(weights)} of float32 weights at "
-            f"{plan.height} x {plan.width} needs about {_size(need)} of memory, "
-            f"{_size(have)} are available; "
-            + (f"what fits: {', '.join(fits)}" if fits else "no scheme of any target fits")
-            + "; --memory GB overrides what is available"
+            f"{plan.out} needs about {_size(needed)} of disk, {_size(free)} are free"
         )
-    rows = {name: _stored(plan, name, parts[name]) for name in parts}
-    staged = targets.load(plan.target).info.temporary_copies if len(plan.tasks) > 1 else 0
-    size, free = 1.05 * (sum(rows.values()) + staged * rows.get("unet", 0)), _free(plan.out)
-    if size > free:
-        raise ResourceError(f"{plan.out} needs about {_size(size)} of disk, {_size(free)} are free")
+
+
+def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header]]) -> None:
+    """Refuse an export of more memory than there is; names schemes and targets that would fit."""
+    sizes = {name: _float32_bytes(tensors) for name, tensors in headers.items()}
+    largest = max(sizes, key=sizes.__getitem__)
+    converted = [tensor for tensor in headers[largest] if tensor.dtype != "F32"]
+    scores = _SCORE_COPIES * _score_bytes(plan) if largest == "unet" else 0
+    fixed = _BASE_BYTES + _float32_bytes(converted) + scores
+
+    def needed(target: str, scheme: str) -> float | None:
+        """Bytes of an export; None where the target does not support the scheme."""
+        support = targets.load(target).info.supports.get(scheme)
+        return None if support is None else fixed + support.memory * sizes[largest]
+
+    need = needed(plan.target, plan.scheme.name)
+    if need is None:
+        raise Unsupported(f"{plan.target} does not support scheme {plan.scheme.name!r}")
+    available = available_memory() if plan.memory is None else plan.memory
+    if need <= available:
+        return
+    fits = [
+        f"{target} {scheme} (about {_size(other)})"
+        for target in (plan.target, *(name for name in targets.names() if name != plan.target))
+        for scheme in SCHEMES
+        if (other := needed(target, scheme)) is not None and other <= available
+    ]
+    raise ResourceError(
+        f"{plan.target} {plan.scheme.name} of {_size(sizes[largest])} of float32 weights at "
+        f"{plan.height} x {plan.width} needs about {_size(need)} of memory, "
+        f"{_size(available)} are available; "
+        + (f"what fits: {', '.join(fits)}" if fits else "no scheme of any target fits")
+        + "; --memory GB overrides what is available"
+    )
 
 
 def _headers(plan: Plan, component: str) -> list[checkpoint.Header]:
-    home = plan.checkpoint / source_folder(component)
+    """Headers of the tensors that belong to a component."""
+    folder = plan.checkpoint / source_folder(component)
     if component.startswith("text_encoder"):
-        rows = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, checkpoint.POSITION_IDS)
-        return list(rows.values())
-    half = _HALVES.get(component, "")
-    return [row for name, row in checkpoint.headers(home).items() if name.startswith(half)]
+        tensors = checkpoint.headers(folder, checkpoint.TEXT_WEIGHTS, checkpoint.POSITION_IDS)
+        return list(tensors.values())
+    prefix = _VAE_PREFIXES.get(component, "")
+    tensors = checkpoint.headers(folder)
+    return [header for name, header in tensors.items() if name.startswith(prefix)]
 
 
-def _stored(plan: Plan, component: str, rows: Sequence[checkpoint.Header]) -> float:
-    """Bytes of a part's artefact; float32 where more may stay in float than is known here."""
+def _float32_bytes(tensors: Sequence[checkpoint.Header]) -> int:
+    return sum(4 * math.prod(tensor.shape) for tensor in tensors)
+
+
+def _artefact_bytes(plan: Plan, component: str, tensors: Sequence[checkpoint.Header]) -> float:
+    """Bytes of a component's artefact; those of float32 where --keep-float may keep any layer."""
     scheme = plan.schemes[component]
-    kept = any(row.required for row in scheme.overrides)
-    whole = sum(4 * math.prod(row.shape) for row in rows)
-    return whole if kept else _share(scheme) * whole
+    keeps_more = any(override.required for override in scheme.overrides)
+    return (1 if keeps_more else _bits(scheme) / 32) * _float32_bytes(tensors)
+
+
+def _bits(scheme: Scheme) -> int:
+    """Bits of a weight."""
+    weights = scheme.weights
+    return weights.bits if isinstance(weights, IntWeights) else int(weights.dtype[-2:])
 
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _share(scheme: Scheme) -> float:
-    """Bytes of an artefact over those of float32 weights."""
-    weights = scheme.weights
-    bits = weights.bits if isinstance(weights, IntWeights) else int(weights.dtype[-2:])
-    return bits / 32
-
-
-def _scores(plan: Plan) -> float:
+def _score_bytes(plan: Plan) -> float:
     """Bytes of the largest attention scores, batch x heads x tokens² in float32."""
     config, (height, width) = plan.config, plan.latent_size
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-    most = 0.0
-    for level, kind in enumerate(config.get("down_block_types", ("CrossAttnDownBlock2D",))):
-        if "CrossAttn" in str(kind):
+    largest = 0.0
+    for level, block in enumerate(config.get("down_block_types", ("CrossAttnDownBlock2D",))):
+        if "CrossAttn" in str(block):
             tokens = height * width / 4**level
-            most = max(most, plan.batch * _at(heads, level) * tokens**2 * 4)
-    return most
+            largest = max(largest, plan.batch * _heads_at(heads, level) * tokens**2 * 4)
+    return largest
 
 
-def _at(heads: Any, level: int) -> float:
+def _heads_at(heads: Any, level: int) -> float:
     """Heads of one level; diffusers' ``attention_head_dim`` is their number."""
-    row = heads[min(level, len(heads) - 1)] if isinstance(heads, (list, tuple)) and heads else heads
-    return row if isinstance(row, int) and row > 0 else 1
+    if isinstance(heads, (list, tuple)) and heads:
+        heads = heads[min(level, len(heads) - 1)]
+    return heads if isinstance(heads, int) and heads > 0 else 1
 
 
-def available() -> float:
+def available_memory() -> float:
     """Bytes of memory that a process may still take: the system's, or its control group's."""
     import psutil
 
@@ -125,36 +144,41 @@ def available() -> float:
 
 
 def _group_limit() -> float:
-    """What the control groups (version 1 or 2) of this process leave; infinite where none limit."""
+    """Bytes that the control groups of this process leave; infinite where none sets a limit."""
     try:
-        rows = [line.split(":", 2) for line in (_PROC / "self" / "cgroup").read_text().splitlines()]
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return math.inf
     least = math.inf
-    for _, controllers, path in (row for row in rows if len(row) == 3):
-        if controllers == "memory":
-            home, names = _CGROUP / "memory", ("limit_in_bytes", "usage_in_bytes")
-        elif not controllers:
-            home, names = _CGROUP, ("max", "current")
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "memory":  # version 1
+            root, names = _CGROUP / "memory", ("limit_in_bytes", "usage_in_bytes")
+        elif not controllers and path:  # version 2
+            root, names = _CGROUP, ("max", "current")
         else:
             continue
-        place = home / path.lstrip("/")
-        for group in (place, *place.parents):  # a container may show its own group at the root
-            if group == home.parent:
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):  # a container may show its own group at the root
+            if folder == root.parent:
                 break
-            try:
-                limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
-                lines = (group / "memory.stat").read_text().splitlines()
-                kept = dict(line.split() for line in lines)
-                droppable = kept.get("total_inactive_file", kept.get("inactive_file", 0))
-                if limit.isdecimal():
-                    least = min(least, int(limit) - int(used) + int(droppable))
-            except (OSError, ValueError):
-                continue
+            least = min(least, _left_in(folder, names))
     return least
 
 
-def _free(out: Path) -> float:
-    """Free bytes where ``out`` will be, with those that an export before has left there."""
-    home = next(parent for parent in out.absolute().parents if parent.exists())
-    return float(shutil.disk_usage(home).free + draft.leftover_bytes(out))
+def _left_in(group: Path, names: tuple[str, str]) -> float:
+    """Limit less use of one control group, where what the kernel can drop is not in use."""
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in names)
+        lines = (group / "memory.stat").read_text().splitlines()
+        statistics = dict(line.split() for line in lines)
+        cached = statistics.get("total_inactive_file", statistics.get("inactive_file", 0))
+        return int(limit) - int(used) + int(cached) if limit.isdecimal() else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _free_disk(out: Path) -> float:
+    """Free bytes where ``out`` will be, with those that an earlier export left there."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    return float(shutil.disk_usage(folder).free + draft.leftover_bytes(out))

@@ -40,7 +40,7 @@ def identity(plan: Plan) -> dict[str, str]:
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
         "mtu_export": __version__,
         "family": plan.family,
-        "source": plan.checkpoint.resolve().name,
+        "source": plan.source or plan.checkpoint.resolve().name,
         "source_sha256": bundle.sha256_of(weights(plan)),
         "tasks": "+".join(task.name for task in plan.tasks),
         "target": plan.target,
@@ -67,6 +67,7 @@ def describe(
         "versions": versions(plan),
         "source": {
             "name": identity["source"],
+            **({"revision": plan.revision} if plan.revision else {}),
             "family": plan.family,
             "sha256": identity["source_sha256"],
             "model_config": {**stock, **{key: plan.config[key] for key in sizes}},

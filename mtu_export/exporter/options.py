@@ -1,4 +1,4 @@
-"""Words -> Plan: the one place where names are looked up, defaults merged, contradictions refused.
+"""Options of an export and a checkpoint -> Plan: names are looked up, contradictions refused.
 
 Reads the checkpoint's JSON, never its weights, and imports no toolchain.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.checkpoint.layout import PipelineLayout, source_folder
+from mtu_export.checkpoint.layout import PipelineLayout, source_folder, tokenizer_folder
 from mtu_export.exporter import stock_configs
+from mtu_export.models import lora as loras
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -24,181 +25,164 @@ from mtu_export.spec import (
     Task,
     UnknownName,
     Unsupported,
-    shown,
 )
-from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES, scheme_of
+from mtu_export.spec.catalog import BAKED_STEPS, SCHEMES, scheme_of
 from mtu_export.spec.extras import EXPORT, require
-from mtu_export.spec.patterns import compile_pattern
+from mtu_export.spec.options import FOLD_ONLY, ExportOptions
 from mtu_export.storage.draft import BUNDLE, FOLDED, refuse_existing
 
-FOLD_ONLY = "diffusers"
-_MOST_STEPS = 1000
-_LARGEST = 8192
-_LARGEST_BATCH = 64
 
+def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
+    """The plan of one export, from ``ExportOptions`` or the values of its fields.
 
-def resolve(
-    *,
-    target: str,
-    model: str | Path | None = None,
-    task: str | Sequence[str] | None = None,
-    scheme: str | None = None,
-    out: str | Path | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    batch: int = 1,
-    seed: int = 0,
-    min_psnr: float | None = None,
-    keep_float: Sequence[str] = (),
-    memory: float | None = None,
-    components: Sequence[str] = (),
-    scheduler: str | None = None,
-    bake_steps: Sequence[int] = (),
-    lora: Sequence[str] = (),
-    skip_existing: bool = False,
-    all_tasks: bool = False,
-    force: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan of one export.
+    >>> resolve(target="onnx", task="edit").scheme.name
+    'fp32'
 
-    ``target`` is a name of ``targets`` or ``"diffusers"``, which stops after the fold. ``model``
-    is a folder, a hub id, or None for the embedded checkpoint; ``height`` and ``width``
-    are pixels; ``min_psnr`` is in dB and replaces the scheme's floor; ``keep_float`` are regular
-    expressions of layers that an integer scheme leaves in float; ``memory`` is in GB and replaces
-    what the machine has available. ``components`` are all that the task needs where none is named;
-    ``scheduler`` replaces the checkpoint's; ``bake_steps`` are step counts of the loop's tables;
-    ``lora`` are ``FILE[:scale]``; ``skip_existing`` takes up a stopped export; ``all_tasks`` stands
-    for the names of all tasks. Raises
-    ``UnknownName``, ``PlanError``, ``Unsupported``, ``CheckpointError`` and ``ToolchainMissing``.
+    Raises ``UnknownName``, ``PlanError``, ``Unsupported``, ``CheckpointError`` and
+    ``ToolchainMissing``.
     """
-    chosen = None if target == FOLD_ONLY else targets.load(target)
+    options = ExportOptions(**values) if options is None else options
+    if options.target != FOLD_ONLY and options.target not in targets.names():
+        raise UnknownName("target", options.target, targets.names())
     require(*EXPORT)
-    folder = checkpoint.locate(model)
-    config = checkpoint.read_config(folder)
-    if all_tasks and task:
-        raise PlanError("--all-tasks are all tasks of the checkpoint; give no --task with it")
-    legal = checkpoint.tasks(config)
-    rows = legal if all_tasks else _tasks(task, legal)
-    row = _scheme(scheme or (chosen.info.default_scheme if chosen else "fp32"), keep_float)
+    folder = checkpoint.locate(options.model, options.revision)
+    plan = _plan(options, folder, checkpoint.read_config(folder))
+    target = None if options.target == FOLD_ONLY else targets.load(options.target)
+    if not options.skip_existing:
+        refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, [folder])
+    if target:
+        target.validate_plan(plan)
+    elif len(plan.tasks) > 1:
+        raise Unsupported("a diffusers folder holds one task; name one --task")
+    return plan
+
+
+def _plan(options: ExportOptions, folder: Path, config: Mapping[str, Any]) -> Plan:
+    """The plan of valid options and a checkpoint, before the output and the target see it."""
+    target = None if options.target == FOLD_ONLY else targets.load(options.target)
     layout = PipelineLayout.read(folder, config)
-    size = layout.image_size(height, width)
-    if not 1 <= batch <= _LARGEST_BATCH:
-        raise PlanError(f"--batch must be from 1 to {_LARGEST_BATCH}, got {batch}")
-    if not 0 <= seed < 2**32:
-        raise PlanError(f"--seed must be from 0 to 2^32 − 1, got {seed}")
-    check_floor(min_psnr)
-    if memory is not None and not 0 < memory < 1e6:
-        raise PlanError(f"--memory must be a number of GB above 0, got {memory}")
-    if skip_existing and force:
-        raise PlanError("--skip-existing keeps what --force replaces; give one of them")
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise UnknownName("scheduler", scheduler, list(SCHEDULERS))
-    vae = layout.vae or {}
-    float16 = chosen is not None and chosen.info.float16_vae
-    chosen_parts = _components(components, rows, layout, folder)
-    if keep_float and "unet" not in chosen_parts:
-        raise PlanError("--keep-float names layers of the UNet, which is not among --components")
-    name = "+".join(t.name for t in rows) + f"-{target}" + (f"-{row.name}" if chosen else "")
-    found = Plan(
+    tasks = _tasks(options, checkpoint.tasks(config))
+    scheme = _scheme(options, target.info.default_scheme if target else "fp32")
+    components = _components(options, tasks, layout, folder)
+    height, width = layout.image_size(options.height, options.width)
+    names = ["+".join(task.name for task in tasks), options.target, *([scheme.name] * bool(target))]
+    source, revision = _source(options, folder)
+    float16_vae = target is not None and target.info.float16_vae
+    return Plan(
         checkpoint=folder,
+        source=source,
+        revision=revision,
         family=checkpoint.family(config),
         config=config,
-        tasks=rows,
-        target=target,
-        scheme=row,
-        height=size[0],
-        width=size[1],
+        tasks=tasks,
+        target=options.target,
+        scheme=scheme,
+        height=height,
+        width=width,
         factor=layout.vae_scale_factor,
-        batch=batch,
-        seed=seed,
-        out=Path(out) if out is not None else Path(name),
-        options=targets.options(target, options or {}, len(rows)) if chosen else None,
-        floor_db=min_psnr,
-        memory=None if memory is None else memory * 1e9,
-        force=force,
-        components=chosen_parts,
-        schemes={part: scheme_of(part, row, vae, float16_vae=float16) for part in chosen_parts},
-        scheduler=scheduler,
-        steps=_steps(bake_steps, rows),
-        steps_named=bool(bake_steps),
-        loras=tuple(lora),
-        resume=skip_existing,
+        batch=options.batch,
+        seed=options.seed,
+        out=Path(options.out) if options.out is not None else Path("-".join(names)),
+        options=targets.options(options.target, options.options, len(tasks)) if target else None,
+        floor_db=options.min_psnr,
+        memory=None if options.memory is None else options.memory * 1e9,
+        force=options.force,
+        components=components,
+        schemes={
+            part: scheme_of(part, scheme, layout.vae or {}, float16_vae=float16_vae)
+            for part in components
+        },
+        scheduler=options.scheduler,
+        steps=_steps(options.bake_steps, tasks),
+        steps_named=bool(options.bake_steps),
+        loras=tuple(loras.parse(word) for word in options.lora),
+        resume=options.skip_existing,
         is_sdxl=layout.is_sdxl,
-        stock_configs=stock_configs.read(folder, config, rows) if chosen else {},
+        stock_configs=stock_configs.read(folder, config, tasks) if target else {},
     )
-    if not skip_existing:
-        refuse_existing(found.out, force, BUNDLE if chosen else FOLDED, [folder])
-    if chosen:
-        chosen.validate_plan(found)
-    elif len(rows) > 1:
-        raise Unsupported("a diffusers folder holds one task; name one --task")
-    return found
 
 
-def check_floor(min_psnr: float | None) -> None:
-    """Refuse a ``--min-psnr`` that is no PSNR in dB."""
-    if min_psnr is not None and not 0 <= min_psnr <= 300:
-        raise PlanError(f"--min-psnr must be from 0 to 300 dB, got {min_psnr}")
-
-
-def _tasks(words: str | Sequence[str] | None, legal: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks named, in the checkpoint's order; the only one where none is named."""
-    wanted = [words] if isinstance(words, str) else list(words or ())
-    names = [task.name for task in legal]
-    if not wanted and len(legal) == 1:
-        return (legal[0],)
-    if not wanted:
-        raise PlanError(f"name a --task; this checkpoint has: {', '.join(names)}")
-    for word in wanted:
-        if word not in names:
-            raise UnknownName("task", word, names)
-    return tuple(task for task in legal if task.name in wanted)
-
-
-def _scheme(name: str, keep_float: Sequence[str]) -> Scheme:
-    """The scheme of this name, with the layers that were asked to keep float in front."""
-    if name not in SCHEMES:
-        raise UnknownName("scheme", name, list(SCHEMES))
-    found = SCHEMES[name]
-    if keep_float and not isinstance(found.weights, IntWeights):
-        raise PlanError(f"--keep-float: scheme {name!r} keeps every layer in float; choose int8")
-    for pattern in keep_float:
-        try:
-            compile_pattern(pattern)
-        except ValueError as error:
+def _source(options: ExportOptions, folder: Path) -> tuple[str, str | None]:
+    """Name of the checkpoint and, of the hub's, the commit: the name of a snapshot's folder."""
+    if options.model is None or Path(options.model).expanduser().is_dir():
+        if options.revision is not None:
             raise PlanError(
-                f"--keep-float {shown(pattern)} is not a usable pattern: {error}"
-            ) from None
-    asked = tuple(KeepFloat(pattern=p, why="asked for", required=True) for p in keep_float)
-    return replace(found, overrides=(*asked, *found.overrides))
+                "--revision is for a checkpoint on the hub, OWNER/NAME; "
+                f"{str(options.model or 'the default checkpoint')!r} is a folder"
+            )
+        return folder.resolve().name, None
+    return str(options.model), folder.name
+
+
+def _tasks(options: ExportOptions, legal: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks named, in the checkpoint's order; the only one where none is named."""
+    names = [task.name for task in legal]
+    if options.all_tasks or (not options.task and len(legal) == 1):
+        return legal
+    if not options.task:
+        raise PlanError(f"name a --task; this checkpoint has: {', '.join(names)}")
+    for name in options.task:
+        if name not in names:
+            raise UnknownName("task", name, names)
+    return tuple(task for task in legal if task.name in options.task)
+
+
+def _scheme(options: ExportOptions, default: str) -> Scheme:
+    """The scheme, with the layers that the user keeps in float before its own."""
+    scheme = SCHEMES[options.scheme or default]
+    if options.keep_float and not isinstance(scheme.weights, IntWeights):
+        raise PlanError(
+            f"--keep-float: scheme {scheme.name!r} keeps every layer in float; choose int8"
+        )
+    kept = tuple(
+        KeepFloat(pattern=pattern, why="asked for", required=True) for pattern in options.keep_float
+    )
+    return replace(scheme, overrides=(*kept, *scheme.overrides))
 
 
 def _components(
-    words: Sequence[str], tasks: Sequence[Task], layout: PipelineLayout, folder: Path
+    options: ExportOptions, tasks: Sequence[Task], layout: PipelineLayout, folder: Path
 ) -> tuple[str, ...]:
     """The components to export: those named, or all that the tasks need and the checkpoint has."""
-    wanted = {name for task in tasks for name in layout.components(task)}
-    names = [name for name in COMPONENTS if name in wanted]
-    there = [name for name in names if (folder / source_folder(name)).is_dir()]
-    for word in words:
-        if word not in COMPONENTS:
-            raise UnknownName("component", word, names)
-        if word not in names:
-            tasks_said = ", ".join(repr(task.name) for task in tasks)
-            raise PlanError(f"task {tasks_said} needs no {word}; it needs: {', '.join(names)}")
-        if word not in there:
-            raise CheckpointError(f"{folder} has no {source_folder(word)}/: no {word} to export")
-    chosen = tuple(name for name in there if not words or name in words)
+    needed = {name for task in tasks for name in layout.components(task)}
+    names = [name for name in COMPONENTS if name in needed]
+    present = [name for name in names if (folder / source_folder(name)).is_dir()]
+    for name in options.components:
+        if name not in COMPONENTS:
+            raise UnknownName("component", name, names)
+        if name not in names:
+            users = ", ".join(repr(task.name) for task in tasks)
+            raise PlanError(f"task {users} needs no {name}; it needs: {', '.join(names)}")
+        if name not in present:
+            raise CheckpointError(f"{folder} has no {source_folder(name)}/: no {name} to export")
+    if not options.components:
+        _require_named_parts(layout, folder)
+    chosen = tuple(name for name in present if not options.components or name in options.components)
     for task in tasks:
         if not {*layout.components(task)} & {*chosen}:
             raise PlanError(f"task {task.name!r} needs none of --components {', '.join(chosen)}")
+    if options.keep_float and "unet" not in chosen:
+        raise PlanError("--keep-float names layers of the UNet, which is not among --components")
     return chosen
 
 
-def _steps(words: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
+def _require_named_parts(layout: PipelineLayout, folder: Path) -> None:
+    """Refuse a checkpoint without a part that its ``model_index.json`` names.
+
+    A checkpoint may lack any part but the UNet; one that names it has been copied incompletely.
+    """
+    path = folder / "model_index.json"
+    index = checkpoint.read_json(path) if path.is_file() else {}
+    encoders = layout.text_encoders
+    for name in ("vae", "scheduler", *encoders, *map(tokenizer_folder, encoders)):
+        entry = index.get(name)
+        if isinstance(entry, list) and any(entry) and not (folder / name).is_dir():
+            raise CheckpointError(
+                f"{folder} has no {name}/, which its model_index.json names; complete the copy or "
+                "download, or name the parts to export with --components"
+            )
+
+
+def _steps(counts: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
     """Step counts of the loop's tables: those asked for, or the usual ones and the tasks' own."""
-    for count in words:
-        if not 1 <= count <= _MOST_STEPS:
-            raise PlanError(f"--bake-steps must be from 1 to {_MOST_STEPS}, got {count}")
-    return tuple(sorted({*(words or BAKED_STEPS), *(task.steps for task in tasks if not words)}))
+    return tuple(sorted({*(counts or (*BAKED_STEPS, *(task.steps for task in tasks)))}))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NOT_EXPORTED = ("out", "force", "memory", "resume")
 """Fields of a plan that do not change what is exported."""
-_HASHED = ("checkpoint", "loras", "config", "stock_configs")
+_HASHED = ("checkpoint", "source", "revision", "loras", "config", "stock_configs")
 """Fields of a plan whose files are hashed: where they lie changes nothing."""
 _LABELS = ("name", "source")
 """Entries of an identity that are names of folders."""
@@ -48,14 +48,9 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
 
 def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
     """Scale and content of each LoRA, and of the config beside it."""
-    from mtu_export.models import lora
-
     return [
-        {
-            "scale": lora.parse(option)[1],
-            "files": [bundle.sha256(path) for path in _lora_files(option)],
-        }
-        for option in plan.loras
+        {"scale": scale, "files": [bundle.sha256(file) for file in _lora_files(path)]}
+        for path, scale in plan.loras
     ]
 
 
@@ -67,7 +62,7 @@ def _code() -> str:
 
 def source_files(plan: Plan) -> list[Path]:
     """The checkpoint's folder and the LoRAs."""
-    return [plan.checkpoint, *(path for option in plan.loras for path in _lora_files(option))]
+    return [plan.checkpoint, *(path for source in plan.loras for path in _lora_files(source.path))]
 
 
 def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
@@ -93,10 +88,9 @@ def _read_too(plan: Plan) -> dict[str, Path]:
     return {str(path.relative_to(home)): path for path in (*files, *checkpoint.licences(home))}
 
 
-def _lora_files(option: str) -> list[Path]:
+def _lora_files(path: Path) -> list[Path]:
     from mtu_export.models import lora
 
-    path, _ = lora.parse(option)
     config = lora.config_beside(path)
     return [path] if config is None else [path, config]
 

@@ -6,9 +6,18 @@ import importlib
 from pathlib import Path
 from typing import cast
 
-from mtu_export.spec import Family, UnknownName
+from mtu_export.spec import Family, UnknownName, telemetry
 
-_SHARED = ("__init__", "analysis", "experts", "folding", "stock", "stock_config", "unet")
+_SHARED = (
+    "__init__",
+    "analysis",
+    "deviation",
+    "experts",
+    "folding",
+    "stock",
+    "stock_config",
+    "unet",
+)
 
 
 def names() -> tuple[str, ...]:
@@ -26,4 +35,5 @@ def load(name: str) -> Family:
     """The family of this name; imports torch and diffusers."""
     if name not in names():
         raise UnknownName("model family", name, names())
+    telemetry.turn_off()
     return cast(Family, importlib.import_module(f"{__name__}.{name}"))

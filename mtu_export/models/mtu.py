@@ -339,7 +339,7 @@ LAYOUT = (
     Place(r"(.+\.ff)\.experts\.\d+\.out\.bias", "experts", r"\1.net.2.bias"),
     Place(r".+\.ff\.router\..+", "routers"),
     Place(r"(conv_in|.+\.norm3)\.[^.]+\.(\w+)", "task tensors", r"\1.\2"),
-    Place(r"task_embedding\..+", "task tensors"),
+    Place(r"task_embedding\..+", "task tensors", by_task=True),
 )
 
 

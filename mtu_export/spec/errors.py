@@ -1,21 +1,23 @@
 """The error tree, and the exit code of each kind.
 
 MtuExportError
-├── PlanError                 exit 2   the words do not make a plan
-│   ├── UnknownName                    no task, target, scheme ... of this name
-│   ├── Unsupported                    names are known, the combination is refused
-│   └── OutputExists                   the output is already there
-├── CheckpointError           exit 3   the checkpoint is not of format 1
+├── PlanError                 exit 2   options are invalid or contradict each other
+│   ├── UnknownName                    no task, target, scheme ... has this name
+│   ├── Unsupported                    the names exist, the combination is not supported
+│   └── OutputExists                   the output exists already
+├── CheckpointError           exit 3   the checkpoint is incomplete, damaged or not of format 1
 │   ├── MissingWeights                 tensors missing, extra, of a wrong shape or dtype
 │   └── NotFoldable                    a block has no exact static equivalent
-├── BundleError               exit 3   a bundle is damaged or not to be trusted
-├── ToolchainError            exit 4   a toolchain failed in its own code
+├── BundleError               exit 3   a bundle is damaged or inconsistent
+├── ToolchainError            exit 4   a toolchain failed
 │   ├── ToolchainMissing               a package is not installed; names the extra
 │   └── RuntimeUnavailable             an artefact cannot run on this machine
 ├── ParityError               exit 1   an artefact is further from PyTorch than its floor
 ├── DeviceError               exit 5   a connected phone
-├── ResourceError             exit 6   disk or memory
-└── Interrupted               exit 130 by the user; the message says what stays
+├── ResourceError             exit 6   disk, memory or permission
+└── Interrupted               exit 130 by Ctrl-C; the message says what stays on disk
+
+Any other exception is a bug of mtu-export: exit 70.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import ClassVar
 
 
 class MtuExportError(Exception):
-    """An error with one clear line for the user and the exit code of its kind."""
+    """Base of all errors: one line for the user, and the exit code of its kind."""
 
     exit_code: ClassVar[int] = 1
 
@@ -36,13 +38,13 @@ class MtuExportWarning(UserWarning):
 
 
 class PlanError(MtuExportError):
-    """The words do not make a plan."""
+    """The requested options are invalid or contradict each other."""
 
     exit_code = 2
 
 
 class UnknownName(PlanError):
-    """No ``kind`` of this name exists; lists the legal names."""
+    """No ``kind`` has this name; the message lists the legal names."""
 
     def __init__(self, kind: str, name: str, legal: Sequence[str]) -> None:
         choices = ", ".join(legal) or "none"
@@ -50,38 +52,38 @@ class UnknownName(PlanError):
 
 
 class Unsupported(PlanError):
-    """A combination of known names that cannot be exported, with the nearest legal choice."""
+    """A combination of options that is not supported; names the nearest supported choice."""
 
 
 class OutputExists(PlanError):
-    """The output is already there."""
+    """The output exists already."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"output {str(path)!r} exists; choose another -o or pass --force")
 
 
 class CheckpointError(MtuExportError):
-    """The checkpoint is not of format 1."""
+    """The checkpoint is incomplete, damaged or not of format 1."""
 
     exit_code = 3
 
 
 class MissingWeights(CheckpointError):
-    """The tensors on disk are not those that the config asks for."""
+    """The tensors on disk do not match the config."""
 
 
 class NotFoldable(CheckpointError):
-    """A block that has no exact static equivalent; the message begins with its name."""
+    """A block has no exact static equivalent; the message begins with its name."""
 
 
 class BundleError(MtuExportError):
-    """A bundle is damaged or not to be trusted."""
+    """A bundle is damaged, or its files contradict its manifest."""
 
     exit_code = 3
 
 
 class ToolchainError(MtuExportError):
-    """A toolchain failed in its own code."""
+    """A toolchain (coremltools, onnx, executorch ...) failed."""
 
     exit_code = 4
 
@@ -112,13 +114,13 @@ class DeviceError(MtuExportError):
 
 
 class ResourceError(MtuExportError):
-    """Disk, permission or memory."""
+    """Not enough disk space or memory, or no permission."""
 
     exit_code = 6
 
 
 class Interrupted(MtuExportError):
-    """Ctrl-C, where something of the work stays on disk; the message says what."""
+    """Stopped by Ctrl-C; the message says what stays on disk."""
 
     exit_code = 130
 

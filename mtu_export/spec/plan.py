@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from mtu_export.spec.errors import ToolchainError
 from mtu_export.spec.scheme import Scheme
@@ -32,23 +32,33 @@ class TensorSpec:
     dtype: str = "float32"
 
 
+class LoraSource(NamedTuple):
+    """A LoRA file, and the factor of its difference."""
+
+    path: Path
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One export, resolved: every name looked up, every default filled in.
 
-    ``height`` and ``width`` are in pixels, ``factor`` is the VAE's (pixels a latent cell).
-    ``config`` is the checkpoint's ``unet/config.json``; ``options`` the target's own ``Options``.
-    ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what the machine has available.
-    ``components`` are exported, each by its row of ``schemes``; ``scheme`` is the denoiser's.
-    ``scheduler`` is null for the checkpoint's own; ``steps`` are the step counts of the loop's
-    tables; one that the scheduler cannot do refuses the export where ``steps_named`` (the user
-    named them), else it is left out. ``loras`` are options ``FILE[:scale]``.
-    ``resume`` takes up a stopped export.
-    ``stock_configs`` are the JSON of a component's ``config.json`` (the UNet's as of a stock one),
-    of ``"scheduler"`` and of ``"model_index"``, where the checkpoint has it.
+    ``source`` is the checkpoint's name: its folder's or ``owner/name`` on the hub, where
+    ``revision`` is the commit. ``height`` and ``width`` are in pixels, ``factor`` is the VAE's
+    (pixels per latent cell). ``config`` is the checkpoint's ``unet/config.json``; ``options`` the
+    target's own ``Options``. ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what
+    the machine has available. ``components`` are exported, each by its scheme of ``schemes``;
+    ``scheme`` is the denoiser's. ``scheduler`` is None for the checkpoint's own; ``steps`` are the
+    step counts of the loop's tables; one that the scheduler cannot do refuses the export where
+    ``steps_named`` (the user named them), else it is left out. ``resume`` continues a stopped
+    export. ``stock_configs`` are the JSON of a component's ``config.json`` (the
+    UNet's as of a stock one), of ``"scheduler"`` and of ``"model_index"``, where the checkpoint has
+    it.
     """
 
     checkpoint: Path
+    source: str = ""
+    revision: str | None = None
     family: str
     config: Mapping[str, Any]
     tasks: tuple[Task, ...]
@@ -69,7 +79,7 @@ class Plan:
     scheduler: str | None = None
     steps: tuple[int, ...] = ()
     steps_named: bool = False
-    loras: tuple[str, ...] = ()
+    loras: tuple[LoraSource, ...] = ()
     resume: bool = False
     is_sdxl: bool = False
     stock_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -209,6 +219,20 @@ class Verdict:
     runner: str | None
     passed: bool | None
     reason: str | None = None
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The verdict as a row of a table, by column."""
+        unjudged = "not run" if self.runner is None else "figure"
+        return {
+            "part": self.component,
+            "task": self.task,
+            "stage": self.stage,
+            "PSNR": "not run" if self.psnr_db is None else f"{self.psnr_db:.1f} dB",
+            "floor": f"{self.floor_db:g} dB" if self.floor_db else "",
+            "verdict": {True: "passed", False: "FAILED", None: unjudged}[self.passed],
+            "runner": self.runner or self.reason or "",
+        }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Verdict:

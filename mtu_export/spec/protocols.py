@@ -129,12 +129,13 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Tensors of a family alone: their part of the method, and where a stock UNet has them.
+    """Tensors that a family adds to a stock UNet: their part of the method, and their origin.
 
-    ``pattern`` is a regular expression of the whole name, ``stock`` the name that it stands for
-    in a stock UNet (null where there is none). With an ``axis`` the tensors of one stock name
-    follow one another along it, in the order of their numbers, in each of ``halves`` equal parts.
-    The first half of a ``rescaled`` one is the stock one times ``checkpoint.rescale``.
+    ``pattern`` is a regular expression of the whole name, ``stock`` the name of the tensor of a
+    stock UNet that it was made from (None where there is none). With an ``axis`` the tensors of one
+    stock name follow one another along it, in the order of their numbers, in each of ``halves``
+    equal parts. The first half of a ``rescaled`` one is the stock one times
+    ``checkpoint.rescale``. With ``by_task`` the first axis is that of the tasks.
     """
 
     pattern: str
@@ -143,6 +144,7 @@ class Place:
     axis: int | None = None
     halves: int = 1
     rescaled: bool = False
+    by_task: bool = False
 
 
 class Family(Protocol):

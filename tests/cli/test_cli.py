@@ -122,13 +122,15 @@ def test_an_internal_error_is_one_line(
 
     monkeypatch.setattr(report, "names", broken)
     code, out, err = run(["list"], monkeypatch, capfd)
-    assert (code, out) == (4, "")
+    assert (code, out) == (70, "")
     assert err == "error: internal error, please report it: RuntimeError: first\n"
 
 
 def test_nothing_is_sent() -> None:
     code = (
-        "import mtu_export, os\n"
+        "import os\n"
+        "from mtu_export import models\n"
+        "models.load('mtu')\n"
         "from huggingface_hub import constants\n"
         "assert constants.HF_HUB_DISABLE_TELEMETRY\n"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
@@ -143,6 +145,24 @@ def test_nothing_is_sent() -> None:
     assert need
     major, minor, *_ = importlib.metadata.version("onnxruntime").split(".")
     assert (int(major), int(minor)) < (1, 29)
+
+
+def test_the_environment_is_the_user_s() -> None:
+    """An import changes nothing; what loads a library sets what the user has not."""
+    code = (
+        "import os\n"
+        "before = dict(os.environ)\n"
+        "import mtu_export, mtu_export.cli\n"
+        "from mtu_export import export, resolve, verify\n"
+        "assert dict(os.environ) == before\n"
+        "from mtu_export.spec import telemetry\n"
+        "telemetry.turn_off()\n"
+        "assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '0'\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k}
+    environment["HF_HUB_DISABLE_TELEMETRY"] = "0"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 # ----------------------------------------------------------------- whole commands, as a user types

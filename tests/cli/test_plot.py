@@ -64,20 +64,20 @@ def test_a_bad_path_is_refused_before_anything(
     there = tmp_path / "there.png"
     there.write_text("mine")
     with pytest.raises(PlanError, match="exists; choose another --plot or pass --force"):
-        plot.check(there, False)
-    plot.check(there, True)
+        plot.require_writable(there, False)
+    plot.require_writable(there, True)
     with pytest.raises(PlanError, match=r"must end in \.png, \.svg, \.pdf"):
-        plot.check(tmp_path / "a.jpg", False)
+        plot.require_writable(tmp_path / "a.jpg", False)
     with pytest.raises(PlanError, match="there is no folder"):
-        plot.check(tmp_path / "none" / "a.png", False)
+        plot.require_writable(tmp_path / "none" / "a.png", False)
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(PlanError, match="is a folder or a link"):
-        plot.check(tmp_path / "folder.png", True)
+        plot.require_writable(tmp_path / "folder.png", True)
     with pytest.raises(PlanError, match="File name too long"):
-        plot.check(tmp_path / ("a" * 300 + ".png"), False)
+        plot.require_writable(tmp_path / ("a" * 300 + ".png"), False)
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(ToolchainMissing, match=r"pip install 'mtu-export\[plot\]'"):
-        plot.check(tmp_path / "a.png", False)
+        plot.require_writable(tmp_path / "a.png", False)
 
 
 def test_a_failure_leaves_the_older_picture(

@@ -239,14 +239,14 @@ def test_a_mask_of_another_size_is_cut_to_fit_and_of_another_shape_warned_of(run
     Image.new("L", (32, 48)).save("tall.png")
     code, _, err = run("fill", *EDIT, "--mask", "tall.png", out="c.png")
     assert code == 0
-    assert "warning: the image has 48 x 32 pixels, the mask 32 x 48: each is cut to fit" in err
+    assert "warning: the image has 48 x 32 pixels, the mask 32 x 48: each is cropped to fit" in err
 
 
 def test_a_long_prompt_is_cut_and_says_where(run: Run) -> None:
     words = ("--image", "in.png", "--prompt")
     code, _, err = run("edit", *words, "photo " * 75 + "of a [red]Cat\x1b[2J", out="a.png")
     assert code == 0
-    assert "warning: the prompt is longer than the text encoder reads; cut: 'of a [red]Cat" in err
+    assert "the prompt is longer than the text encoder reads; left out: 'of a [red]Cat" in err
     assert "\x1b" not in err
     assert run("edit", *words, "photo " * 75, out="b.png")[2].count("warning") == 0
     _, _, err = run("edit", *words, "photo " * 9_000, out="c.png")

@@ -35,15 +35,15 @@ __all__ = ["bundles", "here", "run"]
         ("edit", (*EDIT, "--seed", "-1"), "--seed must be from 0"),
         ("edit", (*EDIT, "--seed", str(2**32)), "--seed must be from 0"),
         ("edit", (*EDIT, "--save-every", "0"), "--save-every must be 1 or more"),
-        ("edit", (*EDIT, "--guidance", "nan"), "--guidance must be from −100 to 100"),
+        ("edit", (*EDIT, "--guidance", "nan"), "--guidance must be from -100 to 100"),
         ("edit", (*EDIT, "--image-guidance", "inf"), "--image-guidance must be from"),
         ("t2i", (*EDIT[:2], "--image-guidance", "2"), "guidance of kind 'text' has no such scale"),
         ("sr", (*EDIT[2:], "--guidance", "2"), "guidance of kind 'none' has no such scale"),
         ("edit", (*EDIT[:2], "--image", "none.png"), "no image file 'none.png'"),
         ("edit", (*EDIT[:2], "--image", "."), "'.' is no file"),
         ("edit", (*EDIT, "--noise", "none.npy"), "--noise none.npy: No such file"),
-        ("edit", (*EDIT, "--noise", "."), "--noise . is no file"),
-        ("edit", (*EDIT, "--noise", "in.png"), "in.png: no .npy file of numbers"),
+        ("edit", (*EDIT, "--noise", "."), "--noise . is not a file"),
+        ("edit", (*EDIT, "--noise", "in.png"), "in.png: not a .npy file of numbers"),
     ],
 )
 def test_words_that_are_refused(run: Run, name: str, words: tuple[str, ...], message: str) -> None:
@@ -64,7 +64,7 @@ def test_words_that_are_refused(run: Run, name: str, words: tuple[str, ...], mes
         ("in.png", 2, "output 'in.png' exists"),
         ("link.png", 2, "output 'link.png' exists"),
         ("folder.png", 2, "'folder.png' is a folder"),
-        ("in.png/out.png", 2, "'in.png' is no folder"),
+        ("in.png/out.png", 2, "in.png' is not a folder"),
         ("x" * 300 + ".png", 2, "File name too long"),
     ],
 )
@@ -109,10 +109,10 @@ NAN = np.full(SHAPE, np.nan, np.float32)
         (np.zeros((1, 4, 3, 2), np.float32), "must hold one float32 array"),
         (np.zeros(SHAPE, ">f4"), "must hold one float32 array"),
         (NAN, "holds NaN or Inf"),
-        (np.array([{"a": 1}], object), "no .npy file of numbers"),
-        (b"", "no .npy file of numbers"),
-        (b"\x93NUMPY\x01\x00\xff\xff{", "no .npy file of numbers"),
-        (lying_header(), "no .npy file of numbers"),
+        (np.array([{"a": 1}], object), "not a .npy file of numbers"),
+        (b"", "not a .npy file of numbers"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "not a .npy file of numbers"),
+        (lying_header(), "not a .npy file of numbers"),
     ],
 )
 def test_noise_that_is_refused(run: Run, value: Any, message: str) -> None:

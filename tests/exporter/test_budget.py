@@ -12,7 +12,7 @@ import pytest
 
 from mtu_export import exporter, targets
 from mtu_export.exporter import budget, options
-from mtu_export.spec import PlanError, ResourceError
+from mtu_export.spec import PlanError, ResourceError, Support, Unsupported
 from mtu_export.testing.architectures import ARCHITECTURES
 
 
@@ -39,16 +39,21 @@ def test_too_little_memory_is_refused_before_any_work(
 def test_the_line_names_what_fits(
     resolved: options.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "_START", 0.0)
+    monkeypatch.setattr(budget, "_BASE_BYTES", 0.0)
     big = replace(resolved, height=8, width=8, memory=5.5e6)  # of 3.3 MB of weights
+    infos = {name: replace(targets.load(name).info, supports={}) for name in targets.names()}
+    supports = {"fp32": Support(memory=2.0), "int8": Support(memory=1.5)}
+    infos["onnx"] = replace(infos["onnx"], supports=supports)
     monkeypatch.setattr(
         targets,
         "load",
-        lambda name: SimpleNamespace(memory={"onnx": {"fp32": 2.0, "int8": 1.5}}.get(name, {})),
+        lambda name: SimpleNamespace(info=infos[name]),
     )
     with pytest.raises(ResourceError, match=r"what fits: onnx int8 \(about .*\); --memory GB"):
-        budget.check(big)
-    budget.check(replace(big, memory=1e9))
+        budget.require_resources(big)
+    budget.require_resources(replace(big, memory=1e9))
+    with pytest.raises(Unsupported, match="coreml does not support scheme 'fp32'"):
+        budget.require_resources(replace(big, target="coreml", memory=1e9))
 
 
 def test_a_full_disk_is_refused_before_any_work(
@@ -73,12 +78,12 @@ def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
     def disk(row: options.Plan) -> float:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
         with pytest.raises(ResourceError) as caught:
-            budget.check(row)
+            budget.require_resources(row)
         return float(str(caught.value).split("needs about ")[1].split(" MB")[0])
 
     def memory(row: options.Plan) -> str:
         with pytest.raises(ResourceError) as caught:
-            budget.check(replace(row, memory=1.0))
+            budget.require_resources(replace(row, memory=1.0))
         return str(caught.value)
 
     assert len(alone) == 4
@@ -92,11 +97,11 @@ def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
 def test_a_control_group_limits_what_is_available(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = budget.available()
+    free = budget.available_memory()
     assert free > 0
     monkeypatch.setattr(budget, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(budget, "_PROC", tmp_path / "proc")
-    assert budget.available() == pytest.approx(free, rel=0.5)
+    assert budget.available_memory() == pytest.approx(free, rel=0.5)
     (tmp_path / "proc" / "self").mkdir(parents=True)
     row = "4:memory:/jobs/1" if version == 1 else "0::/jobs/1"
     (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/\n{row}\n")
@@ -106,17 +111,17 @@ def test_a_control_group_limits_what_is_available(
     (group / f"memory.{limit}").write_text("300000\n")
     (group / f"memory.{used}").write_text("200000\n")
     (group / "memory.stat").write_text("anon 100\ninactive_file 50000\n")
-    assert budget.available() == 150_000
+    assert budget.available_memory() == 150_000
     (group / f"memory.{limit}").write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
-    assert budget.available() == pytest.approx(free, rel=0.5)
+    assert budget.available_memory() == pytest.approx(free, rel=0.5)
 
 
 def test_scores_grow_with_the_fourth_power_of_the_side(resolved: options.Plan) -> None:
     sd = replace(resolved, config=ARCHITECTURES["sd15"], height=512, width=512)
-    assert budget._scores(sd) == 8 * 4096**2 * 4
-    assert budget._scores(replace(sd, height=1024, width=1024)) == 16 * budget._scores(sd)
+    assert budget._score_bytes(sd) == 8 * 4096**2 * 4
+    assert budget._score_bytes(replace(sd, height=1024, width=1024)) == 16 * budget._score_bytes(sd)
     xl = replace(sd, config=ARCHITECTURES["sdxl"])
-    assert budget._scores(xl) == 10 * 1024**2 * 4
+    assert budget._score_bytes(xl) == 10 * 1024**2 * 4
 
 
 @pytest.mark.parametrize("name", targets.names())

@@ -37,6 +37,16 @@ def copied(pipeline: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pipeline, tmp_path / "ck"))
 
 
+def remove(folder: Path, *parts: str) -> None:
+    """Take parts out of a pipeline, which then does not name them either."""
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text("utf-8"))
+    for part in parts:
+        shutil.rmtree(folder / part)
+        del index[part]
+    path.write_text(json.dumps(index), "utf-8")
+
+
 def export(folder: Path, task: str = "edit", **words: Any) -> None:
     out = folder.parent / "out"
     words = {"target": "onnx", "scheme": "fp32", "bake_steps": [2], **words}
@@ -77,7 +87,7 @@ VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"),
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without("tokenizer"), "has text_encoder/ but no tokenizer/ to go with it"),
+        (without("tokenizer"), "has no tokenizer/, which its model_index.json names"),
         (longer, "ids up to 864, the text encoder's vocab_size is 864"),
         (swapped, "bos_token_id is 862, the tokenizer's is 863"),
         (change(*TEXT, eos_token_id=5), "eos_token_id is 5, the tokenizer's is 863"),
@@ -139,7 +149,7 @@ XL = ("text_encoder_2", "config.json")
             r"32 numbers \(projection_dim\); with 6 x 16 .* must be their sum, it is 112",
         ),
         (change(*XL, projection_dim=64), "a pooled text of 64 numbers"),
-        (without("text_encoder"), "is the tokenizer|"),
+        (without("text_encoder"), "has no text_encoder/, which its model_index.json names"),
         (change("model_index.json", requires_aesthetics_score=True), "SDXL's refiner is not"),
     ],
 )
@@ -239,11 +249,19 @@ def test_only_the_unet_is_compulsory(
     copied: Path, gone: tuple[str, ...], first: str, parts: tuple[str, ...]
 ) -> None:
     """What a checkpoint lacks is not exported (checkpoint.md)."""
-    for name in gone:
-        shutil.rmtree(copied / name)
+    remove(copied, *gone)
     assert options.resolve(target="onnx", model=copied, task="edit").components == parts
     with pytest.raises(Began, match=first):
         export(copied)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae", "scheduler"])
+@pytest.mark.parametrize("task", ["edit", "sr"])
+def test_a_part_that_the_index_names_is_missing(copied: Path, part: str, task: str) -> None:
+    """An interrupted download must not make half a bundle."""
+    shutil.rmtree(copied / part)
+    with pytest.raises(CheckpointError, match=rf"has no {part}/, which its model_index.json names"):
+        export(copied, task)
 
 
 def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
@@ -296,7 +314,7 @@ def test_words_that_are_refused(
 @pytest.mark.parametrize("name", ["text_encoder", "vae_encoder"])
 def test_a_component_that_the_checkpoint_lacks(copied: Path, name: str) -> None:
     home = layout.source_folder(name)
-    shutil.rmtree(copied / home)
+    remove(copied, home)
     with pytest.raises(CheckpointError, match=rf"has no {home}/: no {name} to export"):
         export(copied, components=[name])
 
@@ -327,7 +345,7 @@ def test_a_scheduler_that_no_table_holds(copied: Path) -> None:
 def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
     copied: Path, name: str | None, said: str
 ) -> None:
-    shutil.rmtree(copied / "scheduler")
+    remove(copied, "scheduler")
     words = {"target": "onnx", "task": "edit", "bake_steps": [2], "scheduler": name}
     stages: list[str] = []
 

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from mtu_export import checkpoint, models
 from mtu_export.authoring import upcycle
 from mtu_export.checkpoint import presets
-from mtu_export.cli import report
-from mtu_export.exporter import options
+from mtu_export.exporter import inspection, options
 from mtu_export.graph import capture
-from mtu_export.models import analysis, mtu
+from mtu_export.models import analysis, deviation, mtu
 from mtu_export.models.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError
 from mtu_export.testing import architectures
@@ -115,7 +114,7 @@ def test_published_sizes(architecture: str, narrow: float, whole: float, paramet
     task = presets.TASKS["t2i"]["sd"].to_json()
     config = {**architectures.ARCHITECTURES[architecture], "tasks": [task]}
     family = models.load("mtu")
-    source = analysis.Source(folder=Path(), config=config, found={}, family=family)
+    source = analysis.Source(folder=Path(), config=config, headers={}, family=family)
     found = analysis.costs(source, (64, 64))["t2i"]
     assert round(found.flops_conv_linear / 1e12, 3) == narrow
     assert round(found.flops_total / 1e12, 3) == whole
@@ -132,7 +131,7 @@ def test_parameters_of_the_published_checkpoint() -> None:
         name: checkpoint.Header(dtype="F32", shape=tuple(value.shape), file=Path())
         for name, value in live.state_dict().items()
     }
-    source = analysis.Source(folder=Path(), config=config, found=found, family=models.load("mtu"))
+    source = analysis.Source(folder=Path(), config=config, headers=found, family=models.load("mtu"))
     kinds = analysis.parameters(source)
     assert round(sum(kinds.values()) / 1e6) == 869
     assert sum(kinds.values()) == sum(p.numel() for p in live.parameters())
@@ -147,12 +146,12 @@ def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
         analysis.image_size(source, 50, None)
     folder = changed(tiny, tmp_path / "unsized")
     config_of(folder, sample_size=None)
-    found = report.of_checkpoint(folder)
+    found = inspection.of_checkpoint(folder)
     assert found["FLOPs"] == []
     assert found["not counted"] == "give --height and --width"
-    assert report.of_checkpoint(folder, 64, 64)["FLOPs"][0]["flops_total"] > 0
+    assert inspection.of_checkpoint(folder, 64, 64)["FLOPs"][0]["flops_total"] > 0
     with pytest.raises(PlanError, match="give --width in pixels"):
-        report.of_checkpoint(folder, 64)
+        inspection.of_checkpoint(folder, 64)
 
 
 # --------------------------------------------------------------------------------- expert weights
@@ -185,8 +184,8 @@ def test_expert_weights_are_those_of_the_live_routers(
 # -------------------------------------------------------------------------------------- deviation
 
 
-def compare(one: Path, other: Path) -> analysis.Deviation:
-    return analysis.deviation(*(analysis.read(path, dense=True) for path in (one, other)))
+def compare(one: Path, other: Path) -> deviation.Deviation:
+    return deviation.deviation(*(analysis.read(path, dense=True) for path in (one, other)))
 
 
 def test_nothing_deviates_from_itself(tiny: Path) -> None:
@@ -257,7 +256,7 @@ def test_an_upcycled_model_is_its_dense_source(
     assert left_out[f"{BLOCK}.ff.router.fc2.bias"] == "a dense UNet has none"
     assert left_out["conv_in.edit.weight"].startswith("another shape: [32, 8, 3, 3]")
     assert (f"{BLOCK}.norm3.edit.bias" in left_out) == (task_norm == "stacked")
-    own = analysis.read(tmp_path / "mtu").found
+    own = analysis.read(tmp_path / "mtu").headers
     compared = sum(row.parameters for row in found.rows)
     assert compared == sum(
         math.prod(header.shape) for name, header in own.items() if name not in left_out
@@ -331,7 +330,7 @@ def test_deviation_is_a_distance(
 
     whole = by_layer(a, c)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "_CHUNK", chunk)
+        patch.setattr(deviation, "_CHUNK", chunk)
         ac, ab, bc, ca = by_layer(a, c), by_layer(a, b), by_layer(b, c), by_layer(c, a)
     for layer, value in ac.items():
         assert value == pytest.approx(whole[layer], rel=1e-12)
@@ -350,11 +349,11 @@ def test_damage_is_one_line(tiny: Path, tmp_path: Path) -> None:
     router = f"{BLOCK}.ff.router.fc2.bias"
     nan = changed(tiny, tmp_path / "nan", **{router: torch.full((4,), float("nan"))})
     with pytest.raises(MissingWeights, match="its router or the task embedding holds NaN or Inf"):
-        report.of_checkpoint(nan)
+        inspection.of_checkpoint(nan)
     with pytest.raises(MissingWeights, match="NaN"):
-        report.of_deviation(nan, tiny)
+        inspection.of_deviation(nan, tiny)
     gone = changed(tiny, tmp_path / "gone", **{router: None})
-    for call in (report.of_checkpoint, lambda path: report.of_deviation(tiny, path)):
+    for call in (inspection.of_checkpoint, lambda path: inspection.of_deviation(tiny, path)):
         with pytest.raises(MissingWeights, match=f"missing: {router}"):
             call(gone)
     cut = changed(tiny, tmp_path / "cut")
@@ -364,13 +363,13 @@ def test_damage_is_one_line(tiny: Path, tmp_path: Path) -> None:
     config_of(odd, block_out_channels=[30, 64])
     for folder in (cut, odd):
         with pytest.raises(CheckpointError):
-            report.of_checkpoint(folder)
+            inspection.of_checkpoint(folder)
         with pytest.raises(CheckpointError):
-            report.of_deviation(tiny, folder)
+            inspection.of_deviation(tiny, folder)
     with pytest.raises(CheckpointError, match="the UNet is dense"):
-        report.of_checkpoint(_pipeline(tmp_path))
+        inspection.of_checkpoint(_pipeline(tmp_path))
     with pytest.raises(CheckpointError, match="no unet/ folder"):
-        report.of_deviation(tiny, tmp_path)
+        inspection.of_deviation(tiny, tmp_path)
 
 
 def _pipeline(folder: Path) -> Path:

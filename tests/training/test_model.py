@@ -124,11 +124,10 @@ def test_what_is_trained_is_inspected_and_folds(
     four_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mtu_export import exporter
-    from mtu_export.cli import report
-    from mtu_export.exporter import options
+    from mtu_export.exporter import inspection, options
 
     training.train(recipe(four_tasks, tmp_path, steps=1, ema_decay=0.9), four())
-    found = report.of_checkpoint(tmp_path / "out")
+    found = inspection.of_checkpoint(tmp_path / "out")
     assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(found["parts"])
     out = tmp_path / "folded"

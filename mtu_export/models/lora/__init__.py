@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_export.models.lora.file import COMPONENTS, Layer, Lora, read
 from mtu_export.models.lora.model import Names, Part
 from mtu_export.models.lora.peft import config_beside
-from mtu_export.spec import CheckpointError, MtuExportWarning, PlanError, shown
+from mtu_export.spec import CheckpointError, LoraSource, MtuExportWarning, PlanError, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,21 +63,21 @@ class Report:
         return {component: number for component, number in rows.items() if number}
 
 
-def parse(word: str) -> tuple[Path, float]:
+def parse(word: str) -> LoraSource:
     """File and scale of ``FILE[:scale]``; the scale is 1 where there is none.
 
     A whole word that is a file is that file, whatever colons it has. Raises ``PlanError``.
     """
     whole = _file(word)
     if whole is not None:
-        return whole, 1.0
+        return LoraSource(whole)
     name, colon, text = word.rpartition(":")
     path = _file(name) if colon else None
     if path is None:
         raise PlanError(f"--lora: no file {shown(name if _NUMBER.fullmatch(text) else word)}")
     scale = float(text) if _NUMBER.fullmatch(text) else math.nan
     _check_scale(scale, f"--lora {shown(word)}", text)
-    return path, scale
+    return LoraSource(path, scale)
 
 
 def _file(name: str) -> Path | None:

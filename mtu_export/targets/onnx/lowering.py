@@ -162,7 +162,7 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
             done = subprocess.run(  # noqa: S603
                 [sys.executable, "-P", "-m", "onnxsim", before.name, after.name, "--no-certify"],
                 cwd=temporary,
-                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"},
+                env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, "NO_COLOR": "1"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

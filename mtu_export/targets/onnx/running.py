@@ -8,7 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtu_export.spec import Arrays, Session, ToolchainError, ToolchainMissing, Witness
+from mtu_export.spec import (
+    Arrays,
+    Session,
+    ToolchainError,
+    ToolchainMissing,
+    Witness,
+    telemetry,
+)
 from mtu_export.targets.onnx.reading import DATA, SINGLE_FILE_BYTES, structure
 
 if TYPE_CHECKING:
@@ -46,12 +53,13 @@ def open(path: Path, entry: str) -> Session:
     cast when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
     """
     names = [spec.name for spec in structure(path, entry).outputs]
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    telemetry.turn_off()
     try:
         import onnxruntime
     except ImportError as error:
         raise ToolchainMissing("onnxruntime", "onnx") from error
-    if hasattr(onnxruntime, "disable_telemetry_events"):
+    is_off = os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    if is_off and hasattr(onnxruntime, "disable_telemetry_events"):
         onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

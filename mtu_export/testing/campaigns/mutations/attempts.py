@@ -27,11 +27,12 @@ def _refused(error: Exception) -> str:
 def _inspect(folder: Path) -> None:
     from mtu_export import bundle, checkpoint
     from mtu_export.cli import report
+    from mtu_export.exporter import inspection
 
     if (folder / bundle.MANIFEST).is_file():
-        found = report.of_bundle(bundle.read(folder))
+        found = inspection.of_bundle(bundle.read(folder))
     else:
-        found = report.of_checkpoint(checkpoint.locate(folder))
+        found = inspection.of_checkpoint(checkpoint.locate(folder))
     with contextlib.redirect_stdout(io.StringIO()) as text:
         report.show(found)
     text.getvalue().encode("utf-8")

@@ -1,0 +1,163 @@
+"""What a checkpoint or a bundle holds, as data: for ``mtu-export inspect`` and for notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtu_export import bundle, checkpoint
+from mtu_export.bundle import Bundle, Manifest
+from mtu_export.models import analysis, deviation
+from mtu_export.spec import PlanError, Task, Verdict
+
+
+def inspect(
+    path: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint (None: the one of this package) or a bundle holds.
+
+    Of a bundle: parts, sizes and proof. Of a checkpoint: tasks, parameters, FLOPs of a pass at
+    ``height`` x ``width`` pixels, and expert weights; ``against`` another checkpoint or dense
+    UNet: the deviation of each layer. Raises ``CheckpointError``, ``BundleError`` and
+    ``PlanError``.
+    """
+    folder = checkpoint.locate(path)
+    options = {"against": against, "height": height, "width": width}
+    if is_bundle(folder):
+        for name, value in options.items():
+            if value is not None:
+                raise PlanError(f"--{name} is for a checkpoint; {str(path)!r} is a bundle")
+        return of_bundle(bundle.read(folder))
+    if against is None:
+        return of_checkpoint(folder, height, width)
+    if height is not None or width is not None:
+        raise PlanError("--against compares weights; leave --height and --width out")
+    other = checkpoint.locate(against)
+    if is_bundle(other):
+        raise PlanError(f"--against takes a checkpoint; {str(against)!r} is a bundle")
+    return of_deviation(folder, other)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, rather than a checkpoint."""
+    return (folder / bundle.MANIFEST).is_file()
+
+
+def of_checkpoint(
+    folder: Path, height: int | None = None, width: int | None = None
+) -> dict[str, Any]:
+    """Tasks, parameters, FLOPs and expert weights of a checkpoint; ``height, width`` in pixels.
+
+    Reads JSON, tensor headers and the routers alone.
+    """
+    source = analysis.read(folder)
+    tasks = checkpoint.tasks(source.config)
+    size, latent, reason = analysis.image_size(source, height, width)
+    weights = analysis.expert_weights(source)
+    parameters = analysis.parameters(source)
+    costs = analysis.costs(source, latent) if size else {}
+    return {
+        "checkpoint": str(folder),
+        "family": checkpoint.family(source.config),
+        "config": analysis.family_config(source),
+        "dtypes": sorted({header.dtype for header in source.headers.values()}),
+        "parameters": {**parameters, "total": sum(parameters.values())},
+        "parts": sorted(path.name for path in folder.iterdir() if path.is_dir()),
+        "tasks": [_task(task, source.config["in_channels"]) for task in tasks],
+        "image": f"{size[0]} x {size[1]}" if size else None,
+        "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],
+        "not counted": reason or None,
+        "expert weights": [
+            {"layer": layer, "tasks": {task.name: by_task[task.index] for task in tasks}}
+            for layer, by_task in weights.items()
+        ],
+    }
+
+
+def _task(task: Task, latent_channels: int) -> dict[str, Any]:
+    conditioning = " + ".join(f"{c.kind} ({c.channels})" for c in task.conditioning)
+    scales = {"text": task.guidance.text, "image": task.guidance.image}
+    guidance = ", ".join(f"{key} {value:g}" for key, value in scales.items() if value is not None)
+    return {
+        "task": task.name,
+        "channels": latent_channels + task.channels,
+        "conditioning": conditioning or "none",
+        "guidance": guidance or "none",
+        "passes a step": task.guidance.passes,
+        "steps": task.steps,
+        "prompt": "the user's" if task.prompt is None else repr(task.prompt),
+    }
+
+
+def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
+    """How far a model is from another by layer and kind, and what was not compared."""
+    measured = deviation.deviation(*(analysis.read(path, dense=True) for path in (folder, against)))
+    return {
+        "checkpoint": str(folder),
+        "against": str(against),
+        "layers": [{"layer": row.layer, **_measures(row)} for row in measured.rows],
+        "kinds": [_measures(row) for row in measured.kinds],
+        "not compared": [{"tensor": name, "reason": reason} for name, reason in measured.left_out],
+    }
+
+
+def _measures(row: deviation.Row) -> dict[str, Any]:
+    return {
+        "kind": row.kind,
+        "deviation": row.deviation,
+        "relative": row.deviation / row.reference if row.reference else None,
+        "parameters": row.parameters,
+    }
+
+
+def of_bundle(found: Bundle) -> dict[str, Any]:
+    """What a bundle holds, its proof and its cost, from the manifest."""
+    manifest = found.manifest
+    shared = bundle.sharing(manifest)
+    return {
+        "bundle": str(found.folder),
+        "source": f"{manifest.source.name} ({manifest.source.family})",
+        "target": manifest.target,
+        "scheme": manifest.scheme.name,
+        "activations": manifest.scheme.activations,
+        "image": f"{manifest.image.height} x {manifest.image.width}",
+        "options": manifest.options,
+        "parts": [
+            {
+                "part": part.component,
+                "path": part.path,
+                "MB": round(part.bytes / 1e6, 2),
+                "parameters": part.cost.parameters,
+                "GFLOPs conv + linear": round(part.cost.flops_conv_linear / 1e9, 3),
+                "GFLOPs": round(part.cost.flops_total / 1e9, 3),
+                "entries": ", ".join(part.entries),
+            }
+            for part in manifest.parts
+        ],
+        **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
+        "proof": [_verdict(verdict) for verdict in found.proof],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, str]:
+    """A verdict as tables show it; its stage is a ``rung`` in JSON."""
+    return {"rung" if name == "stage" else name: text for name, text in verdict.cells.items()}
+
+
+def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
+    """Bytes of weights of each task alone, and of all, in the parts that tasks share."""
+    return [
+        {
+            "part": part.component,
+            "task": task,
+            "own bytes": own,
+            "shared bytes": part.cost.shared_weight_bytes,
+        }
+        for part in manifest.parts
+        for task, own in part.cost.task_weight_bytes.items()
+    ]

@@ -1,0 +1,192 @@
+"""What the user asks of an export, of a verification and of a run: one dataclass each.
+
+These are the only lists of options: functions take their fields, the command line has a flag for
+each. They are checked as far as that needs neither checkpoint nor bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES
+from mtu_export.spec.errors import PlanError, UnknownName
+from mtu_export.spec.flags import check_bounds, option
+from mtu_export.spec.patterns import compile_pattern
+from mtu_export.spec.plan import COMPONENTS
+from mtu_export.spec.task import shown
+
+FOLD_ONLY = "diffusers"
+"""The target that stops after the fold."""
+_STEPS = ",".join(map(str, BAKED_STEPS))
+_SCHEDULERS = ", ".join(name for name in SCHEDULERS if name.islower())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user asks of an export; checked as far as that needs no checkpoint.
+
+    ``target`` is a name of ``targets``, or ``"diffusers"``, which stops after the fold; ``options``
+    are the target's own. A string stands for a sequence of one. Raises ``PlanError`` and
+    ``UnknownName``.
+    """
+
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str | Path | None = option(  # noqa: RUF009
+        "Checkpoint: a folder, or owner/name on the Hugging Face hub. Default: the model that "
+        "comes with this package.",
+        "-m",
+        "--model",
+        metavar="FOLDER|HUB-ID",
+    )
+    revision: str | None = option(
+        "Branch, tag or commit of a checkpoint on the hub.", metavar="NAME"
+    )
+    task: str | Sequence[str] | None = option(
+        "Task of the checkpoint, by name; repeat for several on one set of weights. "
+        "`mtu-export inspect` lists them.",
+        metavar="NAME",
+    )
+    all_tasks: bool = option("Export every task of the checkpoint.", default=False)
+    scheme: str | None = option(
+        f"How weights are stored: {', '.join(SCHEMES)}. Default: the target's usual one.",
+        shortcuts=("int8", "fp16"),
+        metavar="NAME",
+    )
+    out: str | Path | None = option(  # noqa: RUF009
+        "Folder to write. Default: TASK-TARGET-SCHEME.", "-o", "--output", metavar="FOLDER"
+    )
+    height: int | None = option("Image height. Default: the checkpoint's own.", metavar="PIXELS")
+    width: int | None = option("Image width. Default: the checkpoint's own.", metavar="PIXELS")
+    batch: int = option(
+        "Images that the denoiser takes at a time; 2 or 3 run the guidance branches together.",
+        default=1,
+        metavar="N",
+        bounds=(1, 64),
+    )
+    seed: int = option(
+        "Seed of the noise and the pictures that the export is tested on.",
+        default=0,
+        metavar="N",
+        bounds=(0, 2**32 - 1),
+    )
+    min_psnr: float | None = option(
+        "Lowest accepted PSNR against PyTorch, in dB. Default: the scheme's floor.",
+        metavar="DB",
+        bounds=(0, 300),
+        unit=" dB",
+    )
+    keep_float: Sequence[str] = option(
+        "With int8: a layer of the UNet that keeps floating point, by its path or a regular "
+        "expression of it; repeat for more.",
+        default=(),
+        metavar="NAME",
+    )
+    memory: float | None = option(
+        "Memory that the export may use. Default: what is free.", metavar="GB"
+    )
+    components: Sequence[str] = option(
+        f"Part to export ({', '.join(COMPONENTS)}); repeat for more. Default: all that the tasks "
+        "need.",
+        default=(),
+        metavar="NAME",
+    )
+    scheduler: str | None = option(
+        f"Scheduler in place of the checkpoint's: {_SCHEDULERS}.", metavar="NAME"
+    )
+    bake_steps: Sequence[int] = option(
+        f"Step counts that the bundle can run. Default: {_STEPS} and the tasks' own.",
+        default=(),
+        metavar="N,N",
+        bounds=(1, 1000),
+        separator=",",
+    )
+    lora: Sequence[str] = option(
+        "LoRA to fold into the weights, with its strength; repeat for more.",
+        default=(),
+        metavar="FILE[:scale]",
+    )
+    skip_existing: bool = option(
+        "Continue an export that was stopped: finished parts are kept.", default=False
+    )
+    force: bool = option("Replace an existing output.", default=False)
+
+    def __post_init__(self) -> None:
+        for name in ("task", "keep_float", "components", "lora"):
+            value = getattr(self, name) or ()
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for field_ in fields(self):
+            check_bounds(field_, getattr(self, field_.name))
+        if self.scheme is not None and self.scheme not in SCHEMES:
+            raise UnknownName("scheme", self.scheme, list(SCHEMES))
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UnknownName("scheduler", self.scheduler, list(SCHEDULERS))
+        if self.all_tasks and self.task:
+            raise PlanError("--all-tasks and --task are mutually exclusive")
+        if self.memory is not None and not 0 < self.memory < 1e6:
+            raise PlanError(f"--memory must be a number of GB above 0, got {self.memory}")
+        if self.skip_existing and self.force:
+            raise PlanError("--skip-existing keeps what --force replaces; give one of them")
+        for pattern in self.keep_float:
+            try:
+                compile_pattern(pattern)
+            except ValueError as error:
+                raise PlanError(
+                    f"--keep-float {shown(pattern)} is not a usable pattern: {error}"
+                ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How a bundle is verified. Raises ``PlanError``."""
+
+    min_psnr: float | None = option(
+        "Lowest accepted PSNR against PyTorch, in dB. Default: the scheme's floor.",
+        metavar="DB",
+        bounds=(0, 300),
+        unit=" dB",
+    )
+    runner: str | None = option(
+        "Runtime of a Core ML bundle: coreml, mil-evaluator, or both, which also compares them.",
+        metavar="NAME",
+    )
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            check_bounds(field_, getattr(self, field_.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a picture is made from. Raises ``PlanError``."""
+
+    prompt: str | None = option(
+        "Text that describes the picture, or the change to it.", metavar="TEXT"
+    )
+    task: str | None = option("Task, where the bundle has several.", metavar="NAME")
+    image: str | Path | None = option("Picture to start from.", metavar="FILE")  # noqa: RUF009
+    mask: str | Path | None = option("Mask: white where to repaint.", metavar="FILE")  # noqa: RUF009
+    steps: int | None = option("Denoising steps. Default: the task's own.", metavar="N")
+    seed: int | None = option("Seed of the noise. Default: 0.", metavar="N", bounds=(0, 2**32 - 1))
+    noise: str | Path | None = option(  # noqa: RUF009
+        "Noise from a .npy file, in place of a seed.", metavar="FILE"
+    )
+    guidance: float | None = option(
+        "Strength of the prompt; 1 is without guidance. Default: the task's own.",
+        metavar="SCALE",
+        bounds=(-100, 100),
+    )
+    image_guidance: float | None = option(
+        "Strength of the input image. Default: the task's own.",
+        metavar="SCALE",
+        bounds=(-100, 100),
+    )
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            check_bounds(field_, getattr(self, field_.name))
+        if self.seed is not None and self.noise is not None:
+            raise PlanError("--noise FILE is the noise itself; give no --seed")
