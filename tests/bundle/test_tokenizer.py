@@ -289,7 +289,7 @@ def git_lfs(name: str) -> Callable[[Path], Any]:
         ),
         (lambda f: (f / "vocab.json").write_text("[]"), "does not hold a JSON object"),
         (lambda f: (f / "vocab.json").write_text('{"a": 1, "a": 2}'), "there twice"),
-        (change("vocab.json", lambda v: v.update(extra=-1)), "is not a tokenizer"),
+        (change("vocab.json", lambda v: v.update(extra=-1)), "Bad vocabulary json file"),
         (change("vocab.json", lambda v: v.pop("a")), "merges name 'a', which is not in"),
         (
             change("tokenizer_config.json", lambda c: c.update(pad_token=["a"])),
