@@ -154,6 +154,7 @@ def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
     assert part.proved == THREE
 
 
+@pytest.mark.slow
 def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny("atom", experts=1)
     found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32")
@@ -179,6 +180,7 @@ def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
     )
 
 
+@pytest.mark.slow
 def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> None:
     """And what the manifest counts is what the graphs hold, each tensor once."""
     found = bundle.read(bundles("onnx", "fp16", THREE))
@@ -336,6 +338,7 @@ def test_a_task_with_another_ones_graph_fails(shared: Bundle, tmp_path: Path) ->
         verification.verify_bundle(bundle.read(spoil(shared, tmp_path / "b", swap)))
 
 
+@pytest.mark.slow
 def test_tasks_of_one_width_are_told_apart_by_their_numbers(atom: Path, tmp_path: Path) -> None:
     found = export(atom, tmp_path / "b", ("edit", "inpaint"), "fp32")
 
