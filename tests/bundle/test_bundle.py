@@ -57,8 +57,8 @@ def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
     ]
     assert found["name"] == "edit-onnx-int8"
     assert found["image"] == {
-        "height": 16,
-        "width": 16,
+        "height": 64,
+        "width": 64,
         "range": [-1, 1],
         "fit": "cover",
         "filter": "lanczos",

@@ -77,7 +77,9 @@ def test_every_target_exports_every_scheme_it_accepts(
 )
 def test_every_task_exports(task: str, atom: Path, tmp_path: Path) -> None:
     found = exporter.export(
-        options.resolve(target="onnx", model=atom, task=task, out=tmp_path / "b", batch=2, height=8)
+        options.resolve(
+            target="onnx", model=atom, task=task, out=tmp_path / "b", batch=2, height=32
+        )
     )
     shape = found.parts[0].inputs[0].shape
     assert shape[0] == 2
