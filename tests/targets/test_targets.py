@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_int8_codes_arrive_bit_for_bit(name: str, mini: MakeMini, tmp_path: Path
         codes = module.get_submodule(layer).codes.numpy()  # type: ignore[union-attr, operator]
         forms = [codes, np.moveaxis(codes, 1, -1)] if codes.ndim == 4 else [codes, codes.T]
         assert any(np.ascontiguousarray(form).tobytes() in data for form in forms), layer
+
+
+def test_a_shared_history_of_nodes_changes_no_byte_and_is_undone(
+    mini: MakeMini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.fx.traceback import NodeSource
+
+    from mtu_export.targets.executorch import lowering
+
+    target, files = targets.load("executorch"), []
+    for name in ("shared", "copied"):
+        program, plan, *_ = mini("executorch", "int8")
+        lowered = target.lower(program, plan, tmp_path / name, IDENTITY)
+        files.append((tmp_path / name / lowered.path).read_bytes())
+        assert not hasattr(NodeSource, "__deepcopy__")
+        monkeypatch.setattr(lowering, "_shared_history", nullcontext)
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])

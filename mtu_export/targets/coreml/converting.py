@@ -54,8 +54,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
 
     entries = {task: task if several else package.ENTRY for task in program.methods}
     compressed = 0
+    model = package.load(path)
     for task, entry in entries.items():
-        written = package.structure(path, entry)
+        written = package.structure(path, entry, model)
         if written.inputs != program.inputs[task] or written.outputs != program.outputs:
             raise ToolchainError(f"{path.name}: coremltools changed the inputs or outputs")
         compressed = sum(written.operators.get(kind, 0) for kind in CONSTEXPR) // len(entries)

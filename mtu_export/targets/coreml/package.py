@@ -101,14 +101,13 @@ def _identifier(where: str) -> str:
 # ----------------------------------------------------------------------------------------- read
 
 
-def structure(path: Path, entry: str) -> Structure:
+def structure(path: Path, entry: str, model: Any = None) -> Structure:
     """What the package says of its function ``entry``; ``operators`` counts all functions.
 
-    Checks that the package holds these three files and nothing else, and that every blob lies
-    inside the weight file. Raises ``BundleError``.
+    ``model`` is what :func:`load` gives, where the caller has it already. Checks that every blob
+    lies inside the weight file. Raises ``BundleError``.
     """
-    _check_files(path)
-    model = parse(path)
+    model = load(path) if model is None else model
     functions = model.mlProgram.functions
     if entry not in functions:
         raise BundleError(
@@ -133,6 +132,15 @@ def structure(path: Path, entry: str) -> Structure:
     return Structure(
         inputs=inputs, outputs=outputs, operators=dict(operators), identity=_identity(model)
     )
+
+
+def load(path: Path) -> Any:
+    """The ``Model`` message of a package that holds its three files and nothing else.
+
+    Raises ``BundleError``.
+    """
+    _check_files(path)
+    return parse(path)
 
 
 def line(error: Exception) -> str:

@@ -39,10 +39,11 @@ def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = Fa
     for an operator not known here.
     """
     require("coremltools", "torch")
-    package.structure(path, entry)
+    model = package.load(path)
+    package.structure(path, entry, model)
     from mtu_export.targets.coreml.mil import evaluate, program
 
-    return evaluate.Evaluator(program.read(path, entry), accumulate, wide=wide)
+    return evaluate.Evaluator(program.read(path, entry, model), accumulate, wide=wide)
 
 
 def witness(path: Path, entry: str, inputs: Arrays) -> tuple[float, ...]:

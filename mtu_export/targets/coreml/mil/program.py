@@ -104,10 +104,13 @@ class Function:
 OPSETS = {"CoreML5": 5, "CoreML6": 6, "CoreML7": 7, "CoreML8": 8}
 
 
-def read(path: Path, entry: str) -> Function:
-    """Read the function ``entry`` of a package; raises ``BundleError`` for what is malformed."""
+def read(path: Path, entry: str, model: Any = None) -> Function:
+    """Read the function ``entry`` of a package; raises ``BundleError`` for what is malformed.
+
+    ``model`` is the parsed program where the caller has it already.
+    """
     where = path.name
-    functions = package.parse(path).mlProgram.functions
+    functions = (package.parse(path) if model is None else model).mlProgram.functions
     if entry not in functions:
         raise BundleError(f"{where}: no function {entry!r}")
     function = functions[entry]
