@@ -292,8 +292,8 @@ def test_another_writer_between_the_last_look_and_the_rename(
     out = tmp_path / "b"
     look = room.refuse_existing
 
-    def late(*words: object) -> None:
-        look(*words)  # type: ignore[arg-type]
+    def late(*arguments: object) -> None:
+        look(*arguments)  # type: ignore[arg-type]
         if not out.exists() and list(tmp_path.glob(".b.*/m")):
             out.mkdir()
             (out / "m").write_text(OURS)

@@ -29,14 +29,14 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
     task = {t.name: t for t in checkpoint.tasks(checkpoint.read_config(pipeline))}[name]
     encoder, world = Encoder(pipeline, CPU), World((name,), 3)
     live = Live(world, {name: [0, 1, 2]}, encoder, (SIDE, SIDE))
-    found = live.batch(task, [2, 0])
+    batch = live.batch(task, [2, 0])
     graph = stock.vae_encoder_graph(stock.load_vae(pipeline), SIDE, SIDE)
 
     def encode(image: np.ndarray) -> np.ndarray:
         return capture.run(graph, [{"sample": image}])[0]["latent"]
 
-    for place, row in enumerate((2, 0)):
-        sample = world[row]
+    for place, sample_index in enumerate((2, 0)):
+        sample = world[sample_index]
         image = sample.image if sample.condition is None else sample.condition
         if image.shape[-1] != SIDE:
             image = torch.nn.functional.interpolate(
@@ -50,25 +50,25 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
             mask=None if sample.mask is None else sample.mask[None].numpy(),
         )
         full, without = denoising.conditioning(task, request, encode, encoder.scaling, live.latent)
-        own = found.channels[place : place + 1]
+        own = batch.channels[place : place + 1]
         np.testing.assert_allclose(own.numpy(), full, rtol=0, atol=2e-6)
         bare = without_image(task, own, torch.tensor([True]))
         np.testing.assert_allclose(bare.numpy(), without, rtol=0, atol=2e-6)
         assert torch.equal(without_image(task, own, torch.tensor([False])), own)
         assert full.shape[1] == task.channels
-    assert found.prompts == (["", ""] if name == "sr" else [world[2].prompt, world[0].prompt])
+    assert batch.prompts == (["", ""] if name == "sr" else [world[2].prompt, world[0].prompt])
 
 
 def test_targets_are_the_scaled_posterior(pipeline: Path) -> None:
     task = checkpoint.tasks(checkpoint.read_config(pipeline))[0]
     live = Live(World(("t2i",), 3), {"t2i": [0, 1, 2]}, Encoder(pipeline, CPU), (SIDE, SIDE))
-    found = live.batch(task, [1])
+    batch = live.batch(task, [1])
     vae = AutoencoderKL.from_pretrained(pipeline / "vae")
     with torch.no_grad():
-        wanted = vae.encode(World(("t2i",), 3)[1].image[None]).latent_dist  # type: ignore[union-attr]
+        expected = vae.encode(World(("t2i",), 3)[1].image[None]).latent_dist  # type: ignore[union-attr]
     scale = vae.config["scaling_factor"]
-    assert torch.allclose(found.mean, wanted.mean * scale, atol=1e-6)
-    assert torch.allclose(found.std, wanted.std * scale, atol=1e-6)
+    assert torch.allclose(batch.mean, expected.mean * scale, atol=1e-6)
+    assert torch.allclose(batch.std, expected.std * scale, atol=1e-6)
 
 
 def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl: Path) -> None:
@@ -76,33 +76,33 @@ def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl:
     for folder, xl in ((pipeline, False), (pipeline_sdxl, True)):
         texts = Texts(folder, checkpoint.read_config(folder), CPU)
         lost = [False, False, False, True]
-        found = texts.of(prompts, lost)
-        for row, prompt in enumerate(prompts[:3]):
+        text_embeddings = texts.of(prompts, lost)
+        for number_of_prompt, prompt in enumerate(prompts[:3]):
             hidden = []
-            for number, (words, module) in enumerate(texts.encoders):
+            for number, (clip_tokenizer, module) in enumerate(texts.encoders):
                 graph = stock.text_encoder_graph(
                     module, module.config, penultimate=xl, pooled=xl and number == 1
                 )
-                out = capture.run(graph, [{"input_ids": words.encode(prompt)[0]}])[0]
+                out = capture.run(graph, [{"input_ids": clip_tokenizer.encode(prompt)[0]}])[0]
                 hidden.append(out["hidden_states"])
                 if xl and number == 1:
-                    own = found["text_embeds"][row].numpy()
+                    own = text_embeddings["text_embeds"][number_of_prompt].numpy()
                     np.testing.assert_allclose(own, out["pooled"][0], atol=2e-5)
-            own = found["encoder_hidden_states"][row].numpy()
+            own = text_embeddings["encoder_hidden_states"][number_of_prompt].numpy()
             np.testing.assert_allclose(own, np.concatenate(hidden, -1)[0], atol=2e-5)
-        gone = found["encoder_hidden_states"][3]
-        assert torch.equal(gone, gone * 0 if xl else found["encoder_hidden_states"][1])
-        assert set(found) == {"encoder_hidden_states", *(["text_embeds"] if xl else [])}
+        gone = text_embeddings["encoder_hidden_states"][3]
+        assert torch.equal(gone, gone * 0 if xl else text_embeddings["encoder_hidden_states"][1])
+        assert set(text_embeddings) == {"encoder_hidden_states", *(["text_embeds"] if xl else [])}
 
 
 def test_the_memory_of_prompts_is_bounded(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtu_export.training import text
 
     texts = Texts(pipeline, checkpoint.read_config(pipeline), CPU)
-    row = 77 * 32 * 4
-    monkeypatch.setattr(text, "_KEPT_BYTES", 3 * row)
+    embedding_bytes = 77 * 32 * 4
+    monkeypatch.setattr(text, "_KEPT_BYTES", 3 * embedding_bytes)
     before = texts.of(["p0", "p1", "p2", "p3", "p4"])["encoder_hidden_states"]
-    assert (len(texts.kept), texts.bytes) == (3, 3 * row)
+    assert (len(texts.kept), texts.bytes) == (3, 3 * embedding_bytes)
     assert torch.equal(texts.of(["p0"])["encoder_hidden_states"][0], before[0])
 
 
@@ -111,11 +111,11 @@ def test_the_memory_of_prompts_is_bounded(pipeline: Path, monkeypatch: pytest.Mo
 def test_every_epoch_has_every_sample_once(count: int, number: int, seed: int) -> None:
     order = Order(seed, "edit", count)
     steps = range(-(-3 * count // number))
-    found = [row for step in steps for row in order.rows(step, number)]
+    places = [place for step in steps for place in order.rows(step, number)]
     for epoch in range(3):
-        assert sorted(found[epoch * count : (epoch + 1) * count]) == list(range(count))
+        assert sorted(places[epoch * count : (epoch + 1) * count]) == list(range(count))
     late = Order(seed, "edit", count).rows(len(steps) - 1, number)
-    assert late == found[-number:]
+    assert late == places[-number:]
 
 
 def test_draws_depend_on_seed_step_and_task_alone() -> None:
@@ -123,8 +123,8 @@ def test_draws_depend_on_seed_step_and_task_alone() -> None:
     again = draws(1, 2, "sr", 4, (4, 2, 2), 1000)
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.timesteps, again.timesteps)
-    for words in ((2, 2, "sr"), (1, 3, "sr"), (1, 2, "edit")):
-        assert not torch.equal(draws(*words, 4, (4, 2, 2), 1000).noise, first.noise)
+    for key in ((2, 2, "sr"), (1, 3, "sr"), (1, 2, "edit")):
+        assert not torch.equal(draws(*key, 4, (4, 2, 2), 1000).noise, first.noise)
     many = draws(0, 0, "sr", 20_000, (1, 1, 1), 1000)
     assert (int(many.timesteps.min()), int(many.timesteps.max())) == (0, 999)
     assert abs(float(many.noise.mean())) < 0.03
@@ -144,13 +144,13 @@ def test_draws_depend_on_seed_step_and_task_alone() -> None:
     ],
 )
 def test_dropout_is_instruct_pix2pix(
-    kind: str, scales: dict[str, float], wanted: tuple[float, float, float]
+    kind: str, scales: dict[str, float], expected: tuple[float, float, float]
 ) -> None:
     guidance = Guidance(kind=kind, **scales)
     task = Task(name="x", index=0, conditioning=(), guidance=guidance, steps=1)
     u = draws(0, 0, "x", 100_000, (1, 1, 1), 10).dropout
     prompt, image = dropped(task, u, 0.1)
-    found = ((prompt & ~image), (image & ~prompt), (prompt & image))
-    for mask, share in zip(found, wanted, strict=True):
+    masks = ((prompt & ~image), (image & ~prompt), (prompt & image))
+    for mask, share in zip(masks, expected, strict=True):
         assert abs(float(mask.float().mean()) - share) < 0.005
     assert not any(bool(m.any()) for m in dropped(task, u, 0.0))

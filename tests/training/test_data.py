@@ -23,23 +23,23 @@ def picture(path: Path, width: int, height: int, seed: int = 0) -> None:
     Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(path)
 
 
-def folder(home: Path, *rows: Any) -> Path:
+def folder(path: Path, *rows: Any) -> Path:
     text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
-    (home / "metadata.jsonl").write_text(text, "utf-8")
-    return home
+    (path / "metadata.jsonl").write_text(text, "utf-8")
+    return path
 
 
 def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 50, 40)
     picture(tmp_path / "small.png", 25, 20, seed=1)
     Image.new("L", (100, 80), 255).save(tmp_path / "mask.png")
-    row = {"file_name": "a.png", "task": "edit", "text": "make it so", "condition": "small.png"}
-    found = Folder(folder(tmp_path, row, {**row, "mask": "mask.png", "text": None}), 32, 48)
-    assert isinstance(found, Samples)
-    assert (len(found), found.task(0)) == (2, "edit")
-    first, second = fetch(found, [0, 1])
-    wanted = images.fit(images.read(tmp_path / "a.png"), 48, 32)[0]
-    assert np.array_equal(first.image.numpy(), wanted)
+    line = {"file_name": "a.png", "task": "edit", "text": "make it so", "condition": "small.png"}
+    samples = Folder(folder(tmp_path, line, {**line, "mask": "mask.png", "text": None}), 32, 48)
+    assert isinstance(samples, Samples)
+    assert (len(samples), samples.task(0)) == (2, "edit")
+    first, second = fetch(samples, [0, 1])
+    expected = images.fit(images.read(tmp_path / "a.png"), 48, 32)[0]
+    assert np.array_equal(first.image.numpy(), expected)
     assert first.condition is not None
     small = images.fit(images.read(tmp_path / "small.png"), 48, 32)[0]
     assert np.array_equal(first.condition.numpy(), small)
@@ -77,9 +77,9 @@ def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path)
         Folder(folder(tmp_path, {"file_name": "loop", "task": "sr"}), 32, 32)
     picture(tmp_path / "a.png", 8, 8)
     text = "one\u2028two\u0085three"
-    row = json.dumps({"file_name": "a.png", "task": "sr", "text": text}, ensure_ascii=False)
-    found = Folder(folder(tmp_path, row), 32, 32)
-    assert [one["text"] for one in found.lines] == [text]
+    line = json.dumps({"file_name": "a.png", "task": "sr", "text": text}, ensure_ascii=False)
+    samples = Folder(folder(tmp_path, line), 32, 32)
+    assert [line_of_file["text"] for line_of_file in samples.lines] == [text]
 
 
 def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
@@ -87,26 +87,26 @@ def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
         Folder(tmp_path, 32, 32)
     picture(tmp_path / "a.png", 40, 40)
     picture(tmp_path / "wide.png", 80, 40)
-    row = {"file_name": "a.png", "task": "edit", "condition": "wide.png"}
+    line = {"file_name": "a.png", "task": "edit", "condition": "wide.png"}
     (tmp_path / "text.png").write_text("no picture", "utf-8")
-    found = Folder(folder(tmp_path, row, {"file_name": "text.png", "task": "edit"}), 32, 32)
+    samples = Folder(folder(tmp_path, line, {"file_name": "text.png", "task": "edit"}), 32, 32)
     with pytest.raises(PlanError, match=r"line 1: condition 'wide\.png' has another shape"):
-        found[0]
+        samples[0]
     with pytest.raises(PlanError, match="is no image; legal"):
-        found[1]
+        samples[1]
     with pytest.raises(PlanError, match=r"line 2: file_name 'no\.png' cannot be read: No such"):
-        Folder(folder(tmp_path, row, {"file_name": "no.png", "task": "edit"}), 32, 32)
+        Folder(folder(tmp_path, line, {"file_name": "no.png", "task": "edit"}), 32, 32)
 
 
 def test_the_fingerprint_of_a_folder_changes_with_words_and_pictures(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 40, 40)
-    row = {"file_name": "a.png", "task": "sr"}
-    found = [Folder(folder(tmp_path, row), 32, 32).fingerprint for _ in range(2)]
-    found.append(Folder(folder(tmp_path, {**row, "text": "x"}), 32, 32).fingerprint)
+    line = {"file_name": "a.png", "task": "sr"}
+    fingerprints = [Folder(folder(tmp_path, line), 32, 32).fingerprint for _ in range(2)]
+    fingerprints.append(Folder(folder(tmp_path, {**line, "text": "x"}), 32, 32).fingerprint)
     picture(tmp_path / "a.png", 41, 40, seed=1)
-    found.append(Folder(folder(tmp_path, row), 32, 32).fingerprint)
-    assert found[0] == found[1]
-    assert len(set(found)) == 3
+    fingerprints.append(Folder(folder(tmp_path, line), 32, 32).fingerprint)
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
 
 
 def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +135,8 @@ def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tasks_without_samples(relight: str) -> None:
     def task(name: str) -> Task:
         guidance = {"kind": "none"}
-        row = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
-        return Task.from_json(row, 0)
+        document = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
+        return Task.from_json(document, 0)
 
     indices, others = index_by_task(World(("t2i", "sr"), 3), [task("sr")])
     assert (indices, others) == ({"sr": [1, 3, 5]}, {"t2i": 3})

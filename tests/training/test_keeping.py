@@ -37,11 +37,11 @@ class Failing(World):
 def test_an_error_of_the_data_keeps_the_steps_before(four_tasks: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     training.train(recipe(four_tasks, whole, steps=3), four())
-    words = recipe(four_tasks, broken, steps=3)
-    a_step = len(four().tasks) * words.samples_a_step
+    options = recipe(four_tasks, broken, steps=3)
+    a_step = len(four().tasks) * options.samples_a_step
     with pytest.raises(PlanError, match=r"sample \d+: OSError: .*; the state of step 2 is in"):
-        training.train(words, Failing(2 * a_step + 3))
-    training.train(words, four())
+        training.train(options, Failing(2 * a_step + 3))
+    training.train(options, four())
     assert rows(whole) == rows(broken)
 
 
@@ -49,15 +49,15 @@ def test_an_error_of_the_data_keeps_the_steps_before(four_tasks: Path, tmp_path:
 def test_a_state_is_of_its_model(four_tasks: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(four_tasks, model)
-    words = recipe(model, tmp_path, steps=2, checkpointing_steps=1)
+    options = recipe(model, tmp_path, steps=2, checkpointing_steps=1)
     with pytest.raises(PlanError, match="the state of step 1 is in"):
-        training.train(words, Failing(len(four().tasks) * words.samples_a_step))
+        training.train(options, Failing(len(four().tasks) * options.samples_a_step))
     (path,) = (model / "unet").glob("*.safetensors")
     tensors = load_file(path)
     name = min(tensors)
     save_file({**tensors, name: tensors[name] + 1}, path, {"format": "pt"})
     with pytest.raises(PlanError, match="of another run: weights of the model is "):
-        training.train(words, four())
+        training.train(options, four())
     assert state.newest(tmp_path / "state") is not None
 
 

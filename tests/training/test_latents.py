@@ -24,12 +24,12 @@ def test_a_cached_run_equals_one_without(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latents, "SHARD", 3)
-    for name, words in (
+    for name, options in (
         ("live", {}),
         ("cached", {"cache_latents": True}),
         ("half", {"cache_latents": True, "latents_dtype": "fp16"}),
     ):
-        training.train(recipe(pipeline, tmp_path / name, steps=1, **words), World())
+        training.train(recipe(pipeline, tmp_path / name, steps=1, **options), World())
     assert (
         len(list((tmp_path / "cached" / "state" / "latents" / "fill").glob("*.safetensors"))) == 2
     )
@@ -60,13 +60,13 @@ def test_filling_goes_on_and_a_full_cache_reads_no_picture(
     from mtu_export.spec import Interrupted
 
     monkeypatch.setattr(latents, "SHARD", 2)
-    words = recipe(four_tasks, tmp_path, **CACHED)
+    options = recipe(four_tasks, tmp_path, **CACHED)
     with pytest.raises(Interrupted, match="before the first step; what is made stays in"):
-        training.train(words, Counted(9))
+        training.train(options, Counted(9))
     rest = Counted(11)
-    training.train(words, rest)
+    training.train(options, rest)
     assert rest.left == 0  # of 20 samples 9 were in whole shards: 2 + 2 + 1 and 2 + 2
-    again = replace(words, steps=2)
+    again = replace(options, steps=2)
     training.train(again, Counted(0), force=True)
     shared = recipe(
         four_tasks, tmp_path / "b", latents=tmp_path / "state" / "latents", seed=5, **CACHED
@@ -76,8 +76,8 @@ def test_filling_goes_on_and_a_full_cache_reads_no_picture(
 
 @pytest.mark.slow
 def test_other_latents_and_damaged_ones_are_refused(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, latents=tmp_path / "latents", **CACHED)
-    training.train(words, four())
+    options = recipe(four_tasks, tmp_path, latents=tmp_path / "latents", **CACHED)
+    training.train(options, four())
     other = recipe(four_tasks, tmp_path / "b", latents=tmp_path / "latents", **CACHED)
     for change, key in (
         ({"latents_dtype": "fp16"}, "dtype is 'fp32' there and 'fp16' here"),
@@ -132,9 +132,9 @@ def test_a_disk_that_fills_up_is_said(four_tasks: Path, tmp_path: Path) -> None:
 
 def test_folders_that_are_none(four_tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    words = recipe(four_tasks, tmp_path, latents=tmp_path / "file", **CACHED)
+    options = recipe(four_tasks, tmp_path, latents=tmp_path / "file", **CACHED)
     with pytest.raises(ResourceError, match=r"cannot write the latents in .*: Not a directory"):
-        training.train(words, four())
+        training.train(options, four())
     (tmp_path / "other" / "lock").mkdir(parents=True)
     with pytest.raises(ResourceError, match=r"cannot write in .*: Is a directory"):
         training.train(recipe(four_tasks, tmp_path, state=tmp_path / "other"), four())

@@ -27,8 +27,8 @@ from tests.training.world import SIDE, World, four, recipe, rows
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.headers(folder / "unet")
-    return {name: checkpoint.tensor(found, name) for name in found}
+    headers = checkpoint.headers(folder / "unet")
+    return {name: checkpoint.tensor(headers, name) for name in headers}
 
 
 def same(one: Path, other: Path) -> bool:
@@ -40,8 +40,8 @@ def same(one: Path, other: Path) -> bool:
 def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -> None:
     """A step written down with diffusers and transformers alone, sample by sample."""
     world = four()
-    words = recipe(four_tasks, tmp_path, steps=1, snr_gamma=gamma, conditioning_dropout_prob=0.3)
-    training.train(words, world)
+    options = recipe(four_tasks, tmp_path, steps=1, snr_gamma=gamma, conditioning_dropout_prob=0.3)
+    training.train(options, world)
     unet = mtu.MTUUNet2DConditionModel.from_pretrained(four_tasks, subfolder="unet")
     names = [n for n, _ in unet.named_parameters() if model.MTU_NAMES.fullmatch(n)]
     for name, parameter in unet.named_parameters():
@@ -56,9 +56,9 @@ def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -
     losses = {}
     for number, task in enumerate(unet.tasks):
         drawn = draws(0, 0, task.name, 2, (4, SIDE // 8, SIDE // 8), 1000)
-        found = [world[4 * row + number] for row in Order(0, task.name, 5).rows(0, 2)]
+        samples = [world[4 * row + number] for row in Order(0, task.name, 5).rows(0, 2)]
         loss = torch.zeros(())
-        for i, sample in enumerate(found):
+        for i, sample in enumerate(samples):
             u, t = float(drawn.dropout[i]), drawn.timesteps[i : i + 1]
             prompt = "" if task.prompt is not None else sample.prompt
             guided = task.guidance.kind
@@ -70,30 +70,30 @@ def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -
                 clean = (posterior.mean + posterior.std * drawn.posterior[i]) * scale
                 noisy = noise_schedule.add_noise(clean, drawn.noise[i : i + 1], t)
                 if sample.condition is not None:
-                    given = sample.condition[None]
-                    if given.shape[-1] != SIDE:
-                        given = torch.nn.functional.interpolate(
-                            given, (SIDE, SIDE), mode="bicubic", antialias=True
+                    condition = sample.condition[None]
+                    if condition.shape[-1] != SIDE:
+                        condition = torch.nn.functional.interpolate(
+                            condition, (SIDE, SIDE), mode="bicubic", antialias=True
                         ).clamp(-1, 1)
-                    latent = vae.encode(given).latent_dist.mode() * scale  # type: ignore[union-attr]
+                    latent = vae.encode(condition).latent_dist.mode() * scale  # type: ignore[union-attr]
                     gone = guided == "text_image" and 0.3 <= u < 0.9
                     noisy = torch.cat([noisy, latent * (not gone)], 1)
             predicted = unet(noisy, t, hidden, task=task.name).sample
-            one = (predicted - drawn.noise[i]).square().mean()
+            sample_loss = (predicted - drawn.noise[i]).square().mean()
             if gamma is not None:
                 snr = compute_snr(noise_schedule, t)
-                one = one * float(snr.clamp(max=gamma) / snr)
-            loss = loss + one / len(found)
+                sample_loss = sample_loss * float(snr.clamp(max=gamma) / snr)
+            loss = loss + sample_loss / len(samples)
         losses[task.name] = loss.item()
         loss.backward()
     for row in rows(tmp_path):
         assert float(row["loss"]) == pytest.approx(losses[row["task"]], rel=1e-4)
     torch.nn.utils.clip_grad_norm_(chosen, 1.0)
     optimizer.step()
-    made = weights(tmp_path / "out")
+    trained = weights(tmp_path / "out")
     for name, parameter in zip(names, chosen, strict=True):
         # Adam's first step is lr · sign(gradient): equal but where a gradient is nearly nothing
-        apart = (made[name] - parameter.detach()).abs() > 1e-5
+        apart = (trained[name] - parameter.detach()).abs() > 1e-5
         assert float(apart.float().mean()) < 2e-3, name
 
 
@@ -102,8 +102,8 @@ def test_the_rest_of_the_model_stays(four_tasks: Path, tmp_path: Path) -> None:
     before, after = weights(four_tasks), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    wanted = {name for name in before if model.MTU_NAMES.fullmatch(name)}
-    assert changed == wanted
+    expected = {name for name in before if model.MTU_NAMES.fullmatch(name)}
+    assert changed == expected
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         for path in (four_tasks / part).iterdir():
             assert (tmp_path / "out" / part / path.name).read_bytes() == path.read_bytes()
@@ -111,14 +111,14 @@ def test_the_rest_of_the_model_stays(four_tasks: Path, tmp_path: Path) -> None:
 
 def test_routers_have_a_rate_of_their_own(four_tasks: Path, tmp_path: Path) -> None:
     """Adam's first step is the rate times the gradient's sign, wherever there is a gradient."""
-    words = recipe(four_tasks, tmp_path, steps=1, router_learning_rate=1e-5, adam_weight_decay=0)
-    training.train(words, four())
+    options = recipe(four_tasks, tmp_path, steps=1, router_learning_rate=1e-5, adam_weight_decay=0)
+    training.train(options, four())
     before, after = weights(four_tasks), weights(tmp_path / "out")
     most = {name: float((after[name] - before[name]).abs().max()) for name in before}
     routers = {name for name in most if "router" in name or name == "task_embedding.weight"}
     assert max(most[name] for name in routers) == pytest.approx(1e-5, rel=0.05)
     experts = max(most[name] for name in most if ".ff.experts." in name)
-    assert experts == pytest.approx(words.learning_rate, rel=0.05)
+    assert experts == pytest.approx(options.learning_rate, rel=0.05)
 
 
 def test_all_is_every_parameter(four_tasks: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_papers_list_in_sd15(norm: str) -> None:
 @pytest.mark.slow
 def test_two_samples_are_learnt_by_heart(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = make_tiny("tiny-half", whole=True, tasks=["t2i", "sr"])
-    words = recipe(
+    options = recipe(
         source,
         tmp_path,
         steps=40,
@@ -167,9 +167,9 @@ def test_two_samples_are_learnt_by_heart(make_tiny: Callable[..., Path], tmp_pat
         conditioning_dropout_prob=0.0,
         log_every=10,
     )
-    training.train(words, World(("t2i", "sr"), 1))
-    found = [float(row["loss"]) for row in rows(tmp_path)]
-    assert sum(found[-2:]) < 0.8 * sum(found[:2])
+    training.train(options, World(("t2i", "sr"), 1))
+    losses = [float(row["loss"]) for row in rows(tmp_path)]
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
 
 
 @pytest.mark.slow
@@ -194,29 +194,31 @@ def same_up_to(one: Path, other: Path) -> bool:
 
 
 def test_processes_and_forwards_share_a_step(tmp_path: Path) -> None:
-    words = Recipe(model="m", output=tmp_path, steps=1, batch_size=5, gradient_accumulation_steps=2)
+    options = Recipe(
+        model="m", output=tmp_path, steps=1, batch_size=5, gradient_accumulation_steps=2
+    )
     taken = [
         place
         for process in range(3)
-        for part in slices(words, process, 3)
+        for part in slices(options, process, 3)
         for place in range(part.start, part.stop)
     ]
     assert sorted(taken) == list(range(10))
-    assert slices(words, 0, 1) == [slice(0, 5), slice(5, 10)]
+    assert slices(options, 0, 1) == [slice(0, 5), slice(5, 10)]
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine"])
 def test_rates_are_diffusers(tmp_path: Path, kind: Literal["constant", "cosine"]) -> None:
-    words = Recipe(
+    options = Recipe(
         model="m", output=tmp_path, steps=20, lr_scheduler=kind, lr_warmup_steps=4, learning_rate=2
     )
     name = "constant_with_warmup" if kind == "constant" else kind
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    wanted = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
     for step in range(20):
-        assert learning_rate(words, step) == pytest.approx(wanted.get_last_lr()[0])
+        assert learning_rate(options, step) == pytest.approx(scheduler.get_last_lr()[0])
         optimizer.step()
-        wanted.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -224,13 +226,13 @@ def test_snr_weights_are_diffusers(kind: Any) -> None:
     schedule = DDPMScheduler(prediction_type=kind, beta_schedule="scaled_linear")
     times = torch.arange(1000)
     snr = compute_snr(schedule, times)
-    wanted = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
-    assert torch.allclose(snr_weights(schedule, times, 5.0), wanted, rtol=1e-3)
+    expected = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    assert torch.allclose(snr_weights(schedule, times, 5.0), expected, rtol=1e-3)
     zero = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=kind)
-    found = snr_weights(zero, times, 5.0)
-    assert bool(torch.isfinite(found).all())
-    assert bool((found >= 0).all())
-    assert float(found[-1]) == 0
+    weights_without_signal = snr_weights(zero, times, 5.0)
+    assert bool(torch.isfinite(weights_without_signal).all())
+    assert bool((weights_without_signal >= 0).all())
+    assert float(weights_without_signal[-1]) == 0
 
 
 @pytest.mark.slow
@@ -238,14 +240,14 @@ def test_averages_are_what_is_written(four_tasks: Path, tmp_path: Path) -> None:
     """diffusers' warm-up of the decay: (1 + n) / (10 + n), 0 at the first step."""
     folders = []
     for steps in (1, 2):
-        home = tmp_path / str(steps)
-        training.train(recipe(four_tasks, home, steps=steps), four())
-        folders.append(weights(home / "out"))
+        run_folder = tmp_path / str(steps)
+        training.train(recipe(four_tasks, run_folder, steps=steps), four())
+        folders.append(weights(run_folder / "out"))
     training.train(recipe(four_tasks, tmp_path, steps=2, ema_decay=0.999), four())
-    found, (first, second) = weights(tmp_path / "out"), folders
-    for name in found:
-        wanted = first[name] * 2 / 11 + second[name] * 9 / 11
-        assert torch.allclose(found[name], wanted, atol=1e-6), name
+    averages, (first, second) = weights(tmp_path / "out"), folders
+    for name in averages:
+        expected = first[name] * 2 / 11 + second[name] * 9 / 11
+        assert torch.allclose(averages[name], expected, atol=1e-6), name
 
 
 @pytest.mark.slow
@@ -292,12 +294,12 @@ def test_a_stale_prefetch_never_runs_beside_a_step() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=9, learning_rate=1e9, checkpointing_steps=1)
+    options = recipe(four_tasks, tmp_path, steps=9, learning_rate=1e9, checkpointing_steps=1)
     with pytest.raises(
         ParityError,
         match=r"step \d: .* is (nan|inf); .*lower learning_rate.*; the state of step \d is in",
     ):
-        training.train(words, four())
+        training.train(options, four())
     assert not (tmp_path / "out").exists()
     (kept,) = (tmp_path / "state").glob("step-*")
     from safetensors.torch import load_file
@@ -311,7 +313,7 @@ def test_what_cannot_be_trained(
     four_tasks: Path, dense: Path, tmp_path: Path, make_tiny: Callable[..., Path]
 ) -> None:
     world, steps = four(), {"steps": 1}
-    for source, words, message in (
+    for source, options, message in (
         (four_tasks, {"height": 40}, "height must be a multiple of 16, got 40"),
         (four_tasks, {"tasks": ("sr",)}, "MTU checkpoint with tasks of its own; drop tasks"),
         (dense, {}, "dense UNet; name the tasks to train"),
@@ -328,7 +330,7 @@ def test_what_cannot_be_trained(
         (four_tasks, {"output": four_tasks}, "is or holds the source"),
     ):
         with pytest.raises(PlanError, match=message):
-            training.train(replace(recipe(source, tmp_path, **steps), **words), world)
+            training.train(replace(recipe(source, tmp_path, **steps), **options), world)
     with pytest.raises(PlanError, match="name the training set"):
         training.train(recipe(four_tasks, tmp_path), None)
     assert not (tmp_path / "out").exists()

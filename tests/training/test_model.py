@@ -23,14 +23,14 @@ SMALL = Upcycling(experts=2, rescale=True, task_embedding_dim=16, router_hidden_
 
 @pytest.mark.slow
 def test_a_dense_unet_is_widened_and_stays_stock(dense: Path, tmp_path: Path) -> None:
-    words = recipe(dense, tmp_path, steps=1, tasks=("edit",), train="all", learning_rate=1e-12)
-    training.train(words, four())
-    found = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    options = recipe(dense, tmp_path, steps=1, tasks=("edit",), train="all", learning_rate=1e-12)
+    training.train(options, four())
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
     before = UNet2DConditionModel.from_pretrained(dense, subfolder="unet")
-    assert (before.config["in_channels"], found.config["in_channels"]) == (4, 8)
+    assert (before.config["in_channels"], unet.config["in_channels"]) == (4, 8)
     x, text = torch.randn(1, 8, 4, 4), torch.randn(1, 77, 32)
     with torch.no_grad():
-        after = found(x, 5, text).sample
+        after = unet(x, 5, text).sample
         assert torch.allclose(before(x[:, :4], 5, text).sample, after, atol=1e-5)
     index = json.loads((tmp_path / "out" / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
@@ -51,27 +51,27 @@ def test_a_dense_unet_is_widened_and_stays_stock(dense: Path, tmp_path: Path) ->
 
 
 def test_a_dense_pipeline_loads_in_diffusers(dense: Path, tmp_path: Path) -> None:
-    words = recipe(dense, tmp_path, steps=1, tasks=("t2i",), train="all", output_dtype="fp16")
-    training.train(words, four())
+    options = recipe(dense, tmp_path, steps=1, tasks=("t2i",), train="all", output_dtype="fp16")
+    training.train(options, four())
     extra: Any = {"safety_checker": None, "feature_extractor": None}
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", **extra)
-    made = pipe("a square", num_inference_steps=2, height=32, width=32, output_type="np")
-    assert made.images.shape == (1, 32, 32, 3)  # type: ignore[union-attr]
+    picture = pipe("a square", num_inference_steps=2, height=32, width=32, output_type="np")
+    assert picture.images.shape == (1, 32, 32, 3)  # type: ignore[union-attr]
     headers = checkpoint.headers(tmp_path / "out" / "unet")
-    assert {row.dtype for row in headers.values()} == {"F16"}
+    assert {header.dtype for header in headers.values()} == {"F16"}
 
 
 def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
-    words = recipe(dense, tmp_path, steps=1, tasks=("t2i", "edit"), upcycle=SMALL)
-    training.train(words, four())
-    made = mtu.load(tmp_path / "out").components["unet"]
-    assert [task.name for task in made.tasks] == ["t2i", "edit"]
-    assert made.config["num_experts"] == 2
-    assert made.config["_rescale"] == 2
+    options = recipe(dense, tmp_path, steps=1, tasks=("t2i", "edit"), upcycle=SMALL)
+    training.train(options, four())
+    unet = mtu.load(tmp_path / "out").components["unet"]
+    assert [task.name for task in unet.tasks] == ["t2i", "edit"]
+    assert unet.config["num_experts"] == 2
+    assert unet.config["_rescale"] == 2
     start = checkpoint.headers(tmp_path / "state" / "upcycled" / "unet")
     after = checkpoint.headers(tmp_path / "out" / "unet")
-    for name, row in start.items():
-        assert row.shape == after[name].shape
+    for name, value in start.items():
+        assert value.shape == after[name].shape
         kept = torch.equal(checkpoint.tensor(start, name), checkpoint.tensor(after, name))
         # behind a second layer of zeros the router's first has no gradient, and its bias no decay
         still = name.endswith("router.fc1.bias") or not model.MTU_NAMES.fullmatch(name)
@@ -81,15 +81,15 @@ def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
 def test_experts_of_other_options_are_made_anew_or_refused(dense: Path, tmp_path: Path) -> None:
     """A dry run leaves experts in the state folder; the config is changed; then it is trained."""
     source = Path(shutil.copytree(dense, tmp_path / "source"))
-    words = recipe(source, tmp_path, steps=1, batch_size=1, tasks=("t2i", "edit"), upcycle=SMALL)
-    training.rehearse(words, four(), seconds=0.0)
-    other = replace(words, tasks=("t2i", "sr"), upcycle=replace(SMALL, experts=4))
+    options = recipe(source, tmp_path, steps=1, batch_size=1, tasks=("t2i", "edit"), upcycle=SMALL)
+    training.rehearse(options, four(), seconds=0.0)
+    other = replace(options, tasks=("t2i", "sr"), upcycle=replace(SMALL, experts=4))
     training.train(other, four())
-    made = checkpoint.read_config(tmp_path / "out")
-    assert made["num_experts"] == 4
-    assert [task.name for task in checkpoint.tasks(made)] == ["t2i", "sr"]
+    config = checkpoint.read_config(tmp_path / "out")
+    assert config["num_experts"] == 4
+    assert [task.name for task in checkpoint.tasks(config)] == ["t2i", "sr"]
     with pytest.raises(PlanError, match=r"of another run: tasks is .* name another folder"):
-        training.train(words, four(), force=True)
+        training.train(options, four(), force=True)
     file = source / "unet" / "diffusion_pytorch_model.safetensors"
     from safetensors.torch import load_file, save_file
 
@@ -99,7 +99,7 @@ def test_experts_of_other_options_are_made_anew_or_refused(dense: Path, tmp_path
 
 
 def test_an_output_is_no_home_of_what_the_run_needs(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=1)
+    options = recipe(four_tasks, tmp_path, steps=1)
     shutil.copytree(four_tasks, tmp_path / "run")
     (tmp_path / "run" / "set").mkdir()
     for change, key in (
@@ -108,11 +108,11 @@ def test_an_output_is_no_home_of_what_the_run_needs(four_tasks: Path, tmp_path: 
         ({"latents": tmp_path / "run" / "a" / "b"}, "latents"),
         ({"data_folder": tmp_path / "run" / "set"}, "data_folder"),
     ):
-        given = replace(words, output=tmp_path / "run", **change)
+        changed = replace(options, output=tmp_path / "run", **change)
         with pytest.raises(PlanError, match=f"is or holds {key} "):
-            training.train(given, four(), force=True)
+            training.train(changed, four(), force=True)
     for key in ("state", "latents", "data_folder"):
-        inside = replace(words, **{key: tmp_path / "run", "output": tmp_path / "run" / "a"})
+        inside = replace(options, **{key: tmp_path / "run", "output": tmp_path / "run" / "a"})
         with pytest.raises(PlanError, match=f"lies inside {key} "):
             training.train(inside, four(), force=True)
     assert (tmp_path / "run" / "set").is_dir()
@@ -127,9 +127,9 @@ def test_what_is_trained_is_inspected_and_folds(
     from mtu_export.exporter import inspection, options
 
     training.train(recipe(four_tasks, tmp_path, steps=1, ema_decay=0.9), four())
-    found = inspection.of_checkpoint(tmp_path / "out")
-    assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
-    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(found["parts"])
+    summary = inspection.of_checkpoint(tmp_path / "out")
+    assert [row["task"] for row in summary["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(summary["parts"])
     out = tmp_path / "folded"
     exporter.save_folded(
         options.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
@@ -148,16 +148,16 @@ def test_sdxl_and_all_kinds_of_conditioning(
     pipeline: Path, pipeline_sdxl: Path, tmp_path: Path
 ) -> None:
     for number, source in enumerate((pipeline, pipeline_sdxl)):
-        home = tmp_path / str(number)
-        training.train(recipe(source, home, steps=1, batch_size=1, ema_decay=0.9), World())
-        mtu.load(home / "out")
+        run_folder = tmp_path / str(number)
+        training.train(recipe(source, run_folder, steps=1, batch_size=1, ema_decay=0.9), World())
+        mtu.load(run_folder / "out")
 
 
 def test_schedulers(tmp_path: Path) -> None:
-    home = tmp_path / "scheduler"
-    home.mkdir()
+    scheduler_folder = tmp_path / "scheduler"
+    scheduler_folder.mkdir()
     assert model.noise_schedule(tmp_path / "none").config["beta_end"] == 0.012
-    path = home / "scheduler_config.json"
+    path = scheduler_folder / "scheduler_config.json"
     path.write_text('{"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}')
     assert model.noise_schedule(tmp_path).config["prediction_type"] == "v_prediction"
     for text, message in (

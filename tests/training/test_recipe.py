@@ -23,19 +23,19 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_config_becomes_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "local").mkdir()
-    found = read(
+    recipe = read(
         write(
             tmp_path,
             'model = "local"\noutput = "out"\nsteps = 10\ntasks = ["t2i", "mine.json"]\n'
             'log_with = ["csv", "tensorboard"]\nlearning_rate = 1\n[upcycle]\nexperts = 2\n',
         )
     )
-    assert found.model == str(tmp_path / "local")
-    assert found.output == tmp_path / "out"
-    assert found.tasks == ("t2i", str(tmp_path / "mine.json"))
-    assert found.upcycle is not None
-    assert (found.upcycle.experts, found.upcycle.router_hidden_dim) == (2, 768)
-    assert (found.train, found.steps, found.log_with) == ("mtu", 10, ("csv", "tensorboard"))
+    assert recipe.model == str(tmp_path / "local")
+    assert recipe.output == tmp_path / "out"
+    assert recipe.tasks == ("t2i", str(tmp_path / "mine.json"))
+    assert recipe.upcycle is not None
+    assert (recipe.upcycle.experts, recipe.upcycle.router_hidden_dim) == (2, 768)
+    assert (recipe.train, recipe.steps, recipe.log_with) == ("mtu", 10, ("csv", "tensorboard"))
     assert read(write(tmp_path, NEEDED)).model == "some/model"
 
 
@@ -86,10 +86,10 @@ def test_a_config_becomes_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_config_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(PlanError, match=message) as found:
+    with pytest.raises(PlanError, match=message) as refusal:
         read(write(tmp_path, text))
-    assert "\n" not in str(found.value)
-    assert str(found.value).count("run.toml") == 1
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).count("run.toml") == 1
 
 
 def test_no_config(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_every_key_is_checked_and_documented() -> None:
     rows += [(f"upcycle.{row.name}", row) for row in fields(training.Upcycling)]
     for name, row in rows:
         assert f"\n| `{name}` | " in text, name
-        said = text.split(f"\n| `{name}` | ")[1].split(" | ")[0].strip("|` ")
+        default = text.split(f"\n| `{name}` | ")[1].split(" | ")[0].strip("|` ")
         if isinstance(row.default, (bool, int, float, str)):
-            assert tomllib.loads(f"x = {said.replace('`', '')}")["x"] == row.default, name
+            assert tomllib.loads(f"x = {default.replace('`', '')}")["x"] == row.default, name
 
 
 @pytest.mark.parametrize(

@@ -49,17 +49,17 @@ log_every = 3
 """
 
 
-def config(home: Path, model: Path, steps: int = 9) -> Path:
-    home.mkdir(parents=True)
-    path = home / "run.toml"
+def config(folder: Path, model: Path, steps: int = 9) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "run.toml"
     path.write_text(f'model = "{model}"' + CONFIG.format(steps=steps), "utf-8")
     return path
 
 
 def child(path: Path, *before: str) -> subprocess.Popen[str]:
-    words = [*(before or (sys.executable,)), "-m", "mtu_export", "train", str(path)]
+    command = [*(before or (sys.executable,)), "-m", "mtu_export", "train", str(path)]
     return subprocess.Popen(
-        words,
+        command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -80,18 +80,18 @@ def here(path: Path) -> None:
         torch.set_num_threads(threads)
 
 
-def wait_for_step(home: Path, step: int, running: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, running: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 300
     while time.monotonic() < end and running.poll() is None:
-        found = state.newest(home / "state")
-        if found is not None and int(found.name[5:]) >= step:
+        newest = state.newest(folder / "state")
+        if newest is not None and int(newest.name[5:]) >= step:
             return
         time.sleep(0.01)
     pytest.fail(f"no state of step {step}: {running.stderr.read() if running.stderr else ''}")
 
 
-def weights(home: Path) -> dict[str, torch.Tensor]:
-    return load_file(home / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.slow
@@ -105,9 +105,9 @@ def test_kill_and_ctrl_c_change_nothing(four_tasks: Path, tmp_path: Path) -> Non
     asked = child(path)
     wait_for_step(stopped, 4, asked)
     asked.send_signal(signal.SIGINT)
-    _, said = asked.communicate(timeout=120)
+    _, errors = asked.communicate(timeout=120)
     assert asked.returncode == 130
-    last = said.splitlines()[-1]
+    last = errors.splitlines()[-1]
     assert last.startswith("error: interrupted; the state of step ")
     assert last.endswith("the same command goes on")
     assert not (stopped / "out").exists()
@@ -131,8 +131,8 @@ def test_two_processes_equal_one(four_tasks: Path, tmp_path: Path) -> None:
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     launch += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
     done = child(config(two, four_tasks, steps=3), *launch, "--main_process_port", "0")
-    _, said = done.communicate(timeout=300)
-    assert done.returncode == 0, said
+    _, errors = done.communicate(timeout=300)
+    assert done.returncode == 0, errors
     for first, second in zip(rows(one), rows(two), strict=True):
         assert float(first["loss"]) == pytest.approx(float(second["loss"]), rel=1e-6)
     a, b = weights(one), weights(two)
@@ -164,50 +164,50 @@ def terminal() -> Iterator[None]:
 
 @pytest.mark.usefixtures("terminal")
 def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
+    options = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"no state is in .* yet; the same command goes on"):
-        training.train(words, Stopping(2, times=2))
+        training.train(options, Stopping(2, times=2))
     with pytest.raises(Interrupted, match="the state of step 2 is in"):
-        training.train(words, Stopping(5))
+        training.train(options, Stopping(5))
     assert signal.getsignal(signal.SIGINT) == before
-    training.train(words, four())
+    training.train(options, four())
     straight = recipe(four_tasks, tmp_path / "straight", steps=3, batch_size=1)
     training.train(straight, four())
     assert rows(tmp_path) == rows(tmp_path / "straight")
     one, other = weights(tmp_path), weights(tmp_path / "straight")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    longer = replace(words, steps=4)
+    longer = replace(options, steps=4)
     training.train(longer, four(), force=True)
     assert [row["step"] for row in rows(tmp_path)] == [s for s in "1234" for _ in range(4)]
     with pytest.raises(PlanError, match="is at step 4 already; steps is 3"):
-        training.train(words, four(), force=True)
+        training.train(options, four(), force=True)
 
 
 def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
-    training.train(words, four())
+    options = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    training.train(options, four())
     for change, message in (
         ({"seed": 3}, "is of another run: seed is 0 there and 3 here"),
         ({"ema_decay": 0.5}, r"ema_decay is 0\.0 there and 0\.5 here"),
         ({"lr_scheduler": "cosine"}, "lr_scheduler is 'constant' there and 'cosine' here"),
     ):
         with pytest.raises(PlanError, match=message):
-            training.train(replace(words, **change), four(), force=True)
+            training.train(replace(options, **change), four(), force=True)
     with pytest.raises(PlanError, match="samples of edit is 5 there and 6 here"):
-        training.train(words, World(("t2i", "edit", "sr", "inpaint"), 6), force=True)
+        training.train(options, World(("t2i", "edit", "sr", "inpaint"), 6), force=True)
     (kept,) = (tmp_path / "state").glob("step-*")
     assert sorted(path.name for path in kept.iterdir()) == ["state.json", "state.safetensors"]
     file = kept / "state.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
     with pytest.raises(CheckpointError, match="is damaged"):
-        training.train(words, four(), force=True)
+        training.train(options, four(), force=True)
     file.write_bytes(whole)
-    said = json.loads((kept / "state.json").read_text())
-    (kept / "state.json").write_text(json.dumps({**said, "format": 9}))
+    document = json.loads((kept / "state.json").read_text())
+    (kept / "state.json").write_text(json.dumps({**document, "format": 9}))
     with pytest.raises(CheckpointError, match="is no state of format 1"):
-        training.train(words, four(), force=True)
+        training.train(options, four(), force=True)
 
 
 class Marked(World):
@@ -221,7 +221,7 @@ class Marked(World):
 def test_a_state_is_of_its_data_and_parts(dense: Path, tmp_path: Path) -> None:
     model = tmp_path / "dense"
     shutil.copytree(dense, model)
-    words = recipe(
+    options = recipe(
         model,
         tmp_path,
         steps=1,
@@ -229,36 +229,36 @@ def test_a_state_is_of_its_data_and_parts(dense: Path, tmp_path: Path) -> None:
         tasks=("t2i", "edit", "sr", "inpaint"),
         upcycle=training.Upcycling(experts=2, task_embedding_dim=8, router_hidden_dim=8),
     )
-    training.train(words, Marked("a"))
+    training.train(options, Marked("a"))
     with pytest.raises(PlanError, match="fingerprint of the data is 'a' there and 'b' here"):
-        training.train(words, Marked("b"), force=True)
+        training.train(options, Marked("b"), force=True)
     path = model / "scheduler" / "scheduler_config.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({**whole, "prediction_type": "v_prediction"}))
     with pytest.raises(PlanError, match="parts of the model is"):
-        training.train(words, Marked("a"), force=True)
+        training.train(options, Marked("a"), force=True)
     shutil.rmtree(next((tmp_path / "state").glob("step-*")))
-    training.train(words, Marked("a"), force=True)  # no step is there: its experts are made anew
-    made = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
-    assert made["prediction_type"] == "v_prediction"
+    training.train(options, Marked("a"), force=True)  # no step is there: its experts are made anew
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
 
 
 def test_what_is_no_state_of_the_run_is_refused(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
-    training.train(words, four())
+    options = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    training.train(options, four())
     (kept,) = (tmp_path / "state").glob("step-*")
     tensors, name = load_file(kept / "state.safetensors"), "weight/conv_in.t2i.weight"
     for bad in (tensors[name][:1], torch.zeros(1), tensors[name].half()):
         save_file({**tensors, name: bad.clone()}, kept / "state.safetensors")
         with pytest.raises(CheckpointError, match=r"weight/conv_in\.t2i\.weight is torch\.float"):
-            training.train(words, four(), force=True)
+            training.train(options, four(), force=True)
     save_file(tensors, kept / "state.safetensors")
-    said = json.loads((kept / "state.json").read_text())
+    document = json.loads((kept / "state.json").read_text())
     for key, value in (("step", "1"), ("step", -1), ("step", 2), ("seconds", None), ("sums", [])):
-        changed = {**said, "progress": {**said["progress"], key: value}}
+        changed = {**document, "progress": {**document["progress"], key: value}}
         (kept / "state.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError, match=f"is damaged: {key}"):
-            training.train(words, four(), force=True)
+            training.train(options, four(), force=True)
 
 
 def test_runs_of_other_outputs_have_states_of_their_own(tmp_path: Path) -> None:
@@ -279,9 +279,9 @@ def test_a_failing_set_leaves_the_state_of_the_step_before(
                 raise MemoryError
             return World.__getitem__(self, index)
 
-    words = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
+    options = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
     with pytest.raises(MemoryError):
-        training.train(words, Failing(6))
+        training.train(options, Failing(6))
     assert [path.name for path in (tmp_path / "state").glob("step-*")] == ["step-00000001"]
 
 
@@ -294,9 +294,9 @@ def test_an_unfinished_state_is_not_seen(tmp_path: Path) -> None:
     second = state.save(tmp_path, state.Progress(step=12, sums={"a": 0.1}), {"seed": 1}, tensors)
     assert state.newest(tmp_path) == second
     assert not first.exists()
-    progress, found = state.read(second, {"seed": 1})
+    progress, tensors = state.read(second, {"seed": 1})
     assert (progress.step, progress.sums) == (12, {"a": 0.1})
-    assert torch.equal(found["weight/a"], torch.ones(2))
+    assert torch.equal(tensors["weight/a"], torch.ones(2))
 
 
 def test_the_log_is_cut_back(tmp_path: Path) -> None:
@@ -319,9 +319,9 @@ def test_the_log_is_cut_back(tmp_path: Path) -> None:
 
 def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    found = log.Log(tmp_path, ("tensorboard",), 0)
-    found.write(10, {"sr": 0.25, "edit": 0.5}, 1e-4, 12, 1.0)
-    found.close()
+    board = log.Log(tmp_path, ("tensorboard",), 0)
+    board.write(10, {"sr": 0.25, "edit": 0.5}, 1e-4, 12, 1.0)
+    board.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -345,13 +345,13 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
 
 
 def test_one_run_a_folder(four_tasks: Path, tmp_path: Path) -> None:
-    words = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
+    options = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
     (tmp_path / "state").mkdir()
     with (
         state.exclusive_lock(tmp_path / "state"),
         pytest.raises(PlanError, match="another run is at work"),
     ):
-        training.train(words, four())
+        training.train(options, four())
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResourceError, match=r"cannot make .*: Not a directory"):
-        training.train(replace(words, state=tmp_path / "file" / "state"), four())
+        training.train(replace(options, state=tmp_path / "file" / "state"), four())

@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_are_one_line(
     pipeline: Path,
     text: str | None,
-    words: list[str],
+    arguments: list[str],
     code: int,
     message: str,
     tmp_path: Path,
@@ -65,8 +65,8 @@ def test_mistakes_are_one_line(
     if "no sample" in message:
         monkeypatch.setattr("tests.training.world.TASKS", ("t2i",))
         monkeypatch.setattr("tests.training.world.World.__init__.__defaults__", (("t2i",), 1, 32))
-    found, out, err = run(["train", "run.toml", *words], monkeypatch, capfd)
-    assert (found, out) == (code, "")
+    code_of_exit, out, err = run(["train", "run.toml", *arguments], monkeypatch, capfd)
+    assert (code_of_exit, out) == (code, "")
     line = err.splitlines()[-1]
     assert line.startswith("error: ")
     assert message in line
@@ -109,8 +109,8 @@ def test_a_folder_of_pictures_is_trained_on(
     Image.new("RGB", (40, 40), "red").save(tmp_path / "set" / "a.png")
     lines = []
     for task in ("t2i", "edit", "sr", "inpaint", "colourise"):
-        row = {"file_name": "a.png", "task": task, "text": "red", "condition": "a.png"}
-        lines.append(json.dumps(row) + "\n")
+        line = {"file_name": "a.png", "task": task, "text": "red", "condition": "a.png"}
+        lines.append(json.dumps(line) + "\n")
     (tmp_path / "set" / "metadata.jsonl").write_text("".join(lines), "utf-8")
     text = GOOD.replace("{model}", str(four_tasks)).replace("steps = 2", "steps = 1")
     text = text.replace('data = "tests.training.world:four"', 'data_folder = "set"')

@@ -51,22 +51,22 @@ def four() -> World:
     return World(TASKS[:4])
 
 
-def recipe(model: Path, home: Path, **words: Any) -> Recipe:
+def recipe(model: Path, folder: Path, **options: Any) -> Recipe:
     """A recipe of two steps with everything that a run has, in ``home``."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "steps": 2,
         "batch_size": 2,
         "learning_rate": 1e-3,
         "height": SIDE,
         "width": SIDE,
-        "state": home / "state",
+        "state": folder / "state",
         "log_every": 1,
     }
-    return Recipe(model=str(model), output=home / "out", **{**given, **words})
+    return Recipe(model=str(model), output=folder / "out", **{**defaults, **options})
 
 
-def rows(home: Path) -> list[dict[str, str]]:
+def rows(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's log, without what a clock says."""
-    with (home / "state" / "log.csv").open(encoding="utf-8", newline="") as stream:
-        found = list(csv.DictReader(stream))
-    return [{key: row[key] for key in ("step", "task", "loss", "lr")} for row in found]
+    with (folder / "state" / "log.csv").open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    return [{key: line[key] for key in ("step", "task", "loss", "lr")} for line in lines]
