@@ -136,7 +136,7 @@ def test_draws_depend_on_seed_step_and_task_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "scales", "wanted"),
+    ("kind", "scales", "expected"),
     [
         ("none", {}, (0.0, 0.0, 0.0)),
         ("text", {"text": 1.0}, (0.2, 0.0, 0.0)),

@@ -30,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "code", "message"),
+    ("text", "arguments", "code", "message"),
     [
         (None, [], 2, "no config 'run.toml'"),
         ("steps = 1", [], 2, "run.toml: key 'model' is missing"),
