@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,12 +112,17 @@ def test_the_disk_is_asked_before(
 
 
 @pytest.fixture
-def small_files() -> Iterator[None]:
-    """A disk on which a file may have 4000 bytes: it is full in the midst of writing."""
+def small_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk on which a file may have 4000 bytes, once latents are written: full in their midst."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+
+    def limited(*arguments: Any) -> latents.Cached:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        return latents.Cached(*arguments)
+
+    monkeypatch.setattr("mtu_export.training.run.Cached", limited)
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
