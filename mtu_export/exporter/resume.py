@@ -16,6 +16,7 @@ import mtu_export
 from mtu_export import bundle, checkpoint
 from mtu_export.exporter import manifest
 from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
+from mtu_export.storage import atomic_file
 from mtu_export.storage.draft import SCRATCH
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ class State:
         save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
         record["arrays"] = bundle.sha256(path)
         text = json.dumps(record)
-        draft = self.scratch / f"{component}.new"
-        draft.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", "utf-8")
-        draft.rename(self.scratch / f"{component}.json")
+        with atomic_file(self.scratch / f"{component}.json") as private:
+            private.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", "utf-8")
 
     def _arrays(self, component: str) -> Path:
         return self.scratch / f"{component}.safetensors"
