@@ -91,3 +91,21 @@ def test_several_tasks_get_a_system_that_knows_functions(tiny: Path) -> None:
     assert asked.deployment_target == "macOS15"
     with pytest.raises(Unsupported, match=r"iOS17 does not know; choose .*iOS18 or macOS15, or"):
         options_of(tiny, ["edit", "t2i"], deployment_target="iOS17")
+
+
+def test_a_hub_source_is_its_name_and_commit(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the name of the snapshot's folder; and a folder has no revision."""
+    asked: list[object] = []
+
+    def locate(model: object, revision: object = None) -> Path:
+        asked.append((model, revision))
+        return tiny
+
+    monkeypatch.setattr(checkpoint, "locate", locate)
+    words: Any = {"target": "onnx", "task": "edit"}
+    plan = options.resolve(model="owner/name", revision="main", **words)
+    assert asked == [("owner/name", "main")]
+    assert (plan.source, plan.revision) == ("owner/name", tiny.name)
+    assert manifest.identity(plan)["source"] == "owner/name"
+    with pytest.raises(PlanError, match=r"--revision is for a checkpoint on the hub"):
+        options.resolve(model=tiny, revision="main", **words)

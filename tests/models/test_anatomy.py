@@ -375,3 +375,8 @@ def test_damage_is_one_line(tiny: Path, tmp_path: Path) -> None:
 def _pipeline(folder: Path) -> Path:
     dense(folder / "pipeline" / "unet")
     return folder / "pipeline"
+
+
+def test_blocks_of_no_stock_unet_are_sorted_too() -> None:
+    paths = ["side.1", "up_blocks.0", "mid_block.0", "down_blocks.10", "down_blocks.2"]
+    assert sorted(paths, key=analysis._data_order) == [*reversed(paths)]
