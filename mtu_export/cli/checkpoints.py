@@ -17,32 +17,42 @@ from mtu_export.testing.architectures import ARCHITECTURES
 
 def upcycle(
     source: Annotated[
-        str | None, typer.Argument(help="Dense UNet or pipeline: folder or hub id.")
+        str | None,
+        typer.Argument(
+            help="Dense UNet or pipeline: folder, or owner/name on the Hugging Face hub."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to make.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to write.")] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help=f"Preset ({', '.join(TASKS)}) or FILE.json; repeat."),
+        typer.Option(
+            "--task", help=f"Task: a preset ({', '.join(TASKS)}) or FILE.json; repeat for more."
+        ),
     ] = None,
-    experts: Annotated[int, typer.Option("--experts", help="N, experts a feed-forward.")] = 4,
+    experts: Annotated[int, typer.Option("--experts", help="N, experts per feed-forward.")] = 4,
     rescale: Annotated[
         bool,
         typer.Option(
             "--rescale/--no-rescale",
-            help="Multiply value rows by N: start equal to the dense model. Default: the "
-            "shards as they are, as in the paper (a feed-forward starts at 1/N).",
+            help="Multiply value rows by N, so that the checkpoint starts equal to the dense "
+            "model. Default: as in the paper, a feed-forward starts at 1/N of it.",
         ),
     ] = False,
     task_norm: Annotated[
-        str, typer.Option("--task-norm", help="replace (default) or stacked.")
+        str,
+        typer.Option("--task-norm", help="Norms of the tasks: replace (the default) or stacked."),
     ] = "replace",
     arch: Annotated[
         str | None,
-        typer.Option("--arch", help=f"With --random: {', '.join(ARCHITECTURES)}."),
+        typer.Option("--arch", help=f"Architecture, with --random: {', '.join(ARCHITECTURES)}."),
     ] = None,
-    random: Annotated[bool, typer.Option("--random", help="Seeded random weights.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="With --random: fp32 or fp16.")] = "fp32",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    random: Annotated[
+        bool, typer.Option("--random", help="Make seeded random weights instead of reading SOURCE.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Type of the weights, with --random: fp32 or fp16.")
+    ] = "fp32",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random weights and routers.")] = 0,
     force: Force = False,
     verbose: Verbose = False,
 ) -> None:
@@ -69,21 +79,21 @@ def upcycle(
         raise UnknownName("task norm", task_norm, ["replace", "stacked"])
     if arch is not None and arch not in ARCHITECTURES:
         raise UnknownName("architecture", arch, list(ARCHITECTURES))
-    words = task or (list(TASKS)[:4] if random else [])
-    presets.resolve_tasks(words, ARCHITECTURES.get(arch or "", {}))
+    tasks = task or (list(TASKS)[:4] if random else [])
+    presets.resolve_tasks(tasks, ARCHITECTURES.get(arch or "", {}))
     refuse_existing(out, force, CHECKPOINT)
     console = Console(verbose=verbose)
     notes: list[str] = []
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint
-        from mtu_export.authoring import upcycle as room
+        from mtu_export.authoring import upcycle as authoring
 
         if source is None:
             assert arch is not None
-            room.write_random(
+            authoring.write_random(
                 arch,
                 out,
-                tasks=words,
+                tasks=tasks,
                 experts=experts,
                 seed=seed,
                 dtype=dtype,
@@ -91,10 +101,10 @@ def upcycle(
                 force=force,
             )
         else:
-            notes = room.upcycle(
+            notes = authoring.upcycle(
                 checkpoint.locate(source),
                 out,
-                tasks=words,
+                tasks=tasks,
                 experts=experts,
                 rescale=rescale,
                 seed=seed,
@@ -108,15 +118,20 @@ def upcycle(
 
 def adopt(
     weights: Annotated[
-        str, typer.Argument(help="Safetensors file, folder with safetensors, or hub id.")
+        str,
+        typer.Argument(help="Safetensors file, folder with such files, or owner/name on the hub."),
     ],
-    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to make.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to write.")] = None,
     map_file: Annotated[
         Path | None,
-        typer.Option("--map", metavar="MAP.json", help="What becomes what: docs/adopt.md."),
+        typer.Option(
+            "--map",
+            metavar="MAP.json",
+            help="Which tensor becomes which; docs/adopt.md describes maps.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what maps to what; write nothing.")
+        bool, typer.Option("--dry-run", help="Print which tensor becomes which; write nothing.")
     ] = False,
     force: Force = False,
     as_json: Json = False,
@@ -135,24 +150,24 @@ def adopt(
     with console.quiet(), console.stage("map"):
         from mtu_export.authoring.adopt import survey, write
 
-        found = survey(weights, map_file)
+        adoption = survey(weights, map_file)
     if not dry_run:
-        found.check()
+        adoption.check()
         assert out is not None
         with console.quiet(), console.stage("adopt"):
-            write(found, out, force=force)
+            write(adoption, out, force=force)
     if as_json:
-        print_json({"checkpoint": None if dry_run else str(out), **found.to_json()})
+        print_json({"checkpoint": None if dry_run else str(out), **adoption.to_json()})
     elif dry_run:
-        _print_rows(found.table())
+        _print_columns(adoption.table())
     else:
         print(out)
-    found.check()
+    adoption.check()
 
 
-def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+def _print_columns(lines: Sequence[Sequence[str]]) -> None:
     """Print aligned columns that are never cut, so that names can be searched for."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (plain(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        cells = (plain(cell).ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())

@@ -122,8 +122,8 @@ class Console:
             job = bar.add_task(plain(name), total=None)
 
             def advance(number: int, count: int, note: str = "") -> None:
-                said = plain(f"{name} {note}".strip())
-                bar.update(job, completed=number, total=count, description=said)
+                description = plain(f"{name} {note}".strip())
+                bar.update(job, completed=number, total=count, description=description)
 
             yield advance
 
@@ -144,7 +144,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print one table on standard output."""
     from rich.console import Console as Rich
     from rich.table import Table
@@ -153,7 +153,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str | None 
     # A pipe or a log has no width of its own: let no column be cut there.
     rich = Rich(highlight=False, width=None if sys.stdout.isatty() else 160)
     title_text = Text(plain(title)) if title is not None else None
-    found = Table(*head, title=title_text, title_justify="left")
-    for row in rows:
-        found.add_row(*(Text(plain(cell)) for cell in row))
-    rich.print(found)
+    grid = Table(*head, title=title_text, title_justify="left")
+    for line in lines:
+        grid.add_row(*(Text(plain(cell)) for cell in line))
+    rich.print(grid)

@@ -1,4 +1,4 @@
-"""Pictures of what ``anatomy`` measures, drawn with matplotlib into one file."""
+"""Plots of expert weights and deviations, drawn with matplotlib into one file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LONGEST = 24
 
 
 def require_writable(path: Path, force: bool) -> None:
-    """Refuse a picture that could not be written, before anything is measured for it.
+    """Refuse a plot that could not be written, before anything is measured for it.
 
     Raises ``PlanError`` (suffix, folder, an existing file without ``force``) and
     ``ToolchainMissing``.

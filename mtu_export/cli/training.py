@@ -14,17 +14,26 @@ from mtu_export.spec import PlanError
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML: docs/training.md.")],
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG", help="Recipe in TOML; docs/training.md describes it."),
+    ],
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="DIR", help="Where the run's state lies; over the config."),
+        typer.Option(
+            "--state", metavar="DIR", help="Folder of the run's state, in place of the recipe's."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Optimiser steps; over the config.")
+        int | None,
+        typer.Option("--steps", metavar="N", help="Optimiser steps, in place of the recipe's."),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check, run a few steps, estimate; write only caches."),
+        typer.Option(
+            "--dry-run",
+            help="Check everything, run a few steps and estimate the cost; write only caches.",
+        ),
     ] = False,
     force: Force = False,
     verbose: Verbose = False,
@@ -49,13 +58,13 @@ def train(
         print(out)
         return
     with console.quiet():
-        found = training.rehearse(recipe, console=console, force=force)
-    rows = [
-        ["device", found.device],
-        ["trained parameters", f"{found.trained / 1e6:.2f} M"],
-        ["samples/s, all tasks", f"{found.samples_per_second:.1f}"],
-        ["seconds a step", f"{found.seconds_a_step:.3f}"],
-        [f"hours of {found.steps} steps", f"{found.hours:.2f}"],
-        ["memory at most", f"{found.memory / 1e9:.2f} GB"],
+        estimate = training.rehearse(recipe, console=console, force=force)
+    estimates = [
+        ["device", estimate.device],
+        ["trained parameters", f"{estimate.trained / 1e6:.2f} M"],
+        ["samples/s, all tasks", f"{estimate.samples_per_second:.1f}"],
+        ["seconds a step", f"{estimate.seconds_a_step:.3f}"],
+        [f"hours of {estimate.steps} steps", f"{estimate.hours:.2f}"],
+        ["memory at most", f"{estimate.memory / 1e9:.2f} GB"],
     ]
-    table(["", "estimate"], rows, title=f"dry run of {config}")
+    table(["", "estimate"], estimates, title=f"dry run of {config}")

@@ -1,7 +1,4 @@
-"""Rows: schemes, schedulers, and the task presets and architectures that `upcycle` offers.
-
-A checkpoint's own tasks come from its config, never from here.
-"""
+"""The schemes and schedulers that a user can name, and the defaults of a loop."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from mtu_export.spec import (
     Scheme,
 )
 
-_BORDERS = (
+_FIRST_AND_LAST = (
     KeepFloat(pattern=r"conv_in", why="first layer"),
     KeepFloat(pattern=r"conv_out", why="last layer"),
     KeepFloat(pattern=r"(time|add)_embedding\..*", why="time embedding"),
@@ -38,7 +35,7 @@ SCHEMES: Mapping[str, Scheme] = {
             floor_db=35.0,
             pass_floor_db=20.0,
             int8_floor_db=30.0,
-            overrides=_BORDERS,
+            overrides=_FIRST_AND_LAST,
         ),
     )
 }
