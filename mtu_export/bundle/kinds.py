@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mtu_export.spec import HISTORY, LARGEST_COEFFICIENT, LARGEST_COUNT, TASK_NAME
 
-SCHEMA = (1, 2)
+SCHEMA = (1, 3)
 """Major and minor version of what is written; every minor of this major is read."""
 _LARGEST = 2**53 - 1  # a double holds every integer up to it
 _FINITE = 1e300

@@ -73,6 +73,7 @@ def safe_path(root: Path, name: str) -> Path:
     path, parts = root, name.split("/")
     need(len(name) <= 255 and not set(name) & set("\\:\0"), f"path {name!r}: forbidden")
     need(not {"", ".", ".."} & set(parts), f"path {name!r}: a forbidden step")
+    need(not any(map(is_macos, parts)), f"path {name!r}: of macOS")
     for part in parts:
         path = path / part
         need(path.exists() and not path.is_symlink(), f"path {name!r}: no file, or a link")
@@ -84,14 +85,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def is_macos(name: str) -> bool:
+    return name == ".DS_Store" or name.startswith("._")
+
+
 def measure(path: Path) -> tuple[int, str]:
-    """(bytes, sha256) of a file or folder, by check 5."""
+    """(bytes, sha256) of a file or folder, by check 6."""
     if not path.is_dir():
         return path.stat().st_size, sha256(path)
     below = [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
     odd = [p for p in below if p.is_symlink() or not p.is_file()]
     need(not odd, f"{path}: holds more than plain files and folders")
-    files = sorted((p.relative_to(path).as_posix(), p) for p in below)
+    files = sorted((p.relative_to(path).as_posix(), p) for p in below if not is_macos(p.name))
     text = "".join(f"{sha256(p)}  {name}\n" for name, p in files)
     return sum(p.stat().st_size for _, p in files), hashlib.sha256(text.encode()).hexdigest()
 
@@ -100,7 +105,7 @@ def read_safetensors(path: Path) -> Tensors:
     """The tensors of a safetensors file (F32 and I32), offsets and finiteness checked."""
     raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
-    need(8 <= 8 + n <= len(raw), f"{path}: header too long")
+    need(n <= 4_000_000 and 8 + n <= len(raw), f"{path}: header too long")
     header, data, tensors = read_json(raw[8 : 8 + n], str(path)), raw[8 + n :], {}
     header.pop("__metadata__", None)
     for name, row in header.items():
@@ -116,7 +121,7 @@ def read_safetensors(path: Path) -> Tensors:
 
 
 def check_form(m: Json) -> None:
-    """Checks 3 and 8 by hand, as far as the loop needs them."""
+    """Checks 3 and 9 by hand, as far as the loop needs them."""
     for task in m["tasks"]:
         need(task["guidance"]["kind"] in BRANCHES, f"{task['name']}: guidance")
         need({c["kind"] for c in task["conditioning"]} <= KINDS, f"{task['name']}: conditioning")
@@ -146,17 +151,25 @@ def check_names(m: Json, folders: dict[str, Path]) -> None:
             need(folder in known, f"no checked tokenizer for {row['component']}")
 
 
+def check_paths(paths: list[str]) -> None:
+    """Check 5: none is there twice or lies within another."""
+    need(len(set(paths)) == len(paths) <= 80, "a path is there twice, or too many")
+    inner = [p for p in paths if any(p.startswith(f"{outer}/") for outer in paths)]
+    need(not inner, f"{inner} lie within others")
+
+
 def trusted(root: Path) -> Json:
     """The manifest of a bundle that passed the checks."""
     path = root / "manifest.json"
     try:
-        fine = path.is_file() and not path.is_symlink() and path.stat().st_size <= 64_000_000
+        fine = path.is_file() and not path.is_symlink() and path.stat().st_size <= 4_000_000
         need(fine, "manifest.json")
         m = read_json(path.read_bytes(), "manifest.json")
         need(regex.fullmatch(r"1\.[0-9]+", m["schema_version"]) is not None, "version")
         need(m["target"] == "onnx", f"target {m['target']}: this script runs ONNX only")
         check_form(m)
         rows = m["parts"] + m["files"]
+        check_paths([r["path"] for r in rows])
         names = [r["path"] for r in rows + m["tokenizers"]]
         names += (m["text"] or {"tokenizers": {}})["tokenizers"].values()
         folders = {name: safe_path(root, name) for name in names}
