@@ -27,11 +27,16 @@ OPSETS = (18, 19, 20, 21)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``opset``: version of the operator set; ONNX Runtime 1.20 and later read all of them."""
+    """``opset``: version of the operator set; ONNX Runtime 1.20 and later read all of them.
+
+    ``simplify``: whether onnxsim runs over the graph; on the graphs of this product it changes
+    nothing, as the exporter's own optimiser has run before.
+    """
 
     opset: int = field(
         default=20, metadata={"help": "ONNX operator set version", "choices": OPSETS}
     )
+    simplify: bool = field(default=False, metadata={"help": "run onnxsim over the graph"})
 
 
 class Onnx:

@@ -1,7 +1,7 @@
-"""From a program to ONNX files: the exporter's graph, simplified, with its weights put back.
+"""From a program to ONNX files: the exporter's graph, with its weights put back.
 
-Weights never pass through the simplifier: they are lifted out of the exporter's graph, the small
-skeleton is simplified in a process of its own, and they are put back when the file is written.
+Weights never pass through the simplifier: they are lifted out of the exporter's graph, and put back
+when the file is written. What is left is simplified, where that is asked for, in a child process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         for task, specs in program.inputs.items()
     }
     skeleton, weights = _skeleton(exported, sides[first], opset, own)
-    skeleton, simplifier = _simplify(skeleton)
+    skeleton, simplifier = _simplify(skeleton) if plan.options.simplify else (skeleton, "none")
     half = plan.scheme.weights == FloatWeights(dtype="float16")
     home = folder / program.name
     writer = Writer(home, own if several else None)
