@@ -47,9 +47,3 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The object as JSON has it; keys that nobody set are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-    def __getitem__(self, key: str) -> Any:  # until every reader uses attributes
-        return self.to_json()[key]
-
-    def get(self, key: str, default: Any = None) -> Any:  # noqa: D102
-        return self.to_json().get(key, default)

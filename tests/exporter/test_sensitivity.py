@@ -83,7 +83,7 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     worst = line.partition("most alone is ")[2].partition(" with")[0]
     before = float(line.partition("torch")[2].partition(": ")[2].partition(" dB")[0])
     found = exporter.export(words(keep_float=[worst]))
-    kept = {row["layer"]: row["why"] for row in found.manifest["scheme"]["kept_float"]}
+    kept = {kept.layer: kept.why for kept in found.manifest.scheme.kept_float}
     assert kept[worst] == "asked for"
     after = next(row.psnr_db for row in found.proof if row.stage == "quantised")
     assert after is not None

@@ -53,17 +53,15 @@ def test_each_task_is_as_near_as_alone(scheme: str, bundles: Callable[..., Path]
     rung, sizes = ("quantised" if scheme == "int8" else "exported"), []
     for task in THREE:
         alone = bundle.read(bundles("onnx", scheme, (task,)))
-        sizes.append(alone.manifest["parts"][0]["cost"]["weight_bytes"])
+        sizes.append(alone.manifest.parts[0].cost.weight_bytes)
         one, together = psnr(alone)[task, rung], psnr(found)[task, rung]
         assert abs(one - together) < NEAR_DB[scheme]
         assert bundle.Goldens(alone).cases("unet", task)[0][1]["out_sample"].tobytes() == (
             bundle.Goldens(found).cases("unet", task)[0][1]["out_sample"].tobytes()
         )
-    cost = found.manifest["parts"][0]["cost"]
-    assert cost["weight_bytes"] == cost["shared_weight_bytes"] + sum(
-        cost["task_weight_bytes"].values()
-    )
-    assert cost["weight_bytes"] < 1.2 * max(sizes)  # of atom: 1.08 and less of larger ones
+    cost = found.manifest.parts[0].cost
+    assert cost.weight_bytes == cost.shared_weight_bytes + sum(cost.task_weight_bytes.values())
+    assert cost.weight_bytes < 1.2 * max(sizes)  # of atom: 1.08 and less of larger ones
     assert all(
         row.passed
         for row in verification.verify_bundle(bundle.read(found.folder))
@@ -158,10 +156,10 @@ def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
 def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny("atom", experts=1)
     found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32")
-    cost = found.manifest["parts"][0]["cost"]
+    cost = found.manifest.parts[0].cost
     model = onnx.load(found.part("unet").path / "edit.onnx", load_external_data=False)
     assert not any("gain" in tensor.name for tensor in model.graph.initializer)
-    assert cost["task_weight_bytes"]["edit"] < 0.03 * cost["shared_weight_bytes"]
+    assert cost.task_weight_bytes["edit"] < 0.03 * cost.shared_weight_bytes
 
 
 def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
@@ -192,9 +190,10 @@ def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> N
             max(len(t.raw_data) for t in wide if len(t.dims) > 1) <= 3072
         )  # of three small ones that the optimiser joins
         held |= {(t.name, t.raw_data): len(t.raw_data) for t in model.graph.initializer}
-    row = found.manifest["parts"][0]
-    assert row["scheme"]["kept_float"] == []
-    assert row["cost"]["weight_bytes"] == pytest.approx(sum(held.values()), rel=0.02)
+    part = found.manifest.parts[0]
+    assert part.scheme is not None
+    assert part.scheme.kept_float == ()
+    assert part.cost.weight_bytes == pytest.approx(sum(held.values()), rel=0.02)
 
 
 def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:

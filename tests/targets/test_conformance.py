@@ -58,9 +58,9 @@ def test_every_target_exports_every_scheme_it_accepts(
                 pytest.approx(row.psnr_db, abs=0.5),
             )
     if target == "executorch" and scheme == "int8":
-        assert found.manifest["scheme"]["activations"] == "dynamic_int8"
-        (unet,) = (row for row in found.manifest["parts"] if row["component"] == "unet")
-        outside = unet["notes"]["outside"]
+        assert found.manifest.scheme.activations == "dynamic_int8"
+        (unet,) = (part for part in found.manifest.parts if part.component == "unet")
+        outside = unet.notes["outside"]
         assert not any(
             k.startswith(("aten_convolution", "aten_linear", "aten_bmm")) for k in outside
         )

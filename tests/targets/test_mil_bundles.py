@@ -199,7 +199,7 @@ def test_run_makes_a_picture_and_says_that_it_is_slow(whole: Path, tmp_path: Pat
     from PIL import Image
 
     found = bundle.read(whole)
-    size = (found.manifest["image"]["width"], found.manifest["image"]["height"])
+    size = (found.manifest.image.width, found.manifest.image.height)
     Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "image.png")
     words = ["run", str(whole), "-o", str(tmp_path / "out.png"), "--steps", "4", "--json"]
     words += ["--image", str(tmp_path / "image.png"), "--prompt", "a red circle"]

@@ -369,10 +369,10 @@ def test_a_bundle_of_several_tasks_is_proved_and_its_weights_are_shared(
 ) -> None:
     """The whole way: one package, a witness and verdicts of each task."""
     made, one = (bundle.read(bundles("coreml", "int8", tasks)) for tasks in (TASKS, ("edit",)))
-    assert made.manifest["options"]["deployment_target"] == "iOS18"
-    (row,) = made.manifest["parts"]
-    assert row["entries"] == {task: task for task in TASKS}
-    assert {task: specs[0]["shape"][1] for task, specs in row["task_inputs"].items()} == {
+    assert made.manifest.options["deployment_target"] == "iOS18"
+    (part,) = made.manifest.parts
+    assert part.entries == {task: task for task in TASKS}
+    assert {task: tensors[0].shape[1] for task, tensors in part.task_inputs.items()} == {
         task: width for task, width in WIDTHS.items() if task != "t2i"
     }
     path, single = (found.folder / "Unet.mlpackage" for found in (made, one))
