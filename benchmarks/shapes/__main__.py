@@ -21,8 +21,9 @@ from benchmarks.shapes import building, grids, guidance, pace, shipping, table
 from benchmarks.shapes.cases import TASKS
 from benchmarks.shapes.world import WORLDS
 from mtu_export import training
-from mtu_export.cli import plot, report
+from mtu_export.cli import plot
 from mtu_export.cli.console import Console
+from mtu_export.exporter import inspection
 from mtu_export.spec import Interrupted, MtuExportError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -75,7 +76,7 @@ def run(size: str, home: Path, only: str | None, minutes: float | None, rows: st
         bundles = {"onnx int8": table.exported(home, "onnx", "int8")}
         picture = table.RESULTS / f"shapes_{size}.png"
         grids.compare(world, model, bundles, dict.fromkeys(TASKS, 3), picture, blocks=2)
-        weights = report.of_checkpoint(model)["expert weights"]
+        weights = inspection.of_checkpoint(model)["expert weights"]
         plot.heat_map(weights, table.RESULTS / f"shapes_{size}_router.png", force=True)
         done = {name: row for name, row in recipes.items() if row.output.is_dir()}
         said = shipping.card(size, home, done, table.RESULTS)
