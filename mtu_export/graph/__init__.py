@@ -1,1 +1,1 @@
-"""Modules as graphs: exact weight algebra, equal rewrites, weight codes, capture."""
+"""Modules as graphs: exact weight algebra, equivalent rewrites, quantisation, capture."""

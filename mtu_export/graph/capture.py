@@ -1,4 +1,4 @@
-"""From modules to the narrow waist: goldens, cost, and the exported program."""
+"""From modules to programs: reference outputs, cost, and capture with ``torch.export``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtu_export.spec import Arrays, Cost, Program, TensorSpec, ToolchainError, f
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module to capture, with its inputs and outputs in the order of bundle.md."""
+    """A module to capture, with its inputs and outputs in the order of the bundle contract."""
 
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
@@ -21,22 +21,22 @@ class Graph:
 
 
 def run(graph: Graph, cases: Sequence[Arrays]) -> tuple[Arrays, ...]:
-    """Outputs of a graph by name in PyTorch, one mapping a case."""
-    found: list[Arrays] = []
+    """Run a graph in PyTorch; returns its outputs by name, one mapping per case."""
+    results: list[Arrays] = []
     names = [spec.name for spec in graph.outputs]
     for case in cases:
         with torch.no_grad():
-            out = graph.module(*(torch.from_numpy(case[spec.name]) for spec in graph.inputs))
-        rows = out if isinstance(out, tuple) else (out,)
-        found.append({name: row.numpy() for name, row in zip(names, rows, strict=True)})
-    return tuple(found)
+            returned = graph.module(*(torch.from_numpy(case[spec.name]) for spec in graph.inputs))
+        outputs = returned if isinstance(returned, tuple) else (returned,)
+        results.append({name: out.numpy() for name, out in zip(names, outputs, strict=True)})
+    return tuple(results)
 
 
 def cost(graph: Graph) -> Cost:
-    """Parameters and FLOPs of one pass, counted by PyTorch on tensors without data.
+    """Parameters and FLOPs of one forward pass, counted by PyTorch on fake tensors.
 
-    ``flops_conv_linear`` is the paper's counting: 0.677 TFLOPs for SD 1.5 at 512 x 512, against
-    0.803 with attention's products.
+    ``flops_conv_linear`` counts as the paper does: 0.677 TFLOPs for SD 1.5 at 512 x 512, against
+    0.803 with the matrix products of attention.
     """
     from torch._subclasses import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,20 +46,20 @@ def cost(graph: Graph) -> Cost:
         inputs = [torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for s in graph.inputs]
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             graph.module(*inputs)
-    # by module, not by operator: PyTorch runs a linear layer on a transposed input as bmm
+    # counted by module, not by operator: PyTorch runs a linear layer on a transposed input as bmm
     counts, root = counter.get_flop_counts(), type(graph.module).__name__
     layers = [n for n, m in graph.module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     paths = (f"{root}.{name}" if name else root for name in layers)
-    narrow = sum(sum(counts.get(path, {}).values()) for path in paths)
+    conv_linear = sum(sum(counts.get(path, {}).values()) for path in paths)
     return Cost(
         parameters=sum(p.numel() for p in graph.module.parameters()),
-        flops_conv_linear=narrow,
+        flops_conv_linear=conv_linear,
         flops_total=counter.get_total_flops(),
     )
 
 
 def capture(name: str, graphs: Mapping[str, Graph]) -> Program:
-    """Trace one graph a task with ``torch.export``; weights are referred to, not copied.
+    """Trace one graph per task with ``torch.export``; weights are shared, not copied.
 
     Raises ``ToolchainError``.
     """

@@ -1,8 +1,10 @@
 """Exact weight algebra: a router that sees only the task folds into dense weights.
 
-With w = softmax(router(e_τ)) constant, FFN(x) = Σ_i w_i · out_i(value_i(x) · gelu(gate_i(x)))
-is one GEGLU feed-forward of width Σ hs_i: value rows of all experts times w_i, then gate rows,
-down columns in the same order, down bias Σ w_i·b_i (checkpoint format 1, section Fold).
+For one task τ, w = softmax(router(e_τ)) is constant, so that
+FFN(x) = Σ_i w_i · out_i(value_i(x) · gelu(gate_i(x)))
+is a single GEGLU feed-forward of width Σ hs_i: the value rows of all experts times w_i, then their
+gate rows, the down columns in the same order, and the down bias Σ w_i·b_i (checkpoint format 1,
+section Fold).
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from mtu_export.graph.gated import GatedLinear, bake
 from mtu_export.spec import NotFoldable
 
 TOLERANCE = 16
-"""Largest relative error of a fold, in units of the weights' machine epsilon."""
+"""Largest relative error allowed for a fold, in units of the weights' machine epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
-    """One expert of width hs on d channels.
+    """Weights of one expert of inner width hs on d channels.
 
     ``proj`` [2·hs, d] holds value rows, then gate rows; ``proj_bias`` [2·hs]; ``out`` [d, hs];
     ``out_bias`` [d].
@@ -36,33 +38,33 @@ class ExpertWeights:
 
 
 def fold_experts(experts: Sequence[ExpertWeights], weights: Sequence[Tensor]) -> list[nn.Module]:
-    """One diffusers GEGLU ``FeedForward`` a task, equal to Σ_i w_i · E_i; all on the same matrices.
+    """Fold experts into one diffusers GEGLU ``FeedForward`` per task, equal to Σ_i w_i · E_i.
 
-    ``weights`` holds w [N] in float64, one a task. Expert matrices enter unscaled and once; w is
-    the gain of the value rows of a :class:`GatedLinear`. Raises ``NotFoldable`` where w does not
-    fit.
+    ``weights`` holds one w [N] in float64 per task. All tasks share the same unscaled matrices; w
+    becomes the gain of the value rows of a :class:`GatedLinear`. Raises ``NotFoldable`` where w
+    does not fit the experts.
     """
-    for row in weights:
-        if row.shape != (len(experts),) or not bool(torch.isfinite(row).all()):
-            raise NotFoldable(f"expert weights {row.tolist()} do not fit {len(experts)} experts")
+    for w in weights:
+        if w.shape != (len(experts),) or not bool(torch.isfinite(w).all()):
+            raise NotFoldable(f"expert weights {w.tolist()} do not fit {len(experts)} experts")
     widths = [expert.out.shape[1] for expert in experts]
     pairs = list(zip(experts, widths, strict=True))
     proj = torch.cat([e.proj[:n] for e, n in pairs] + [e.proj[n:] for e, n in pairs])
     bias = torch.cat([e.proj_bias[:n] for e, n in pairs] + [e.proj_bias[n:] for e, n in pairs])
     down = torch.cat([e.out for e in experts], dim=1)
     ones = torch.ones(sum(widths), dtype=torch.float64)
-    found = []
-    for row in (each.to(torch.float64) for each in weights):
-        gain = torch.cat([row.repeat_interleave(torch.tensor(widths)), ones])
-        shift = sum(w * e.out_bias.double() for w, e in zip(row, experts, strict=True))
+    folded = []
+    for w in (task_weights.to(torch.float64) for task_weights in weights):
+        gain = torch.cat([w.repeat_interleave(torch.tensor(widths)), ones])
+        shift = sum(w_i * e.out_bias.double() for w_i, e in zip(w, experts, strict=True))
         assert isinstance(shift, Tensor)
         gated = GatedLinear(proj, bias, gain.to(proj.dtype))
-        found.append(_feed_forward(gated, down, shift.to(proj.dtype)))
-    return found
+        folded.append(_feed_forward(gated, down, shift.to(proj.dtype)))
+    return folded
 
 
 def _feed_forward(proj: GatedLinear, down: Tensor, shift: Tensor) -> nn.Module:
-    """The stock module of these tensors: ``down`` [d, H], its bias ``shift`` [d]."""
+    """The stock module with these tensors: ``down`` [d, H], its bias ``shift`` [d]."""
     from diffusers.models.attention import FeedForward
 
     with torch.device("meta"):
@@ -86,12 +88,13 @@ def prove(
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 32, width, generator=generator, dtype=torch.float64)
-    twin = copy.deepcopy(folded)
-    bake(twin)
+    baked = copy.deepcopy(folded)
+    bake(baked)
     with torch.no_grad():
-        want, found = live(x), twin.double()(x)
-    scale = want.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # a block of zeros is fine
-    error = float((found - want).abs().max() / scale)
+        expected, actual = live(x), baked.double()(x)
+    tiny = torch.finfo(torch.float64).tiny
+    scale = expected.abs().max().clamp_min(tiny)  # a block of zeros is fine
+    error = float((actual - expected).abs().max() / scale)
     limit = TOLERANCE * torch.finfo(dtype).eps
     if not error <= limit:
         raise NotFoldable(

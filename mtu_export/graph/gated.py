@@ -1,4 +1,4 @@
-"""A linear layer with row gains, in which a fold keeps the weights of the experts."""
+"""A linear layer with a gain per output row, in which a fold keeps the expert weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ class GatedLinear(nn.Linear):
     """A linear layer whose rows carry a static gain: ``y = gain ⊙ (W x + b)``.
 
     A fold keeps expert matrices as they are and puts the expert weights into ``gain`` [out], so
-    that integer codes of ``weight`` do not depend on the task. :meth:`dense` is the plain layer.
+    that the integer codes of ``weight`` do not depend on the task. :meth:`dense` is the equivalent
+    plain layer.
     """
 
     gain: Tensor
@@ -29,7 +30,7 @@ class GatedLinear(nn.Linear):
         return self.gain[:, None] * self.weight, self.gain * self.bias
 
     def dense(self) -> nn.Linear:
-        """The stock layer of the same function: gains multiplied into weight and bias."""
+        """The equivalent stock layer, with the gains multiplied into weight and bias."""
         plain = nn.Linear(self.in_features, self.out_features, device="meta")
         weight, bias = self._dense()
         plain.weight = nn.Parameter(weight, requires_grad=False)
@@ -37,10 +38,10 @@ class GatedLinear(nn.Linear):
         return plain
 
     def rows(self, begin: int, end: int) -> nn.Linear:
-        """The layer of output rows ``begin`` to ``end`` (a view); a stock one where no gain is."""
-        part = slice(begin, end)
-        weight, bias = self.weight.data[part], self.bias.data[part]
-        gain = self.gain[part].clone()  # XNNPACK writes a buffer's whole storage
+        """Output rows ``begin`` to ``end`` as a layer (a view); a stock one if all gains are 1."""
+        span = slice(begin, end)
+        weight, bias = self.weight.data[span], self.bias.data[span]
+        gain = self.gain[span].clone()  # XNNPACK writes a buffer's whole storage
         if not bool((gain == 1).all()):
             return GatedLinear(weight, bias, gain)
         plain = nn.Linear(self.in_features, end - begin, device="meta")
@@ -50,11 +51,11 @@ class GatedLinear(nn.Linear):
 
 
 class WeightGatedLinear(GatedLinear):
-    """The same, with the gain on the smaller side: the rows of W, or the outputs."""
+    """A ``GatedLinear`` that scales whichever is smaller: the rows of W, or the outputs."""
 
     @classmethod
     def of(cls, layer: GatedLinear) -> WeightGatedLinear:
-        """The same layer on the same parameters."""
+        """The same layer, sharing its parameters."""
         twin = cls(layer.weight, layer.bias, layer.gain)
         twin.weight, twin.bias = layer.weight, layer.bias
         return twin.train(layer.training)
@@ -69,7 +70,7 @@ class WeightGatedLinear(GatedLinear):
 
 
 def bake(module: nn.Module) -> None:
-    """Replace every ``GatedLinear`` below ``module`` by its dense layer, one at a time."""
+    """Replace each ``GatedLinear`` below ``module`` with its dense layer, one at a time."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, GatedLinear):

@@ -1,7 +1,8 @@
-"""Weight codes and scales, put into the modules of a PyTorch model.
+"""Integer weight codes and scales in the modules of a PyTorch model.
 
-Symmetric signed codes: ``weight ≈ scale · code``, code in −127..127 for 8 bits, no zero point.
-The gain of a ``GatedLinear`` multiplies the scales alone, so its codes do not depend on the task.
+Codes are symmetric and signed: ``weight ≈ scale · code``, with codes in −127..127 for 8 bits and no
+zero point. The gain of a ``GatedLinear`` multiplies only the scales, so its codes do not depend on
+the task.
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ from mtu_export.spec.patterns import compile_pattern
 
 
 def codes_and_scales(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Codes int8 [out, ...] and scales float32 [out] of a weight [out, ...].
+    """Quantise a weight [out, ...]: int8 codes [out, ...] and float32 scales [out].
 
-    The scale of a row is max|row| / (2^(bits−1) − 1); a row of zeros has scale 1.
+    The scale of an output row is max|row| / (2^(bits−1) − 1); a row of zeros has scale 1.
     """
     top = 2 ** (bits - 1) - 1
     peak = weight.detach().flatten(1).abs().amax(1).to(torch.float32)
     scales = peak / top
     scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, torch.ones_like(peak))
-    wide = scales.view(-1, *[1] * (weight.ndim - 1))
-    codes = torch.round(weight.detach() / wide).clamp_(-top, top)
+    divisors = scales.view(-1, *[1] * (weight.ndim - 1))
+    codes = torch.round(weight.detach() / divisors).clamp_(-top, top)
     return codes.to(torch.int8), scales
 
 
 class _Quantized(nn.Module):
-    """Codes int8 [out, ...], scales float32 [out] and a float bias; dequantised in the graph."""
+    """Int8 codes [out, ...], float32 scales [out] and a float bias; dequantised in the graph."""
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, quantized: tuple[Tensor, ...], bits: int
+    ) -> None:
         super().__init__()
-        codes, scales, zeros = found
+        codes, scales, zeros = quantized
         bias = layer.bias
         if isinstance(layer, GatedLinear):
-            least = torch.finfo(torch.float32).tiny
-            scales = (scales * layer.gain.to(torch.float32)).clamp_min(least)
+            tiny = torch.finfo(torch.float32).tiny
+            scales = (scales * layer.gain.to(torch.float32)).clamp_min(tiny)
             bias = nn.Parameter(layer.gain * layer.bias, requires_grad=False)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
@@ -54,7 +57,7 @@ class _Quantized(nn.Module):
         self.top = 2 ** (bits - 1) - 1
 
     def weight(self) -> Tensor:
-        """The weight that the codes stand for, in float32."""
+        """The dequantised weight, in float32."""
         dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
         return dequantize(self.codes, self.scales, self.zeros, 0, -self.top, self.top, torch.int8)
 
@@ -70,8 +73,8 @@ class QuantizedLinear(_Quantized):
 class QuantizedConv2d(_Quantized):
     """A 2-d convolution with integer weight codes."""
 
-    def __init__(self, layer: nn.Conv2d, found: tuple[Tensor, ...], bits: int) -> None:
-        super().__init__(layer, found, bits)
+    def __init__(self, layer: nn.Conv2d, quantized: tuple[Tensor, ...], bits: int) -> None:
+        super().__init__(layer, quantized, bits)
         self.stride, self.padding = layer.stride, layer.padding
         self.dilation, self.groups = layer.dilation, layer.groups
 
@@ -83,7 +86,7 @@ class QuantizedConv2d(_Quantized):
 
 
 def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths of the layers that an integer scheme quantises, and those it keeps, with the reason.
+    """Paths of the layers that an integer scheme quantises, and (path, reason) of those it keeps.
 
     Raises ``UnknownName`` for a required override that matches no layer, and ``PlanError`` where
     nothing is left to quantise.
@@ -94,26 +97,29 @@ def layers(module: nn.Module, scheme: Scheme) -> tuple[list[str], list[tuple[str
         if keep.required and not any(pattern.fullmatch(path) for path in paths):
             near = difflib.get_close_matches(keep.pattern, paths, 3, 0)
             raise UnknownName("layer to keep in float", keep.pattern, [*near, "..."])
-    taken: list[str] = []
+    quantized: list[str] = []
     kept: list[tuple[str, str]] = []
     for path in paths:
-        why = next((keep.why for keep, pattern in overrides if pattern.fullmatch(path)), None)
-        taken.append(path) if why is None else kept.append((path, why))
-    if not taken:
+        reason = next((keep.why for keep, pattern in overrides if pattern.fullmatch(path)), None)
+        if reason is None:
+            quantized.append(path)
+        else:
+            kept.append((path, reason))
+    if not quantized:
         raise PlanError("--keep-float leaves no layer to quantise; choose fp32 or fp16")
-    return taken, kept
+    return quantized, kept
 
 
 def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[nn.Module]:
-    """Replace the layer at ``path`` in each module by its quantised twin; returns the float layers.
+    """Quantise the layer at ``path`` of each module in place; returns the float layers.
 
-    Layers on the same weight share codes; where no gain differs, scales too. Raises ``Unsupported``
-    for a convolution that pads with other than a count of zeros.
+    Layers that share a weight share its codes, and also its scales where their gains are equal.
+    Raises ``Unsupported`` for a convolution that does not pad with a fixed number of zeros.
     """
     import torch.ao.quantization.quantize_fx  # registers the operators of quantized_decomposed
 
-    layers: list[nn.Module] = []
-    known: dict[tuple[int, torch.Size], tuple[Tensor, ...]] = {}
+    float_layers: list[nn.Module] = []
+    by_weight: dict[tuple[int, torch.Size], tuple[Tensor, ...]] = {}
     for module in modules:
         layer = module.get_submodule(path)
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
@@ -121,14 +127,13 @@ def quantize_layer(modules: Sequence[nn.Module], path: str, bits: int) -> list[n
             _check_padding(layer, path)
         weight = layer.weight
         key = (weight.data_ptr(), weight.shape)
-        if key not in known:
+        if key not in by_weight:
             codes, scales = codes_and_scales(weight, bits)
-            known[key] = (codes, scales, torch.zeros(len(scales), dtype=torch.int64))
-        convolution = isinstance(layer, nn.Conv2d)
-        make = QuantizedConv2d if convolution else QuantizedLinear
-        module.set_submodule(path, make(layer, known[key], bits))  # type: ignore[arg-type]
-        layers.append(layer)
-    return layers
+            by_weight[key] = (codes, scales, torch.zeros(len(scales), dtype=torch.int64))
+        quantized_class = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
+        module.set_submodule(path, quantized_class(layer, by_weight[key], bits))  # type: ignore[arg-type]
+        float_layers.append(layer)
+    return float_layers
 
 
 def _check_padding(layer: nn.Conv2d, path: str) -> None:
@@ -140,11 +145,12 @@ def _check_padding(layer: nn.Conv2d, path: str) -> None:
 
 
 def quantize(modules: Sequence[nn.Module], scheme: Scheme) -> tuple[tuple[str, str], ...]:
-    """Quantise ``modules`` in place as ``scheme`` says, the same model for one task each.
+    """Quantise ``modules``, one per task of the same model, in place as ``scheme`` says.
 
-    Float schemes multiply the gains of a single module in; those of several stay apart, as the
-    weights are the same. Returns the layers that keep float by an override, with the reason. Layers
-    go one by one, so that a float weight is freed before the next is read.
+    The gains of a single module are multiplied into what stays float; several modules keep theirs
+    apart, because they share the weights. Returns (path, reason) of the layers that an override
+    keeps in float. Layers are quantised one by one, so that each float weight is freed before the
+    next is read.
     """
     weights, kept = scheme.weights, []
     if isinstance(weights, IntWeights):
@@ -152,8 +158,8 @@ def quantize(modules: Sequence[nn.Module], scheme: Scheme) -> tuple[tuple[str, s
             raise Unsupported(
                 f"scheme {scheme.name!r}: weights are quantised per output channel only"
             )
-        taken, kept = layers(modules[0], scheme)
-        for path in taken:
+        quantized, kept = layers(modules[0], scheme)
+        for path in quantized:
             quantize_layer(modules, path, weights.bits)
     if len(modules) == 1:
         bake(modules[0])

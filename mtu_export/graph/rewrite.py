@@ -1,12 +1,12 @@
-"""Named replacements of equal mathematics that make a graph run well; a target lists names.
+"""Equivalent rewrites that make a graph run well, by name; each target lists those it needs.
 
-``attention``  softmax attention as scale, bmm, softmax, bmm on [B·heads, tokens, d]: no mask, no
-               guard against empty rows, which delegates do not take.
+``attention``  softmax attention as scale, bmm, softmax, bmm on [B·heads, tokens, d], without the
+               mask and the guard against empty rows that delegates do not support.
 ``geglu``      the value and gate halves of a GEGLU as two linear layers, without a split.
-``gate_weight`` the gains of tasks that share weights on the smaller side of a linear layer, which
-               a runtime that folds constants multiplies in when it loads.
-``group_norm`` the mean and variance of large groups axis by axis, and the variance of what is
-               centred: a kernel that sums a group in one float32 loses digits with its size.
+``gate_weight`` for tasks that share weights: each gain goes to the smaller side of its linear
+               layer, where a runtime that folds constants multiplies it in at load time.
+``group_norm`` the mean and variance of large groups axis by axis, the variance from centred
+               values: a kernel that sums a large group in one float32 loses digits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PlainAttention:
-    """A diffusers attention processor of batched matrix products and one softmax."""
+    """A diffusers attention processor made of batched matrix products and one softmax."""
 
     def __call__(
         self,
@@ -35,7 +35,7 @@ class PlainAttention:
     ) -> Tensor:
         """Attend from hidden_states [B, n, d] to encoder_hidden_states [B, m, e] or to itself.
 
-        Pictures [B, d, h, w], as in a VAE, attend from cell to cell.
+        For images [B, d, h, w], as in a VAE, every position attends to every other.
         """
         assert attention_mask is None
         inputs = hidden_states
@@ -63,15 +63,15 @@ class PlainAttention:
 
 
 _UNSUPPORTED_ATTENTION = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
-"""Attributes of a diffusers ``Attention`` that the processor above does not compute."""
+"""Attributes of a diffusers ``Attention`` that ``PlainAttention`` does not support."""
 
 
 def attention(module: nn.Module) -> None:
-    """Give every diffusers ``Attention`` below ``module`` the processor above.
+    """Set ``PlainAttention`` on every diffusers ``Attention`` below ``module``.
 
-    Scores are float32 as everything else; a target that computes in float16 keeps them so where
-    the UNet's config says ``upcast_attention``. Raises ``Unsupported`` for one with norms of
-    queries or keys, a spatial norm or keys of its own.
+    Scores are float32, as everything else is; a target that computes in float16 keeps them in
+    float32 where the UNet's config sets ``upcast_attention``. Raises ``Unsupported`` for attention
+    with norms of queries or keys, a spatial norm or added keys.
     """
     from diffusers.models.attention_processor import Attention
 
@@ -88,7 +88,7 @@ def attention(module: nn.Module) -> None:
 
 
 class TwoLinearGEGLU(nn.Module):
-    """value(x) · gelu(gate(x)) with a linear layer each."""
+    """value(x) · gelu(gate(x)), each half with a linear layer of its own."""
 
     def __init__(self, value: nn.Linear, gate: nn.Linear) -> None:
         super().__init__()
@@ -100,17 +100,17 @@ class TwoLinearGEGLU(nn.Module):
 
 
 def geglu(module: nn.Module) -> None:
-    """Split the projection of every diffusers ``GEGLU`` below ``module`` in two."""
+    """Split the projection of every diffusers ``GEGLU`` below ``module`` in two linear layers."""
     from diffusers.models.activations import GEGLU
 
     for parent, name, layer in _children(module, GEGLU):
         half = layer.proj.out_features // 2
-        value, gate = _rows(layer.proj, 0, half), _rows(layer.proj, half, 2 * half)
+        value, gate = _output_rows(layer.proj, 0, half), _output_rows(layer.proj, half, 2 * half)
         setattr(parent, name, TwoLinearGEGLU(value, gate))
 
 
-def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
-    """Output rows ``begin`` to ``end`` of a linear layer, on the same memory."""
+def _output_rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
+    """Output rows ``begin`` to ``end`` of a linear layer, sharing its memory."""
     assert isinstance(layer, nn.Linear)
     if isinstance(layer, GatedLinear):
         return layer.rows(begin, end)
@@ -122,13 +122,13 @@ def _rows(layer: nn.Module, begin: int, end: int) -> nn.Linear:
 
 
 def gate_weight(module: nn.Module) -> None:
-    """Let every ``GatedLinear`` below ``module`` put its gain where it costs least."""
+    """Make every ``GatedLinear`` below ``module`` apply its gain where it costs least."""
     for parent, name, layer in _children(module, GatedLinear):
         setattr(parent, name, WeightGatedLinear.of(layer))
 
 
 def _children(module: nn.Module, kind: type[Layer]) -> list[tuple[nn.Module, str, Layer]]:
-    """Modules of exactly this class below ``module``, each with its parent and name."""
+    """(parent, name, module) for each module of exactly this class below ``module``."""
     return [
         (parent, name, child)
         for parent in module.modules()
@@ -138,26 +138,26 @@ def _children(module: nn.Module, kind: type[Layer]) -> list[tuple[nn.Module, str
 
 
 _LARGE_GROUP = 1 << 16
-"""Numbers of a group up to which one float32 sum does: the largest of SD 1.5's UNet at 512 x 512
-has 40,960, of its VAE 1,048,576."""
+"""Largest group for which one float32 sum is accurate enough; at 512 x 512 the largest group has
+40,960 values in SD 1.5's UNet and 1,048,576 in its VAE."""
 
 
 class SteadyGroupNorm(nn.GroupNorm):
     """Group norm of [B, C, ...] whose sums run over one axis at a time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; groups that are not large go the stock way."""
+        """Normalise x; groups of ordinary size are left to PyTorch."""
         if x[0].numel() // self.num_groups <= _LARGE_GROUP:
             return super().forward(x)
         centred = x - self._mean(x)
         normalised = centred * (self._mean(centred * centred) + self.eps).rsqrt()
         if not self.affine:
             return normalised
-        ones = (1, -1, *[1] * (x.ndim - 2))
-        return normalised * self.weight.reshape(ones) + self.bias.reshape(ones)
+        per_channel = (1, -1, *[1] * (x.ndim - 2))
+        return normalised * self.weight.reshape(per_channel) + self.bias.reshape(per_channel)
 
     def _mean(self, x: Tensor) -> Tensor:
-        """Mean of each group, [B, C, 1, ...]."""
+        """Mean of each group, repeated for its channels: [B, C, 1, ...]."""
         batch, channels, ones = x.shape[0], x.shape[1], [1] * (x.ndim - 2)
         while x.ndim > 2:
             x = x.mean(-1)
@@ -167,7 +167,7 @@ class SteadyGroupNorm(nn.GroupNorm):
 
 
 def group_norm(module: nn.Module) -> None:
-    """Let every ``GroupNorm`` below ``module`` sum large groups axis by axis."""
+    """Make every ``GroupNorm`` below ``module`` sum large groups axis by axis."""
     for parent, name, norm in _children(module, nn.GroupNorm):
         steady = SteadyGroupNorm(
             norm.num_groups, norm.num_channels, norm.eps, norm.affine, device="meta"

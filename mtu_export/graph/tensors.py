@@ -1,4 +1,4 @@
-"""What is asked of tensors in more than one room."""
+"""Checks on tensors that several packages share."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor Inf; makes no copy of it."""
+    """Whether a tensor is free of NaN and Inf; does not copy it."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())  # NaN shows in both
