@@ -1,7 +1,7 @@
-"""The MIL evaluator: runs a saved Core ML package where there is no Core ML, and proves it.
+"""The MIL evaluator: runs a saved Core ML package where there is no Core ML.
 
-A package is a typed program with its weights, and a program can be evaluated: :mod:`.program`
-reads it, :mod:`.operators` is the table of what operators mean, :mod:`.evaluate` walks it.
+:mod:`.program` reads the typed program and its weights, :mod:`.operators` is the table of operator
+implementations, and :mod:`.evaluate` runs the program one operator at a time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def runner() -> tuple[str | None, str | None]:
 
 
 def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = False) -> Session:
-    """Read a package from disk and make one of its functions ready to run.
+    """Load one function of a package from disk, ready to run.
 
-    ``accumulate`` ``"float16"`` rounds partial sums as the narrowest hardware would; ``wide``
-    rounds nothing to float16. Raises ``BundleError`` for a malformed package, ``ToolchainError``
-    for an operator not known here.
+    ``accumulate="float16"`` rounds partial sums as the narrowest hardware would; ``wide`` rounds
+    nothing to float16. Raises ``BundleError`` for a malformed package and ``ToolchainError`` for
+    an operator that is not implemented here.
     """
     require("coremltools", "torch")
     model = package.load(path)
@@ -47,12 +47,12 @@ def open(path: Path, entry: str, accumulate: str = "float32", *, wide: bool = Fa
 
 
 def witness(path: Path, entry: str, inputs: Arrays) -> tuple[float, ...]:
-    """What the weights of a package mean, in 32 numbers: sums of its outputs with seeded signs.
+    """A fingerprint of a package's weights: 32 sums of its outputs with seeded random signs.
 
-    Nothing is rounded to float16, so that other kernels find the same to 1e-5, while a changed
-    weight shows, however well float16 would hide it.
+    Nothing is rounded to float16: other kernels agree to 1e-5, and a changed weight shows even
+    where rounding to float16 would have hidden it.
     """
-    found = open(path, entry, wide=True)(inputs)
-    values = np.concatenate([value.ravel() for value in found.values()]).astype(np.float64)
+    outputs = open(path, entry, wide=True)(inputs)
+    values = np.concatenate([value.ravel() for value in outputs.values()]).astype(np.float64)
     random = np.random.default_rng(0)
     return tuple(float(values @ (2.0 * random.integers(0, 2, values.size) - 1)) for _ in range(32))

@@ -1,4 +1,4 @@
-"""Operators on each value alone: arithmetic with NumPy's broadcasting, functions, comparisons."""
+"""Elementwise operators: arithmetic with NumPy's broadcasting, functions, comparisons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {
     "int32": torch.int32,
     "bool": torch.bool,
 }
-"""Values of ``cast``'s ``dtype``."""
+"""Legal values of ``cast``'s ``dtype``."""
 
 # ------------------------------------------------------------------------------- two operands
 
@@ -45,7 +45,7 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 
 @arithmetic
 def real_div(x: Tensor, y: Tensor) -> Tensor:
-    """``x / y`` of floating point numbers; on integers it is refused, as nobody defines it."""
+    """``x / y`` of floating point numbers; refused on integers, for which it is not defined."""
     return x / y
 
 
@@ -117,13 +117,13 @@ def less_equal(x: Tensor, y: Tensor) -> Tensor:
 
 @arithmetic
 def logical_and(x: Tensor, y: Tensor) -> Tensor:
-    """Both are true."""
+    """Whether both are true."""
     return torch.logical_and(x, y)
 
 
 @arithmetic
 def logical_or(x: Tensor, y: Tensor) -> Tensor:
-    """One or both are true."""
+    """Whether at least one is true."""
     return torch.logical_or(x, y)
 
 
@@ -138,7 +138,7 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @moves
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """Another type: to integers towards zero, to float16 to nearest even, to bool by ``x ≠ 0``.
+    """Convert: to integers towards zero, to float16 to nearest even, to bool by ``x ≠ 0``.
 
     Integers that do not fit keep their low bits.
     """
@@ -156,7 +156,7 @@ def identity(x: Tensor) -> Tensor:
 
 @arithmetic
 def logical_not(x: Tensor) -> Tensor:
-    """``x`` is false."""
+    """Whether ``x`` is false."""
     return torch.logical_not(x)
 
 
@@ -168,13 +168,13 @@ def abs(x: Tensor) -> Tensor:
 
 @arithmetic
 def ceil(x: Tensor) -> Tensor:
-    """The least integer that is not less."""
+    """The least integer not less than ``x``."""
     return x.ceil()
 
 
 @arithmetic
 def floor(x: Tensor) -> Tensor:
-    """The greatest integer that is not greater."""
+    """The greatest integer not greater than ``x``."""
     return x.floor()
 
 
@@ -252,7 +252,7 @@ def erf(x: Tensor) -> Tensor:
 
 @arithmetic
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """``x``, but not below ``alpha`` and not above ``beta``."""
+    """``x`` clamped to the range from ``alpha`` to ``beta``."""
     return x.clamp(alpha, beta)
 
 

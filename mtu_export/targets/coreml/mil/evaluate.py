@@ -1,8 +1,8 @@
 """Runs a function of a package with torch on the CPU, operator by operator.
 
-Every value has the type that the program declares: a float16 value is rounded to float16 when it
-is made, once an operator. In between, sums and functions are float32. Weights stay in their file;
-those made of codes are made for each use and let go after it, as is every value after its last.
+Every value has the type that the program declares: operators on float16 compute in float32 and
+round each result once. Weights stay in their file; compressed ones are decoded for each use and
+freed after it, as is every value after its last use.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from mtu_export.spec import (
     TensorSpec,
     ToolchainError,
     Unsupported,
+    first_line,
 )
-from mtu_export.targets.coreml.mil import (  # noqa: F401 (they enter their operators)
+from mtu_export.targets.coreml.mil import (  # noqa: F401 (they register their operators)
     elementwise,
     indexing,
     norms,
@@ -58,32 +59,35 @@ DTYPES = {
 }
 _PRODUCTS = ("matmul", "scaled_dot_product_attention")
 TERMS = 32
-"""Terms of a partial sum where float16 accumulates."""
+"""Terms per partial sum when accumulating in float16."""
 ACCUMULATE = ("float32", "float16")
 _MOST_INTEGERS = 1024
-"""Of a parameter such as a shape: they become Python objects, many times as large."""
+"""Limit of values in a parameter such as a shape: each becomes a much larger Python object."""
 Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """An operation with its meaning; ``plain`` are its parameters that are no tensors."""
+    """An operation bound to its implementation.
+
+    ``data`` are its tensor operands, ``plain`` its other parameters, and ``last`` names the values
+    that no later step reads.
+    """
 
     operation: Operation
     operator: Operator
     data: Mapping[str, tuple[Operand, ...]]
     plain: Mapping[str, Any]
     last: tuple[str, ...]
-    """Values that no later step reads."""
 
 
 class Evaluator:
     """A function ready to run.
 
-    ``accumulate`` says in what the products of float16 values are summed. A ``wide`` one rounds
-    nothing to float16: what the weights mean, the same with other kernels to 1e-5. Raises
-    ``ToolchainError`` that names every operator without a meaning here, ``BundleError`` for a
-    program whose types or shapes do not fit one another; nothing is computed for that.
+    ``accumulate`` is the dtype in which products of float16 values are summed. With ``wide``
+    nothing is rounded to float16, so that results agree between kernels to 1e-5. Raises
+    ``ToolchainError`` that names every operator not implemented here, and ``BundleError`` for a
+    program whose types or shapes are inconsistent; both are found without computing anything.
     """
 
     def __init__(
@@ -95,57 +99,60 @@ class Evaluator:
         self.wide = wide
         self.half_sums = accumulate == "float16"
         self.steps = _steps(function)
-        self.made = {step.operation.outputs[0].name: step for step in self.steps if _lazy(step)}
+        self.decoders = {step.operation.outputs[0].name: step for step in self.steps if _lazy(step)}
         inputs = {
-            spec.name: self._kept(torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta"))
+            spec.name: self._storage_dtype(
+                torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
+            )
             for spec in function.inputs
         }
-        self._walk(inputs, "meta")
+        self._run_all(inputs, "meta")
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Outputs by name.
+        """Compute the outputs, by name.
 
-        Raises ``ToolchainError`` for inputs of other names, shapes or types, ``ParityError`` that
-        names the operator where a NaN or infinite output begins, ``ResourceError`` without memory.
+        Raises ``ToolchainError`` for inputs with wrong names, shapes or types, ``ParityError`` that
+        names the operator in which a NaN or Inf first appears, ``ResourceError`` if out of memory.
         """
-        given = {spec.name: _given(spec, inputs, self.function) for spec in self.function.inputs}
-        if len(inputs) != len(given):
-            raise ToolchainError(f"{self.function.package} takes {', '.join(given)} alone")
-        given = {name: self._kept(value) for name, value in given.items()}
-        found = self._walk(dict(given), "cpu")
-        if not all(torch.isfinite(value).all() for value in found.values()):
-            watch = _Watch(self.function)
-            self._walk(dict(given), "cpu", watch)
-            raise ParityError(watch.found())
-        return {name: value.numpy().copy(order="C") for name, value in found.items()}
+        tensors = {spec.name: _input(spec, inputs, self.function) for spec in self.function.inputs}
+        if len(inputs) != len(tensors):
+            raise ToolchainError(f"{self.function.package} takes {', '.join(tensors)} alone")
+        tensors = {name: self._storage_dtype(value) for name, value in tensors.items()}
+        outputs = self._run_all(dict(tensors), "cpu")
+        if not all(torch.isfinite(value).all() for value in outputs.values()):
+            watch = _NonFiniteWatch(self.function)
+            self._run_all(dict(tensors), "cpu", watch)
+            raise ParityError(watch.report())
+        return {name: value.numpy().copy(order="C") for name, value in outputs.items()}
 
-    def _walk(self, values: Values, device: str, watch: _Watch | None = None) -> Values:
-        wanted = set(self.function.outputs)
+    def _run_all(self, values: Values, device: str, watch: _NonFiniteWatch | None = None) -> Values:
+        """Run every step; ``values`` holds the inputs and is used as working memory."""
+        returned = set(self.function.outputs)
         with torch.inference_mode():
             for step in self.steps:
-                if _lazy(step) and not wanted & {s.name for s in step.operation.outputs}:
+                if _lazy(step) and not returned & {s.name for s in step.operation.outputs}:
                     continue
-                made = self._run(step, values, device)
+                results = self._run(step, values, device)
                 if watch is not None:
-                    names = [name for row in step.data.values() for name in _names(row)]
-                    operands = [self._operand(name, values, device) for name in names]
-                    watch.see(step.operation, operands, made)
+                    names = [name for operands in step.data.values() for name in _names(operands)]
+                    tensors = [self._operand(name, values, device) for name in names]
+                    watch.see(step.operation, tensors, results)
                 values.update(
-                    {s.name: v for s, v in zip(step.operation.outputs, made, strict=True)}
+                    {s.name: v for s, v in zip(step.operation.outputs, results, strict=True)}
                 )
                 for name in step.last:
                     values.pop(name, None)
         return {name: values[name] for name in self.function.outputs}
 
     def _run(self, step: _Step, values: Values, device: str) -> Sequence[Tensor]:
-        """What one step makes, in the types that it declares."""
+        """Run one step; returns its results in the declared types."""
         operation, operator = step.operation, step.operator
         arguments = dict(step.plain)
         if self.wide and operation.kind == "cast" and arguments["dtype"] == "fp16":
             arguments["dtype"] = "fp32"
         try:
-            for parameter, row in step.data.items():
-                tensors = [self._operand(operand, values, device) for operand in row]
+            for parameter, operands in step.data.items():
+                tensors = [self._operand(operand, values, device) for operand in operands]
                 if operator.arithmetic:
                     tensors = [_widened(tensor, codes=_lazy(step)) for tensor in tensors]
                 listed = _takes_list(operator, parameter)
@@ -155,7 +162,7 @@ class Evaluator:
                 arguments["terms"] = TERMS if half else None
             if "device" in operator.parameters:
                 arguments["device"] = device
-            found = operator.function(**arguments)
+            results = operator.function(**arguments)
         except (BundleError, ResourceError):
             raise
         except MemoryError as error:
@@ -163,72 +170,72 @@ class Evaluator:
         except Exception as error:
             if "allocate memory" in str(error):
                 raise ResourceError(_no_memory(self.function, operation)) from error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            line = f"{_place(self.function, operation)}: {reason}"
-            raise (BundleError if device == "meta" else ToolchainError)(line) from error
-        found = found if isinstance(found, (tuple, list)) else (found,)
-        return self._declared(operation, operator, found)
+            message = f"{_place(self.function, operation)}: {first_line(error)}"
+            raise (BundleError if device == "meta" else ToolchainError)(message) from error
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        return self._as_declared(operation, operator, results)
 
     def _operand(self, operand: Operand, values: Values, device: str) -> Tensor:
-        """A value; a weight comes from its file, or is made of its codes, now."""
+        """The tensor of an operand; weights are read from their file, or decoded, on each call."""
         if isinstance(operand, Constant):
             if isinstance(operand.data, str):
                 raise ValueError(f"a string where a tensor is wanted: {operand.name!r}")
             if device == "meta":
                 spec = operand.spec
                 empty = torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")
-                return self._kept(empty)
-            return self._kept(torch.from_numpy(np.asarray(operand.array())))
-        if operand in self.made and operand not in values:
-            return self._run(self.made[operand], values, device)[0]
+                return self._storage_dtype(empty)
+            return self._storage_dtype(torch.from_numpy(np.asarray(operand.array())))
+        if operand in self.decoders and operand not in values:
+            return self._run(self.decoders[operand], values, device)[0]
         return values[operand]
 
-    def _kept(self, value: Tensor) -> Tensor:
-        """A value as it is kept between operators."""
+    def _storage_dtype(self, value: Tensor) -> Tensor:
+        """A value in the dtype in which it is kept between operators."""
         return value.float() if self.wide and value.dtype is torch.float16 else value
 
-    def _declared(
-        self, operation: Operation, operator: Operator, found: Sequence[Tensor]
+    def _as_declared(
+        self, operation: Operation, operator: Operator, results: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Results rounded to their declared types; refuses other shapes and kinds of number."""
+        """Round results to their declared types; refuse undeclared shapes and kinds of number."""
         where = _place(self.function, operation)
-        if len(found) != len(operation.outputs):
-            raise BundleError(f"{where} makes {len(found)} values, not {len(operation.outputs)}")
-        made = []
-        for spec, value in zip(operation.outputs, found, strict=True):
+        if len(results) != len(operation.outputs):
+            raise BundleError(f"{where} makes {len(results)} values, not {len(operation.outputs)}")
+        rounded = []
+        for spec, value in zip(operation.outputs, results, strict=True):
             dtype = DTYPES.get(spec.dtype)
             dtype = torch.float32 if self.wide and dtype is torch.float16 else dtype
-            same = value.dtype == dtype if not operator.arithmetic else _fits(value.dtype, dtype)
-            if tuple(value.shape) != spec.shape or not same or dtype is None:
+            fits = value.dtype == dtype if not operator.arithmetic else _fits(value.dtype, dtype)
+            if tuple(value.shape) != spec.shape or not fits or dtype is None:
                 kind = str(value.dtype).removeprefix("torch.")
                 raise BundleError(
                     f"{where} makes {kind} {list(value.shape)}; "
                     f"the program says {spec.dtype} {list(spec.shape)}"
                 )
-            made.append(value.to(dtype))
-        return made
+            rounded.append(value.to(dtype))
+        return rounded
 
 
 def _lazy(step: _Step) -> bool:
+    """Whether a step decodes weights, and so runs anew for each use of its result."""
     return step.operation.kind.startswith("constexpr_")
 
 
-def _names(row: Sequence[Operand]) -> list[str]:
-    return [operand for operand in row if isinstance(operand, str)]
+def _names(operands: Sequence[Operand]) -> list[str]:
+    return [operand for operand in operands if isinstance(operand, str)]
 
 
 def _widened(x: Tensor, *, codes: bool = False) -> Tensor:
-    """An operand of arithmetic; codes of weights are as exact in float32, at half the memory."""
+    """An operand of arithmetic, widened; codes fit in float32, with half the memory of int64."""
     if x.dtype.is_floating_point or codes:
         return x.float()
     return x if x.dtype is torch.bool else x.long()
 
 
-def _fits(made: torch.dtype, declared: torch.dtype | None) -> bool:
+def _fits(computed: torch.dtype, declared: torch.dtype | None) -> bool:
     """Whether a computed value may be rounded to a declared type: no float to an integer."""
-    if declared is None or torch.bool in (made, declared):
-        return made == declared
-    return declared.is_floating_point or not made.is_floating_point
+    if declared is None or torch.bool in (computed, declared):
+        return computed == declared
+    return declared.is_floating_point or not computed.is_floating_point
 
 
 def _takes_list(operator: Operator, parameter: str) -> bool:
@@ -243,7 +250,7 @@ def _no_memory(function: Function, operation: Operation) -> str:
     return f"{_place(function, operation)}: not enough memory"
 
 
-def _given(spec: TensorSpec, inputs: Arrays, function: Function) -> Tensor:
+def _input(spec: TensorSpec, inputs: Arrays, function: Function) -> Tensor:
     value = inputs.get(spec.name)
     if value is None or value.shape != spec.shape or value.dtype != np.dtype(spec.dtype):
         got = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
@@ -257,69 +264,73 @@ def _given(spec: TensorSpec, inputs: Arrays, function: Function) -> Tensor:
 
 
 def _steps(function: Function) -> list[_Step]:
-    """Operations with their meanings, parameters checked, and the values to let go after each."""
+    """Bind operations to their implementations, check parameters, plan when values are freed."""
     from mtu_export import __version__
 
-    rows = [(row, operators.find(row.kind, function.opset)) for row in function.operations]
-    unknown = Counter(row.kind for row, operator in rows if operator is None)
+    pairs = [(op, operators.find(op.kind, function.opset)) for op in function.operations]
+    unknown = Counter(operation.kind for operation, operator in pairs if operator is None)
     if unknown:
-        said = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
+        listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
         raise ToolchainError(
-            f"{function.package}: mil-evaluator {__version__} has no operator {said}"
+            f"{function.package}: mil-evaluator {__version__} has no operator {listed}"
         )
     bound = [
-        (row, operator, *_bound(function, row, operator)) for row, operator in rows if operator
+        (operation, operator, *_bind(function, operation, operator))
+        for operation, operator in pairs
+        if operator
     ]
-    seen, steps = set(function.outputs), []
-    lazy = {row.outputs[0].name for row, *_ in bound if row.kind.startswith("constexpr_")}
-    for row, operator, data, plain in reversed(bound):
+    read_later, steps = set(function.outputs), []
+    lazy = {op.outputs[0].name for op, *_ in bound if op.kind.startswith("constexpr_")}
+    for operation, operator, data, plain in reversed(bound):
         names = [name for operands in data.values() for name in _names(operands)]
-        if row.outputs and row.outputs[0].name in lazy and set(names) - lazy:
-            raise BundleError(f"{_place(function, row)} is not made of constants")
-        outputs = [spec.name for spec in row.outputs]
-        last = tuple(n for n in dict.fromkeys([*names, *outputs]) if n not in seen)
-        seen |= set(names)
-        steps.append(_Step(operation=row, operator=operator, data=data, plain=plain, last=last))
+        if operation.outputs and operation.outputs[0].name in lazy and set(names) - lazy:
+            raise BundleError(f"{_place(function, operation)} is not made of constants")
+        outputs = [spec.name for spec in operation.outputs]
+        last = tuple(n for n in dict.fromkeys([*names, *outputs]) if n not in read_later)
+        read_later |= set(names)
+        steps.append(
+            _Step(operation=operation, operator=operator, data=data, plain=plain, last=last)
+        )
     return steps[::-1]
 
 
-def _bound(
+def _bind(
     function: Function, operation: Operation, operator: Operator
 ) -> tuple[dict[str, tuple[Operand, ...]], dict[str, Any]]:
-    """Tensor operands and plain parameters of an operation."""
+    """The tensor operands and the plain parameters of an operation."""
     where = _place(function, operation)
     data: dict[str, tuple[Operand, ...]] = {}
     plain: dict[str, Any] = {}
-    for name, row in operation.operands.items():
-        known = operator.parameters.get(name)
-        if known is None or known.kind is known.KEYWORD_ONLY:
+    for name, operands in operation.operands.items():
+        accepted = operator.parameters.get(name)
+        if accepted is None or accepted.kind is accepted.KEYWORD_ONLY:
             raise BundleError(f"{where} has no parameter {name!r}")
         if operator.is_data(name):
-            if not row or (len(row) > 1 and not _takes_list(operator, name)):
-                raise BundleError(f"{where} has {len(row)} values as {name!r}")
-            data[name] = row
+            if not operands or (len(operands) > 1 and not _takes_list(operator, name)):
+                raise BundleError(f"{where} has {len(operands)} values as {name!r}")
+            data[name] = operands
         else:
-            plain[name] = _plain(where, name, row, str(known.annotation))
-    for name, known in operator.parameters.items():
-        if known.default is known.empty and name not in operation.operands:
+            plain[name] = _plain(where, name, operands, str(accepted.annotation))
+    for name, accepted in operator.parameters.items():
+        if accepted.default is accepted.empty and name not in operation.operands:
             raise BundleError(f"{where} lacks {name!r}")
     return data, plain
 
 
-def _plain(where: str, name: str, row: tuple[Operand, ...], annotation: str) -> Any:
-    """A constant of the program as the Python value that a function takes."""
-    if len(row) != 1 or not isinstance(row[0], Constant):
+def _plain(where: str, name: str, operands: tuple[Operand, ...], annotation: str) -> Any:
+    """A constant operand as the plain Python value that the implementation takes."""
+    if len(operands) != 1 or not isinstance(operands[0], Constant):
         raise BundleError(f"{where}: {name!r} must be a constant")
-    value = row[0].data
-    wanted = annotation.partition(" |")[0]
-    if wanted == "str" and isinstance(value, str):
+    value = operands[0].data
+    expected = annotation.partition(" |")[0]
+    if expected == "str" and isinstance(value, str):
         return value
-    if wanted == "str" or isinstance(value, str):
-        raise BundleError(f"{where}: {name!r} must be {wanted}")
-    array = row[0].array()
-    kinds = {"Ints": "iu", "int": "iu", "Bools": "b", "bool": "b", "float": "fiu"}[wanted]
-    if array.ndim != (1 if wanted in ("Ints", "Bools") else 0) or array.dtype.kind not in kinds:
-        raise BundleError(f"{where}: {name!r} must be {wanted}")
+    if expected == "str" or isinstance(value, str):
+        raise BundleError(f"{where}: {name!r} must be {expected}")
+    array = operands[0].array()
+    kinds = {"Ints": "iu", "int": "iu", "Bools": "b", "bool": "b", "float": "fiu"}[expected]
+    if array.ndim != (1 if expected in ("Ints", "Bools") else 0) or array.dtype.kind not in kinds:
+        raise BundleError(f"{where}: {name!r} must be {expected}")
     if array.size > _MOST_INTEGERS:
         raise BundleError(f"{where}: {name!r} has {array.size} values, over {_MOST_INTEGERS}")
     return tuple(array.tolist()) if array.ndim else array.item()
@@ -328,23 +339,23 @@ def _plain(where: str, name: str, row: tuple[Operand, ...], annotation: str) -> 
 # ----------------------------------------------------------------------------------- NaN
 
 
-class _Watch:
-    """Finds where NaN and Inf begin: the first operator that makes them of finite operands."""
+class _NonFiniteWatch:
+    """Finds the first operators that produce NaN, or Inf from finite operands."""
 
     def __init__(self, function: Function) -> None:
         self.function = function
         self.layer: str | None = None
         self.first: dict[str, str] = {}
 
-    def see(self, operation: Operation, operands: list[Tensor], made: Sequence[Tensor]) -> None:
-        """Look at one step."""
-        for row in operation.operands.values():
-            for operand in row:
+    def see(self, operation: Operation, operands: list[Tensor], results: Sequence[Tensor]) -> None:
+        """Inspect the operands and results of one step."""
+        for argument in operation.operands.values():
+            for operand in argument:
                 if isinstance(operand, Constant) and operand.stored and operand.name:
                     name = operand.name.removesuffix("_to_fp16").removeprefix("p_")
                     self.layer = name.removesuffix("_weight").removesuffix("_bias")
         for name, test in (("NaN", torch.isnan), ("Inf", torch.isinf)):
-            if name in self.first or not any(test(value).any() for value in made):
+            if name in self.first or not any(test(value).any() for value in results):
                 continue
             if name == "NaN" or not any(torch.isinf(value).any() for value in operands):
                 self.first[name] = (
@@ -353,21 +364,23 @@ class _Watch:
 
     def _where(self, operation: Operation) -> str:
         place = f"layer {self.layer!r}" if self.layer else "before any layer"
-        if operation.kind not in _PRODUCTS or any(c.stored for c in constants(operation)):
+        if operation.kind not in _PRODUCTS or any(
+            constant.stored for constant in constants(operation)
+        ):
             return place
         return f"the product of two activations, as in attention, after {place}"
 
-    def _cure(self) -> str:
+    def _hint(self) -> str:
         specs = [spec for operation in self.function.operations for spec in operation.outputs]
         if "Inf" not in self.first or all(spec.dtype != "float16" for spec in specs):
             return ""
-        upcast = '"force_upcast": true in vae/config.json, or '
-        vae = upcast if self.function.package.startswith("VAE") else ""
-        return f"; beyond float16's 65504, export it in float32: {vae}--scheme fp32"
+        upcast_hint = '"force_upcast": true in vae/config.json, or '
+        vae_hint = upcast_hint if self.function.package.startswith("VAE") else ""
+        return f"; beyond float16's 65504, export it in float32: {vae_hint}--scheme fp32"
 
-    def found(self) -> str:
-        """One line on where it begins."""
-        rows = sorted(self.first.items(), reverse=True)  # NaN, then the Inf that led to it
-        said = [f"{name} first appears in operator {at}" for name, at in rows]
-        where = "; ".join(said) or "an output is not finite"
-        return f"{self.function.package}: {where}{self._cure()}"
+    def report(self) -> str:
+        """One line on where NaN and Inf first appear, and what to do."""
+        origins = sorted(self.first.items(), reverse=True)  # NaN, then the Inf that led to it
+        lines = [f"{name} first appears in operator {where}" for name, where in origins]
+        summary = "; ".join(lines) or "an output is not finite"
+        return f"{self.function.package}: {summary}{self._hint()}"

@@ -1,4 +1,4 @@
-"""Operators over whole dimensions: means and sums, softmax, normalisation."""
+"""Operators over whole dimensions: reductions, softmax, normalisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _axes(x: Tensor, axes: Ints | None) -> list[int]:
 
 @arithmetic
 def reduce_mean(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
-    """The mean over ``axes``, by default over all; they stay as 1 if ``keep_dims``."""
+    """The mean over ``axes``, by default over all; they keep size 1 if ``keep_dims``."""
     return x.mean(_axes(x, axes), keep_dims)
 
 
@@ -33,13 +33,13 @@ def reduce_sum_square(x: Tensor, axes: Ints | None = None, keep_dims: bool = Fal
 
 @arithmetic
 def reduce_max(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
-    """The greatest over ``axes``."""
+    """The greatest value over ``axes``."""
     return x.amax(_axes(x, axes), keep_dims)
 
 
 @arithmetic
 def reduce_min(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
-    """The least over ``axes``."""
+    """The least value over ``axes``."""
     return x.amin(_axes(x, axes), keep_dims)
 
 
@@ -53,7 +53,7 @@ def reduce_l2_norm(x: Tensor, axes: Ints | None = None, keep_dims: bool = False)
 def reduce_argmax(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
-    """The index of the greatest along ``axis``."""
+    """The index of the greatest value along ``axis``."""
     return x.argmax(axis, keep_dims)
 
 
@@ -73,14 +73,14 @@ def layer_norm(
 ) -> Tensor:
     """``(x − mean) / √(variance + epsilon) · gamma + beta`` over ``axes``, by default over all.
 
-    The variance is that of all values (divided by their count). gamma and beta have the shape of
-    the normalised dimensions in their order.
+    The variance is the population variance (divided by the count). gamma and beta have the shape
+    of the normalised dimensions, in order.
     """
-    last = sorted(_axes(x, axes))
-    order = [axis for axis in range(x.ndim) if axis not in last] + last
-    shape = [x.shape[axis] for axis in last]
-    found = F.layer_norm(x.permute(order), shape, gamma, beta, epsilon)
-    return found.permute([order.index(axis) for axis in range(x.ndim)])
+    normalized_axes = sorted(_axes(x, axes))
+    order = [axis for axis in range(x.ndim) if axis not in normalized_axes] + normalized_axes
+    shape = [x.shape[axis] for axis in normalized_axes]
+    normalized = F.layer_norm(x.permute(order), shape, gamma, beta, epsilon)
+    return normalized.permute([order.index(axis) for axis in range(x.ndim)])
 
 
 def _channels(values: Tensor, x: Tensor) -> Tensor:
@@ -97,25 +97,25 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """``gamma · (x − mean) / √(variance + epsilon) + beta``, all of them [C] along dimension 1."""
-    found = (x - _channels(mean, x)) / _channels((variance + epsilon).sqrt(), x)
-    found = found if gamma is None else found * _channels(gamma, x)
-    return found if beta is None else found + _channels(beta, x)
+    """``gamma · (x − mean) / √(variance + epsilon) + beta``, each [C] along dimension 1."""
+    normalized = (x - _channels(mean, x)) / _channels((variance + epsilon).sqrt(), x)
+    normalized = normalized if gamma is None else normalized * _channels(gamma, x)
+    return normalized if beta is None else normalized + _channels(beta, x)
 
 
 @arithmetic
 def instance_norm(
     x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
-    """``gamma · (x − mean) / √(variance + epsilon) + beta`` of each image and channel.
+    """``gamma · (x − mean) / √(variance + epsilon) + beta`` for each image and channel.
 
     Mean and variance are over the dimensions after the second; gamma and beta are [C].
     """
-    places = list(range(2, x.ndim))
-    variance, mean = torch.var_mean(x, places, correction=0, keepdim=True)
-    found = (x - mean) / (variance + epsilon).sqrt()
-    found = found if gamma is None else found * _channels(gamma, x)
-    return found if beta is None else found + _channels(beta, x)
+    spatial_axes = list(range(2, x.ndim))
+    variance, mean = torch.var_mean(x, spatial_axes, correction=0, keepdim=True)
+    normalized = (x - mean) / (variance + epsilon).sqrt()
+    normalized = normalized if gamma is None else normalized * _channels(gamma, x)
+    return normalized if beta is None else normalized + _channels(beta, x)
 
 
 @arithmetic

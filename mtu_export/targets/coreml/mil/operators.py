@@ -1,8 +1,9 @@
 """The table of MIL operators: name and operator set -> one small function.
 
-A function's parameters are the operator's, with the defaults of the MIL specification. Those
-annotated ``Tensor`` (or ``list[Tensor]``) are computed values or weights; all others are constants
-of the program and arrive as plain Python. Keyword-only ones come from the evaluator.
+A function's parameters are those of the operator, with the defaults of the MIL specification. The
+ones annotated ``Tensor`` (or ``list[Tensor]``) are computed values or weights; all others are
+constants of the program and arrive as plain Python values. Keyword-only parameters come from the
+evaluator.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ EARLIEST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """One operator from the operator set ``since`` on.
+    """The implementation of an operator from the operator set ``since`` on.
 
-    ``arithmetic``: float16 operands arrive as float32 and integers as int64 (codes of weights as
-    float32), and the result is rounded once to the type that the program declares. Other
+    If ``arithmetic``, float16 operands arrive as float32 and integers as int64 (codes of weights
+    as float32), and the result is rounded once to the type that the program declares. Other
     operators move values unchanged.
     """
 
@@ -42,38 +43,38 @@ _TABLE: dict[str, list[Operator]] = {}
 
 
 def arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Enter a function that computes: operands widened, result rounded once."""
-    return _enter(function, function.__name__, EARLIEST, computes=True)
+    """Register a function that computes: operands are widened, the result is rounded once."""
+    return _register(function, function.__name__, EARLIEST, computes=True)
 
 
 def moves(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Enter a function that moves or converts values and rounds nothing itself."""
-    return _enter(function, function.__name__, EARLIEST, computes=False)
+    """Register a function that moves or converts values and does not round them itself."""
+    return _register(function, function.__name__, EARLIEST, computes=False)
 
 
 def version(name: str, since: int, *, computes: bool) -> Callable[[Any], Any]:
-    """Enter a function as the meaning of ``name`` from an operator set on."""
-    return lambda function: _enter(function, name, since, computes=computes)
+    """Register a function as the implementation of ``name`` from an operator set on."""
+    return lambda function: _register(function, name, since, computes=computes)
 
 
-def _enter(
+def _register(
     function: Callable[..., Any], name: str, since: int, *, computes: bool
 ) -> Callable[..., Any]:
-    row = Operator(
+    operator = Operator(
         name=name,
         since=since,
         arithmetic=computes,
         function=function,
         parameters=dict(inspect.signature(function).parameters),
     )
-    _TABLE.setdefault(name, []).append(row)
+    _TABLE.setdefault(name, []).append(operator)
     return function
 
 
 def find(name: str, opset: int) -> Operator | None:
-    """The meaning of an operator in an operator set; null where it has none here."""
-    rows = [row for row in _TABLE.get(name, ()) if row.since <= opset]
-    return max(rows, key=lambda row: row.since, default=None)
+    """The implementation of an operator in an operator set, or None."""
+    versions = [operator for operator in _TABLE.get(name, ()) if operator.since <= opset]
+    return max(versions, key=lambda operator: operator.since, default=None)
 
 
 def names() -> tuple[str, ...]:

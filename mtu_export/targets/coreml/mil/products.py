@@ -1,8 +1,8 @@
 """Operators that sum products: convolution, linear layers, matrix products, attention.
 
-``terms``, from the evaluator, is null where sums are float32, as hardware does. Otherwise partial
-sums of so many terms (or input channels) are rounded to float16 and so is each running total: the
-worst that a float16 accumulator does.
+``terms`` comes from the evaluator. None sums in float32, as hardware does. With a number, partial
+sums of that many terms (or input channels) and each running total are rounded to float16: the worst
+case of a float16 accumulator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POOL: Mapping[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 
 
 
 def _summed(size: int, terms: int | None, part: Callable[[slice], Tensor]) -> Tensor:
-    """The sum of ``part`` over slices of ``size`` terms."""
+    """The sum over ``size`` terms; ``part`` computes the partial sum of a slice of them."""
     if terms is None:
         return part(slice(None))
     total = _half(part(slice(0, terms)))
@@ -41,8 +41,8 @@ def linear(
     """``x · weightᵀ + bias`` with weight [out, in] and bias [out]."""
     if terms is None:
         return F.linear(x, weight, bias)
-    found = _summed(x.shape[-1], terms, lambda s: F.linear(x[..., s], weight[:, s]))
-    return found if bias is None else found + bias
+    product = _summed(x.shape[-1], terms, lambda s: F.linear(x[..., s], weight[:, s]))
+    return product if bias is None else product + bias
 
 
 @arithmetic
@@ -56,7 +56,7 @@ def matmul(
 ) -> Tensor:
     """Products of the matrices in the last two dimensions, the others broadcast.
 
-    A flag transposes its operand's matrices first, and does nothing to a vector.
+    A flag transposes its operand's matrices first; on a vector it has no effect.
     """
     x = x.transpose(-1, -2) if transpose_x and x.ndim > 1 else x
     y = y.transpose(-1, -2) if transpose_y and y.ndim > 1 else y
@@ -80,35 +80,37 @@ def conv(
 ) -> Tensor:
     """Cross-correlation of x [n, in, *d] with weight [out, in / groups, *k] in 1 to 3 dimensions.
 
-    ``pad`` holds (before, after) of each dimension and counts only with pad_type ``custom``.
-    ``same`` keeps ceil(d / stride) values; it is refused where more padding would be on one side.
+    ``pad`` holds (before, after) for each dimension and is used only with pad_type ``custom``.
+    ``same`` gives ceil(d / stride) values; it is refused where the padding would be uneven.
     """
     rank = x.ndim - 2
-    steps, apart = strides or (1,) * rank, dilations or (1,) * rank
-    sides = _padding(pad_type, pad, x.shape[2:], weight.shape[2:], steps, apart)
-    if any(sides):
-        x = F.pad(x, [side for i in reversed(range(rank)) for side in sides[2 * i : 2 * i + 2]])
+    stride, dilation = strides or (1,) * rank, dilations or (1,) * rank
+    padding = _padding(pad_type, pad, x.shape[2:], weight.shape[2:], stride, dilation)
+    if any(padding):
+        x = F.pad(x, [side for i in reversed(range(rank)) for side in padding[2 * i : 2 * i + 2]])
     convolve = _CONVOLVE[rank]
     if terms is None:
-        return convolve(x, weight, bias, steps, 0, apart, groups)
+        return convolve(x, weight, bias, stride, 0, dilation, groups)
     pairs = zip(x.chunk(groups, 1), weight.chunk(groups, 0), strict=True)
-    found = torch.cat([_channels(p, w, steps, apart, terms) for p, w in pairs], 1)
-    return found if bias is None else found + bias.reshape(-1, *(1,) * rank)
+    result = torch.cat(
+        [_channels(inputs, kernels, stride, dilation, terms) for inputs, kernels in pairs], 1
+    )
+    return result if bias is None else result + bias.reshape(-1, *(1,) * rank)
 
 
-def _channels(x: Tensor, weight: Tensor, steps: Ints, apart: Ints, terms: int) -> Tensor:
+def _channels(x: Tensor, weight: Tensor, stride: Ints, dilation: Ints, terms: int) -> Tensor:
     convolve = _CONVOLVE[x.ndim - 2]
 
     def part(s: slice) -> Tensor:
-        return convolve(x[:, s], weight[:, s], None, steps, 0, apart)
+        return convolve(x[:, s], weight[:, s], None, stride, 0, dilation)
 
     return _summed(weight.shape[1], terms, part)
 
 
 def _padding(
-    kind: str, pad: Ints | None, sizes: Ints, kernel: Ints, steps: Ints, apart: Ints
+    kind: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints, dilations: Ints
 ) -> list[int]:
-    """(before, after) of each spatial dimension."""
+    """Padding (before, after) for each spatial dimension."""
     if kind == "custom":
         if pad is None or len(pad) != 2 * len(sizes) or min(pad) < 0:
             raise ValueError(f"custom padding {pad} for {len(sizes)} dimensions")
@@ -117,13 +119,13 @@ def _padding(
         return [0] * 2 * len(sizes)
     if kind not in ("same", "same_lower"):
         raise ValueError(f"no pad_type {kind!r}")
-    found: list[int] = []
-    for size, width, step, gap in zip(sizes, kernel, steps, apart, strict=True):
-        total = max(0, (math.ceil(size / step) - 1) * step + (width - 1) * gap + 1 - size)
-        if total % 2 or total != (width - 1) * gap:
+    padding: list[int] = []
+    for size, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max(0, (math.ceil(size / stride) - 1) * stride + (taps - 1) * dilation + 1 - size)
+        if total % 2 or total != (taps - 1) * dilation:
             raise ValueError(f"pad_type {kind!r} with uneven padding")
-        found += [total // 2, total // 2]
-    return found
+        padding += [total // 2, total // 2]
+    return padding
 
 
 @arithmetic
@@ -136,22 +138,22 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Means of x [n, C, *d] over windows, as :func:`conv` lays them; padding counts as zeros.
+    """Means of x [n, C, *d] over windows placed as in :func:`conv`; padding counts as zeros.
 
-    ``exclude_padding_from_average`` leaves it out of the count. ``ceil_mode`` is refused.
+    ``exclude_padding_from_average`` leaves padding out of the count. ``ceil_mode`` is refused.
     """
     rank = x.ndim - 2
-    steps, ones = strides or (1,) * rank, (1,) * rank
+    stride, dilation = strides or (1,) * rank, (1,) * rank
     if ceil_mode or len(kernel_sizes) != rank or not 1 <= rank <= 3:
         raise ValueError(f"windows {list(kernel_sizes)} of rank {rank}, ceil_mode {ceil_mode}")
-    sides = _padding(pad_type, pad, x.shape[2:], kernel_sizes, steps, ones)
-    pads = [side for i in reversed(range(rank)) for side in sides[2 * i : 2 * i + 2]]
+    padding = _padding(pad_type, pad, x.shape[2:], kernel_sizes, stride, dilation)
+    pad_widths = [side for i in reversed(range(rank)) for side in padding[2 * i : 2 * i + 2]]
     pool = _POOL[rank]
-    means = pool(F.pad(x, pads), kernel_sizes, steps)
-    if not (exclude_padding_from_average and any(sides)):
+    means = pool(F.pad(x, pad_widths), kernel_sizes, stride)
+    if not (exclude_padding_from_average and any(padding)):
         return means
-    counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-    return means / pool(F.pad(counted, pads), kernel_sizes, steps)
+    inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    return means / pool(F.pad(inside, pad_widths), kernel_sizes, stride)
 
 
 @arithmetic
@@ -165,8 +167,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """``softmax(query · keyᵀ / √E + mask) · value`` over the keys; E is the query's last size.
 
-    A mask of bools lets a key take part where it is true; one of numbers is added. What lies
-    between the operands and the result is never rounded to float16.
+    A boolean mask selects the keys that take part; a numeric mask is added to the scores.
+    Intermediate values are never rounded to float16.
     """
     if terms is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask)
@@ -174,7 +176,7 @@ def scaled_dot_product_attention(
     scores = _summed(size, terms, lambda s: query[..., s] @ key[..., s].transpose(-1, -2))
     scores = scores / math.sqrt(size)
     if attn_mask is not None:
-        hidden = attn_mask.dtype is torch.bool
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if hidden else scores + attn_mask
+        is_boolean = attn_mask.dtype is torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_boolean else scores + attn_mask
     weights = scores.softmax(-1)
     return _summed(weights.shape[-1], terms, lambda s: weights[..., s] @ value[..., s, :])

@@ -1,7 +1,7 @@
 """A function of a saved package: typed values, constants in the weight file, operators in order.
 
-The weight file is mapped into memory and read where an operator needs it. What is read is hostile
-until checked: sizes, types, names used before they are made, programs of another kind.
+The weight file is memory-mapped and read only where an operator needs it. Input is treated as
+hostile until checked: sizes, types, names used before they are defined, programs of another kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {
     "bool": np.bool_,
     **{name: np.int8 if name == "int4" else np.uint8 for name in BITS},
 }
-"""NumPy's type for each MIL type; a packed value takes a byte of its own once it is read."""
+"""NumPy's type for each MIL type; a packed value takes one byte once it is read."""
 FIELDS = {
     "float32": "floats",
     "int32": "ints",
@@ -40,23 +40,23 @@ FIELDS = {
     "bool": "bools",
     "string": "strings",
 }
-"""Where an immediate value is; those of all other types are bytes."""
+"""The protobuf field that holds an immediate value; all other types are in ``bytes``."""
 VALUE_LIMIT = 1 << 34
-"""Bytes of a single value."""
+"""Largest size of a single value, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A value of the program; packed types are unpacked when they are asked for.
+    """A constant of the program; packed types are unpacked on access.
 
-    ``name`` is null for a value written into an operator itself.
+    ``name`` is None for a value written into an operator itself. ``stored``: whether the value is
+    in the weight file.
     """
 
     name: str | None
     spec: TensorSpec
     data: np.ndarray | str
     stored: bool = False
-    """In the weight file."""
 
     def array(self) -> np.ndarray:
         """The values in their shape; a view of the mapped file where that is possible."""
@@ -65,8 +65,8 @@ class Constant:
         if bits is None:
             return self.data.reshape(self.spec.shape)
         count = math.prod(self.spec.shape)
-        stream = np.unpackbits(self.data, bitorder="little")[: count * bits].reshape(count, bits)
-        codes = np.packbits(stream, axis=1, bitorder="little")[:, 0]
+        bitstream = np.unpackbits(self.data, bitorder="little")[: count * bits].reshape(count, bits)
+        codes = np.packbits(bitstream, axis=1, bitorder="little")[:, 0]
         if self.spec.dtype == "int4":
             codes = (codes.astype(np.int8) ^ 8) - 8
         return codes.astype(DTYPES[self.spec.dtype]).reshape(self.spec.shape)
@@ -78,7 +78,7 @@ Operand = str | Constant
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One operator at its place: parameter -> operands, and what it declares to make."""
+    """One operator of a program: its operands by parameter, and its declared outputs."""
 
     kind: str
     name: str
@@ -88,7 +88,7 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Function:
-    """A function of a package, its operators in an order in which they can be run.
+    """A function of a package, with its operators in execution order.
 
     ``opset`` is 6 for iOS16, 7 for iOS17, 8 for iOS18.
     """
@@ -105,9 +105,9 @@ OPSETS = {"CoreML5": 5, "CoreML6": 6, "CoreML7": 7, "CoreML8": 8}
 
 
 def read(path: Path, entry: str, model: Any = None) -> Function:
-    """Read the function ``entry`` of a package; raises ``BundleError`` for what is malformed.
+    """Read the function ``entry`` of a package; raises ``BundleError`` if it is malformed.
 
-    ``model`` is the parsed program where the caller has it already.
+    ``model`` is the parsed package, if the caller already has it.
     """
     where = path.name
     functions = (package.parse(path) if model is None else model).mlProgram.functions
@@ -120,24 +120,24 @@ def read(path: Path, entry: str, model: Any = None) -> Function:
     block = package.block(function, where)
     values = _values(path)
     inputs = tuple(_spec(value, where) for value in function.inputs)
-    known: dict[str, Constant | TensorSpec] = {spec.name: spec for spec in inputs}
-    if len(known) != len(function.inputs):
+    defined: dict[str, Constant | TensorSpec] = {spec.name: spec for spec in inputs}
+    if len(defined) != len(function.inputs):
         raise BundleError(f"{where}: two inputs of one name")
     operations: list[Operation] = []
     for operator in block.operations:
-        made = tuple(_spec(value, where) for value in operator.outputs)
-        for spec in made:
-            if spec.name in known:
+        outputs = tuple(_spec(value, where) for value in operator.outputs)
+        for spec in outputs:
+            if spec.name in defined:
                 raise BundleError(f"{where}: the value {spec.name!r} is made twice")
         if operator.type == "const":
-            known |= {spec.name: _const(operator, spec, values, where) for spec in made}
+            defined |= {spec.name: _const(operator, spec, values, where) for spec in outputs}
         else:
-            operations.append(_operation(operator, made, known, values, where))
-            known |= {spec.name: spec for spec in made}
+            operations.append(_operation(operator, outputs, defined, values, where))
+            defined |= {spec.name: spec for spec in outputs}
     for name in block.outputs:
-        if name not in known:
+        if name not in defined:
             raise BundleError(f"{where}: output {name!r} comes from no operator")
-        if isinstance(known[name], Constant):
+        if isinstance(defined[name], Constant):
             raise BundleError(f"{where}: output {name!r} is a constant")
     return Function(
         package=where,
@@ -154,20 +154,20 @@ def _const(
 ) -> Constant:
     if len(operator.outputs) != 1 or "val" not in operator.attributes:
         raise BundleError(f"{where}: the constant {spec.name!r} has no value")
-    found = values(operator.attributes["val"], spec.name)
-    if found.spec != spec:
+    constant = values(operator.attributes["val"], spec.name)
+    if constant.spec != spec:
         raise BundleError(f"{where}: the constant {spec.name!r} is not of its declared type")
-    return found
+    return constant
 
 
 def _operation(
     operator: Any,
-    made: tuple[TensorSpec, ...],
-    known: Mapping[str, Constant | TensorSpec],
+    outputs: tuple[TensorSpec, ...],
+    defined: Mapping[str, Constant | TensorSpec],
     values: Callable[[Any, str | None], Constant],
     where: str,
 ) -> Operation:
-    name = made[0].name if made else operator.type
+    name = outputs[0].name if outputs else operator.type
     attributes = dict(operator.attributes.items())
     attributes.pop("name", None)
     operands: dict[str, tuple[Operand, ...]] = {
@@ -176,21 +176,23 @@ def _operation(
     for parameter, argument in operator.inputs.items():
         if parameter in operands:
             raise BundleError(f"{where}: operator {name!r} has {parameter!r} twice")
-        row: list[Operand] = []
+        argument_operands: list[Operand] = []
         for binding in argument.arguments:
             if binding.WhichOneof("binding") == "value":
-                row.append(values(binding.value, None))
+                argument_operands.append(values(binding.value, None))
                 continue
-            if binding.name not in known:
+            if binding.name not in defined:
                 raise BundleError(
                     f"{where}: operator {name!r} reads {binding.name!r} before it is made"
                 )
-            found = known[binding.name]
-            row.append(found if isinstance(found, Constant) else binding.name)
-        operands[parameter] = tuple(row)
+            definition = defined[binding.name]
+            argument_operands.append(
+                definition if isinstance(definition, Constant) else binding.name
+            )
+        operands[parameter] = tuple(argument_operands)
     if operator.blocks:
         raise BundleError(f"{where}: operator {name!r} ({operator.type}) has blocks inside")
-    return Operation(kind=operator.type, name=name, operands=operands, outputs=made)
+    return Operation(kind=operator.type, name=name, operands=operands, outputs=outputs)
 
 
 def _spec(value: Any, where: str) -> TensorSpec:
@@ -198,23 +200,23 @@ def _spec(value: Any, where: str) -> TensorSpec:
         raise BundleError(f"{where}: the value {value.name!r} is no tensor")
     shape, dtype = package.shape_of(value.type.tensorType, where)
     spec = TensorSpec(name=value.name, shape=shape, dtype=dtype.lower())
-    _check(spec, where)
+    _validate_spec(spec, where)
     return spec
 
 
-def _check(spec: TensorSpec, where: str) -> None:
+def _validate_spec(spec: TensorSpec, where: str) -> None:
     if spec.dtype not in DTYPES and spec.dtype != "string":
         raise BundleError(f"{where}: the value {spec.name!r} is of type {spec.dtype}")
-    width = np.dtype(DTYPES.get(spec.dtype, np.uint8)).itemsize
-    if math.prod(spec.shape) * width > VALUE_LIMIT:
+    value_bytes = np.dtype(DTYPES.get(spec.dtype, np.uint8)).itemsize
+    if math.prod(spec.shape) * value_bytes > VALUE_LIMIT:
         raise BundleError(f"{where}: the value {spec.name!r} is over {VALUE_LIMIT >> 30} GB")
 
 
 def _values(path: Path) -> Callable[[Any, str | None], Constant]:
-    """A function that reads a ``MIL.Value`` of a package, mapping its weight file once."""
+    """Map a package's weight file; return a function that reads a ``MIL.Value``."""
     file, where = path / "Data" / package.WEIGHT_FILE, path.name
     size = file.stat().st_size if file.is_file() else 0
-    # Copy on write: torch takes no read-only memory, and the file must never change.
+    # Copy on write: torch accepts no read-only memory, and the file must never change.
     mapped = np.memmap(file, np.uint8, "c") if size else np.empty(0, np.uint8)
 
     def read(value: Any, name: str | None) -> Constant:
@@ -222,7 +224,7 @@ def _values(path: Path) -> Callable[[Any, str | None], Constant]:
             raise BundleError(f"{where}: the constant {name!r} is no tensor")
         shape, dtype = package.shape_of(value.type.tensorType, where)
         spec = TensorSpec(name=name or "", shape=shape, dtype=dtype.lower())
-        _check(spec, where)
+        _validate_spec(spec, where)
         if value.WhichOneof("value") == "blobFileValue":
             with file.open("rb") as weights:
                 start, length = package.find_blob(value, weights, size, where)
@@ -241,26 +243,28 @@ def _immediate(value: Any, spec: TensorSpec, where: str) -> np.ndarray | str:
     tensor, field = value.immediateValue.tensor, FIELDS.get(spec.dtype, "bytes")
     if tensor.WhichOneof("value") != field:
         raise BundleError(f"{where}: the constant {spec.name!r} holds no {spec.dtype}")
-    found, count = getattr(tensor, field).values, math.prod(spec.shape)
+    stored, count = getattr(tensor, field).values, math.prod(spec.shape)
     if field == "strings":
-        if spec.shape or len(found) != 1:
+        if spec.shape or len(stored) != 1:
             raise BundleError(f"{where}: the constant {spec.name!r} is not one string")
-        return str(found[0])
+        return str(stored[0])
     if field == "bytes":
         bits = BITS.get(spec.dtype, 8 * np.dtype(DTYPES[spec.dtype]).itemsize)
-        if len(found) != (count * bits + 7) // 8:
-            raise BundleError(f"{where}: the constant {spec.name!r} has {len(found)} bytes")
-        raw = np.frombuffer(bytearray(found), np.uint8)
+        if len(stored) != (count * bits + 7) // 8:
+            raise BundleError(f"{where}: the constant {spec.name!r} has {len(stored)} bytes")
+        raw = np.frombuffer(bytearray(stored), np.uint8)
         return raw if spec.dtype in BITS else raw.view(DTYPES[spec.dtype])
-    if len(found) != count:
-        raise BundleError(f"{where}: the constant {spec.name!r} has {len(found)} of {count} values")
+    if len(stored) != count:
+        raise BundleError(
+            f"{where}: the constant {spec.name!r} has {len(stored)} of {count} values"
+        )
     try:
-        return np.array(found, dtype=DTYPES[spec.dtype])
+        return np.array(stored, dtype=DTYPES[spec.dtype])
     except OverflowError:
         raise BundleError(f"{where}: the constant {spec.name!r} is no {spec.dtype}") from None
 
 
 def constants(operation: Operation) -> Iterator[Constant]:
     """The constants that an operation reads."""
-    for row in operation.operands.values():
-        yield from (operand for operand in row if isinstance(operand, Constant))
+    for operands in operation.operands.values():
+        yield from (operand for operand in operands if isinstance(operand, Constant))

@@ -1,4 +1,4 @@
-"""Operators that change shape or order, join or cut, and compute nothing."""
+"""Operators that reshape, reorder, join or split values, and compute nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mtu_export.targets.coreml.mil.operators import Bools, Ints, moves, version
 
 IOS17 = 7
 _MOST_PIECES = 1024
-"""Of one value: each is an object, before their number is compared with what is declared."""
+"""Limit of ``split``: every piece becomes an object before their number is checked."""
 
 
 @moves
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """The same values in row-major order; −1 is what is left, 0 keeps the dimension at its place.
+    """The same values in row-major order; −1 infers a size, 0 copies the dimension of ``x``.
 
-    Before iOS17 a 0 asks for as many dimensions as ``x`` has.
+    Before iOS17, a shape with a 0 must have the rank of ``x``.
     """
     if 0 in shape and len(shape) != x.ndim:
         raise ValueError("a 0 in shape needs the rank of x")
@@ -26,29 +26,29 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
 
 @version("reshape", IOS17, computes=False)
 def reshape_from_the_right(x: Tensor, shape: Ints) -> Tensor:
-    """As before, but a 0 is matched with the dimensions of ``x`` counted from the last.
+    """As :func:`reshape`, but a 0 copies the dimension of ``x`` at the same place from the end.
 
-    Where ``x`` has no such dimension, it is 1.
+    Where ``x`` has no such dimension, the size is 1.
     """
     missing = len(shape) - x.ndim
-    kept = [1 if i < missing else x.shape[i - missing] for i in range(len(shape))]
-    return x.reshape([kept[i] if size == 0 else size for i, size in enumerate(shape)])
+    aligned = [1 if i < missing else x.shape[i - missing] for i in range(len(shape))]
+    return x.reshape([aligned[i] if size == 0 else size for i, size in enumerate(shape)])
 
 
 @moves
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
-    """New dimensions of size 1 at ``axes`` of the result; negative ones count from its end."""
+    """New dimensions of size 1 at ``axes`` of the result; negative axes count from its end."""
     rank = x.ndim + len(axes)
-    places = {axis + rank if axis < 0 else axis for axis in axes}
-    if len(places) != len(axes) or not all(0 <= place < rank for place in places):
+    positions = {axis + rank if axis < 0 else axis for axis in axes}
+    if len(positions) != len(axes) or not all(0 <= position < rank for position in positions):
         raise ValueError(f"axes {list(axes)} of rank {rank}")
     sizes = iter(x.shape)
-    return x.reshape([1 if i in places else next(sizes) for i in range(rank)])
+    return x.reshape([1 if i in positions else next(sizes) for i in range(rank)])
 
 
 @moves
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """Without the dimensions ``axes``, each of size 1; by default without all of size 1."""
+    """Remove the dimensions ``axes``, each of size 1; by default all of size 1."""
     if axes is None:
         return x.squeeze()
     for axis in axes:
@@ -59,21 +59,21 @@ def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
 
 @moves
 def transpose(x: Tensor, perm: Ints) -> Tensor:
-    """Dimension ``i`` of the result is dimension ``perm[i]`` of ``x``; negative from the end."""
+    """Dimension ``i`` of the result is ``perm[i]`` of ``x``; negative counts from the end."""
     return x.permute(perm)
 
 
 @moves
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """In reverse order along ``axes``, by default along all."""
+    """Reverse the order along ``axes``, by default along all."""
     return x.flip(tuple(range(x.ndim)) if axes is None else axes)
 
 
 @moves
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
-    """One after the other along ``axis``.
+    """Join along ``axis``, one after the other.
 
-    Interleaved, value ``i`` of the result is value ``i // n`` of operand ``i % n`` of ``n``.
+    Interleaved, value ``i`` of the result is value ``i // n`` of operand ``i % n``, of ``n``.
     """
     if not interleave:
         return torch.cat(values, axis)
@@ -83,7 +83,7 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
 
 @moves
 def stack(values: list[Tensor], axis: int) -> Tensor:
-    """Side by side along a new dimension ``axis``."""
+    """Join along a new dimension ``axis``."""
     return torch.stack(values, axis)
 
 
@@ -115,21 +115,22 @@ def shape(x: Tensor) -> Tensor:
 
 @moves
 def fill(shape: Ints, value: Tensor) -> Tensor:
-    """A tensor of one value."""
+    """A tensor of this shape, filled with one value."""
     return value.expand(shape)
 
 
 @moves
 def fill_like(ref_tensor: Tensor, value: Tensor) -> Tensor:
-    """A tensor of one value and of the shape of another."""
+    """A tensor of the shape of ``ref_tensor``, filled with one value."""
     return value.expand(ref_tensor.shape)
 
 
 @moves
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """Wider along the last ``len(pad) / 2`` dimensions: ``pad`` holds (before, after) of each.
+    """Pad the last ``len(pad) / 2`` dimensions; ``pad`` holds (before, after) for each.
 
-    ``constant`` values, ``reflect`` without the edge, or ``replicate`` of the edge.
+    ``constant`` fills in a value, ``reflect`` mirrors without repeating the edge, ``replicate``
+    repeats the edge.
     """
     if len(pad) % 2 or len(pad) > 2 * x.ndim or min(pad, default=0) < 0:
         raise ValueError(f"pad {list(pad)} for rank {x.ndim}")
@@ -138,14 +139,14 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
         return F.pad(x, [side for pair in reversed(pairs) for side in pair], value=constant_val)
     for axis, (before, after) in enumerate(pairs, x.ndim - len(pairs)):
         last = x.shape[axis] - 1
-        places = torch.arange(-before, last + 1 + after, device=x.device)
+        indices = torch.arange(-before, last + 1 + after, device=x.device)
         if mode == "reflect" and max(before, after) <= last:
-            places = last - (places.abs() - last).abs()
+            indices = last - (indices.abs() - last).abs()
         elif mode == "replicate":
-            places = places.clamp(0, last)
+            indices = indices.clamp(0, last)
         else:
             raise ValueError(f"mode {mode!r} with pad {list(pad)}")
-        x = x.index_select(axis, places)
+        x = x.index_select(axis, indices)
     return x
 
 
@@ -162,15 +163,17 @@ def slice_by_index(
     end_mask: Bools | None = None,
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
-    """``x[begin[0]:end[0]:stride[0], ...]`` as NumPy slices.
+    """``x[begin[0]:end[0]:stride[0], ...]`` with NumPy's rules.
 
     A true ``begin_mask`` or ``end_mask`` leaves that end open. A true ``squeeze_mask`` takes the
-    one value at ``begin`` and drops the dimension.
+    single value at ``begin`` and drops the dimension.
     """
-    none = (False,) * x.ndim
-    strides, squeezed = stride or (1,) * x.ndim, squeeze_mask or none
-    open_begin, open_end = begin_mask or none, end_mask or none
-    if {len(row) for row in (begin, end, strides, squeezed, open_begin, open_end)} != {x.ndim}:
+    no_axis = (False,) * x.ndim
+    strides, squeezed = stride or (1,) * x.ndim, squeeze_mask or no_axis
+    open_begin, open_end = begin_mask or no_axis, end_mask or no_axis
+    if {len(argument) for argument in (begin, end, strides, squeezed, open_begin, open_end)} != {
+        x.ndim
+    }:
         raise ValueError(f"slices of another rank than {x.ndim}")
     for axis in reversed(range(x.ndim)):
         size, first = x.shape[axis], None if open_begin[axis] else begin[axis]
@@ -178,18 +181,18 @@ def slice_by_index(
             x = x.select(axis, first or 0)
             continue
         last = None if open_end[axis] else end[axis]
-        places = range(*slice(first, last, strides[axis]).indices(size))
-        if places.step == 1:
-            x = x.narrow(axis, places.start, len(places))
+        indices = range(*slice(first, last, strides[axis]).indices(size))
+        if indices.step == 1:
+            x = x.narrow(axis, indices.start, len(indices))
         else:
-            steps = torch.arange(len(places), device=x.device)
-            x = x.index_select(axis, places.start + places.step * steps)
+            counts = torch.arange(len(indices), device=x.device)
+            x = x.index_select(axis, indices.start + indices.step * counts)
     return x
 
 
 @moves
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """``size[i]`` values from ``begin[i]`` on; a size of −1 takes all that are left."""
+    """``size[i]`` values from ``begin[i]`` on; a size of −1 takes all the rest."""
     if not len(begin) == len(size) == x.ndim:
         raise ValueError(f"begin and size of another rank than {x.ndim}")
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):

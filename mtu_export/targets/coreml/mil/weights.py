@@ -1,6 +1,6 @@
-"""Operators that make weights of codes: affine, palettes, blocks, sparse; and activations' codes.
+"""Operators that decode weights (affine, palettes, blocks, sparse) and quantise activations.
 
-Codes of fewer than 8 bits are already apart: int8 or uint8, one a code.
+Codes of fewer than 8 bits arrive unpacked: one int8 or uint8 per code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """One value, or one a channel [C] along ``axis`` of ``x``."""
+    """A single value, or one per channel [C], shaped to broadcast along ``axis`` of ``x``."""
     if values.ndim == 0 or axis is None:
         return values
     shape = [1] * x.ndim
@@ -29,7 +29,9 @@ def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
 def constexpr_affine_dequantize(
     quantized_data: Tensor, scale: Tensor, zero_point: Tensor, axis: int
 ) -> Tensor:
-    """``scale · (quantized_data − zero_point)``, each one value or one a channel of ``axis``."""
+    """``scale · (quantized_data − zero_point)``; scale and zero point are one value or one per
+    channel of ``axis``.
+    """
     zero = _along(zero_point, quantized_data, axis)
     return _along(scale, quantized_data, axis) * (quantized_data - zero)
 
@@ -38,20 +40,20 @@ def constexpr_affine_dequantize(
 def constexpr_blockwise_shift_scale(
     data: Tensor, scale: Tensor, offset: Tensor | None = None
 ) -> Tensor:
-    """``scale · (data − offset)``; a scale holds for a block of ``data``.
+    """``scale · (data − offset)`` with one scale per block of ``data``.
 
-    Scale and offset have the rank of ``data``; along each dimension a block has as many values as
-    the size of ``data`` over the size of ``scale``.
+    Scale and offset have the rank of ``data``; along each dimension the length of a block is the
+    size of ``data`` divided by the size of ``scale``.
     """
     blocks, shape = _blocks(data, scale), data.shape
-    wide = data.reshape(blocks)
-    narrow = [size if i % 2 == 0 else 1 for i, size in enumerate(blocks)]
-    wide = wide if offset is None else wide - offset.reshape(narrow)
-    return (scale.reshape(narrow) * wide).reshape(shape)
+    blocked = data.reshape(blocks)
+    per_block = [size if i % 2 == 0 else 1 for i, size in enumerate(blocks)]
+    blocked = blocked if offset is None else blocked - offset.reshape(per_block)
+    return (scale.reshape(per_block) * blocked).reshape(shape)
 
 
 def _blocks(data: Tensor, scale: Tensor) -> list[int]:
-    """The shape of ``data`` with each dimension as (blocks, values of a block)."""
+    """The shape of ``data`` with each dimension split into (blocks, values per block)."""
     if scale.ndim != data.ndim or any(n % m for n, m in zip(data.shape, scale.shape, strict=True)):
         raise ValueError(f"blocks {list(scale.shape)} of {list(data.shape)}")
     pairs = zip(data.shape, scale.shape, strict=True)
@@ -60,9 +62,9 @@ def _blocks(data: Tensor, scale: Tensor) -> list[int]:
 
 @moves
 def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
-    """Entries of a palette ``lut`` [2^b] by packed indices of b bits, as ``shape``.
+    """Entries of a palette ``lut`` [2^b] selected by packed indices of b bits, as ``shape``.
 
-    The first index is in the lowest bits of the first byte; one that does not fit goes on in the
+    The first index is in the lowest bits of the first byte; one that does not fit continues in the
     lowest bits of the next byte.
     """
     bits, count = _bits(lut.shape[0]), math.prod(shape)
@@ -72,6 +74,7 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
 
 
 def _bits(entries: int) -> int:
+    """Bits of an index into a palette."""
     bits = entries.bit_length() - 1
     if entries != 1 << bits or bits not in (1, 2, 3, 4, 6, 8):
         raise ValueError(f"a palette of {entries} entries")
@@ -79,47 +82,48 @@ def _bits(entries: int) -> int:
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """``count`` unsigned codes of ``bits`` bits, as int32, from bytes filled from the low end."""
+    """``count`` unsigned codes of ``bits`` bits, packed from the low end of each byte, as int32."""
     if bits == 8:
         return packed[:count].to(torch.int32)
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    stream = ((packed[:, None] >> places) & 1).flatten()[: count * bits].reshape(count, bits)
+    positions = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bitstream = ((packed[:, None] >> positions) & 1).flatten()[: count * bits].reshape(count, bits)
     powers = 1 << torch.arange(bits, dtype=torch.int32, device=packed.device)
-    return (stream.to(torch.int32) * powers).sum(1, dtype=torch.int32)
+    return (bitstream.to(torch.int32) * powers).sum(1, dtype=torch.int32)
 
 
 @version("constexpr_lut_to_dense", IOS18, computes=False)
 def palettes_to_dense(indices: Tensor, lut: Tensor, vector_axis: int | None = None) -> Tensor:
-    """Entries of palettes ``lut`` [*groups, 2^b, v] by indices; a palette holds for a block.
+    """Entries of palettes ``lut`` [*groups, 2^b, v] by indices, with one palette per block.
 
-    Along each dimension a block has as many indices as their size over the size of ``groups``.
-    With v > 1 an entry is a vector, laid along ``vector_axis``, which is v times as long then.
+    Along each dimension the length of a block is the size of ``indices`` divided by the size of
+    ``groups``. With v > 1 an entry is a vector, laid along ``vector_axis``, which becomes v times
+    as long.
     """
     groups, (entries, length) = lut.shape[:-2], lut.shape[-2:]
     if len(groups) != indices.ndim or (length > 1 and vector_axis is None):
         raise ValueError(f"palettes {list(lut.shape)} for indices {list(indices.shape)}")
-    numbers = torch.arange(math.prod(groups), dtype=torch.int32, device=lut.device).reshape(groups)
+    palettes = torch.arange(math.prod(groups), dtype=torch.int32, device=lut.device).reshape(groups)
     for axis, (n, m) in enumerate(zip(indices.shape, groups, strict=True)):
         if n % m:
             raise ValueError(f"palettes {list(lut.shape)} for indices {list(indices.shape)}")
-        numbers = numbers.repeat_interleave(n // m, axis)
-    rows = (numbers * entries + indices.to(torch.int32)).flatten()
-    found = lut.reshape(-1, length).index_select(0, rows).reshape(*indices.shape, length)
+        palettes = palettes.repeat_interleave(n // m, axis)
+    positions = (palettes * entries + indices.to(torch.int32)).flatten()
+    values = lut.reshape(-1, length).index_select(0, positions).reshape(*indices.shape, length)
     if length == 1:
-        return found.squeeze(-1)
+        return values.squeeze(-1)
     axis = (vector_axis or 0) % indices.ndim
-    return found.movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return values.movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 
 @moves
 def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Ints) -> Tensor:
-    """Values of ``nonzero_data`` in order where the packed bits of ``mask`` are 1, else 0."""
+    """Values of ``nonzero_data`` in order where the packed bits of ``mask`` are 1, 0 elsewhere."""
     return dense(nonzero_data, unpack(mask, 1, math.prod(shape)).reshape(shape))
 
 
 @version("constexpr_sparse_to_dense", IOS18, computes=False)
 def dense(nonzero_data: Tensor, mask: Tensor) -> Tensor:
-    """Values of ``nonzero_data`` in row-major order where ``mask`` is 1, else 0."""
+    """Values of ``nonzero_data`` in row-major order where ``mask`` is 1, 0 elsewhere."""
     empty = torch.zeros(mask.shape, dtype=nonzero_data.dtype, device=nonzero_data.device)
     return empty.masked_scatter(mask.bool(), nonzero_data)
 
@@ -143,7 +147,7 @@ def quantize(
     zero_point: Tensor | None = None,
     axis: int | None = None,
 ) -> Tensor:
-    """``input / scale`` to the nearest even integer, plus zero_point, cut to the codes' range."""
+    """``input / scale`` rounded half to even, plus zero_point, clamped to the codes' range."""
     least, most = _RANGES[output_dtype]
     codes = (input / _along(scale, input, axis)).round()
     codes = codes if zero_point is None else codes + _along(zero_point, input, axis)
@@ -154,6 +158,8 @@ def quantize(
 def dequantize(
     input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int | None = None
 ) -> Tensor:
-    """``scale · (input − zero_point)``, each one value or one a channel of ``axis``."""
+    """``scale · (input − zero_point)``; scale and zero point are one value or one per channel of
+    ``axis``.
+    """
     codes = input if zero_point is None else input - _along(zero_point, input, axis)
     return _along(scale, input, axis) * codes.float()
