@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mtu_export.bundle.card import card, sharing
 from mtu_export.bundle.compatibility import validate_wiring
@@ -32,7 +31,12 @@ from mtu_export.bundle.manifest import (
     SchemeRecord,
 )
 from mtu_export.bundle.paths import MANIFEST, inside
-from mtu_export.bundle.reading import LIMIT, read_manifest, validated
+from mtu_export.bundle.reading import (
+    LIMIT,
+    read_manifest,
+    refuse_invalid_records,
+    validated,
+)
 from mtu_export.bundle.rules import require_references
 from mtu_export.spec import BundleError, Schedule, Task, TensorSpec, Verdict
 
@@ -58,11 +62,13 @@ __all__ = [
     "read_constants",
     "read_manifest",
     "record",
+    "refuse_invalid_records",
     "sha256",
     "sha256_of",
     "sharing",
     "size",
     "validate_wiring",
+    "validated",
     "write_constants",
     "write_goldens",
     "write_manifest",
@@ -158,15 +164,18 @@ def record(folder: Path, path: str) -> FileRecord:
     return FileRecord(path=path, bytes=size(folder / path), sha256=sha256(folder / path))
 
 
-def write_manifest(folder: Path, manifest: Manifest | Mapping[str, Any]) -> None:
-    """Write ``manifest.json`` and the model card ``README.md``."""
-    if not isinstance(manifest, Manifest):
-        manifest = validated(Manifest, json.dumps(manifest))
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` and the model card ``README.md``.
+
+    Raises ``BundleError`` for values that :func:`read_manifest` would refuse: ``model_copy`` does
+    not validate what it changes.
+    """
     text = json.dumps(manifest.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     if len(text.encode()) > LIMIT:
         raise BundleError(
             f"{MANIFEST} would have more than {LIMIT:,} bytes: bake fewer step counts"
         )
+    validated(Manifest, text)
     (folder / MANIFEST).write_text(text, "utf-8")
     (folder / "README.md").write_text(card(manifest), "utf-8")
 
@@ -203,12 +212,8 @@ def assemble(folder: Path, manifest: Manifest) -> Bundle:
     )
 
 
-def part(
-    folder: Path, record: PartRecord | Mapping[str, Any], scheme: SchemeRecord | None = None
-) -> Part:
+def part(folder: Path, record: PartRecord, scheme: SchemeRecord | None = None) -> Part:
     """The part of one record, its files not hashed; ``scheme`` holds where it has none."""
-    if not isinstance(record, PartRecord):
-        record = validated(PartRecord, json.dumps(record))
     scheme = record.scheme or scheme
     if scheme is None:
         raise BundleError(f"{MANIFEST}: {record.component} has no scheme")
@@ -225,7 +230,7 @@ def part(
     )
 
 
-def check_part(folder: Path, record: PartRecord | Mapping[str, Any]) -> Part:
+def check_part(folder: Path, record: PartRecord) -> Part:
     """:func:`part`, its size and hash compared with the files."""
     checked = part(folder, record)
     _require_size(folder, checked.record)

@@ -12,6 +12,7 @@ items in every list and object, and to every number.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -23,6 +24,7 @@ from mtu_export.bundle.kinds import (
     Coefficients,
     Count,
     Decibels,
+    Extent,
     Hash,
     Number,
     Numbers,
@@ -68,7 +70,9 @@ class Source(Record):
     revision: str | None = None
     family: str
     sha256: str
-    unet_config: dict[str, Any] = Field(alias="model_config")
+    unet_config: dict[str, Any] = Field(
+        validation_alias="model_config", serialization_alias="model_config"
+    )
     loras: Annotated[tuple[LoraRecord, ...], Field(max_length=64)] = ()
     fingerprint: str | None = None
 
@@ -219,9 +223,7 @@ class TensorRecord(Record):
     """An input or output of a part."""
 
     name: str
-    shape: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE], ...], Field(max_length=8)
-    ]
+    shape: Annotated[tuple[Extent, ...], Field(max_length=8)]
     dtype: Literal["float32", "int32"]
 
     def spec(self) -> TensorSpec:
@@ -328,6 +330,12 @@ class ScheduleRecord(Record):
         )
         return Schedule(init_noise_sigma=self.init_noise_sigma, passes=passes)
 
+    @classmethod
+    def of(cls, schedule: Schedule) -> ScheduleRecord:
+        """The record of a schedule; inverse of :meth:`schedule`."""
+        passes = tuple(PassRecord(**asdict(each)) for each in schedule.passes)
+        return cls(init_noise_sigma=schedule.init_noise_sigma, passes=passes)
+
 
 class Golden(Record):
     """The request of the loop's golden."""
@@ -354,7 +362,7 @@ class VerdictRecord(Record):
 
     component: str
     task: str
-    stage: str = Field(alias="rung")
+    stage: str = Field(validation_alias="rung", serialization_alias="rung")
     psnr_db: Number | None
     max_abs: Number | None
     floor_db: Decibels

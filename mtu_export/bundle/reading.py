@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,20 @@ def validated(model: type[_Model], text: str) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{MANIFEST}: {error_line(first, json.loads(text))}") from None
+
+
+@contextmanager
+def refuse_invalid_records() -> Iterator[None]:
+    """Raise ``BundleError`` where a record is built of a value that the model refuses."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        document = first["input"]
+        for key in reversed(first["loc"]):
+            document = {key: document}
+        line = error_line(first, document)
+        raise BundleError(f"{MANIFEST}: {error.title}: {line}") from None
 
 
 def _depth(node: Any) -> int:

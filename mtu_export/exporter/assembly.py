@@ -11,12 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle, Manifest
+from mtu_export.bundle.manifest import Text, TextOutput, TokenizerRecord, VerdictRecord
 from mtu_export.checkpoint.layout import tokenizer_folder
 from mtu_export.exporter import budget, compatibility, manifest, resume
 from mtu_export.spec import (
@@ -45,6 +46,7 @@ def unwatched(stage: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@bundle.refuse_invalid_records()
 def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     """Make the bundle of ``plan`` at ``plan.out``, whole or not at all.
 
@@ -70,8 +72,8 @@ def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
         proof += _prove_loops(work, bundle.assemble(folder, described), watch)
         if resume.stamps(plan) != before:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
-        whole = described.to_json() | {"proof": [verdict.to_json() for verdict in proof]}
-        bundle.write_manifest(folder, whole)
+        records = tuple(VerdictRecord(**asdict(verdict)) for verdict in proof)
+        bundle.write_manifest(folder, described.model_copy(update={"proof": records}))
     return bundle.assemble(plan.out, bundle.read_manifest(plan.out))
 
 
@@ -233,19 +235,25 @@ def _write_bundle(work: _Work, folder: Path, parts: Sequence[ExportedPart]) -> M
     from mtu_export.exporter.reference import describe_loop
     from mtu_export.models import lora
 
-    described = manifest.describe(work.plan, work.identity, [part.row for part in parts])
-    loras = lora.identity(work.loras, list(work.components))
-    described["source"] |= {"loras": loras, "fingerprint": work.fingerprint}
+    described = manifest.describe(
+        work.plan,
+        work.identity,
+        [part.record for part in parts],
+        loras=lora.identity(work.loras, list(work.components)),
+        fingerprint=work.fingerprint,
+    )
     tokenizers, folders = _write_tokenizers(work.plan, folder, parts)
-    described["tokenizers"] = tokenizers
-    described["text"] = {"inputs": _text_sources(work.references[0], parts), "tokenizers": folders}
-    described["loop"] = describe_loop(work.scheduler, work.baked, work.references)
     files = [*_write_tensors(work.references, folder, parts), *_copy_licences(work.plan, folder)]
-    described["files"] = [
-        bundle.record(folder, path).to_json() for path in (*files, *folders.values())
-    ]
+    described = described.model_copy(
+        update={
+            "tokenizers": tuple(tokenizers),
+            "text": Text(inputs=_text_sources(work.references[0], parts), tokenizers=folders),
+            "loop": describe_loop(work.scheduler, work.baked, work.references),
+            "files": tuple(bundle.record(folder, path) for path in (*files, *folders.values())),
+        }
+    )
     bundle.write_manifest(folder, described)
-    return bundle.read_manifest(folder)
+    return described
 
 
 def _write_tensors(
@@ -275,7 +283,7 @@ def _copy_licences(plan: Plan, folder: Path) -> list[str]:
 
 def _write_tokenizers(
     plan: Plan, folder: Path, parts: Sequence[ExportedPart]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+) -> tuple[list[TokenizerRecord], dict[str, str]]:
     """The manifest's ``tokenizers``, and the tokenizer's folder of each text encoder."""
     from mtu_export.bundle import source_tokenizer
 
@@ -284,25 +292,35 @@ def _write_tokenizers(
         name = tokenizer_folder(encoder)
         shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
         written = source_tokenizer.export(plan.checkpoint / name, folder / name)
-        ids = {"bos": written.bos, "eos": written.eos, "pad": written.pad}
-        tokenizers.append({"path": name, **ids, "length": written.length})
+        tokenizers.append(
+            TokenizerRecord(
+                path=name,
+                bos=written.bos,
+                eos=written.eos,
+                pad=written.pad,
+                length=written.length,
+            )
+        )
         folders[encoder] = name
     return tokenizers, folders
 
 
 def _text_sources(
     reference: Reference, parts: Sequence[ExportedPart]
-) -> dict[str, list[dict[str, str]]]:
+) -> dict[str, tuple[TextOutput, ...]]:
     """Which outputs are joined to which input of the UNet, under the artefacts' own names."""
     order = ("hidden_states", "pooled")
-    outputs = {part.component: part.row["outputs"] for part in parts}
+    records = {part.component: part.record for part in parts}
     inputs = {}
     for name, sources in reference.text.items():
-        inputs[name] = [
-            {"component": c, "output": outputs[c][order.index(source["output"])]["name"]}
+        inputs[name] = tuple(
+            TextOutput(
+                component=record.component,
+                output=record.outputs[order.index(source["output"])].name,
+            )
             for source in sources
-            if (c := source["component"]) in outputs
-        ]
+            if (record := records.get(source["component"])) is not None
+        )
     return {name: sources for name, sources in inputs.items() if sources}
 
 

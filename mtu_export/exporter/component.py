@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import bundle, models, targets
-from mtu_export.bundle import denoising, witness
+from mtu_export.bundle import PartRecord, denoising, witness
 from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.exporter import golden_inputs, manifest, proof
 from mtu_export.exporter.reference import Contribution, Reference
@@ -29,12 +29,12 @@ Watch = Callable[[str], AbstractContextManager[Any]]
 class ExportedPart:
     """What the export of one component adds to a bundle.
 
-    ``row`` is its part in the manifest, ``cases`` are its goldens: those of a graph that several
+    ``record`` is its part in the manifest, ``cases`` are its goldens: those of a graph that several
     tasks run are of the first.
     """
 
     component: str
-    row: Mapping[str, Any]
+    record: PartRecord
     proof: tuple[Verdict, ...]
     cases: Cases
     cost: Cost
@@ -115,9 +115,9 @@ def make(job: Job, references: Sequence[Reference]) -> Result:
     cases, verdicts, cost = source.cases, source.proof, source.cost
     captured = _capture(job, source)
     del source  # the modules hold the weights too
-    row = _lower(job, captured, cost)
+    record = _lower(job, captured, cost)
     gc.collect()  # graphs are cyclic
-    part = _prove(job, row, cases, verdicts, cost)
+    part = _prove(job, record, cases, verdicts, cost)
     return Result(part=part, contributions=contributions)
 
 
@@ -260,8 +260,8 @@ def _capture(job: Job, source: _Source) -> _Captured:
     return _Captured(_program=program, kept=kept)
 
 
-def _lower(job: Job, captured: _Captured, cost: Cost) -> dict[str, Any]:
-    """Write the artefact; its row of the manifest. The program ends with this function."""
+def _lower(job: Job, captured: _Captured, cost: Cost) -> PartRecord:
+    """Write the artefact and return its record. The program ends with this function."""
     plan, program = job.plan.part(job.component), captured.take_program()
     gc.collect()
     with job.stage(f"lower to {plan.target}"):
@@ -270,30 +270,31 @@ def _lower(job: Job, captured: _Captured, cost: Cost) -> dict[str, Any]:
 
 
 def _prove(
-    job: Job, row: dict[str, Any], cases: Cases, verdicts: Sequence[Verdict], cost: Cost
+    job: Job, record: PartRecord, cases: Cases, verdicts: Sequence[Verdict], cost: Cost
 ) -> ExportedPart:
     """Run the artefact that was written, and keep a witness of its weights."""
-
     plan = job.plan.part(job.component)
     with job.stage("verify"):
-        part = bundle.part(job.folder, row)
-        renamed = {task: _renamed(row, pairs) for task, pairs in cases.items()}
+        part = bundle.part(job.folder, record)
+        renamed = {task: _renamed(record, pairs) for task, pairs in cases.items()}
         verdicts = list(verdicts)
         for task, pairs in renamed.items():
             verdicts += proof.prove_fresh_part(plan, part, task, pairs)
         if all(verdict.passed is not False for verdict in verdicts):
             numbers = witness.measure(plan.target, part, renamed)
-            row = {**row, "witness": numbers} if numbers else row
+            if numbers:
+                by_task = {task: tuple(values) for task, values in numbers.items()}
+                record = record.model_copy(update={"witness": by_task})
     return ExportedPart(
-        component=job.component, row=row, proof=tuple(verdicts), cases=renamed, cost=cost
+        component=job.component, record=record, proof=tuple(verdicts), cases=renamed, cost=cost
     )
 
 
 def _renamed(
-    row: Mapping[str, Any], cases: Sequence[tuple[Arrays, Arrays]]
+    record: PartRecord, cases: Sequence[tuple[Arrays, Arrays]]
 ) -> list[tuple[Arrays, Arrays]]:
     """Cases under the names that the artefact has for its inputs and outputs, in their order."""
-    inputs, outputs = ([spec["name"] for spec in row[side]] for side in ("inputs", "outputs"))
+    inputs, outputs = ([t.name for t in side] for side in (record.inputs, record.outputs))
     return [
         (dict(zip(inputs, a.values(), strict=True)), dict(zip(outputs, b.values(), strict=True)))
         for a, b in cases

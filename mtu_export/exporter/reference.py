@@ -15,6 +15,7 @@ import numpy as np
 
 from mtu_export import checkpoint
 from mtu_export.bundle import denoising, sampler, source_tokenizer
+from mtu_export.bundle.manifest import Golden, Loop, ScheduleRecord
 from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
 from mtu_export.exporter import golden_inputs
 from mtu_export.exporter.schedule import Baked
@@ -208,22 +209,23 @@ class Reference:
         return golden
 
 
-def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference]) -> dict[str, Any]:
+def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference]) -> Loop:
     """The manifest's ``loop``: the tables, and the golden request of a task that was run.
 
     A task with a prompt of its own asks for no other one, so one that takes any comes first.
     """
-    loop: dict[str, Any] = {
-        "scheduler": type(scheduler).__name__,
-        "prediction_type": scheduler.config.get("prediction_type", "epsilon"),
-        "schedules": {str(steps): table.to_json() for steps, table in baked.tables.items()},
-    }
+    loop = Loop(
+        scheduler=type(scheduler).__name__,
+        prediction_type=scheduler.config.get("prediction_type", "epsilon"),
+        schedules={str(steps): ScheduleRecord.of(table) for steps, table in baked.tables.items()},
+    )
+    optional: dict[str, Any] = {}  # keys that a manifest has only where they say something
     if baked.skipped:
-        loop["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
+        optional["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
     complete = [reference for reference in references if reference.golden()]
     for reference in sorted(complete, key=lambda each: each.task.prompt is not None)[:1]:
-        loop["golden"] = {"prompt": reference.request.prompt, "steps": reference.steps}
-    return loop
+        optional["golden"] = Golden(prompt=reference.request.prompt, steps=reference.steps)
+    return loop.model_copy(update=optional)
 
 
 def _no_encoder(image: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ class State:
         try:
             part = record["part"]
             if part is not None:
-                bundle.check_part(self.folder, part["row"])
+                bundle.check_part(self.folder, _part_record(part))
         except BundleError:
             return None
         return _decoded(component, record, load_file(self._arrays(component)))
@@ -179,7 +179,7 @@ def _encoded(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                     prefix = f"case/{task}/{number}/{side}"
                     arrays |= {f"{prefix}/{name}": value for name, value in tensors.items()}
         record["part"] = {
-            "row": part.row,
+            "record": part.record.to_json(),
             "proof": [verdict.to_json() for verdict in part.proof],
             "cost": asdict(part.cost),
             "cases": cases,
@@ -200,6 +200,10 @@ def _decoded(component: str, record: Mapping[str, Any], arrays: Mapping[str, np.
     return Result(part=part, contributions=contributions)
 
 
+def _part_record(part: Mapping[str, Any]) -> bundle.PartRecord:
+    return bundle.validated(bundle.PartRecord, json.dumps(part["record"]))
+
+
 def _decoded_part(
     component: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> ExportedPart:
@@ -217,7 +221,7 @@ def _decoded_part(
     }
     return ExportedPart(
         component=component,
-        row=record["row"],
+        record=_part_record(record),
         proof=tuple(Verdict.from_json(row) for row in record["proof"]),
         cases=cases,
         cost=Cost(**record["cost"]),

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from mtu_export import bundle
 from mtu_export.bundle import reading
+from mtu_export.bundle.manifest import Latent
 from mtu_export.checkpoint import strict_json
 from mtu_export.spec import COMPONENTS, BundleError, Component
 from mtu_export.testing.campaigns.mutations.values import ODD
@@ -208,6 +209,25 @@ def test_what_the_finder_leaves_behind_changes_nothing(copied: Path) -> None:
     (copied / "tokenizer" / "._link").symlink_to("vocab.json")
     with pytest.raises(BundleError, match="link"):
         bundle.read(copied)
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def test_a_value_that_a_copy_brought_in_is_refused_when_it_is_written(copied: Path) -> None:
+    """``model_copy`` validates nothing."""
+    manifest = bundle.read_manifest(copied)
+    before = (copied / bundle.MANIFEST).read_bytes()
+    latent = manifest.latent.model_copy(update={"channels": 0})
+    with pytest.raises(BundleError, match=r"latent\.channels: must be at least 1, got 0$"):
+        bundle.write_manifest(copied, manifest.model_copy(update={"latent": latent}))
+    assert (copied / bundle.MANIFEST).read_bytes() == before
+
+
+def test_a_record_of_a_value_out_of_range_is_a_bundle_error() -> None:
+    line = r"^manifest\.json: Latent: scaling_factor: must be at least 1e-06, got 0$"
+    with pytest.raises(BundleError, match=line), bundle.refuse_invalid_records():
+        Latent(channels=4, factor=8, scaling_factor=0)
 
 
 # -------------------------------------------------------------------------------------- goldens

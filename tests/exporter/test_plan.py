@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtu_export import checkpoint
+from mtu_export import bundle, checkpoint
 from mtu_export.exporter import manifest, options
 from mtu_export.exporter.options import resolve
 from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName, Unsupported
@@ -72,11 +73,16 @@ def test_the_checkpoint_is_never_the_output(tiny: Path) -> None:
 
 
 def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
-    row = {"component": "unet", "scheme": {}, "entries": {"edit": "main"}}
+    weights = {"bits": 32, "granularity": None}
+    scheme = {"name": "fp32", "weights": weights, "activations": "float32", "kept_float": []}
+    cost = dict.fromkeys(("parameters", "flops_conv_linear", "flops_total", "weight_bytes"), 1)
+    record = {"component": "unet", "path": "unet", "bytes": 1, "sha256": "0" * 64, "cost": cost}
+    record |= {"entries": {"edit": "main"}, "inputs": [], "outputs": [], "scheme": scheme}
+    part = bundle.validated(bundle.PartRecord, json.dumps(record))
     for baked, steps in (([4, 8], 8), ([4, 20, 50], 20), ((), 20)):
         made = options.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
-        (task,) = manifest.describe(made, manifest.identity(made), [row])["tasks"]
-        assert task["steps"] == steps
+        (task,) = manifest.describe(made, manifest.identity(made), [part]).tasks
+        assert task.steps == steps
 
 
 def options_of(tiny: Path, task: object, **options: object) -> Any:

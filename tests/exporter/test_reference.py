@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
+from mtu_export.bundle.manifest import Golden
 from mtu_export.exporter import options, schedule
 from mtu_export.exporter.reference import PROMPT, Contribution, Reference, describe_loop
 
@@ -71,10 +72,10 @@ def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(
         one.add("unet", Contribution())
         one.add("vae_decoder", Contribution(image=image))
     both = describe_loop(scheduler, baked, references)
-    assert both["golden"] == {"prompt": PROMPT, "steps": 4}
-    assert (list(both["schedules"]), "skipped" in both) == (["4", "8"], False)
+    assert both.golden == Golden(prompt=PROMPT, steps=4)
+    assert (list(both.schedules), "skipped" in both.to_json()) == (["4", "8"], False)
     (first, _) = references
-    assert describe_loop(scheduler, baked, [first])["golden"] == {"prompt": "", "steps": 4}
+    assert describe_loop(scheduler, baked, [first]).golden == Golden(prompt="", steps=4)
 
 
 def test_a_contribution_comes_back_from_its_arrays() -> None:

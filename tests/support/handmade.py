@@ -119,7 +119,7 @@ def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
         ],
         "proof": [],
     }
-    bundle.write_manifest(folder, manifest)
+    bundle.write_manifest(folder, bundle.validated(bundle.Manifest, json.dumps(manifest)))
     return folder
 
 
