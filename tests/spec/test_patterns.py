@@ -28,7 +28,7 @@ EXPONENTIAL = ("(.|.)*x", "(.*)*x", "(a+b?)+c", "(.|.)*(.|.)*x", "((.|o)*)*x", "
 
 def _config(**patterns: dict[str, float]) -> peft.Config:
     fields = {"r": 4, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}, **patterns}
-    return peft._config(fields, "file")
+    return peft._parse_config(fields, "file")
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """LoRA files folded exactly into the weights of a loaded model: W' = W + Σ scale · Δ in float32.
 
-A LoRA of a dense model goes to an upcycled one as ``upcycle`` takes the model itself: experts
-take the slices of the feed-forward's Δ, in order, so that upcycle(W) + slices of Δ is
-upcycle(W + Δ); it needs Σ hs_i to be the dense width, and the shape of Δ tells. The first
-convolution of a task takes Δ whole where it has its width; where Δ has the width of the noisy
-latent or of another task, it takes the channels of the noisy latent. Norms have no LoRA.
+A LoRA trained on a dense model is folded into an upcycled one the way ``upcycle`` splits the model
+itself. Experts take consecutive slices of the feed-forward's Δ, so that upcycle(W) + slices of Δ
+equals upcycle(W + Δ); this requires Σ hs_i to be the dense width, which the shape of Δ shows. A
+task's first convolution takes the whole Δ if the widths agree; if Δ has the width of the noisy
+latent or of another task, it takes only the channels of the noisy latent. Norms have no LoRA.
 
-A checkpoint that was upcycled with ``rescale`` holds value rows that are N times the dense ones,
-and says so in its config: Δ is multiplied by N there. A checkpoint of several experts that does not
-say takes Δ as it is, with a warning.
+A checkpoint upcycled with ``rescale`` holds value rows that are N times the dense ones and records
+this in its config: Δ is multiplied by N for them. A checkpoint of several experts that does not
+record it takes Δ unchanged, with a warning.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """One LoRA of a model: its layers that changed weights, by component, and those unused."""
+    """One folded LoRA; ``layers`` and ``unused`` count its layers by component."""
 
     lora: Lora
     scale: float
@@ -48,31 +48,32 @@ class Folded:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What :func:`apply` did; ``changed`` counts weights by component."""
+    """Result of :func:`apply`; ``changed`` counts the changed weights by component."""
 
     folded: tuple[Folded, ...]
     changed: Mapping[str, int]
 
     @property
     def unused(self) -> dict[str, int]:
-        """Layers of all LoRAs for components that the model lacks."""
-        rows = dict.fromkeys(COMPONENTS, 0)
-        for row in self.folded:
-            for component, number in row.unused.items():
-                rows[component] += number
-        return {component: number for component, number in rows.items() if number}
+        """Number of layers, over all LoRAs, for components that the model lacks."""
+        counts = dict.fromkeys(COMPONENTS, 0)
+        for folded in self.folded:
+            for component, number in folded.unused.items():
+                counts[component] += number
+        return {component: number for component, number in counts.items() if number}
 
 
 def parse(word: str) -> LoraSource:
-    """File and scale of ``FILE[:scale]``; the scale is 1 where there is none.
+    """Parse ``FILE[:scale]`` as a file and a scale, which defaults to 1.
 
-    A whole word that is a file is that file, whatever colons it has. Raises ``PlanError``.
+    If the whole word names an existing file, it is that file, whatever colons it contains. Raises
+    ``PlanError``.
     """
-    whole = _file(word)
-    if whole is not None:
-        return LoraSource(whole)
+    path = _existing_file(word)
+    if path is not None:
+        return LoraSource(path)
     name, colon, text = word.rpartition(":")
-    path = _file(name) if colon else None
+    path = _existing_file(name) if colon else None
     if path is None:
         raise PlanError(f"--lora: no file {shown(name if _NUMBER.fullmatch(text) else word)}")
     scale = float(text) if _NUMBER.fullmatch(text) else math.nan
@@ -80,7 +81,7 @@ def parse(word: str) -> LoraSource:
     return LoraSource(path, scale)
 
 
-def _file(name: str) -> Path | None:
+def _existing_file(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         return path if path.is_file() else None
@@ -99,44 +100,45 @@ def _check_scale(scale: float, where: str, text: object) -> None:
 def apply(components: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float]]) -> Report:
     """Fold LoRAs with their scales into ``unet``, ``text_encoder`` and ``text_encoder_2``.
 
-    Every layer of a LoRA is folded, or refused by name, or belongs to a component that is not
-    given: then it counts as unused. All is checked before the first weight changes; parameters
-    are replaced, not written to, and keep their dtype. Raises ``CheckpointError`` and, for a
-    scale, ``PlanError``.
+    Every layer of a LoRA is either folded, refused by name, or counted as unused because its
+    component is not in ``components``. Everything is checked before the first weight changes;
+    parameters are replaced, not modified in place, and keep their dtype. Raises
+    ``CheckpointError``, and ``PlanError`` for a scale out of range.
     """
     import torch
 
     names = {n: Names(n, components[n]) for n in COMPONENTS if n in components}
-    work: dict[tuple[str, str], list[tuple[Part, Layer, float]]] = {}
+    terms_by_weight: dict[tuple[str, str], list[tuple[Part, Layer, float]]] = {}
     folded = []
     for lora, scale in loras:
         _check_scale(scale, str(lora.path), scale)
-        rows = _fit(lora, names)
+        matched = _match_layers(lora, names)
         _warn_of_value_rows(lora, names)
-        for layer, parts in rows:
+        for layer, parts in matched:
             for part in parts:
-                work.setdefault((layer.component, part.path), []).append((part, layer, scale))
-        used = [layer.component for layer, _ in rows]
+                terms = terms_by_weight.setdefault((layer.component, part.path), [])
+                terms.append((part, layer, scale))
+        used = [layer.component for layer, _ in matched]
         folded.append(
             Folded(
                 lora=lora,
                 scale=scale,
                 layers={name: used.count(name) for name in COMPONENTS if name in used},
-                unused=_unused(lora, names),
+                unused=_count_unused(lora, names),
             )
         )
-    delta = lru_cache(maxsize=len(loras))(Layer.delta)  # experts of one layer share it
+    delta = lru_cache(maxsize=len(loras))(Layer.delta)  # the experts of one layer share it
     with torch.no_grad():
         layers = {name: dict(components[name].named_modules()) for name in names}
-        for (component, path), terms in work.items():
+        for (component, path), terms in terms_by_weight.items():
             layer: Any = layers[component][path]
-            old = layer.weight
-            total = torch.zeros(old.shape, dtype=torch.float32)
+            weight = layer.weight
+            total = torch.zeros(weight.shape, dtype=torch.float32)
             for part, source, scale in terms:
                 total += scale * part.of(delta(source))
-            new = (old.float() + total.to(old.device)).to(old.dtype)
-            layer.weight = torch.nn.Parameter(new, requires_grad=old.requires_grad)
-    changed = [component for component, _ in work]
+            new = (weight.float() + total.to(weight.device)).to(weight.dtype)
+            layer.weight = torch.nn.Parameter(new, requires_grad=weight.requires_grad)
+    changed = [component for component, _ in terms_by_weight]
     return Report(
         folded=tuple(folded),
         changed={name: changed.count(name) for name in COMPONENTS if name in changed},
@@ -158,15 +160,15 @@ def _warn_of_value_rows(lora: Lora, names: Mapping[str, Names]) -> None:
             return
 
 
-def _unused(lora: Lora, names: Mapping[str, Names]) -> dict[str, int]:
-    rest = [layer.component for layer in lora.layers if layer.component not in names]
-    return {name: rest.count(name) for name in COMPONENTS if name in rest}
+def _count_unused(lora: Lora, names: Mapping[str, Names]) -> dict[str, int]:
+    unused = [layer.component for layer in lora.layers if layer.component not in names]
+    return {name: unused.count(name) for name in COMPONENTS if name in unused}
 
 
-def _fit(lora: Lora, names: Mapping[str, Names]) -> list[tuple[Layer, tuple[Part, ...]]]:
+def _match_layers(lora: Lora, names: Mapping[str, Names]) -> list[tuple[Layer, tuple[Part, ...]]]:
     """Layers of a LoRA with the weights that they change; refuses those that fit nowhere."""
-    unknown, wrong, rows = [], [], []
-    taken: dict[tuple[str, str], str] = {}
+    unknown, misshapen, matched = [], [], []
+    name_by_target: dict[tuple[str, str], str] = {}
     for layer in lora.layers:
         if layer.component not in names:
             continue
@@ -175,45 +177,49 @@ def _fit(lora: Lora, names: Mapping[str, Names]) -> list[tuple[Layer, tuple[Part
             unknown.append(f"{layer.component} {layer.name}")
             continue
         key = layer.component, target.path
-        if key in taken:
+        if key in name_by_target:
             raise CheckpointError(
-                f"{lora.path}: {taken[key]!r} and {layer.name!r} are the same layer of {key[0]}"
+                f"{lora.path}: {name_by_target[key]!r} and {layer.name!r} are the same "
+                f"layer of {key[0]}"
             )
-        taken[key] = layer.name
+        name_by_target[key] = layer.name
         parts = target.parts(layer.shape)
         if not parts:
-            shape, needs = list(layer.shape), target.wanted
-            wrong.append(f"{layer.component} {layer.name} is of {shape}, the model's of {needs}")
-        rows.append((layer, parts))
+            misshapen.append(
+                f"{layer.component} {layer.name} is of {list(layer.shape)}, "
+                f"the model's of {target.expected_shapes}"
+            )
+        matched.append((layer, parts))
     problems = [
-        f"{kind}: {', '.join(found[:3])}" + (f" and {len(found) - 3} more" * (len(found) > 3))
-        for kind, found in (("no such layer", unknown), ("wrong shape", wrong))
-        if found
+        f"{problem}: {', '.join(layers[:3])}"
+        + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        for problem, layers in (("no such layer", unknown), ("wrong shape", misshapen))
+        if layers
     ]
     if problems:
         raise CheckpointError(f"{lora.path} does not fit the model: {'; '.join(problems)}")
-    if not rows:
-        there = ", ".join(names) or "none"
-        found = ", ".join(_unused(lora, names))
+    if not matched:
+        present = ", ".join(names) or "none"
+        unused = ", ".join(_count_unused(lora, names))
         raise CheckpointError(
-            f"{lora.path} would change nothing: it is for {found}; the model here has: {there}"
+            f"{lora.path} would change nothing: it is for {unused}; the model here has: {present}"
         )
-    return rows
+    return matched
 
 
 def identity(
     loras: Sequence[tuple[Lora, float]], components: Collection[str]
 ) -> list[dict[str, Any]]:
-    """The LoRAs for a manifest, in order; ``components`` are those that they were folded into.
+    """Manifest entries of LoRAs, in order; ``components`` are those that they were folded into.
 
-    ``layers`` counts what was folded by component, ``unused`` what had nowhere to go.
+    ``layers`` counts the folded layers by component, ``unused`` those of absent components.
     """
-    found = []
+    entries = []
     for lora, scale in loras:
         counts: dict[str, int] = {}
         for layer in lora.layers:
             counts[layer.component] = counts.get(layer.component, 0) + 1
-        found.append(
+        entries.append(
             {
                 "name": lora.path.name,
                 "sha256": lora.sha256,
@@ -222,4 +228,4 @@ def identity(
                 "unused": {name: n for name, n in counts.items() if name not in components},
             }
         )
-    return found
+    return entries

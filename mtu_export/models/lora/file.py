@@ -1,4 +1,4 @@
-"""One LoRA file: its layers as they are stored, whatever the trainer called them."""
+"""One LoRA file: its layers as stored, under the names of any common trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COMPONENTS: tuple[str, ...] = ("unet", "text_encoder", "text_encoder_2")
 LARGEST = 1e6
-"""Largest magnitude of a value in a LoRA; with it no sum of them leaves float32."""
+"""Largest magnitude of a value in a LoRA, so that no sum of products overflows float32."""
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _WRAPPER = "base_model.model."
@@ -34,7 +34,7 @@ _LEAF = re.compile(
 )
 _ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid", None: "alpha"}
 _LEGAL = "legal: lora_A and lora_B, lora_down and lora_up, lora_mid, alpha"
-_OTHERS = (
+_OTHER_METHODS = (
     (r"\.(dora_scale|lora_magnitude_vector)\b", "a DoRA"),
     (r"\.hada_", "a LoHa"),
     (r"\.lokr_", "a LoKr"),
@@ -46,7 +46,7 @@ _OTHERS = (
     (r"\.(diff|diff_b|set_weight)$", "a full difference of weights"),
     (r"^(bundle_emb|emb_params|string_to_param)\b", "a textual inversion"),
 )
-"""Tensors of methods that are no sum of low-rank products of Linear and Conv2d layers."""
+"""Tensors of other methods than a sum of low-rank products for Linear and Conv2d layers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +54,8 @@ class Layer:
     """Δ = alpha/rank · up · (mid) · down of one layer.
 
     ``down`` [r, in] or [r, in, k, k]; ``up`` [out, r] or [out, r, 1, 1]; ``mid`` [r, r, k, k],
-    then ``down`` is 1 x 1. ``name`` is a path with dots, or with underscores alone (``flat``).
+    in which case ``down`` is 1 x 1. ``name`` is a dotted path, or one whose dots are underscores
+    (``flat``).
     """
 
     component: str
@@ -67,7 +68,7 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of Δ: that of the layer's weight."""
+        """Shape of Δ, which is that of the layer's weight."""
         inner = self.down if self.mid is None else self.mid
         return (self.up.shape[0], self.down.shape[1], *inner.shape[2:])
 
@@ -82,7 +83,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A LoRA file, read and checked; its tensors are memory-mapped."""
+    """A validated LoRA file; its tensors are memory-mapped."""
 
     path: Path
     sha256: str
@@ -90,10 +91,10 @@ class Lora:
 
 
 def read(path: Path) -> Lora:
-    """The LoRA of a safetensors file, in the names of PEFT, diffusers or kohya.
+    """Read a LoRA from a safetensors file with the names of PEFT, diffusers or kohya.
 
-    A pickle is refused and never opened. Raises ``CheckpointError`` with the file and what is
-    wrong: a damaged file, a tensor of another method, a layer without its pair, NaN or Inf.
+    A pickle is refused without being opened. Raises ``CheckpointError`` with the file and the
+    problem: a damaged file, a tensor of another method, an unpaired matrix, NaN or Inf.
     """
     if path.suffix in _PICKLES:
         raise CheckpointError(f"{path} is a pickle: refused; save the LoRA as safetensors")
@@ -102,12 +103,12 @@ def read(path: Path) -> Lora:
     tensors, metadata = _tensors(path)
     configs = from_folder(path) or from_header(metadata, path, COMPONENTS)
     groups: dict[tuple[str, str, bool], dict[str, Tensor]] = {}
-    for name, old in _renamed(tensors, path).items():
-        component, layer, flat, role = _understood(name, old, path)
+    for name, stored in _peft_names(tensors, path).items():
+        component, layer, flat, role = _parse_name(name, stored, path)
         roles = groups.setdefault((component, layer, flat), {})
         if role in roles:
             raise CheckpointError(f"{path}: {role} of layer {layer!r} is there twice")
-        roles[role] = tensors[old]
+        roles[role] = tensors[stored]
     if not groups:
         raise CheckpointError(f"{path} holds no tensor; {_LEGAL}")
     layers = [_layer(*key, roles, configs, path) for key, roles in groups.items()]
@@ -117,11 +118,11 @@ def read(path: Path) -> Lora:
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, finite and of sensible size, and the file's metadata."""
+    """Tensors of a file, checked for size and finite values, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
-    found = checkpoint.file_headers(path, dtypes=(*checkpoint.FLOATS, *checkpoint.INTEGERS))
-    for name, header in found.items():
+    headers = checkpoint.file_headers(path, dtypes=(*checkpoint.FLOATS, *checkpoint.INTEGERS))
+    for name, header in headers.items():
         if header.dtype.startswith("I") and not name.endswith(".alpha"):
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {header.dtype!r}")
         if not math.prod(header.shape):
@@ -129,7 +130,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in found}
+            tensors = {name: opened.get_tensor(name) for name in headers}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     for name, tensor in tensors.items():
@@ -141,39 +142,43 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _renamed(names: Iterable[str], path: Path) -> dict[str, str]:
-    """Every name in the manner of PEFT -> the name in the file; kohya's stay as they are.
+def _peft_names(names: Iterable[str], path: Path) -> dict[str, str]:
+    """Each tensor's name in PEFT's style -> its name in the file; kohya's names are kept.
 
-    diffusers converts its own old names. Its conversion of kohya's is not used: it drops DoRA
-    scales, and half of the names in a file that has both of SDXL's.
+    diffusers converts its own old names. Its conversion of kohya's names is not used, because it
+    drops DoRA scales, and half of the names of a file that mixes both naming schemes of SDXL.
     """
     from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
     from diffusers.utils.state_dict_utils import StateDictType
 
-    found: dict[str, str] = {}
-    for old in names:
-        name = old.removeprefix(_WRAPPER)
-        row = {name: old}
+    stored_names: dict[str, str] = {}
+    for stored in names:
+        name = stored.removeprefix(_WRAPPER)
+        entry = {name: stored}
         if name.startswith("text_encoder"):
             for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
-                row = convert_state_dict_to_peft(row, kind)
+                entry = convert_state_dict_to_peft(entry, kind)
         elif not name.startswith(tuple(_KOHYA)):
-            row = convert_unet_state_dict_to_peft(row)
-        (name,) = row
-        if name in found:
-            raise CheckpointError(f"{path}: {found[name]!r} and {old!r} are the same tensor")
-        found[name] = old
-    return found
+            entry = convert_unet_state_dict_to_peft(entry)
+        (name,) = entry
+        if name in stored_names:
+            raise CheckpointError(
+                f"{path}: {stored_names[name]!r} and {stored!r} are the same tensor"
+            )
+        stored_names[name] = stored
+    return stored_names
 
 
-def _understood(name: str, old: str, path: Path) -> tuple[str, str, bool, str]:
-    """Component, layer, whether its name has underscores alone, and role of a tensor."""
-    for pattern, kind in _OTHERS:
-        if re.search(pattern, old):
-            raise CheckpointError(f"{path}: tensor {old!r} is of {kind}, not of a LoRA; {_LEGAL}")
+def _parse_name(name: str, stored: str, path: Path) -> tuple[str, str, bool, str]:
+    """Component, layer, whether the layer's name is flat, and role of a tensor."""
+    for pattern, method in _OTHER_METHODS:
+        if re.search(pattern, stored):
+            raise CheckpointError(
+                f"{path}: tensor {stored!r} is of {method}, not of a LoRA; {_LEGAL}"
+            )
     match = _LEAF.fullmatch(name)
     if match is None:
-        raise CheckpointError(f"{path}: tensor {old!r} is none of a LoRA; {_LEGAL}")
+        raise CheckpointError(f"{path}: tensor {stored!r} is none of a LoRA; {_LEGAL}")
     layer, role = match["layer"], _ROLES[match["role"]]
     for prefix, component in _KOHYA.items():
         if layer.startswith(prefix):
@@ -193,17 +198,17 @@ def _layer(
     configs: Mapping[str, Config],
     path: Path,
 ) -> Layer:
-    """A layer with pair and ranks checked, and its factor alpha/rank."""
+    """Build a layer, with its pair and ranks checked and its factor alpha/rank."""
     where = f"{path}: layer {name!r} of {component}"
     for role in ("down", "up"):
         if role not in roles:
             raise CheckpointError(f"{where} has no {role} matrix: its pair is missing")
     down, up, mid = roles["down"], roles["up"], roles.get("mid")
     shapes = ", ".join(f"{role} {list(roles[role].shape)}" for role in roles if role != "alpha")
-    fine = down.ndim in (2, 4) and up.ndim in (2, 4) and set(up.shape[2:]) <= {1}
+    valid = down.ndim in (2, 4) and up.ndim in (2, 4) and set(up.shape[2:]) <= {1}
     if mid is not None:
-        fine = fine and mid.ndim == 4 and set(down.shape[2:]) <= {1}
-    if not fine:
+        valid = valid and mid.ndim == 4 and set(down.shape[2:]) <= {1}
+    if not valid:
         raise CheckpointError(f"{where} is no product of matrices or convolutions: {shapes}")
     rank = down.shape[0]
     if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):

@@ -1,7 +1,8 @@
-"""The layers of a model under every name that a LoRA calls them by, and what each weight takes.
+"""The layers of a model under every name a LoRA may use, and which part of Δ each weight takes.
 
-Names are looked up from the model's side: kohya's, which have underscores for dots, are the
-model's own paths written so, and need no guessing. A family's own layers come from its ``LAYOUT``.
+Names are derived from the model's paths and then looked up, so that none is guessed: kohya's are
+these paths with underscores for dots. Layers that a family adds to a stock UNet come from its
+``LAYOUT``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from mtu_export.spec.protocols import Place
 
 Shape = tuple[int, ...]
-_RESNET = {
+_ORIGINAL_RESNET = {
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
-_ENDS = {
+_ORIGINAL_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
@@ -43,9 +44,9 @@ _TEXT = "text_model."
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What the weight of one layer takes of a Δ: ``spans`` (begin, length, factor) along ``axis``.
+    """The part of a Δ that one weight takes: ``spans`` (begin, length, factor) along ``axis``.
 
-    Zeros follow up to the weight's ``shape``.
+    The spans are concatenated and padded with zeros to the weight's ``shape``.
     """
 
     path: str
@@ -54,26 +55,27 @@ class Part:
     spans: tuple[tuple[int, int, float], ...]
 
     def of(self, delta: Tensor) -> Tensor:
-        """The part of ``delta`` in the shape of the weight."""
+        """Cut this part out of ``delta``, in the shape of the weight."""
         import torch
 
         slices = [
             delta.narrow(self.axis, begin, length) * factor for begin, length, factor in self.spans
         ]
         part = torch.cat(slices, self.axis)
-        rest = list(part.shape)
-        rest[self.axis] = self.shape[self.axis] - part.shape[self.axis]
-        wide = torch.cat([part, part.new_zeros(rest)], self.axis) if rest[self.axis] else part
-        return wide.reshape(self.shape)
+        padding = list(part.shape)
+        padding[self.axis] = self.shape[self.axis] - part.shape[self.axis]
+        if padding[self.axis]:
+            part = torch.cat([part, part.new_zeros(padding)], self.axis)
+        return part.reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A layer that a LoRA may name, and the weights that stand for it in the model.
+    """A layer that a LoRA may name, and the weights of the model that represent it.
 
-    One weight is the layer itself. Several follow one another along ``axis``, in each of
-    ``halves`` (the experts of a dense feed-forward), or are versions of it (``axis`` null: the
-    first convolutions of tasks).
+    A single weight is that of the layer itself. Several weights either divide the layer along
+    ``axis``, in each of its ``halves`` (the experts of a dense feed-forward), or are versions of
+    it (``axis`` is None: the first convolutions of the tasks).
     """
 
     path: str
@@ -81,62 +83,64 @@ class Target:
     axis: int | None = None
     halves: int = 1
     factor: float | None = 1.0
-    """What the first half takes Δ times; None where the checkpoint does not say."""
+    """Factor of Δ in the first half; None if the checkpoint does not record it."""
     latent: int = 0
-    """Channels of the noisy latent, the first of every version."""
+    """Channels of the noisy latent, which come first in every version."""
 
     @property
-    def wanted(self) -> str:
-        """Shapes of Δ that fit, for a message."""
+    def expected_shapes(self) -> str:
+        """The shapes of Δ that fit, for an error message."""
         if self.axis is not None:
-            return str(list(self._dense()))
-        rows = [shape for _, shape in self.weights]
-        rows += [(s[0], self.latent, *s[2:]) for s in rows[:1] if self.latent]
-        return " or ".join(str(list(shape)) for shape in sorted(set(rows)))
+            return str(list(self._dense_shape()))
+        shapes = [shape for _, shape in self.weights]
+        shapes += [(s[0], self.latent, *s[2:]) for s in shapes[:1] if self.latent]
+        return " or ".join(str(list(shape)) for shape in sorted(set(shapes)))
 
-    def _dense(self) -> Shape:
+    def _dense_shape(self) -> Shape:
         shape = list(self.weights[0][1])
         axis = self.axis or 0
-        shape[axis] = sum(row[axis] for _, row in self.weights)
+        shape[axis] = sum(weight_shape[axis] for _, weight_shape in self.weights)
         return tuple(shape)
 
     def parts(self, delta: Shape) -> tuple[Part, ...]:
-        """Where a Δ of this shape goes; nowhere if it does not fit."""
+        """The parts that a Δ of this shape divides into; none if it does not fit."""
         if self.axis is None:
-            return self._versions(delta)
-        dense = self._dense()
-        if _plain(dense) != _plain(delta):
+            return self._version_parts(delta)
+        dense = self._dense_shape()
+        if _as_linear(dense) != _as_linear(delta):
             return ()
-        half, begin, rows = dense[self.axis] // self.halves, 0, []
+        half, begin, parts = dense[self.axis] // self.halves, 0, []
         for path, shape in self.weights:
             length = shape[self.axis] // self.halves
             factors = (self.factor or 1.0, *[1.0] * (self.halves - 1))
             spans = tuple((k * half + begin, length, factors[k]) for k in range(self.halves))
-            rows.append(Part(path=path, shape=shape, axis=self.axis, spans=spans))
+            parts.append(Part(path=path, shape=shape, axis=self.axis, spans=spans))
             begin += length
-        return tuple(rows)
+        return tuple(parts)
 
-    def _versions(self, delta: Shape) -> tuple[Part, ...]:
-        """As ``upcycle`` does with a dense convolution: a version of Δ's width takes it whole, the
-        others take the channels of the noisy latent."""
+    def _version_parts(self, delta: Shape) -> tuple[Part, ...]:
+        """Parts for versions of one convolution, split as ``upcycle`` does.
+
+        A version as wide as Δ takes all of it, the others only the channels of the noisy latent.
+        """
         widths = {shape[1] for _, shape in self.weights} | ({self.latent} - {0})
-        rows = []
+        parts = []
         for path, shape in self.weights:
             width = shape[1] if shape[1] == delta[1] else self.latent
-            same = _plain((shape[0], delta[1], *shape[2:])) == _plain(delta)
-            if not same or delta[1] not in widths or not width <= delta[1]:
+            fits = _as_linear((shape[0], delta[1], *shape[2:])) == _as_linear(delta)
+            if not fits or delta[1] not in widths or not width <= delta[1]:
                 return ()
-            rows.append(Part(path=path, shape=shape, axis=1, spans=((0, width, 1.0),)))
-        return tuple(rows)
+            parts.append(Part(path=path, shape=shape, axis=1, spans=((0, width, 1.0),)))
+        return tuple(parts)
 
 
-def _plain(shape: Shape) -> Shape:
-    """A 1 x 1 convolution is a linear layer."""
+def _as_linear(shape: Shape) -> Shape:
+    """The shape of a weight, that of a 1 x 1 convolution as a linear layer's."""
     return shape[:2] if math.prod(shape[2:]) == 1 else shape
 
 
 class Names:
-    """The targets of one component by dotted name, and by name with underscores alone."""
+    """The targets of one component by dotted name and by flat name, with underscores for dots."""
 
     def __init__(self, component: str, module: nn.Module) -> None:
         targets = {target.path: target for target in _targets(module)}
@@ -151,38 +155,38 @@ class Names:
                 self.ambiguous.add(flat)
 
     def find(self, name: str, flat: bool) -> Target | None:
-        """The target of this name; None if there is none, or more than one."""
+        """The target of this name; None if there is none or if the name is ambiguous."""
         if flat:
             return None if name in self.ambiguous else self.flat.get(name)
         return self.dotted.get(name)
 
 
 def _targets(module: nn.Module) -> Iterator[Target]:
-    """Every Linear and Conv2d of a model, and the stock layers that a family's own stand for."""
+    """Every Linear and Conv2d of a model, and the stock layers that a family's layers replace."""
     from torch import nn
 
     kinds = (nn.Linear, nn.Conv2d)
-    own: dict[str, Shape] = {
+    shapes: dict[str, Shape] = {
         path: tuple(layer.weight.shape)
         for path, layer in module.named_modules()
         if isinstance(layer, kinds)
     }
-    for path, shape in own.items():
+    for path, shape in shapes.items():
         yield Target(path=path, weights=((path, shape),))
-    rows = layout(module)
-    dense: dict[str, list[str]] = {}
+    family_layout = layout(module)
+    paths_by_stock: dict[str, list[str]] = {}
     places: dict[str, Place] = {}
-    for path in own:
-        row, stock = _stock(f"{path}.weight", rows)
-        if row is not None and stock not in own:
-            dense.setdefault(stock, []).append(path)
-            places[stock] = row
-    for stock, paths in dense.items():
+    for path in shapes:
+        place, stock = _stock_layer(f"{path}.weight", family_layout)
+        if place is not None and stock not in shapes:
+            paths_by_stock.setdefault(stock, []).append(path)
+            places[stock] = place
+    for stock, paths in paths_by_stock.items():
         place = places[stock]
         config: Any = module.config
         yield Target(
             path=stock,
-            weights=tuple((path, own[path]) for path in sorted(paths, key=models.natural_order)),
+            weights=tuple((path, shapes[path]) for path in sorted(paths, key=models.natural_order)),
             axis=place.axis,
             halves=place.halves,
             factor=checkpoint.rescale(config) if place.rescaled else 1.0,
@@ -191,66 +195,71 @@ def _targets(module: nn.Module) -> Iterator[Target]:
 
 
 def layout(module: nn.Module) -> Sequence[Place]:
-    """The ``LAYOUT`` of a family's live UNet; a stock part has none."""
+    """The ``LAYOUT`` of a family's live UNet; empty for a stock component."""
     name, suffix = type(module).__name__, checkpoint.CLASS_SUFFIX
     if name == suffix or not name.endswith(suffix):
         return ()
     return models.load(checkpoint.family({"_class_name": name})).LAYOUT
 
 
-def _stock(name: str, rows: Sequence[Place]) -> tuple[Place | None, str]:
-    """The first place that fits a weight, and the stock layer that it stands for."""
-    for row in rows:
-        match = re.fullmatch(row.pattern, name)
+def _stock_layer(name: str, places: Sequence[Place]) -> tuple[Place | None, str]:
+    """The first place that matches a weight, and the stock layer that the weight comes from."""
+    for place in places:
+        match = re.fullmatch(place.pattern, name)
         if match:
-            stock = match.expand(row.stock).removesuffix(".weight") if row.stock else ""
-            return (row if stock else None), stock
+            stock = match.expand(place.stock).removesuffix(".weight") if place.stock else ""
+            return (place if stock else None), stock
     return None, ""
 
 
-# ------------------------------------------------------------------------------------- other names
+# ----------------------------------------------------------------------------------------- aliases
 
 
 def _aliases(component: str, module: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(path, other name): the blocks of the first SDXL code, and text encoders old and new.
+    """(path, other name) pairs: a UNet's layers as SDXL's original code calls them, and a text
+    encoder's with or without ``text_model.``.
 
-    transformers lately keeps CLIP's layers at the top of a text encoder; files have them in
+    Recent transformers keep CLIP's layers at the top of a text encoder; files have them in
     ``text_model``.
     """
     if component != "unet":
         for path in paths:
-            inner = path.startswith(_TEXT)
-            yield path, path.removeprefix(_TEXT) if inner else _TEXT + path
+            prefixed = path.startswith(_TEXT)
+            yield path, path.removeprefix(_TEXT) if prefixed else _TEXT + path
         return
     config: Mapping[str, Any] = module.config  # type: ignore[assignment]
     layers = config["layers_per_block"]
     if not isinstance(layers, int):
         return
-    attentive = {match[1] for path in paths if (match := re.match(r"up_blocks\.(\d+)\.att", path))}
+    with_attention = {
+        match[1] for path in paths if (match := re.match(r"up_blocks\.(\d+)\.att", path))
+    }
     for path in paths:
-        alias = _first_name(path, layers, attentive)
+        alias = _original_name(path, layers, with_attention)
         if alias:
             yield path, alias
 
 
-def _first_name(path: str, layers: int, attentive: set[str]) -> str | None:
-    """Name of a UNet's layer in the code of the first release, which kohya trains SDXL by."""
+def _original_name(path: str, layers: int, with_attention: set[str]) -> str | None:
+    """Name of a UNet's layer in Stability's original code, which kohya uses for SDXL."""
     match = _BLOCK.fullmatch(path)
     if match is None:
-        return _ENDS.get(path)
+        return _ORIGINAL_ENDS.get(path)
     side, kind, rest = match["side"], match["kind"], match["rest"]
     block, index = int(match["block"] or 0), int(match["index"])
     step = layers + 1
-    rest = _RESNET.get(rest, rest) if kind == "resnets" else rest
+    rest = _ORIGINAL_RESNET.get(rest, rest) if kind == "resnets" else rest
     if side == "mid":
         return f"middle_block.{2 * index + (kind == 'attentions')}.{rest}"
     if kind == "downsamplers":
         return f"input_blocks.{step * (block + 1)}.0.op"
     if kind == "upsamplers":
-        return f"output_blocks.{step * block + layers}.{1 + (match['block'] in attentive)}.{rest}"
+        return (
+            f"output_blocks.{step * block + layers}.{1 + (match['block'] in with_attention)}.{rest}"
+        )
     stem = (
         f"input_blocks.{step * block + index + 1}"
         if side == "down"
-        else (f"output_blocks.{step * block + index}")
+        else f"output_blocks.{step * block + index}"
     )
     return f"{stem}.{int(kind == 'attentions')}.{rest}"

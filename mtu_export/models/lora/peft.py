@@ -1,4 +1,4 @@
-"""PEFT's ``LoraConfig``: in the header of a LoRA file, or in the folder that PEFT saves."""
+"""PEFT's ``LoraConfig``, from the header of a LoRA file or from a folder that PEFT saved."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FILE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LARGEST = 1e6
 _MOST_PATTERNS = 4096
 _LARGEST_PROGRAM = 1_000_000
-"""Instructions of all patterns of an object: what one layer's name may cost for each letter."""
-_VARIANTS = (
+"""Most instructions of all compiled patterns together: the cost of matching, per character."""
+_VARIANT_KEYS = (
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -31,102 +31,110 @@ _VARIANTS = (
     "use_dora",
     "use_qalora",
 )
-"""Keys of a ``LoraConfig`` that make another function of it than W + scale · up · down."""
+"""Keys of a ``LoraConfig`` that make it compute something else than W + scale · up · down."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a ``LoraConfig`` says of alpha and rank; patterns are as PEFT matches them."""
+    """Alpha and rank of a ``LoraConfig``, with per-layer patterns matched as PEFT does."""
 
     rank: int
     alpha: float
     ranks: tuple[tuple[Pattern, float], ...] = ()
     alphas: tuple[tuple[Pattern, float], ...] = ()
     root: bool = False
-    """Whether alpha is divided by the root of the rank (rsLoRA)."""
+    """Whether alpha is divided by the square root of the rank (rsLoRA)."""
 
     def factor(self, layer: str, rank: int, where: str) -> float:
-        """alpha/rank of a layer; refuses a rank that is not the config's."""
+        """alpha/rank of a layer; refuses a rank that differs from the config's."""
         if not layer.isprintable():
             raise CheckpointError(f"{where}: its name {shown(layer)} is not text")
-        expected = _first(self.ranks, layer, self.rank)
+        expected = _first_match(self.ranks, layer, self.rank)
         if expected != rank:
             raise CheckpointError(f"{where} has rank {rank}, its LoraConfig says {expected:g}")
-        return _first(self.alphas, layer, self.alpha) / (math.sqrt(rank) if self.root else rank)
+        return _first_match(self.alphas, layer, self.alpha) / (
+            math.sqrt(rank) if self.root else rank
+        )
 
 
-def _first(rows: Sequence[tuple[Pattern, float]], layer: str, other: float) -> float:
-    """The value of the first pattern that fits, as PEFT's ``get_pattern_key`` finds it."""
-    return next((value for pattern, value in rows if pattern.match(layer)), other)
+def _first_match(patterns: Sequence[tuple[Pattern, float]], layer: str, default: float) -> float:
+    """The value of the first pattern that matches, as in PEFT's ``get_pattern_key``."""
+    return next((value for pattern, value in patterns if pattern.match(layer)), default)
 
 
 def from_header(
     metadata: Mapping[str, str], path: Path, components: Sequence[str]
 ) -> dict[str, Config]:
-    """Configs by component, from the metadata of a file; without a prefix it is the UNet's."""
+    """Configs by component from a file's metadata; one without prefixes is the UNet's."""
     if KEY not in metadata:
         return {}
     where = f"{path}: {KEY}"
     try:
-        found = strict_json(metadata[KEY])
+        metadata_config = strict_json(metadata[KEY])
     except ValueError as error:
         raise CheckpointError(f"{where} is no JSON: {str(error)[:200]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(metadata_config, dict):
         raise CheckpointError(f"{where} does not hold a JSON object")
-    if "r" in found:
-        return {"unet": _config(found, where)}
-    rows = {}
+    if "r" in metadata_config:
+        return {"unet": _parse_config(metadata_config, where)}
+    configs = {}
     for component in components:
         prefix = f"{component}."
-        row = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-        if row:
-            rows[component] = _config(row, f"{where} of {component}")
-    return rows
+        fields = {
+            key.removeprefix(prefix): value
+            for key, value in metadata_config.items()
+            if key.startswith(prefix)
+        }
+        if fields:
+            configs[component] = _parse_config(fields, f"{where} of {component}")
+    return configs
 
 
 def config_beside(path: Path) -> Path | None:
-    """The file of the config that PEFT's ``save_pretrained`` writes beside its weights, if any."""
+    """The config file that PEFT's ``save_pretrained`` writes beside its weights, or None."""
     config = path.with_name(_CONFIG)
     return config if path.name == _FILE and config.is_file() else None
 
 
 def from_folder(path: Path) -> dict[str, Config]:
-    """The config of :func:`config_beside`; of the UNet."""
-    config = config_beside(path)
-    return {} if config is None else {"unet": _config(checkpoint.read_json(config), str(config))}
+    """The UNet's config from the file of :func:`config_beside`, if there is one."""
+    file = config_beside(path)
+    return {} if file is None else {"unet": _parse_config(checkpoint.read_json(file), str(file))}
 
 
-def _config(found: Mapping[str, Any], where: str) -> Config:
-    kind = found.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise CheckpointError(f"{where}: peft_type is {shown(kind)}; legal: 'LORA'")
-    for key in _VARIANTS:
-        if found.get(key):
-            raise CheckpointError(f"{where}: {key} is {shown(found[key])}; only plain LoRA is read")
-    rank = _number(found, "r", where)
+def _parse_config(fields: Mapping[str, Any], where: str) -> Config:
+    peft_type = fields.get("peft_type", "LORA")
+    if peft_type != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {shown(peft_type)}; legal: 'LORA'")
+    for key in _VARIANT_KEYS:
+        if fields.get(key):
+            raise CheckpointError(
+                f"{where}: {key} is {shown(fields[key])}; only plain LoRA is read"
+            )
+    rank = _number(fields, "r", where)
     if not isinstance(rank, int) or rank < 1:
         raise CheckpointError(f"{where}: r must be a positive integer, got {shown(rank)}")
-    root = found.get("use_rslora", False)
+    root = fields.get("use_rslora", False)
     if not isinstance(root, bool):
         raise CheckpointError(f"{where}: use_rslora must be true or false, got {shown(root)}")
     return Config(
         rank=rank,
-        alpha=_number(found, "lora_alpha", where),
-        ranks=_patterns(found, "rank_pattern", where),
-        alphas=_patterns(found, "alpha_pattern", where),
+        alpha=_number(fields, "lora_alpha", where),
+        ranks=_patterns(fields, "rank_pattern", where),
+        alphas=_patterns(fields, "alpha_pattern", where),
         root=root,
     )
 
 
-def _number(found: Mapping[str, Any], key: str, where: str) -> float:
-    value = found.get(key)
+def _number(fields: Mapping[str, Any], key: str, where: str) -> float:
+    value = fields.get(key)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         return value
     raise CheckpointError(f"{where}: {key} must be a number, got {shown(value)}")
 
 
 def _patterns(fields: Mapping[str, Any], key: str, where: str) -> tuple[tuple[Pattern, float], ...]:
-    """Patterns in order, as PEFT puts them together; theirs is linear time, see ``patterns``."""
+    """Patterns in order, anchored as in PEFT; matching takes linear time (``spec.patterns``)."""
     values = fields.get(key) or {}
     if not isinstance(values, dict) or len(values) > _MOST_PATTERNS:
         raise CheckpointError(f"{where}: {key} must be an object of layers and numbers")
