@@ -1,8 +1,9 @@
-"""Core ML: one ML Program package (``.mlpackage``) a component, converted on Linux or macOS.
+"""Core ML: one ML Program package (``.mlpackage``) per component, converted on Linux or macOS.
 
-Weights are float32, float16 or int8 codes with one float16 scale a channel; codes stay compressed
-in the file as ``constexpr`` operators. On macOS Core ML runs a package, elsewhere an evaluator.
-Several tasks are one package with a function each, see :mod:`.multifunction`.
+Weights are float32, float16, or int8 codes with one float16 scale per channel; codes stay
+compressed in the file as ``constexpr`` operators. Core ML runs a package on macOS, the MIL
+evaluator elsewhere. Several tasks share one package with one function per task, see
+:mod:`.multifunction`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mtu_export.targets.coreml import converting, mil, multifunction, native, pa
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the program may run, and the oldest system that opens it."""
+    """The processors that may run the model, and the oldest system that opens it."""
 
     compute_unit: str = field(
         default="ALL",
@@ -75,9 +76,9 @@ class CoreML:
     runtimes: Mapping[str, Runtime] = {"coreml": native, "mil-evaluator": mil}
 
     def validate_plan(self, plan: Plan) -> None:
-        """Refuse a plan that Core ML cannot hold.
+        """Refuse a plan that a Core ML package cannot represent.
 
-        Raises ``ToolchainError`` where coremltools is installed without its native parts.
+        Raises ``ToolchainError`` if coremltools is installed without its native libraries.
         """
         if len(plan.tasks) > 1 and "unet" in plan.components:
             _validate_tasks(plan)
@@ -87,11 +88,11 @@ class CoreML:
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Convert one component to ``folder/<Name>.mlpackage``; nothing is predicted."""
+        """Convert one component to ``folder/<Name>.mlpackage`` without running it."""
         return converting.lower(program, plan, folder, identity)
 
     def structure(self, path: Path, entry: str) -> Structure:
-        """Read a package anywhere."""
+        """Read a package, on any system."""
         return package.structure(path, entry)
 
 
@@ -99,11 +100,11 @@ TARGET: Target = CoreML()
 
 
 def _validate_tasks(plan: Plan) -> None:
-    system, legal = plan.options.deployment_target, multifunction.SYSTEMS
-    if system not in legal:
+    system, supported = plan.options.deployment_target, multifunction.SYSTEMS
+    if system not in supported:
         raise Unsupported(
             f"{len(plan.tasks)} tasks in one package are functions of it, which {system} does not "
-            f"know; choose --min-deployment-target {' or '.join(legal)}, or one bundle a task"
+            f"know; choose --min-deployment-target {' or '.join(supported)}, or one bundle a task"
         )
     for task in plan.tasks:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", task.name) or task.name == package.ENTRY:
@@ -133,8 +134,8 @@ def _validate_scheme(scheme: Scheme, options: Options) -> None:
 
 def _require_toolchain() -> None:
     require("coremltools")
-    found = importlib.metadata.distribution("coremltools")
-    folder = Path(str(found.locate_file("coremltools")))
+    distribution = importlib.metadata.distribution("coremltools")
+    folder = Path(str(distribution.locate_file("coremltools")))
     if not any(folder.glob("libmilstoragepython*")):
         raise ToolchainError(
             "coremltools is installed without its native parts, so it cannot write weights; "

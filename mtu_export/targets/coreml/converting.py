@@ -1,4 +1,4 @@
-"""From a program to a Core ML package: coremltools converts, this module sees that it is right."""
+"""Converts a program to a Core ML package with coremltools, and checks the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtu_export.spec import FloatWeights, Lowered, Plan, Program, Scheme, TensorSpec, ToolchainError
+from mtu_export.spec import (
+    FloatWeights,
+    Lowered,
+    Plan,
+    Program,
+    Scheme,
+    TensorSpec,
+    ToolchainError,
+    first_line,
+)
 from mtu_export.targets.coreml import multifunction, package
 
 if TYPE_CHECKING:
@@ -27,14 +36,14 @@ CONSTEXPR = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
-    """Convert one component to ``folder/<Name>.mlpackage``; no prediction takes place.
+    """Convert one component to ``folder/<Name>.mlpackage`` without running it.
 
-    Several methods are functions of it, each named as its task; one is ``main``.
-    Borders are as ``program`` names them. fp16 and int8 compute in float16, except for what leads
-    to ``sin`` and ``cos`` and, with ``upcast_attention``, the UNet's attention scores. The same
-    program gives the same bytes. What a killed process left there is replaced. Raises
-    ``ToolchainError`` where coremltools fails, or where the package it wrote is not the one asked
-    for.
+    A single method becomes the function ``main``; several become functions named after their tasks.
+    Inputs and outputs keep the names of ``program``. fp16 and int8 compute in float16, except for
+    everything that leads to ``sin`` and ``cos`` and, with ``upcast_attention``, the UNet's
+    attention scores. The same program gives the same bytes. A package that a killed process left
+    behind is replaced. Raises ``ToolchainError`` if coremltools fails, or if the package it wrote
+    differs from the program.
     """
     first, several = next(iter(program.methods)), len(program.methods) > 1
     path = folder / f"{NAMES[program.name]}{SUFFIX}"
@@ -114,7 +123,7 @@ def _convert(
         raise
     except Exception as error:
         raise ToolchainError(
-            f"coremltools could not convert to {path.name}: {package.line(error)}"
+            f"coremltools could not convert to {path.name}: {first_line(error)}"
         ) from error
 
 
@@ -123,10 +132,11 @@ def _compute_dtype(scheme: Scheme) -> str:
 
 
 def _narrow_zero_points(exported: torch.export.ExportedProgram) -> tuple[int, int]:
-    """Give the zero points of integer weights the codes' dtype.
+    """Give the zero points of integer weights the dtype of the codes.
 
-    coremltools casts them otherwise, to a dtype that an iOS16 program cannot cast to. Returns the
-    least and greatest number of weights that the package may hold: it stores equal ones once.
+    Otherwise coremltools casts them, to a dtype that an iOS16 program does not support. Returns the
+    least and the greatest number of integer weights that the package may hold, as equal ones may be
+    stored once.
     """
     import torch
 
@@ -157,38 +167,38 @@ def _angle_layers(exported: torch.export.ExportedProgram, program: Program) -> t
 def _computes_in_half(upcast: bool) -> Callable[[Any], bool]:
     """Selector of the operators to compute in float16: all but those that lead to an angle.
 
-    With ``upcast`` scores of attention are float32 too, from the product of queries and keys to the
-    softmax.
+    With ``upcast`` the attention scores are float32 too, from the product of queries and keys to
+    the softmax.
 
     The timestep projection takes the sine of timestep times frequency, up to 999 rad, where
-    neighbours in float16 are 0.5 apart. The selector sees a block's first operator before any of
-    them is changed, and settles the whole block then.
+    neighbouring float16 values are 0.5 apart. The selector sees a block's first operator before any
+    of them is changed, and decides for the whole block then.
     """
-    kept: dict[Any, set[Any]] = {}
+    kept_float: dict[Any, set[Any]] = {}
 
     def computes_in_half(operator: Any) -> bool:
         block = operator.enclosing_block
-        if block not in kept:
-            kept[block] = _leading_to_angles(block)
+        if block not in kept_float:
+            kept_float[block] = _leading_to_angles(block)
             if upcast:
-                kept[block] |= _attention_scores(block)
-        return operator not in kept[block]
+                kept_float[block] |= _attention_scores(block)
+        return operator not in kept_float[block]
 
     return computes_in_half
 
 
 def _leading_to_angles(block: Any) -> set[Any]:
-    """The sines and cosines of a MIL block and every operator that they depend on."""
-    kept: set[Any] = set()
+    """The sines and cosines of a MIL block, and every operator that they depend on."""
+    leading: set[Any] = set()
     for operator in reversed(list(block.operations)):
         readers = (reader for output in operator.outputs for reader in output.child_ops)
-        if operator.op_type in TRIGONOMETRY or any(reader in kept for reader in readers):
-            kept.add(operator)
-    return kept
+        if operator.op_type in TRIGONOMETRY or any(reader in leading for reader in readers):
+            leading.add(operator)
+    return leading
 
 
 def _attention_scores(block: Any) -> set[Any]:
-    """The softmaxes of a MIL block, and the products that they are of."""
+    """The softmaxes of a MIL block, and the matrix products that feed them."""
     softmaxes = [operator for operator in block.operations if operator.op_type == "softmax"]
     products = [operator.x.op for operator in softmaxes]
     return {*softmaxes, *(product for product in products if product.op_type == "matmul")}

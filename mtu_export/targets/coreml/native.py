@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtu_export.spec import Arrays, Session, ToolchainError, Witness
+from mtu_export.spec import Arrays, Session, ToolchainError, Witness, first_line
 from mtu_export.targets.coreml import package
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ witness: Witness | None = None
 
 
 def runner() -> tuple[str | None, str | None]:
-    """``("coreml <macOS version>", None)`` on macOS, else null and the reason."""
+    """``("coreml <macOS version>", None)`` on macOS, else None and the reason."""
     if platform.system() != "Darwin":
         return None, "Core ML runs on macOS only"
     return f"coreml {platform.mac_ver()[0]}", None
@@ -26,7 +26,7 @@ def runner() -> tuple[str | None, str | None]:
 def open(path: Path, entry: str) -> Session:
     """Load a package into Core ML on the compute unit that it was exported for.
 
-    Raises ``ToolchainError`` where there is no Core ML or it refuses the package.
+    Raises ``ToolchainError`` if there is no Core ML, or if it refuses the package.
     """
     _, reason = runner()
     if reason is not None:
@@ -39,7 +39,7 @@ def open(path: Path, entry: str) -> Session:
     try:
         model = ct.models.MLModel(str(path), compute_units=unit, function_name=function)
     except Exception as error:
-        reason = package.line(error)
+        reason = first_line(error)
         raise ToolchainError(f"Core ML could not load {path.name}: {reason}") from error
 
     def session(inputs: Arrays) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A Core ML package on disk: written in one canonical form, read as if it were hostile.
+"""A Core ML package on disk: written in canonical form, read as untrusted input.
 
     Unet.mlpackage/Manifest.json
     Unet.mlpackage/Data/com.apple.CoreML/model.mlmodel        the program, a protobuf
@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
 
 ENTRY = "main"
-"""The function of a package of one task."""
+"""The function of a package that holds a single task."""
 COMPUTE_UNIT = "mtu_export.compute_unit"
-"""Metadata key that is ours and not part of the identity."""
+"""Metadata key of this package that is not part of the identity."""
 COMPUTE_UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")
 TOOLCHAIN_KEYS = "com.github.apple.coremltools."
 AUTHOR = "com.apple.CoreML"
@@ -62,9 +62,10 @@ MODEL_LIMIT = (1 << 31) - 1
 
 
 def seal(path: Path, metadata: Mapping[str, str]) -> None:
-    """Rewrite program and manifest of a fresh package in canonical form, with ``metadata``.
+    """Rewrite the program and manifest of a new package in canonical form, with ``metadata``.
 
-    Canonical: no conversion date, map entries in sorted order, item identifiers from their paths.
+    Canonical form has no conversion date, map entries in sorted order, and item identifiers derived
+    from their paths.
     """
     model = parse(path)
     description = model.description.metadata
@@ -77,13 +78,13 @@ def seal(path: Path, metadata: Mapping[str, str]) -> None:
     file.write_bytes(model.SerializeToString(deterministic=True))
     file.chmod(0o644)
     items = {
-        _identifier(where): {
+        _identifier(item_path): {
             "author": AUTHOR,
-            "description": f"CoreML Model {what}",
-            "name": Path(where).name,
-            "path": where,
+            "description": f"CoreML Model {content}",
+            "name": Path(item_path).name,
+            "path": item_path,
         }
-        for where, what in ((MODEL, "Specification"), (WEIGHTS, "Weights"))
+        for item_path, content in ((MODEL, "Specification"), (WEIGHTS, "Weights"))
     }
     manifest = {
         "fileFormatVersion": "1.0.0",
@@ -94,17 +95,17 @@ def seal(path: Path, metadata: Mapping[str, str]) -> None:
     (path / "Manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _identifier(where: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, where)).upper()
+def _identifier(item_path: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, item_path)).upper()
 
 
 # ----------------------------------------------------------------------------------------- read
 
 
 def structure(path: Path, entry: str, model: Any = None) -> Structure:
-    """What the package says of its function ``entry``; ``operators`` counts all functions.
+    """The structure of the function ``entry``; ``operators`` counts those of all functions.
 
-    ``model`` is what :func:`load` gives, where the caller has it already. Checks that every blob
+    ``model`` is the result of :func:`load`, if the caller already has it. Checks that every blob
     lies inside the weight file. Raises ``BundleError``.
     """
     model = load(path) if model is None else model
@@ -114,7 +115,7 @@ def structure(path: Path, entry: str, model: Any = None) -> Structure:
             f"{path.name}: no function {entry!r}; it has: {', '.join(sorted(functions)) or 'none'}"
         )
     blocks = {name: block(function, path.name) for name, function in functions.items()}
-    operators = Counter(operator.type for one in blocks.values() for operator in _operators(one))
+    operators = Counter(operator.type for body in blocks.values() for operator in _operators(body))
     with (path / "Data" / WEIGHT_FILE).open("rb") as weights:
         size = os.fstat(weights.fileno()).st_size
         if weights.read(8)[4:] != STORAGE_VERSION.to_bytes(4, "little"):
@@ -122,11 +123,11 @@ def structure(path: Path, entry: str, model: Any = None) -> Structure:
         for value in values(model.mlProgram):
             if value.WhichOneof("value") == "blobFileValue":
                 find_blob(value, weights, size, path.name)
-    found = {v.name: v for o in blocks[entry].operations for v in o.outputs}
-    found |= {v.name: v for v in functions[entry].inputs}
-    inputs = tuple(_tensor(value, path.name) for value in functions[entry].inputs)
+    defined = {v.name: v for o in blocks[entry].operations for v in o.outputs}
+    defined |= {v.name: v for v in functions[entry].inputs}
+    inputs = tuple(_tensor_spec(value, path.name) for value in functions[entry].inputs)
     outputs = tuple(
-        _tensor(_output(found, name, path.name), path.name) for name in blocks[entry].outputs
+        _tensor_spec(_output(defined, name, path.name), path.name) for name in blocks[entry].outputs
     )
     _check_description(model, entry, inputs, outputs, path.name)
     return Structure(
@@ -135,7 +136,7 @@ def structure(path: Path, entry: str, model: Any = None) -> Structure:
 
 
 def load(path: Path) -> Any:
-    """The ``Model`` message of a package that holds its three files and nothing else.
+    """The ``Model`` message of a package that holds exactly its three files.
 
     Raises ``BundleError``.
     """
@@ -143,17 +144,12 @@ def load(path: Path) -> Any:
     return parse(path)
 
 
-def line(error: Exception) -> str:
-    """The first line that an exception of the toolchain says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def compute_unit(path: Path) -> str:
     """The compute unit that the package was exported for."""
-    found = parse(path).description.metadata.userDefined.get(COMPUTE_UNIT, "ALL")
-    if found not in COMPUTE_UNITS:
-        raise BundleError(f"{path.name}: unknown compute unit {found!r}")
-    return found
+    unit = parse(path).description.metadata.userDefined.get(COMPUTE_UNIT, "ALL")
+    if unit not in COMPUTE_UNITS:
+        raise BundleError(f"{path.name}: unknown compute unit {unit!r}")
+    return unit
 
 
 def _identity(model: Any) -> dict[str, str]:
@@ -165,7 +161,7 @@ def _identity(model: Any) -> dict[str, str]:
 
 
 def _check_files(path: Path) -> None:
-    found: set[str] = set()
+    present: set[str] = set()
     if path.is_symlink() or not path.is_dir():
         raise BundleError(f"{path.name}: not a package folder")
     for folder, folders, files in os.walk(path):
@@ -175,11 +171,11 @@ def _check_files(path: Path) -> None:
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
                 raise BundleError(f"{path.name}: {file.relative_to(path)} is not a plain file")
             if stat.S_ISREG(mode):
-                found.add(file.relative_to(path).as_posix())
-    wanted = {"Manifest.json", f"Data/{MODEL}", f"Data/{WEIGHT_FILE}"}
-    for name in sorted(wanted ^ found):
+                present.add(file.relative_to(path).as_posix())
+    expected = {"Manifest.json", f"Data/{MODEL}", f"Data/{WEIGHT_FILE}"}
+    for name in sorted(expected ^ present):
         raise BundleError(
-            f"{path.name}: {name!r} is {'missing' if name in wanted else 'not of the package'}"
+            f"{path.name}: {name!r} is {'missing' if name in expected else 'not of the package'}"
         )
     _check_manifest(path)
 
@@ -199,7 +195,7 @@ def _check_manifest(path: Path) -> None:
 
 
 def parse(path: Path) -> Any:
-    """The package's ``Model`` message, an ML Program; raises ``BundleError`` for another file."""
+    """The package's ``Model`` message; raises ``BundleError`` unless it is an ML Program."""
     try:
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
@@ -220,7 +216,7 @@ def parse(path: Path) -> Any:
 
 
 def block(function: Any, where: str) -> Any:
-    """The one block of a function that its operator set selects, or ``BundleError``."""
+    """The block of a function that its operator set selects; raises ``BundleError``."""
     if function.opset not in function.block_specializations:
         raise BundleError(f"{where}: no block for operator set {function.opset!r}")
     return function.block_specializations[function.opset]
@@ -237,23 +233,23 @@ def values(message: Any) -> Iterator[Any]:
     """Every ``MIL.Value`` under a message, depth first."""
     if message.DESCRIPTOR.name == "Value":
         yield message
-    for descriptor, found in message.ListFields():
+    for descriptor, field in message.ListFields():
         if descriptor.message_type is None:
             continue
         if descriptor.message_type.GetOptions().map_entry:
             if descriptor.message_type.fields_by_name["value"].message_type is None:
                 continue
-            inner = found.values()
+            children = field.values()
         else:
-            inner = (found,) if hasattr(found, "ListFields") else found
-        for each in inner:
-            yield from values(each)
+            children = (field,) if hasattr(field, "ListFields") else field
+        for child in children:
+            yield from values(child)
 
 
 def find_blob(value: Any, weights: BinaryIO, size: int, where: str) -> tuple[int, int]:
-    """First byte and length of a blob's data in the weight file of ``size`` bytes.
+    """Offset and length of a blob's data in the weight file of ``size`` bytes.
 
-    Raises ``BundleError`` where header or data are not inside the file, or of another type.
+    Raises ``BundleError`` if the header or the data leave the file, or have another type.
     """
     blob = value.blobFileValue
     if blob.fileName != WEIGHT_URL:
@@ -265,8 +261,8 @@ def find_blob(value: Any, weights: BinaryIO, size: int, where: str) -> tuple[int
     if sentinel != SENTINEL:
         raise BundleError(f"{where}: weight.bin has no blob at {blob.offset}")
     shape, dtype = shape_of(value.type.tensorType, where)
-    wanted_kind, bits = BLOB_TYPES.get(dtype, (None, 0))
-    if kind != wanted_kind or length != (math.prod(shape) * bits + 7) // 8:
+    expected_kind, bits = BLOB_TYPES.get(dtype, (None, 0))
+    if kind != expected_kind or length != (math.prod(shape) * bits + 7) // 8:
         raise BundleError(
             f"{where}: the blob at {blob.offset} is not {dtype.lower()} of {list(shape)}"
         )
@@ -276,24 +272,24 @@ def find_blob(value: Any, weights: BinaryIO, size: int, where: str) -> tuple[int
 
 
 def shape_of(kind: Any, where: str) -> tuple[tuple[int, ...], str]:
-    """Static shape and MIL type name of a ``MIL.TensorType``, or ``BundleError``."""
+    """Static shape and MIL type name of a ``MIL.TensorType``; raises ``BundleError``."""
     from coremltools.proto import MIL_pb2
 
     if any(size.WhichOneof("dimension") != "constant" for size in kind.dimensions):
         raise BundleError(f"{where}: a shape is not static")
-    known = MIL_pb2.DataType.DESCRIPTOR.values_by_number  # pyright: ignore
-    if kind.dataType not in known:
+    types = MIL_pb2.DataType.DESCRIPTOR.values_by_number  # pyright: ignore
+    if kind.dataType not in types:
         raise BundleError(f"{where}: unknown data type {kind.dataType}")
-    return tuple(size.constant.size for size in kind.dimensions), known[kind.dataType].name
+    return tuple(size.constant.size for size in kind.dimensions), types[kind.dataType].name
 
 
-def _output(found: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in found:
+def _output(defined: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in defined:
         raise BundleError(f"{where}: output {name!r} comes from no operator")
-    return found[name]
+    return defined[name]
 
 
-def _tensor(value: Any, where: str) -> TensorSpec:
+def _tensor_spec(value: Any, where: str) -> TensorSpec:
     shape, dtype = shape_of(value.type.tensorType, where)
     return TensorSpec(name=value.name, shape=shape, dtype=dtype.lower())
 
@@ -305,22 +301,22 @@ def _check_description(
     outputs: tuple[TensorSpec, ...],
     where: str,
 ) -> None:
-    """Refuse a package whose description and program declare different functions or borders."""
+    """Refuse a package whose description and program differ in functions, inputs or outputs."""
     names = [function.name for function in model.description.functions]
     if (names or len(model.mlProgram.functions) > 1) and (
         sorted(names) != sorted(model.mlProgram.functions)
         or model.description.defaultFunctionName not in names
     ):
         raise BundleError(f"{where}: description and program disagree on functions")
-    several = {function.name: function for function in model.description.functions}
-    described = several.get(entry) if several else model.description
+    by_name = {function.name: function for function in model.description.functions}
+    described = by_name.get(entry) if by_name else model.description
     for name, specs in (("input", inputs), ("output", outputs)):
         features = () if described is None else getattr(described, name)
-        if tuple(map(_described, features)) != specs:
+        if tuple(map(_described_spec, features)) != specs:
             raise BundleError(f"{where}: description and program disagree on {name}s")
 
 
-def _described(feature: Any) -> TensorSpec:
+def _described_spec(feature: Any) -> TensorSpec:
     array = feature.type.multiArrayType
     dtype = DESCRIBED_TYPES.get(array.dataType, "unknown")
     return TensorSpec(name=feature.name, shape=tuple(array.shape), dtype=dtype)
