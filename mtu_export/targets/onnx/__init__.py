@@ -1,4 +1,4 @@
-"""ONNX for ONNX Runtime: one folder a component, in the tree that optimum and diffusers open."""
+"""ONNX for ONNX Runtime: one folder per component, laid out as optimum and diffusers expect."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ OPSETS = (18, 19, 20, 21)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``opset``: version of the operator set; ONNX Runtime 1.20 and later read all of them.
+    """Options of the ONNX target.
 
-    ``simplify``: whether onnxsim runs over the graph; on the graphs of this product it changes
-    nothing, as the exporter's own optimiser has run before.
+    ``opset`` is the version of the operator set; ONNX Runtime 1.20 and later read all of them.
+    ``simplify``: whether onnxsim runs over the graph. On graphs exported here it changes nothing,
+    as the optimiser of ``torch.onnx`` has run before.
     """
 
     opset: int = field(
@@ -58,9 +59,9 @@ class Onnx:
     runtimes: Mapping[str, Runtime] = {"onnxruntime": running}
 
     def validate_plan(self, plan: Plan) -> None:
-        """Refuse weights other than float32, float16 and int8 per channel; and twin file names."""
+        """Refuse weights other than float32, float16 and int8 per channel, and clashing names."""
         if "unet" in plan.components:
-            _refuse_twins([task.name for task in plan.tasks])
+            _refuse_clashing_names([task.name for task in plan.tasks])
         weights = plan.scheme.weights
         if isinstance(weights, FloatWeights):
             if weights.dtype not in ("float32", "float16"):
@@ -74,7 +75,7 @@ class Onnx:
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Write ``<component>/model.onnx``, or a file for each task on shared weights."""
+        """Write ``<component>/model.onnx``, or one file per task on shared weights."""
         return lowering.lower(program, plan, folder, identity)
 
     def structure(self, path: Path, entry: str) -> Structure:
@@ -85,13 +86,13 @@ class Onnx:
 TARGET: Target = Onnx()
 
 
-def _refuse_twins(names: Sequence[str]) -> None:
-    """Refuse tasks whose files are one on systems that ignore case: macOS, Windows."""
+def _refuse_clashing_names(names: Sequence[str]) -> None:
+    """Refuse tasks whose file names clash on systems that ignore case: macOS, Windows."""
     seen: dict[str, str] = {}
     for name in names:
-        twin = seen.setdefault(name.lower(), name)
-        if twin != name:
+        first = seen.setdefault(name.lower(), name)
+        if first != name:
             raise Unsupported(
-                f"onnx: tasks {twin!r} and {name!r} would be one file on systems that do not tell "
-                "case; rename one, or export one bundle a task"
+                f"onnx: tasks {first!r} and {name!r} would be one file on systems that ignore "
+                "case; rename one, or export one bundle per task"
             )

@@ -1,7 +1,7 @@
-"""From a program to ONNX files: the exporter's graph, with its weights put back.
+"""Converts a program to ONNX files with ``torch.onnx``.
 
-Weights never pass through the simplifier: they are lifted out of the exporter's graph, and put back
-when the file is written. What is left is simplified, where that is asked for, in a child process.
+Weights are lifted out of the converted graph and put back when a file is written. The remaining
+skeleton is optimised and, with ``simplify``, passed through onnxsim in a child process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from mtu_export.spec import FloatWeights, Lowered, Plan, Program, TensorSpec, ToolchainError
 from mtu_export.targets.onnx.running import last_line
-from mtu_export.targets.onnx.stock import border_names, repeated_outputs, write_configs
+from mtu_export.targets.onnx.stock import io_names, repeated_outputs, write_configs
 from mtu_export.targets.onnx.writing import Writer
 
 if TYPE_CHECKING:
@@ -33,41 +33,42 @@ IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 LIFTED_BYTES = 1024
 HALF_MAX = 65504.0
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", "Transpose")
-"""Readers of a matrix that may be float16; `Mul` is a gate on the rows of a weight."""
+"""Operators whose weight may be float16; ``Mul`` gates the rows of a weight."""
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
     """Write ``<component>/model.onnx`` (``.onnx_data`` above 1 GB) and the stock configs.
 
     Several methods become ``<component>/<task>.onnx``, small graphs on one ``.onnx_data`` that
-    holds equal tensors once. The graph is made once: the tasks differ in values alone, and in the
-    width of ``sample``.
+    stores equal tensors once. The graph is converted once, as tasks differ only in values and in
+    the width of ``sample``.
     """
-    first, names = next(iter(program.methods)), border_names(program.name, plan)
+    first, names = next(iter(program.methods)), io_names(program.name, plan)
     opset = plan.options.opset
     program.check_alike()
-    exported, own, several = program.methods[first], program.own, len(program.methods) > 1
-    sides = {
+    exported, task_tensors = program.methods[first], program.own
+    several = len(program.methods) > 1
+    signatures = {
         task: (_renamed(specs, names), _renamed(program.outputs, names))
         for task, specs in program.inputs.items()
     }
-    skeleton, weights = _skeleton(exported, sides[first], opset, own)
+    skeleton, weights = _skeleton(exported, signatures[first], opset, task_tensors)
     skeleton, simplifier = _simplify(skeleton) if plan.options.simplify else (skeleton, "none")
     half = plan.scheme.weights == FloatWeights(dtype="float16")
-    home = folder / program.name
-    writer = Writer(home, own if several else None)
-    kept: list[tuple[str, str]] = []
+    writer = Writer(folder / program.name, task_tensors if several else None)
+    kept_float: list[tuple[str, str]] = []
     entries, ir_version = {}, IR_VERSION
     for task, method in program.methods.items():
         model = skeleton.clone() if several else skeleton
-        stayed = _restore(model, {**weights, **_own(method, own)}, half=half)
-        kept += [row for row in stayed if row not in kept]
-        _widen(model, sides[task][0])
+        tensors = {**weights, **_tensors(method, task_tensors)}
+        reasons = _restore(model, tensors, half=half)
+        kept_float += [reason for reason in reasons if reason not in kept_float]
+        _widen(model, signatures[task][0])
         _repeat(model, repeated_outputs(program.name, plan))
         _describe(model, program.name, identity)
         entries[task] = f"{task}{SUFFIX}" if several else FILE
         writer.write(model, entries[task])
-        writer.prove(entries[task], sides[task], method)
+        writer.prove(entries[task], signatures[task], method)
         ir_version = model.ir_version
     write_configs(program.name, plan, folder)
     specs, parameters = (*program.inputs[first], *program.outputs), exported.state_dict
@@ -77,7 +78,9 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         entries=entries,
         io_names={s.name: names[s.name] for s in specs if s.name in names},
         activations="float32",
-        kept_float=tuple((program.layer(name), why) for name, why in kept if name in parameters),
+        kept_float=tuple(
+            (program.layer(name), why) for name, why in kept_float if name in parameters
+        ),
         weight_dtype="float16" if half else "float32",
         notes=notes,
     )
@@ -87,8 +90,8 @@ def _renamed(specs: Sequence[TensorSpec], names: Mapping[str, str]) -> tuple[Ten
     return tuple(replace(spec, name=names.get(spec.name, spec.name)) for spec in specs)
 
 
-def _own(method: torch.export.ExportedProgram, names: Collection[str]) -> dict[str, ir.Tensor]:
-    """What a task has for itself, by name."""
+def _tensors(method: torch.export.ExportedProgram, names: Collection[str]) -> dict[str, ir.Tensor]:
+    """These tensors of a method's state, by name."""
     import onnx_ir as ir
 
     state = method.state_dict
@@ -97,17 +100,18 @@ def _own(method: torch.export.ExportedProgram, names: Collection[str]) -> dict[s
 
 def _skeleton(
     exported: torch.export.ExportedProgram,
-    borders: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+    signature: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
     opset: int,
-    own: Collection[str],
+    task_tensors: Collection[str],
 ) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
-    """The exporter's graph without its weights, and these by name, on the memory of ``exported``.
+    """The converted graph without its weights, and the weights by name.
 
-    Nothing is computed ahead of what is ``own`` to a task.
+    The weights share the memory of ``exported``. Nothing that depends on ``task_tensors`` is
+    constant-folded.
     """
     import torch
 
-    inputs, outputs = ([spec.name for spec in side] for side in borders)
+    inputs, outputs = ([spec.name for spec in side] for side in signature)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -121,26 +125,26 @@ def _skeleton(
                 optimize=False,
             )
             assert program is not None
-            weights = _lift(program.model, own)
+            weights = _lift(program.model, task_tensors)
             program.optimize()
     except Exception as error:
         raise ToolchainError(f"torch.onnx.export failed: {last_line(error)}") from error
     if program.model.functions:
         raise ToolchainError("torch.onnx.export left functions that are not ONNX operators")
-    missing = sorted({*own} - {*weights})
+    missing = sorted({*task_tensors} - {*weights})
     if missing:
         raise ToolchainError(f"torch.onnx.export has no tensor {missing[0]!r}")
     return program.model, weights
 
 
-def _lift(model: ir.Model, own: Collection[str]) -> dict[str, ir.TensorProtocol]:
-    """Turn large weights, all that is dequantised, and ``own`` into inputs; return them by name."""
+def _lift(model: ir.Model, task_tensors: Collection[str]) -> dict[str, ir.TensorProtocol]:
+    """Turn large or dequantised weights and ``task_tensors`` into inputs; return them by name."""
     lifted: dict[str, ir.TensorProtocol] = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         quantised = any(node.op_type == "DequantizeLinear" for node, _ in value.uses())
         large = tensor is not None and tensor.nbytes > LIFTED_BYTES
-        if tensor is not None and (quantised or large or name in own):
+        if tensor is not None and (quantised or large or name in task_tensors):
             lifted[name] = tensor
             del model.graph.initializers[name]
             value.const_value = None
@@ -149,18 +153,32 @@ def _lift(model: ir.Model, own: Collection[str]) -> dict[str, ir.TensorProtocol]
 
 
 def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
-    """Run onnxsim on the skeleton in a child process; keep ``model`` where that fails."""
+    """Run onnxsim on the skeleton in a child process, or keep ``model`` if that fails.
+
+    Returns the graph and what simplified it.
+    """
     import onnx_ir as ir
     import torch
 
     try:
         simplifier = f"onnxsim {version('onnxsim')}"
         with tempfile.TemporaryDirectory() as temporary:
-            before, after = Path(temporary, "skeleton.onnx"), Path(temporary, "simple.onnx")
-            ir.save(model, before)
-            # Not in this process: a crash in native code must not end the export.
-            done = subprocess.run(  # noqa: S603
-                [sys.executable, "-P", "-m", "onnxsim", before.name, after.name, "--no-certify"],
+            skeleton_file, simple_file = (
+                Path(temporary, "skeleton.onnx"),
+                Path(temporary, "simple.onnx"),
+            )
+            ir.save(model, skeleton_file)
+            # In a child process: a crash in native code must not end the export.
+            process = subprocess.run(  # noqa: S603
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "onnxsim",
+                    skeleton_file.name,
+                    simple_file.name,
+                    "--no-certify",
+                ],
                 cwd=temporary,
                 env={"ORT_DISABLE_TELEMETRY": "1", **os.environ, "NO_COLOR": "1"},
                 stdin=subprocess.DEVNULL,
@@ -169,10 +187,10 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
                 errors="replace",
                 timeout=900,
             )
-            if done.returncode:
-                raise ToolchainError(f"status {done.returncode}: {last_line(done.stderr)}")
-            simple = ir.load(after)
-        if _outline(simple) != _outline(model):
+            if process.returncode:
+                raise ToolchainError(f"status {process.returncode}: {last_line(process.stderr)}")
+            simplified = ir.load(simple_file)
+        if _outline(simplified) != _outline(model):
             raise ToolchainError("it changed inputs, outputs or quantised weights")
     except PackageNotFoundError:
         reason = "onnxsim is not installed"
@@ -181,33 +199,36 @@ def _simplify(model: ir.Model) -> tuple[ir.Model, str]:
     except Exception as error:
         reason = f"onnxsim failed: {last_line(error)}"
     else:
-        return simple, simplifier
+        return simplified, simplifier
     return model, f"torch.onnx {torch.__version__.partition('+')[0]} ({reason})"
 
 
 def _outline(model: ir.Model) -> tuple[object, ...]:
-    """What a simplifier must leave: opset, borders, and which weights are dequantised."""
+    """What a simplifier must preserve: opset, inputs, outputs, and the dequantised weights."""
     graph = model.graph
-    used = [v for v in graph.inputs if v.uses()]
-    borders = [[(v.name, v.dtype, str(v.shape)) for v in side] for side in (used, graph.outputs)]
+    used_inputs = [v for v in graph.inputs if v.uses()]
+    signature = [
+        [(v.name, v.dtype, str(v.shape)) for v in side] for side in (used_inputs, graph.outputs)
+    ]
     quantised = Counter(
         tuple(v.name if v is not None else "" for v in node.inputs)
         for node in graph
         if node.op_type == "DequantizeLinear"
     )
-    return dict(model.opset_imports), borders, quantised
+    return dict(model.opset_imports), signature, quantised
 
 
 def _restore(
     model: ir.Model, weights: Mapping[str, ir.TensorProtocol], *, half: bool
 ) -> list[tuple[str, str]]:
-    """Put the lifted weights back, as float16 and a Cast where ``half``; return what stayed.
+    """Put the lifted weights back, with ``half`` as float16 followed by a Cast.
 
-    Vectors (biases, norms) are float32 in every scheme.
+    Vectors (biases, norms) are float32 in every scheme. Returns the matrices that stayed float32
+    all the same, with reasons.
     """
     import onnx_ir as ir
 
-    kept: list[tuple[str, str]] = []
+    kept_float: list[tuple[str, str]] = []
     casts: list[ir.Node] = []
     for value in [v for v in model.graph.inputs if v.name in weights]:
         model.graph.inputs.remove(value)
@@ -218,16 +239,16 @@ def _restore(
             continue
         if half and len(tensor.shape) > 1:
             if not operators <= set(WEIGHT_OPERATORS):
-                kept.append((str(value.name), f"read by {', '.join(sorted(operators))}"))
+                kept_float.append((str(value.name), f"read by {', '.join(sorted(operators))}"))
             elif abs(tensor.numpy()).max() > HALF_MAX:
-                kept.append((str(value.name), "beyond the range of float16"))
+                kept_float.append((str(value.name), "beyond the range of float16"))
             else:
                 tensor = _halve(value, tensor, casts)
         value.const_value = tensor
         model.graph.register_initializer(value)
     if casts:
         model.graph.insert_before(model.graph.node(0), casts)
-    return kept
+    return kept_float
 
 
 def _widen(model: ir.Model, inputs: tuple[TensorSpec, ...]) -> None:
@@ -241,13 +262,13 @@ def _widen(model: ir.Model, inputs: tuple[TensorSpec, ...]) -> None:
 
 
 def _halve(value: ir.Value, tensor: ir.TensorProtocol, casts: list[ir.Node]) -> ir.TensorProtocol:
-    """Make ``value`` float16, followed by a Cast to float32 that the runtime folds at load."""
+    """Make ``value`` float16, followed by a Cast to float32 that the runtime folds on loading."""
     import numpy as np
     import onnx_ir as ir
 
-    wide = ir.Value(name=f"{value.name}_float32", shape=value.shape, type=value.type)
-    value.replace_all_uses_with(wide)
-    casts.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value}, outputs=[wide]))
+    float32_value = ir.Value(name=f"{value.name}_float32", shape=value.shape, type=value.type)
+    value.replace_all_uses_with(float32_value)
+    casts.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value}, outputs=[float32_value]))
     value.type = ir.TensorType(ir.DataType.FLOAT16)
     return ir.LazyTensor(
         lambda: ir.tensor(tensor.numpy().astype(np.float16)),
@@ -258,24 +279,24 @@ def _halve(value: ir.Value, tensor: ir.TensorProtocol, casts: list[ir.Node]) -> 
 
 
 def _repeat(model: ir.Model, outputs: Mapping[str, str]) -> None:
-    """Give outputs a second name: new name -> output that it repeats."""
+    """Add outputs that repeat others: new name -> output that it repeats."""
     import onnx_ir as ir
 
     for name, source in outputs.items():
         value = next(value for value in model.graph.outputs if value.name == source)
-        twin = ir.Value(name=name, shape=value.shape, type=value.type)
-        model.graph.append(ir.node("Identity", [value], outputs=[twin]))
-        model.graph.outputs.append(twin)
+        repeated = ir.Value(name=name, shape=value.shape, type=value.type)
+        model.graph.append(ir.node("Identity", [value], outputs=[repeated]))
+        model.graph.outputs.append(repeated)
 
 
 def _describe(model: ir.Model, name: str, identity: Mapping[str, str]) -> None:
-    """Replace all that the tools say of themselves, their sources and this machine."""
+    """Write ``identity``; remove what tools recorded about themselves and this machine."""
     graph = model.graph
     values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
     values += [value for node in graph.all_nodes() for value in node.outputs]
-    for entry in (model, graph, *graph.all_nodes(), *values):
-        entry.metadata_props.clear()
-        entry.doc_string = None
+    for item in (model, graph, *graph.all_nodes(), *values):
+        item.metadata_props.clear()
+        item.doc_string = None
     model.metadata_props.update(sorted(identity.items()))
     model.producer_name, model.producer_version, model.domain = "mtu-export", None, None
     model.ir_version = min(model.ir_version, IR_VERSION)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import onnx
 
 DATA = "model.onnx_data"
-"""Weights beside a model that is too large for one file, or beside several that share them."""
+"""File of the weights beside a model too large for one file, or beside several that share it."""
 SINGLE_FILE_BYTES = 10**9
 
 
 def structure(path: Path, entry: str) -> Structure:
     """Read ``path/entry`` without weights and runtime; raise ``BundleError`` if malformed.
 
-    An output that only repeats another one is none of its own.
+    An output that only repeats another output is left out.
     """
     model = read(path, entry)
     import onnx
@@ -46,7 +46,7 @@ def structure(path: Path, entry: str) -> Structure:
 
 
 def _repeats(graph: onnx.GraphProto) -> set[str]:
-    """Outputs that are another output under a second name."""
+    """Names of outputs that only repeat another output."""
     names = {value.name for value in graph.output}
     return {
         node.output[0]
@@ -64,7 +64,7 @@ def _tensor_spec(value: onnx.ValueInfoProto, dtype_of: Any) -> TensorSpec:
 
 
 def read(path: Path, entry: str) -> onnx.ModelProto:
-    """Parse and check a model that may be hostile, before any runtime opens it."""
+    """Parse and check an untrusted model before any runtime opens it."""
     require("onnx")
     import onnx
     from google.protobuf.message import DecodeError
@@ -87,20 +87,20 @@ def read(path: Path, entry: str) -> onnx.ModelProto:
 
 
 def _check_location(tensor: onnx.TensorProto, path: Path, entry: str) -> None:
-    """External data is a plain file beside the model, and the tensor lies inside of it."""
+    """Refuse external data that is not a plain file beside the model, or too short."""
     import onnx
 
     if not tensor.external_data and tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    found = {item.key: item.value for item in tensor.external_data}
-    location = found.get("location", "")
+    fields = {item.key: item.value for item in tensor.external_data}
+    location = fields.get("location", "")
     file = path / location
-    safe = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", location) is not None
-    if not safe or len(found) != len(tensor.external_data):
+    is_plain_name = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", location) is not None
+    if not is_plain_name or len(fields) != len(tensor.external_data):
         raise BundleError(f"{entry}: external data leaves the folder: {location!r}")
     if file.is_symlink() or not file.is_file():
         raise BundleError(f"{entry}: external data {location!r} is a link or missing")
-    numbers = (found.get("offset", "0"), found.get("length", ""))
+    numbers = (fields.get("offset", "0"), fields.get("length", ""))
     if not all(re.fullmatch(r"[0-9]{1,18}", number) for number in numbers):
         raise BundleError(f"{entry}: external data of {tensor.name!r} has no offset and length")
     if sum(map(int, numbers)) > file.stat().st_size:
@@ -108,6 +108,7 @@ def _check_location(tensor: onnx.TensorProto, path: Path, entry: str) -> None:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -25,18 +25,18 @@ slow: str | None = None
 witness: Witness | None = None
 
 ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "1")
-"""Option and value: what is multiplied with integer weights stays float32."""
+"""Session option and value: activations multiplied by integer weights stay float32."""
 
 
 def last_line(error: BaseException | str) -> str:
-    """The last line of a toolchain's message, without local paths."""
+    """The last line of a toolchain's message, with local paths removed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no message"
     return re.sub(r"(?<![\w.])(?:/|[A-Za-z]:\\)[^\s'\"]+", "...", text)[:160]
 
 
 def runner() -> tuple[str | None, str | None]:
-    """ONNX Runtime and its version, if it is installed."""
+    """ONNX Runtime and its version, or None and the reason."""
     try:
         return f"onnxruntime {version('onnxruntime')}", None
     except PackageNotFoundError:
@@ -46,11 +46,12 @@ def runner() -> tuple[str | None, str | None]:
 def open(path: Path, entry: str) -> Session:
     """Load into ONNX Runtime on the CPU with its default graph optimisation.
 
-    Integer weights meet float32 activations: by default ONNX Runtime makes them int8 on the way
-    into a matrix product, and one ulp of an input then moves whole codes.
+    Activations stay float32 where the weights are integers. By default ONNX Runtime quantises them
+    to int8 before a matrix product, and a change of one ulp in an input then shifts whole codes.
 
-    A model with more than 1 GB of external data runs as it is written, each weight dequantised or
-    cast when it is needed and freed after: SDXL in int8 takes 9 GB so, and over 20 GB otherwise.
+    A model with more than 1 GB of external data runs without graph optimisation: each weight is
+    dequantised or cast when it is needed and freed afterwards. SDXL in int8 then takes 9 GB, and
+    over 20 GB otherwise.
     """
     names = [spec.name for spec in structure(path, entry).outputs]
     telemetry.turn_off()

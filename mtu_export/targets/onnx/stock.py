@@ -1,6 +1,6 @@
-"""The names and configs by which optimum and diffusers open an ONNX bundle.
+"""The names and config files with which optimum and diffusers open an ONNX bundle.
 
-Read from optimum-onnx 0.1.0, ``onnxruntime/modeling_diffusion.py``.
+They follow ``onnxruntime/modeling_diffusion.py`` of optimum-onnx 0.1.0.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ _ZEROS = "force_zeros_for_empty_prompt"
 _LAST, _BEFORE_LAST = "last_hidden_state", "hidden_states.0"
 
 
-def border_names(component: str, plan: Plan) -> dict[str, str]:
-    """Name in bundle.md -> name that optimum asks for, where they differ.
+def io_names(component: str, plan: Plan) -> dict[str, str]:
+    """Input and output names: name in bundle.md -> name that optimum expects, where they differ.
 
-    Of SDXL's encoders optimum takes all hidden states and reads the last but one. The files hold
-    that one alone, so their config says one layer, and ``hidden_states.0`` is it.
+    From SDXL's text encoders optimum takes all hidden states and reads the last but one. The files
+    hold only that one, so their config declares a single layer, and its name is
+    ``hidden_states.0``.
     """
     if component.startswith("text_encoder"):
-        hidden = _BEFORE_LAST if plan.is_sdxl else _LAST
-        return {"hidden_states": hidden, "pooled": "text_embeds"}
+        hidden_states = _BEFORE_LAST if plan.is_sdxl else _LAST
+        return {"hidden_states": hidden_states, "pooled": "text_embeds"}
     return {
         "vae_encoder": {"latent": "latent_sample"},
         "vae_decoder": {"latent": "latent_sample"},
@@ -44,9 +45,10 @@ def border_names(component: str, plan: Plan) -> dict[str, str]:
 
 
 def repeated_outputs(component: str, plan: Plan) -> dict[str, str]:
-    """Output to add -> output that it repeats: diffusers looks at the shape of an encoder's first.
+    """Output to add -> output that it repeats.
 
-    That of SDXL's first encoder must have three axes, so the hidden states come twice.
+    diffusers checks the shape of a text encoder's first output. For SDXL's first encoder it must
+    have three axes, so the hidden states are returned twice.
     """
     return {_LAST: _BEFORE_LAST} if component == "text_encoder" and plan.is_sdxl else {}
 
@@ -54,13 +56,13 @@ def repeated_outputs(component: str, plan: Plan) -> dict[str, str]:
 def write_configs(component: str, plan: Plan, folder: Path) -> None:
     """Write ``config.json`` beside the model, ``model_index.json`` and the scheduler's config.
 
-    For one task: optimum has no name for several.
+    Writes nothing for several tasks: optimum has no layout for them.
     """
     if len(plan.tasks) != 1:
         return
     config = dict(plan.stock_configs.get(component, {}))
     if component.startswith("text_encoder") and plan.is_sdxl:
-        config["num_hidden_layers"] = 1  # of those that optimum looks for in the file
+        config["num_hidden_layers"] = 1  # as many hidden states as optimum looks for
     _dump(config, folder / component / "config.json")
     index: dict[str, Any] = {"_class_name": _pipeline_class(plan)}
     index["_diffusers_version"] = version("diffusers")
@@ -71,14 +73,15 @@ def write_configs(component: str, plan: Plan, folder: Path) -> None:
     if isinstance(flag, bool) and plan.is_sdxl:
         index[_ZEROS] = flag
     for name, (key, library, kind) in STOCK_PARTS.items():
-        encoder = name.replace("tokenizer", "text_encoder")  # the tokenizer itself comes at the end
+        # A tokenizer is written last: its text encoder says whether there will be one.
+        encoder = name.replace("tokenizer", "text_encoder")
         if (folder / encoder).is_dir():
             index[key] = [library, kind]
     _dump(index, folder / "model_index.json")
 
 
 def _scheduler_config(plan: Plan) -> dict[str, Any]:
-    """The config of the scheduler that the manifest's tables are of: with ``--scheduler`` that."""
+    """The config of the manifest's scheduler: that of ``--scheduler``, else the checkpoint's."""
     config = plan.stock_configs.get("scheduler") or SD_DEFAULT
     if plan.scheduler is None:
         return dict(config)
@@ -89,13 +92,13 @@ def _scheduler_config(plan: Plan) -> dict[str, Any]:
 def _pipeline_class(plan: Plan) -> str:
     kinds = {entry.kind for entry in plan.tasks[0].conditioning}
     size = "XL" if plan.is_sdxl else ""
-    job = "InstructPix2Pix" if "image_latent" in kinds else ""
+    variant = "InstructPix2Pix" if "image_latent" in kinds else ""
     if kinds >= {"mask", "masked_image_latent"}:
-        job = "Inpaint"
-    return f"StableDiffusion{size}{job}Pipeline"
+        variant = "Inpaint"
+    return f"StableDiffusion{size}{variant}Pipeline"
 
 
 def _dump(config: Mapping[str, Any], path: Path) -> None:
-    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    content = {key: value for key, value in config.items() if key != "_name_or_path"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
