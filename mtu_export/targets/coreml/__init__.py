@@ -104,14 +104,14 @@ def _validate_tasks(plan: Plan) -> None:
     if system not in supported:
         raise Unsupported(
             f"{len(plan.tasks)} tasks in one package are functions of it, which {system} does not "
-            f"know; choose --min-deployment-target {' or '.join(supported)}, or one bundle a task"
+            f"know; choose --min-deployment-target {' or '.join(supported)}, or one bundle per task"
         )
     for task in plan.tasks:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", task.name) or task.name == package.ENTRY:
             raise Unsupported(
                 f"task {task.name!r} cannot name a function of a Core ML package: letters, digits "
                 f"and '_', no digit first, not {package.ENTRY!r}; rename it, or export one bundle "
-                "a task"
+                "per task"
             )
 
 
@@ -120,7 +120,7 @@ def _validate_scheme(scheme: Scheme, options: Options) -> None:
     if isinstance(weights, IntWeights):
         if weights.bits != 8 or weights.granularity != PerChannel(axis=0):
             raise Unsupported(
-                f"coreml stores integer weights as 8 bits with one scale an output channel, "
+                f"coreml stores integer weights as 8 bits with one scale per output channel, "
                 f"which scheme {scheme.name!r} is not; choose int8"
             )
     elif weights.dtype == "float32" and options.compute_unit == "CPU_AND_NE":

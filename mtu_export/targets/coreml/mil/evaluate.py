@@ -363,12 +363,12 @@ class _NonFiniteWatch:
                 )
 
     def _where(self, operation: Operation) -> str:
-        place = f"layer {self.layer!r}" if self.layer else "before any layer"
+        layer = f"layer {self.layer!r}" if self.layer else "before any layer"
         if operation.kind not in _PRODUCTS or any(
             constant.stored for constant in constants(operation)
         ):
-            return place
-        return f"the product of two activations, as in attention, after {place}"
+            return layer
+        return f"the product of two activations, as in attention, after {layer}"
 
     def _hint(self) -> str:
         specs = [spec for operation in self.function.operations for spec in operation.outputs]
