@@ -1,13 +1,13 @@
-"""ExecuTorch: one ``.pte`` a component, its work handed to the XNNPACK backend.
+"""ExecuTorch: one ``.pte`` per component, delegated to the XNNPACK backend.
 
-fp32 is lowered as it is. int8 keeps the codes and scales that arrive in the graph and makes the
-activations before them int8, by ranges of their own as they run, so that XNNPACK runs those layers
-with its integer kernels and nothing is to be calibrated.
+fp32 is lowered unchanged. int8 keeps the codes and scales in the graph and quantises the inputs of
+those layers to int8 at run time, with dynamic ranges: XNNPACK runs them with its integer kernels,
+and no calibration is needed.
 
-Several tasks are methods of one file, named as the tasks; a constant that is the same in two of
-them is stored once, under the hash of its bytes.
+Several tasks are methods of one file, named after the tasks. Constants that are equal in several
+methods are stored once, under the hash of their bytes.
 
-A ``.pte`` stores neither tensor names nor metadata, so two constant methods carry them as JSON:
+A ``.pte`` stores neither tensor names nor metadata, so two constant methods return them as JSON:
 ``_identity`` (str -> str) and ``_interface`` (method -> input and output names). No task name
 begins with an underscore.
 """
@@ -36,12 +36,12 @@ from mtu_export.spec import (
     ToolchainError,
     ToolchainMissing,
     Unsupported,
+    first_line,
 )
 from mtu_export.spec.extras import require
 from mtu_export.targets.executorch import reading, running
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
-from mtu_export.targets.executorch.reading import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ ENTRY = "forward"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``backend``: what runs the graph; kernels of ExecuTorch itself take the rest."""
+    """``backend`` runs the graph; ExecuTorch's own kernels run what it does not support."""
 
     backend: str = field(
         default="xnnpack",
@@ -62,7 +62,7 @@ class Options:
 
 
 class ExecuTorch:
-    """Programs of ExecuTorch for XNNPACK, run by the runtime of its wheel."""
+    """ExecuTorch programs for XNNPACK, run by the runtime of the ``executorch`` wheel."""
 
     info = TargetInfo(
         suffix=".pte",
@@ -76,7 +76,7 @@ class ExecuTorch:
     runtimes: Mapping[str, Runtime] = {"executorch": running}
 
     def validate_plan(self, plan: Plan) -> None:
-        """Refuse schemes for which XNNPACK has no kernels, or no gain."""
+        """Refuse schemes that XNNPACK has no kernels for, or gains nothing from."""
         weights = plan.scheme.weights
         if isinstance(weights, FloatWeights) and weights.dtype != "float32":
             raise Unsupported(
@@ -95,7 +95,7 @@ class ExecuTorch:
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Write ``<component>_<backend>_<scheme>.pte`` under ``folder``, a method for each task.
+        """Write ``<component>_<backend>_<scheme>.pte`` under ``folder``, one method per task.
 
         The method of a single task is ``forward``.
         """
@@ -113,14 +113,15 @@ class ExecuTorch:
             "_interface": json.dumps(interface),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        common = _common(program) if integer else {}
+        common_scales = _common_scales(program) if integer else {}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 methods = {}
                 for task, exported in program.methods.items():
-                    made = make_int8(exported, program.own, common) if integer else exported
-                    methods[entries[task]] = made
+                    if integer:
+                        exported = make_int8(exported, program.own, common_scales)
+                    methods[entries[task]] = exported
                 notes = write(methods, constants, folder / name)
         except (OSError, MemoryError):
             raise
@@ -131,7 +132,7 @@ class ExecuTorch:
                 f"executorch could not lower {program.name}: {first_line(error)}"
             ) from error
         first, *others = entries.values()
-        unlike = {entry: notes[entry] for entry in others if notes[entry] != notes[first]}
+        different = {entry: notes[entry] for entry in others if notes[entry] != notes[first]}
         return Lowered(
             path=name,
             entries=entries,
@@ -139,20 +140,20 @@ class ExecuTorch:
             notes={
                 "backend": plan.options.backend,
                 **notes[first],
-                **({"task_delegates": unlike} if unlike else {}),
+                **({"task_delegates": different} if different else {}),
             },
         )
 
     def structure(self, path: Path, entry: str) -> Structure:
-        """Read method ``entry`` out of the file's flatbuffer."""
+        """Read the method ``entry`` from the file's flatbuffer."""
         return reading.structure(path, entry)
 
 
 TARGET: Target = ExecuTorch()
 
 
-def _common(program: Program) -> dict[str, torch.Tensor]:
-    """The largest value over all methods of scales that are not the same in each."""
+def _common_scales(program: Program) -> dict[str, torch.Tensor]:
+    """For scales that differ between methods, their maximum over all methods."""
     import torch
 
     states = [method.state_dict for method in program.methods.values()]

@@ -1,4 +1,4 @@
-"""Int8 activations before layers whose weights arrive as int8 codes."""
+"""Dynamic int8 quantisation of the inputs of layers whose weights are int8 codes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ if TYPE_CHECKING:
     import torch
 
 LEAST_SCALE = 1e-9
-"""Of a picture's codes: a picture may be all zeros."""
+"""Lower limit of an image's scale: an image may be all zeros."""
 
 
 def make_int8(
     exported: torch.export.ExportedProgram,
-    own: Collection[str] = (),
-    common: Mapping[str, torch.Tensor] | None = None,
+    task_tensors: Collection[str] = (),
+    common_scales: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.export.ExportedProgram:
-    """Quantise, as it runs, the input of every layer whose weight arrives as int8 codes.
+    """Quantise at run time the input of every layer whose weight is int8 codes.
 
-    Linear layers and 1 x 1 convolutions take the range of each token, other convolutions that of
-    the picture: XNNPACK of each in a batch, the program in PyTorch of all. Outputs are float32.
-    Returns a new program that shares the tensors of ``exported``. Raises ``ValueError`` for a
-    depthwise convolution, or one of a single channel: XNNPACK has no such kernel.
-    XNNPACK's own quantiser is not used: it chooses weight scales anew and clamps them at 2^-12.
+    One range covers:
 
-    XNNPACK's cache of packed weights, which a runtime may have on, takes equal codes for equal
-    layers, whatever their scales and biases. So that methods of one file may share codes, what a
-    layer differs in is multiplied and added after it, in float: ``own`` names the tensors that
-    differ between methods, ``common`` has scales that all may share for those of them that are
-    scales.
+    ===================== ========================= =============================
+    layer                 in XNNPACK                when PyTorch runs the program
+    ===================== ========================= =============================
+    linear, 1 x 1 conv    one token                 one token
+    other convolutions    one image of the batch    the whole batch
+    ===================== ========================= =============================
+
+    Outputs are float32. Returns a new program that shares the tensors of ``exported``. Raises
+    ``ValueError`` for a depthwise convolution, or one with a single input channel: XNNPACK has no
+    such kernel. XNNPACK's own quantiser is not used: it recomputes weight scales and clamps them
+    at 2^-12.
+
+    XNNPACK's cache of packed weights, which a runtime may enable, treats layers with equal codes as
+    equal, whatever their scales and biases. So that the methods of one file can share codes, a
+    layer's differing scales and bias are applied after it, in float. ``task_tensors`` names the
+    tensors that differ between methods; ``common_scales`` holds shared values for the scales among
+    them.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
@@ -39,7 +47,7 @@ def make_int8(
     program = exported.run_decompositions({})
     for node in program.graph.nodes:
         if node.target is aten.view.default:
-            node.target = aten.reshape.default  # of what is no longer contiguous, too
+            node.target = aten.reshape.default  # its input may no longer be contiguous
     layers = [
         node
         for node in program.graph.nodes
@@ -48,41 +56,42 @@ def make_int8(
     ]
     for layer in layers:
         if layer.target is aten.conv2d.default and not _is_pointwise(layer):
-            found = _quantise_picture(program, layer)
+            quantised_layer = _quantise_image(program, layer)
         else:
-            found = layer if layer.args[0].meta["val"].ndim < 4 else _on_tokens(program, layer)
-            _quantise_tokens(found)
-        _set_apart(program, found, own, common or {})
+            on_image = layer.args[0].meta["val"].ndim >= 4
+            quantised_layer = _on_tokens(program, layer) if on_image else layer
+            _quantise_tokens(quantised_layer)
+        _apply_differences_after(program, quantised_layer, task_tensors, common_scales or {})
     program.graph_module.recompile()
     return program
 
 
 def _convolution(layer: Any) -> tuple[list[int], list[int], list[int], int]:
     """Stride, padding, dilation and groups of a ``conv2d``."""
-    given = layer.args[3:]
-    return (*given, *_DEFAULTS[len(given) :])
+    passed = layer.args[3:]
+    return (*passed, *_CONVOLUTION_DEFAULTS[len(passed) :])
 
 
-_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
+_CONVOLUTION_DEFAULTS: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
 
 
 def _is_pointwise(layer: Any) -> bool:
-    """Whether a convolution is of 1 x 1 pixels and takes each."""
+    """Whether a convolution is 1 x 1, with stride 1, no padding and one group."""
     strides, padding, _, groups = _convolution(layer)
-    plain = [*strides, *padding, groups] == [1, 1, 0, 0, 1]
-    return plain and tuple(layer.args[1].meta["val"].shape[2:]) == (1, 1)
+    is_plain = [*strides, *padding, groups] == [1, 1, 0, 0, 1]
+    return is_plain and tuple(layer.args[1].meta["val"].shape[2:]) == (1, 1)
 
 
 def _on_tokens(program: torch.export.ExportedProgram, layer: Any) -> Any:
-    """Rewrite a layer on pictures as a linear layer on tokens [B, n, in]; returns that.
+    """Rewrite a layer on images as a linear layer on tokens [B, n, in], and return that.
 
-    Of a 1 x 1 convolution on [B, in, h, w], or of a linear layer on [B, h, w, in].
+    ``layer`` is a 1 x 1 convolution on [B, in, h, w], or a linear layer on [B, h, w, in].
     """
     import torch
 
     aten = torch.ops.aten
     source, weight, *rest = layer.args
-    wanted = layer.meta["val"]
+    output = layer.meta["val"]
 
     def call(function: Any, *arguments: Any) -> Any:
         values = [getattr(x, "meta", {"val": x})["val"] for x in arguments]
@@ -91,7 +100,7 @@ def _on_tokens(program: torch.export.ExportedProgram, layer: Any) -> Any:
     if layer.target is aten.linear.default:
         batch, height, width, channels = source.meta["val"].shape
         tokens = call(aten.reshape.default, source, [batch, height * width, channels])
-        found = across = call(aten.linear.default, tokens, weight, *rest)
+        linear = result = call(aten.linear.default, tokens, weight, *rest)
     else:
         codes = weight.args[0]
         for spec in program.graph_signature.input_specs:
@@ -103,39 +112,47 @@ def _on_tokens(program: torch.export.ExportedProgram, layer: Any) -> Any:
         batch, channels, height, width = source.meta["val"].shape
         pixels = call(aten.reshape.default, source, [batch, channels, height * width])
         tokens = call(aten.permute.default, pixels, [0, 2, 1])
-        found = call(aten.linear.default, tokens, weight, *rest[:1])
-        across = call(aten.permute.default, found, [0, 2, 1])
-    _replace(program, layer, call(aten.reshape.default, across, list(wanted.shape)))
-    return found
+        linear = call(aten.linear.default, tokens, weight, *rest[:1])
+        result = call(aten.permute.default, linear, [0, 2, 1])
+    _replace(program, layer, call(aten.reshape.default, result, list(output.shape)))
+    return linear
 
 
 def _quantise_tokens(layer: Any) -> None:
-    """Rewrite ``y = linear(x, w, b)`` as ``linear(dq(q(x)), w, b)``, a range for each token of x.
+    """Rewrite ``linear(x, w, b)`` as ``linear(dq(q(x)), w, b)``, with one range per token of x.
 
-    Layers do not share the codes of a common input: a delegate could not be cut out of a graph
-    that does.
+    Layers with a common input do not share its codes: a graph in which they do cannot be split
+    into delegates.
     """
     import torch
 
     quantised = torch.ops.quantized_decomposed
     source = layer.args[0]
     like, codes = source.meta["val"], source.meta["val"].to(torch.int8)
-    choose = quantised.choose_qparams_per_token_asymmetric.default
-    chosen = _call(choose, (source, torch.int8), choose(like, torch.int8), layer)
-    steps = [_call(operator.getitem, (chosen, i), chosen.meta["val"][i], layer) for i in range(2)]
-    reach = (*steps, -128, 127, torch.int8)
-    codes = _call(quantised.quantize_per_token.default, (source, *reach), codes, layer)
-    wide = quantised.dequantize_per_token.default
-    layer.replace_input_with(source, _call(wide, (codes, *reach, torch.float32), like, layer))
+    choose_qparams = quantised.choose_qparams_per_token_asymmetric.default
+    chosen_qparams = _call(
+        choose_qparams, (source, torch.int8), choose_qparams(like, torch.int8), layer
+    )
+    scale_and_zero = [
+        _call(operator.getitem, (chosen_qparams, i), chosen_qparams.meta["val"][i], layer)
+        for i in range(2)
+    ]
+    qparams = (*scale_and_zero, -128, 127, torch.int8)
+    codes = _call(quantised.quantize_per_token.default, (source, *qparams), codes, layer)
+    dequantize = quantised.dequantize_per_token.default
+    layer.replace_input_with(
+        source, _call(dequantize, (codes, *qparams, torch.float32), like, layer)
+    )
 
 
-def _quantise_picture(program: torch.export.ExportedProgram, layer: Any) -> Any:
-    """Rewrite ``y = conv2d(x, w, b)`` as ``conv2d(dq(q(x)), w, b)``, a range for all of x.
+def _quantise_image(program: torch.export.ExportedProgram, layer: Any) -> Any:
+    """Rewrite ``conv2d(x, w, b)`` as ``conv2d(dq(q(x)), w, b)``, with one range for all of x.
 
-    The rows of the padding, or one below where there is none, are concatenated to x in float:
-    ExecuTorch 1.5.1 changes the layout not of x but of the first value of the delegate that x is
-    made of by single inputs, and fails or is wrong where the two are not the same; a list of inputs
-    ends its way back. Zeros add nothing to a range, which has zero in it. Returns the new layer.
+    The rows of the padding (or one row below, if there is none) are concatenated to x in float.
+    This works around ExecuTorch 1.5.1: instead of x it changes the layout of the first value in the
+    delegate from which x derives through operators of one input, and fails or computes wrong
+    results if that is another value. An operator with a list of inputs ends this search. Zeros do
+    not widen the range, which always contains zero. Returns the new layer.
     """
     import torch
 
@@ -146,60 +163,65 @@ def _quantise_picture(program: torch.export.ExportedProgram, layer: Any) -> Any:
         raise ValueError(f"{layer.name}: XNNPACK has no depthwise convolution of dynamic int8")
     batch, channels, _, width = source.meta["val"].shape
     zeros = torch.zeros(batch, channels, max(1, padding[0]), width)
-    rows = _constant(program, f"{layer.name}_rows", zeros)
-    parts = [rows, source, rows] if padding[0] else [source, rows]
+    padding_rows = _constant(program, f"{layer.name}_rows", zeros)
+    parts = [padding_rows, source, padding_rows] if padding[0] else [source, padding_rows]
     like = aten.cat.default([node.meta["val"] for node in parts], 2)
     padded = _call(aten.cat.default, (parts, 2), like, layer)
 
-    choose, codes = quantised.choose_qparams.tensor, like.to(torch.int8)
-    how = (-128, 127, LEAST_SCALE, torch.int8)
-    chosen = _call(choose, (padded, *how), choose(like, *how), layer)
-    steps = [_call(operator.getitem, (chosen, i), chosen.meta["val"][i], layer) for i in range(2)]
-    reach = (*steps, -128, 127, torch.int8)
-    codes = _call(quantised.quantize_per_tensor.tensor, (padded, *reach), codes, layer)
-    given = _call(quantised.dequantize_per_tensor.tensor, (codes, *reach), like, layer)
+    choose_qparams, codes = quantised.choose_qparams.tensor, like.to(torch.int8)
+    limits = (-128, 127, LEAST_SCALE, torch.int8)
+    chosen_qparams = _call(choose_qparams, (padded, *limits), choose_qparams(like, *limits), layer)
+    scale_and_zero = [
+        _call(operator.getitem, (chosen_qparams, i), chosen_qparams.meta["val"][i], layer)
+        for i in range(2)
+    ]
+    qparams = (*scale_and_zero, -128, 127, torch.int8)
+    codes = _call(quantised.quantize_per_tensor.tensor, (padded, *qparams), codes, layer)
+    dequantised = _call(quantised.dequantize_per_tensor.tensor, (codes, *qparams), like, layer)
 
-    bias, wanted = rest[0] if rest else None, layer.meta["val"]
-    more = (strides, [0, padding[1]], dilation, groups)
-    values = [None if node is None else node.meta["val"] for node in (given, weight, bias)]
-    like = aten.conv2d.default(*values, *more)
-    found = result = _call(aten.conv2d.default, (given, weight, bias, *more), like, layer)
-    if like.shape != wanted.shape:
-        result = _call(aten.slice.Tensor, (found, 2, 0, wanted.shape[2]), wanted, layer)
+    bias, output = rest[0] if rest else None, layer.meta["val"]
+    settings = (strides, [0, padding[1]], dilation, groups)
+    values = [None if node is None else node.meta["val"] for node in (dequantised, weight, bias)]
+    like = aten.conv2d.default(*values, *settings)
+    convolution = result = _call(
+        aten.conv2d.default, (dequantised, weight, bias, *settings), like, layer
+    )
+    if like.shape != output.shape:
+        result = _call(aten.slice.Tensor, (convolution, 2, 0, output.shape[2]), output, layer)
     _replace(program, layer, result)
-    return found
+    return convolution
 
 
-def _set_apart(
+def _apply_differences_after(
     program: torch.export.ExportedProgram,
     layer: Any,
-    own: Collection[str],
-    common: Mapping[str, torch.Tensor],
+    task_tensors: Collection[str],
+    common_scales: Mapping[str, torch.Tensor],
 ) -> None:
-    """Rewrite ``layer(x, s·codes, b)`` as ``layer(x, c·codes) · s/c + b``, c the common scales.
+    """Rewrite ``layer(x, s·codes, b)`` as ``layer(x, c·codes) · s/c + b`` with common scales c.
 
-    Where the scales are the same in all methods, b alone leaves the layer; nothing where b is too.
+    If all methods have the same scales, only b is moved out; if they also have the same b, nothing.
     """
     import torch
 
     aten, tensors = torch.ops.aten, _tensors(program)
-    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+    tensor_names = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     _, weight, bias, *rest = [*layer.args, None][: max(3, len(layer.args))]
     scales = weight.args[1]
-    ours = common.get(targets[scales.name] or "")
-    if ours is None and (bias is None or targets[bias.name] not in own):
+    shared_scales = common_scales.get(tensor_names[scales.name] or "")
+    if shared_scales is None and (bias is None or tensor_names[bias.name] not in task_tensors):
         return
     shape = (1, -1, 1, 1) if layer.target is aten.conv2d.default else (-1,)
     result, after = layer, layer.next
     users, like = list(layer.users), layer.meta["val"]
 
     def then(function: Any, name: str, value: torch.Tensor) -> Any:
-        row = _constant(program, f"{layer.name}_{name}", value.detach().reshape(shape))
-        return _call(function, (result, row), like, after)
+        operand = _constant(program, f"{layer.name}_{name}", value.detach().reshape(shape))
+        return _call(function, (result, operand), like, after)
 
-    if ours is not None:
-        weight.replace_input_with(scales, _constant(program, f"{layer.name}_scales", ours))
-        result = then(aten.mul.Tensor, "gain", tensors[scales.name] / ours)
+    if shared_scales is not None:
+        weight.replace_input_with(scales, _constant(program, f"{layer.name}_scales", shared_scales))
+        result = then(aten.mul.Tensor, "gain", tensors[scales.name] / shared_scales)
     if bias is not None:
         layer.args = (*layer.args[:2], None, *rest)
         result = then(aten.add.Tensor, "bias", tensors[bias.name])
@@ -219,7 +241,7 @@ def _tensors(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
 
 
 def _constant(program: torch.export.ExportedProgram, name: str, value: torch.Tensor) -> Any:
-    """A tensor as a new input of the graph."""
+    """Add a tensor to the program as a new input of the graph."""
     from executorch.backends.transforms.utils import create_constant_placeholder
     from torch.export.graph_signature import InputKind
 
@@ -231,7 +253,7 @@ def _constant(program: torch.export.ExportedProgram, name: str, value: torch.Ten
 
 
 def _call(function: Any, arguments: tuple[Any, ...], like: Any, before: Any) -> Any:
-    """Insert a call whose value has the shape and dtype of ``like``."""
+    """Insert a call before a node; its value has the shape and dtype of ``like``."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(function, arguments)
     node.meta["val"] = like
@@ -239,7 +261,7 @@ def _call(function: Any, arguments: tuple[Any, ...], like: Any, before: Any) -> 
 
 
 def _replace(program: torch.export.ExportedProgram, layer: Any, result: Any) -> None:
-    """Take another node's value wherever that of ``layer`` was used, and erase it."""
+    """Use another node's value wherever that of ``layer`` was used, and erase ``layer``."""
     layer.replace_all_uses_with(result)
     program.graph_signature.replace_all_uses(layer.name, result.name)
     program.graph.erase_node(layer)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _CONSTANTS = ".constants-"
-"""How the folder of what waits on disk begins."""
+"""Prefix of the temporary folder of constants."""
 
 
 def write(
@@ -23,24 +23,26 @@ def write(
     constants: Mapping[str, str],
     path: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Lower to XNNPACK, write ``path``; return delegate pieces and the ops left outside by method.
+    """Lower methods to XNNPACK and write them to ``path``.
 
     ``constants`` maps constant methods to the strings that they return. Several methods are lowered
-    one after the other, and what each hands to XNNPACK waits on disk, equal bytes once: memory is
-    that of one method. What a killed process left waiting there is removed.
+    one after the other, and the constants that each hands to XNNPACK are kept in temporary files,
+    equal bytes once, so that peak memory is that of a single method. Such files that a killed
+    process left behind are removed. Returns, by method, the number of delegates and the operators
+    outside them.
     """
     from executorch.exir import EdgeCompileConfig, EdgeProgramManager
 
-    for left in path.parent.glob(f"{_CONSTANTS}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in path.parent.glob(f"{_CONSTANTS}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_CONSTANTS) as folder:
-        shelf = _Shelf(Path(folder)) if len(methods) > 1 else None
+        store = _ConstantStore(Path(folder)) if len(methods) > 1 else None
         edges = {}
         for name, method in methods.items():
             edges[name] = _lowered(method)
-            if shelf is not None:
-                shelf.take(edges[name])
-                gc.collect()  # graphs are cyclic, and the last one's hold copies of all weights
+            if store is not None:
+                store.offload(edges[name])
+                gc.collect()  # graphs are cyclic, and those just lowered hold copies of all weights
         notes = {name: _delegation(edge) for name, edge in edges.items()}
         config = EdgeCompileConfig(_check_ir_validity=False)
         manager = EdgeProgramManager(edges, dict(constants), config)
@@ -52,7 +54,7 @@ def write(
 
 
 def _lowered(method: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with XNNPACK's pieces in it."""
+    """The program with its delegates to XNNPACK."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -63,18 +65,18 @@ def _lowered(method: torch.export.ExportedProgram) -> torch.export.ExportedProgr
 
 @contextmanager
 def _shared_history() -> Iterator[None]:
-    """Let the nodes of a graph share where they come from, in place of a copy for each.
+    """Let the nodes of a graph share their history of passes instead of copying it.
 
-    A pass gives every node a deep copy of its predecessor's history, one entry longer, so that
-    time grows with the square of the passes: 20 of them over the graph, then 17 over each piece.
-    An entry never changes once it is made, and the file is the same byte for byte.
+    Each pass gives every node a deep copy of its predecessor's history with one more entry, so time
+    grows with the square of the number of passes: 20 over the graph, then 17 over each delegate.
+    Entries never change once they are made, and the file is the same byte for byte.
     """
     from torch.fx.traceback import NodeSource
 
     def share(self: NodeSource, memo: dict[int, Any]) -> NodeSource:
         return self
 
-    if hasattr(NodeSource, "__deepcopy__"):  # of a later PyTorch, or inside another lowering
+    if hasattr(NodeSource, "__deepcopy__"):  # a later PyTorch defines it, or an outer call
         yield
         return
     NodeSource.__deepcopy__ = share  # pyright: ignore
@@ -84,15 +86,15 @@ def _shared_history() -> Iterator[None]:
         del NodeSource.__deepcopy__  # pyright: ignore
 
 
-class _Shelf:
-    """Constants of delegates in files of one folder, by the hash of their bytes."""
+class _ConstantStore:
+    """Keeps the constants of delegates in files of one folder, by the hash of their bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[bytes, Any] = {}
+        self._files: dict[bytes, Any] = {}
 
-    def take(self, program: torch.export.ExportedProgram) -> None:
-        """Let the delegates of a program point to files in place of bytes."""
+    def offload(self, program: torch.export.ExportedProgram) -> None:
+        """Replace the bytes that a program's delegates hold by references to files."""
         from executorch.exir._serialize._cord import FileBackedData
         from executorch.exir.lowered_backend_module import LoweredBackendModule
 
@@ -100,22 +102,23 @@ class _Shelf:
             data = getattr(module, "named_data_store_output", None)
             if not isinstance(module, LoweredBackendModule) or data is None:
                 continue
-            for place, content in enumerate(data.buffers):
+            for index, content in enumerate(data.buffers):
                 digest = hashlib.sha256(content).digest()
-                if digest not in self._known:
+                if digest not in self._files:
                     file = self.folder / digest.hex()
                     file.write_bytes(content)
-                    self._known[digest] = FileBackedData(str(file), sha256=digest)
-                data.buffers[place] = self._known[digest]
+                    self._files[digest] = FileBackedData(str(file), sha256=digest)
+                data.buffers[index] = self._files[digest]
 
 
 def _delegation(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """Number of delegates, and count of each operator outside them."""
     from executorch.devtools.backend_debug import get_delegation_info
 
-    found = get_delegation_info(program.graph_module)
+    info = get_delegation_info(program.graph_module)
     outside = {
-        kind: row.non_delegated
-        for kind, row in sorted(found.delegation_by_operator.items())
-        if row.non_delegated and kind != "getitem"
+        kind: counts.non_delegated
+        for kind, counts in sorted(info.delegation_by_operator.items())
+        if counts.non_delegated and kind != "getitem"
     }
-    return {"delegates": found.num_delegated_subgraphs, "outside": outside}
+    return {"delegates": info.num_delegated_subgraphs, "outside": outside}

@@ -1,4 +1,4 @@
-"""Reads a ``.pte`` that may be hostile, without a runtime."""
+"""Reads an untrusted ``.pte`` without a runtime."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing
+from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing, first_line
 
 DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
-_SHOWN = 200
-"""Characters of a list of methods in a message."""
+_LISTED = 200
+"""Characters of the list of methods that a message shows."""
 
 _MALFORMED = (
     KeyError,
@@ -26,13 +26,8 @@ _MALFORMED = (
 )
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a toolchain's message, or the error's kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def structure(path: Path, entry: str) -> Structure:
-    """Read method ``entry`` out of the file's flatbuffer; the runtime is not asked.
+    """Read the method ``entry`` from the file's flatbuffer, without the runtime.
 
     Operators are ``<namespace>::<name>.<overload>`` and ``delegate::<backend>``.
     """
@@ -49,8 +44,8 @@ def structure(path: Path, entry: str) -> Structure:
             raise BundleError(f"{path.name}: a method is there twice")
         interface = json.loads(_constant(plans["_interface"]))
         if entry not in interface or entry not in plans:
-            there = ", ".join(interface)[:_SHOWN]
-            raise BundleError(f"{path.name}: no method {entry!r}; it has: {there}")
+            methods = ", ".join(interface)[:_LISTED]
+            raise BundleError(f"{path.name}: no method {entry!r}; it has: {methods}")
         identity = json.loads(_constant(plans["_identity"]))
         names, plan = interface[entry], plans[entry]
         return Structure(
@@ -66,7 +61,7 @@ def structure(path: Path, entry: str) -> Structure:
 
 
 def _head(path: Path) -> bytes:
-    """The flatbuffer in front of the segments; refuses a foreign or truncated file."""
+    """The flatbuffer before the segments; refuses a foreign or truncated file."""
     if not path.is_file():
         raise BundleError(f"{path.name}: not an ExecuTorch program")
     length = path.stat().st_size
@@ -81,7 +76,7 @@ def _head(path: Path) -> bytes:
 
 
 def _check_segments(program: Any, head: bytes, path: Path) -> None:
-    """Refuse a segment that leaves the file."""
+    """Refuse a segment that extends past the end of the file."""
     (base,) = struct.unpack_from("<Q", head, 24)
     ends = [base + segment.offset + segment.size for segment in program.segments]
     if max(ends, default=0) > path.stat().st_size:
@@ -102,7 +97,7 @@ def _specs(plan: Any, names: Sequence[str], indices: Sequence[int]) -> tuple[Ten
 
 
 def _operators(plan: Any) -> dict[str, int]:
-    """Calls by kind, in the order of their names."""
+    """Number of calls by operator or delegate, sorted by name."""
     calls: Counter[str] = Counter()
     for chain in plan.chains:
         for instruction in chain.instructions:

@@ -6,9 +6,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import Arrays, BundleError, Session, ToolchainError, ToolchainMissing, Witness
+from mtu_export.spec import (
+    Arrays,
+    BundleError,
+    Session,
+    ToolchainError,
+    ToolchainMissing,
+    Witness,
+    first_line,
+)
 from mtu_export.spec.extras import require
-from mtu_export.targets.executorch.reading import first_line, structure
+from mtu_export.targets.executorch.reading import structure
 
 slow: str | None = None
 witness: Witness | None = None
@@ -26,11 +34,11 @@ def runner() -> tuple[str | None, str | None]:
 
 
 def open(path: Path, entry: str) -> Session:
-    """Load method ``entry``; the session maps arrays to new arrays by name."""
+    """Load the method ``entry``; the session maps arrays to new arrays by name."""
     require("executorch", "torch")
-    found = structure(path, entry)
+    interface = structure(path, entry)
     try:
-        import executorch.kernels.quantized  # noqa: F401  kernels of codes outside the delegate
+        import executorch.kernels.quantized  # noqa: F401  quantised kernels outside the delegate
         import torch
         from executorch.runtime import Runtime
     except ImportError as error:
@@ -44,15 +52,15 @@ def open(path: Path, entry: str) -> Session:
         raise BundleError(f"{path.name}: no method {entry!r}")
 
     def session(inputs: Arrays, owner: object = program) -> dict[str, Any]:
-        for spec in found.inputs:
-            given = inputs.get(spec.name)
-            if given is None or (given.shape, given.dtype.name) != (spec.shape, spec.dtype):
+        for spec in interface.inputs:
+            value = inputs.get(spec.name)
+            if value is None or (value.shape, value.dtype.name) != (spec.shape, spec.dtype):
                 raise ToolchainError(f"executorch: input {spec.name!r} is not {spec.shape}")
-        values = [torch.from_numpy(inputs[spec.name].copy()) for spec in found.inputs]
+        values = [torch.from_numpy(inputs[spec.name].copy()) for spec in interface.inputs]
         try:
             results = method.execute(values)
         except RuntimeError as error:
             raise ToolchainError(f"executorch: {path.name}: {first_line(error)}") from error
-        return {spec.name: r.numpy() for spec, r in zip(found.outputs, results, strict=True)}
+        return {spec.name: r.numpy() for spec, r in zip(interface.outputs, results, strict=True)}
 
     return session
