@@ -1,4 +1,4 @@
-"""Targets, one toolchain a file or package, found by name."""
+"""Targets, found by name: one file or package per toolchain."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mtu_export.spec import FloatWeights, Plan, Runtime, Target, UnknownName, Un
 
 
 def names() -> tuple[str, ...]:
-    """Names of the targets: the files and packages of this folder."""
-    here = Path(__file__).parent
-    files = {path.stem for path in here.glob("*.py")} - {"__init__"}
-    packages = {path.parent.name for path in here.glob("*/__init__.py")}
+    """Names of the targets, which are the files and packages of this folder."""
+    folder = Path(__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
     return tuple(sorted(files | packages))
 
 
@@ -26,7 +26,7 @@ def load(name: str) -> Target:
 
 
 def title(name: str) -> str:
-    """A target's name as it is written, from its module's docstring."""
+    """The display name of a target, from its module's docstring."""
     return (_module(name).__doc__ or name).partition(":")[0]
 
 
@@ -37,33 +37,33 @@ def _module(name: str) -> ModuleType:
 
 
 def options(name: str, values: Mapping[str, Any], tasks: int) -> Any:
-    """The options of a target with ``values`` in place of defaults: the one check of choices.
+    """The options of a target, ``values`` over the defaults; choices are checked only here.
 
-    Raises ``UnknownName`` for an option that it has not, ``Unsupported`` for a value that is not
-    among its choices.
+    Raises ``UnknownName`` for an option that the target does not have, ``Unsupported`` for a value
+    that is not among its choices.
     """
     target = load(name)
-    legal = {field.name: field for field in fields(target.options)}
+    option_fields = {field.name: field for field in fields(target.options)}
     for option, value in values.items():
-        if option not in legal:
-            raise UnknownName(f"option of {name}", option, list(legal))
-        choices = legal[option].metadata.get("choices")
+        if option not in option_fields:
+            raise UnknownName(f"option of {name}", option, list(option_fields))
+        choices = option_fields[option].metadata.get("choices")
         if choices is not None and value not in choices:
             listed = ", ".join(str(choice) for choice in choices)
             raise Unsupported(f"{name} has no {option} {value!r}; choose from: {listed}")
     defaults = {
         option: field.metadata["several"]
-        for option, field in legal.items()
+        for option, field in option_fields.items()
         if tasks > 1 and "several" in field.metadata
     }
     return target.options(**{**defaults, **values})
 
 
 def rewrites(plan: Plan) -> tuple[str, ...]:
-    """What of ``graph.rewrite`` a plan's graphs are given.
+    """Names of the rewrites from ``graph.rewrite`` to apply to a plan's graphs.
 
-    Where tasks share weights, the gates of integer weights are in their scales; those of float
-    weights are operators.
+    Where tasks share weights, the gates of integer weights are folded into their scales, and those
+    of float weights are operators, which need more rewrites.
     """
     info = load(plan.target).info
     gated = len(plan.tasks) > 1 and isinstance(plan.scheme.weights, FloatWeights)
@@ -71,11 +71,11 @@ def rewrites(plan: Plan) -> tuple[str, ...]:
 
 
 BOTH = "both"
-"""All runtimes of a target, each compared with the first."""
+"""Selects all runtimes of a target, each compared with the first."""
 
 
 def runtime(target: Target) -> Runtime:
-    """The target's first runtime that runs here, else its first."""
+    """The target's first runtime that is available here, else its first."""
     choices = tuple(target.runtimes.values())
     return next((choice for choice in choices if choice.runner()[0] is not None), choices[0])
 

@@ -1,8 +1,8 @@
 """Reference: PyTorch runs the captured program itself, in the process that made it.
 
-The shortest whole target, to read before another is written and to test the exporter without a
-toolchain. Its file describes a program and holds none: nothing of it is ever loaded from disk, so
-a bundle of it that another process wrote is read, and not run.
+This is the shortest complete target: an example for writing others, and a way to test the exporter
+without a toolchain. Its file only describes a program, and no program is ever loaded from disk. A
+bundle that another process wrote can therefore be read, but not run.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     import torch
 
 _FILE_LIMIT = 1 << 20
-"""Bytes of a description."""
+"""Largest size of a description, in bytes."""
 _DTYPES = ("float32", "int32", "int64")
 _programs: dict[tuple[str, str], torch.export.ExportedProgram] = {}
-"""What this process has lowered, by the SHA-256 of its description and by entry."""
+"""Programs lowered by this process, by the SHA-256 of their description and by entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """There are none."""
+    """The target has no options."""
 
 
 class _Torch:
-    """The runtime: PyTorch, on the programs of this process."""
+    """PyTorch as the runtime of the programs that this process lowered."""
 
     slow: str | None = None
     witness: Witness | None = None
@@ -139,11 +139,12 @@ TARGET: Target = Reference()
 
 
 def _operators(method: torch.export.ExportedProgram) -> list[str]:
+    """The operator of every call in a program."""
     return [str(node.target) for node in method.graph.nodes if node.op == "call_function"]
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
+    """SHA-256 of tensors together with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -152,15 +153,16 @@ def _digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _read(path: Path, entry: str) -> Structure:
+    """Read the description of one entry from an untrusted file."""
     try:
         if path.stat().st_size > _FILE_LIMIT:
             raise BundleError(f"{path.name}: over {_FILE_LIMIT} bytes")
         document = json.loads(path.read_bytes())
-        described = document["entries"][entry]
+        description = document["entries"][entry]
         return Structure(
-            inputs=tuple(_spec(**spec) for spec in described["inputs"]),
-            outputs=tuple(_spec(**spec) for spec in described["outputs"]),
-            operators={str(kind): int(count) for kind, count in described["operators"].items()},
+            inputs=tuple(_spec(**spec) for spec in description["inputs"]),
+            outputs=tuple(_spec(**spec) for spec in description["outputs"]),
+            operators={str(kind): int(count) for kind, count in description["operators"].items()},
             identity={str(key): str(value) for key, value in document["identity"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
