@@ -100,18 +100,18 @@ def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
     return {
         "checkpoint": str(folder),
         "against": str(against),
-        "layers": [{"layer": row.layer, **_measures(row)} for row in measured.rows],
-        "kinds": [_measures(row) for row in measured.kinds],
+        "layers": [{"layer": entry.layer, **_measures(entry)} for entry in measured.layers],
+        "kinds": [_measures(entry) for entry in measured.kinds],
         "not compared": [{"tensor": name, "reason": reason} for name, reason in measured.left_out],
     }
 
 
-def _measures(row: deviation.Row) -> dict[str, Any]:
+def _measures(entry: deviation.LayerDeviation) -> dict[str, Any]:
     return {
-        "kind": row.kind,
-        "deviation": row.deviation,
-        "relative": row.deviation / row.reference if row.reference else None,
-        "parameters": row.parameters,
+        "kind": entry.kind,
+        "deviation": entry.deviation,
+        "relative": entry.deviation / entry.reference if entry.reference else None,
+        "parameters": entry.parameters,
     }
 
 

@@ -1,4 +1,4 @@
-"""Model families, one a file, found by the name that the checkpoint gives."""
+"""Model families, one per file, found by the name in the checkpoint's config."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SHARED = (
 
 
 def names() -> tuple[str, ...]:
-    """Names of the families: the files of this folder."""
-    found = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return tuple(sorted(name for name in found if name not in _SHARED))
+    """Names of the families: those of the files in this folder."""
+    modules = (path.stem for path in Path(__file__).parent.glob("*.py"))
+    return tuple(sorted(name for name in modules if name not in _SHARED))
 
 
 def natural_order(path: str) -> list[tuple[int, str]]:
@@ -32,7 +32,7 @@ def natural_order(path: str) -> list[tuple[int, str]]:
 
 
 def load(name: str) -> Family:
-    """The family of this name; imports torch and diffusers."""
+    """Import the family of this name, and with it torch and diffusers."""
     if name not in names():
         raise UnknownName("model family", name, names())
     telemetry.turn_off()

@@ -1,7 +1,7 @@
-"""Measures of a checkpoint: parameters, FLOPs, expert weights.
+"""Figures of a checkpoint: parameters, FLOPs and expert weights.
 
 What differs between families comes from their ``LAYOUT``, ``outline`` and ``expert_weights``.
-Reads tensor headers, and of the weights only what a measure needs, memory-mapped.
+Reads tensor headers, and memory-maps only the weights that a figure needs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 BACKBONE = "backbone"
 _STOCK = Place(".*", BACKBONE)
 _DATA_ORDER = ("down", "mid", "up")
-"""Beginnings of block paths, in the order in which data pass them."""
+"""First words of block paths, in the order in which data flows through the UNet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A UNet on disk: its config and tensor headers. ``family`` is None for a dense stock one."""
+    """A UNet on disk: its config and tensor headers. ``family`` is None for a stock UNet."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -37,18 +37,18 @@ class Source:
     family: Family | None
 
     def place(self, name: str) -> Place:
-        """Part of the method of a tensor, and its name in a stock UNet (None: it has none)."""
+        """The part of the method that a tensor belongs to, and its stock name or None."""
         for place in self.family.LAYOUT if self.family else ():
             match = re.fullmatch(place.pattern, name)
             if match:
                 stock = match.expand(place.stock) if place.stock else None
-                # with stacked norms a block has the stock norm beside those of the tasks
+                # with stacked norms, a block has the stock norm as well as those of the tasks
                 return replace(place, stock=None if stock in self.headers else stock)
         return replace(_STOCK, stock=name)
 
 
 def read(folder: Path, *, dense: bool = False) -> Source:
-    """The UNet of a checkpoint; with ``dense`` also a stock UNet or pipeline folder."""
+    """The UNet of a checkpoint; ``dense`` also allows a stock UNet or pipeline folder."""
     unet = folder / "unet"
     if dense and not unet.is_dir() and (folder / "config.json").is_file():
         unet = folder
@@ -64,14 +64,14 @@ def read(folder: Path, *, dense: bool = False) -> Source:
 
 
 def family_config(source: Source) -> dict[str, Any]:
-    """What a checkpoint's config says beside a stock UNet's keys and its tasks."""
+    """The config keys that a family adds to a stock UNet's, without the tasks."""
     defaults = {"task_norm": "replace"}
     keys = [key for key in checkpoint.MTU_KEYS if key not in ("mtu_format", "tasks")]
     return {key: source.config.get(key, defaults.get(key)) for key in keys}
 
 
 def parameters(source: Source) -> dict[str, int]:
-    """Parameters by part of the method, from the headers."""
+    """Number of parameters by part of the method, from the headers."""
     places = source.family.LAYOUT if source.family else ()
     kinds = dict.fromkeys((BACKBONE, *(place.kind for place in places)), 0)
     for name, header in source.headers.items():
@@ -80,7 +80,7 @@ def parameters(source: Source) -> dict[str, int]:
 
 
 def expert_weights(source: Source) -> dict[str, list[list[float]]]:
-    """w of every task by block: [T][N], from the stored routers; blocks as data pass them.
+    """Expert weights w of every task, [T][N] by block in data order, from the stored routers.
 
     Raises ``MissingWeights`` where the tensors on disk do not fit the config or are not finite.
     """
@@ -93,18 +93,18 @@ def expert_weights(source: Source) -> dict[str, list[list[float]]]:
 
 
 def _data_order(path: str) -> tuple[int, list[tuple[int, str]]]:
-    """Sorts blocks as data pass them; those of no stock UNet come last, by name."""
-    way = path.partition("_")[0]
-    rank = _DATA_ORDER.index(way) if way in _DATA_ORDER else len(_DATA_ORDER)
+    """Sort key of a block: data order; blocks that no stock UNet has come last, by name."""
+    side = path.partition("_")[0]
+    rank = _DATA_ORDER.index(side) if side in _DATA_ORDER else len(_DATA_ORDER)
     return rank, models.natural_order(path)
 
 
 def image_size(
     source: Source, height: int | None, width: int | None
 ) -> tuple[tuple[int, int] | None, tuple[int, int], str]:
-    """Image and latent sizes by the rules of an export; why there is none in the third place.
+    """Image size, latent size and "" by the rules of an export; else None, (0, 0) and the reason.
 
-    What the user asks for is refused as an export refuses it (``PlanError``).
+    A size that the user asked for is refused as in an export, with ``PlanError``.
     """
     layout = PipelineLayout.read(source.folder, source.config)
     factor = layout.vae_scale_factor
@@ -120,19 +120,20 @@ def image_size(
 
 
 def costs(source: Source, latent: tuple[int, int]) -> dict[str, Cost]:
-    """Parameters and FLOPs of each task's folded UNet, one pass of batch 1; reads no weights.
+    """Parameters and FLOPs of one pass of each task's folded UNet at batch 1; reads no weights.
 
-    ``latent`` is height and width. The whole UNet is counted once: tasks differ in the width of
-    its first convolution alone, which is counted for each. Raises ``CheckpointError``.
+    ``latent`` is height and width. The whole UNet is counted once and only its first convolution
+    per width, because tasks differ in nothing else. Raises ``CheckpointError``.
     """
     from mtu_export.graph.capture import Graph
     from mtu_export.models.unet import unet_graph
     from mtu_export.spec import TensorSpec
 
     assert source.family is not None
-    rows = checkpoint.tasks(source.config)
-    widths = {task.name: source.config["in_channels"] + task.channels for task in rows}
-    first: dict[int, Cost] = {}
+    in_channels = source.config["in_channels"]
+    tasks = checkpoint.tasks(source.config)
+    widths = {task.name: in_channels + task.channels for task in tasks}
+    conv_costs: dict[int, Cost] = {}
     base, whole = 0, None
     for channels in dict.fromkeys(widths.values()):
         unet = source.family.outline(source.config, source.headers, channels)
@@ -141,15 +142,15 @@ def costs(source: Source, latent: tuple[int, int]) -> dict[str, Cost]:
             whole, base = _cost(graph), channels
         sample = TensorSpec(name="sample", shape=(1, channels, *latent))
         conv = unet.get_submodule("conv_in")
-        first[channels] = _cost(Graph(module=conv, inputs=(sample,), outputs=()))
+        conv_costs[channels] = _cost(Graph(module=conv, inputs=(sample,), outputs=()))
     assert whole is not None
-    return {name: _sum(whole, first[n], first[base]) for name, n in widths.items()}
+    return {name: _exchange(whole, conv_costs[n], conv_costs[base]) for name, n in widths.items()}
 
 
-def _sum(whole: Cost, more: Cost, less: Cost) -> Cost:
-    """``whole + more − less``, number by number."""
+def _exchange(whole: Cost, added: Cost, removed: Cost) -> Cost:
+    """``whole + added − removed``, field by field."""
     keys = ("parameters", "flops_conv_linear", "flops_total")
-    return Cost(**{k: getattr(whole, k) + getattr(more, k) - getattr(less, k) for k in keys})
+    return Cost(**{k: getattr(whole, k) + getattr(added, k) - getattr(removed, k) for k in keys})
 
 
 def _cost(graph: Graph) -> Cost:
@@ -163,7 +164,7 @@ def _cost(graph: Graph) -> Cost:
 
 
 def short(layer: str) -> str:
-    """A layer's path without the words that all paths share: ``down.1.attn.0.block.0``."""
+    """A layer's path with diffusers' words abbreviated: ``down.1.attn.0.block.0``."""
     for long, brief in (
         ("_blocks", ""),
         ("mid_block", "mid"),

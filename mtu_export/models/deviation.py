@@ -1,4 +1,4 @@
-"""How far one model is from another, tensor by tensor.
+"""The deviation of one model's weights from another's, tensor by tensor.
 
 Chavhan et al., "Upcycling Text-to-Image Diffusion Models for Multi-Task Capabilities", ICML 2025,
 Fig. 2. Weights are memory-mapped and read in chunks.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mtu_export import checkpoint
@@ -36,13 +36,13 @@ _KINDS = tuple(
         (r"time_embedding|add_embedding", "", "time embedding"),
     )
 )
-"""Layer and kind of a stock UNet's tensor, by its name; the first row that fits holds."""
+"""(pattern, kind): the layer and kind of a stock UNet's tensor by name; the first match holds."""
 _CHUNK = 2**22
-"""Values that are compared at a time: 32 MB in float64."""
+"""Number of values compared at a time: 32 MB in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LayerDeviation:
     """‖θ_f − θ_p‖ and ‖θ_p‖ (Frobenius, float64) over the tensors of one layer and kind."""
 
     layer: str
@@ -54,68 +54,68 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far one model is from another: rows and sums by kind, the greatest first.
+    """The deviation of one model from another, by layer and summed by kind, the greatest first.
 
-    ``left_out`` names every tensor that was not compared, with the reason.
+    ``left_out`` holds (tensor, reason) for every tensor that was not compared.
     """
 
-    rows: Sequence[Row]
-    kinds: Sequence[Row]
+    layers: Sequence[LayerDeviation]
+    kinds: Sequence[LayerDeviation]
     left_out: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """Values of ``one`` against their equals of ``other``: (begin, begin there, count) on axis."""
+    """Tensor names to compare; ``runs`` holds (begin, begin in the reference, count) along axis."""
 
-    one: str
-    other: str
+    name: str
+    reference: str
     layer: str
     kind: str
     axis: int = 0
     runs: tuple[tuple[int, int, int], ...] = ()
 
 
-def deviation(one: Source, other: Source) -> Deviation:
-    """Deviation of ``one`` from ``other`` (MTU paper, Fig. 2), tensor by tensor.
+def deviation(model: Source, reference: Source) -> Deviation:
+    """Deviation of ``model`` from ``reference`` (MTU paper, Fig. 2), tensor by tensor.
 
-    Models of one layout compare tensors of the same name. Experts against a dense model stand
-    where upcycling takes them from: expert i against its value rows, gate rows and down columns,
-    and its down bias against the whole dense one, so that the dense bias counts once an expert.
-    Task norms and input convolutions stand against the dense ones, once a task. Raises
-    ``PlanError`` for two different architectures and ``MissingWeights`` for NaN or Inf, or where
-    tensors do not fit their config.
+    Models of the same family compare tensors of the same name. Against a dense model, each expert
+    is compared with what upcycling made it from: its value rows, gate rows and down columns, and
+    the whole down bias, so that the dense bias counts once per expert. Task norms and input
+    convolutions are compared with the dense ones, once per task. Raises ``PlanError`` for
+    different architectures, and ``MissingWeights`` for NaN, Inf or tensors that do not fit their
+    config.
     """
-    for source in (one, other):
-        if source.family is not None:  # reads the routers alone, and checks every shape
+    for source in (model, reference):
+        if source.family is not None:  # reads only the routers, and checks every shape
             source.family.expert_weights(source.config, source.headers)
-    if one.family is other.family:
-        pairs, left_out = _same(one, other)
-    elif one.family is None or other.family is None:
-        mtu, dense = (one, other) if other.family is None else (other, one)
-        pairs, left_out = _against_dense(mtu, dense)
-        pairs = pairs if mtu is one else [_turned(pair) for pair in pairs]
+    if model.family is reference.family:
+        pairs, left_out = _pair_same_family(model, reference)
+    elif model.family is None or reference.family is None:
+        mtu, dense = (model, reference) if reference.family is None else (reference, model)
+        pairs, left_out = _pair_with_dense(mtu, dense)
+        pairs = pairs if mtu is model else [_swapped(pair) for pair in pairs]
     else:
         raise _different("their families have no tensors in common")
     sums: dict[tuple[str, str], list[float]] = {}
     for pair in pairs:
         total = sums.setdefault((pair.layer, pair.kind), [0.0, 0.0, 0])
-        for a, b in _pieces(one, other, pair):
+        for a, b in _chunks(model, reference, pair):
             total[0] += float((a - b).square().sum())
             total[1] += float(b.square().sum())
             total[2] += a.numel()
         if not math.isfinite(total[0] + total[1]):
-            raise MissingWeights(f"tensor {pair.one!r} or {pair.other!r} holds NaN or Inf")
+            raise MissingWeights(f"tensor {pair.name!r} or {pair.reference!r} holds NaN or Inf")
     by_kind: dict[tuple[str, str], list[float]] = {}
-    for (_, kind), numbers in sums.items():
+    for (_, kind), layer_sums in sums.items():
         total = by_kind.setdefault(("", kind), [0.0, 0.0, 0])
-        total[:] = [sum(row) for row in zip(total, numbers, strict=True)]
-    return Deviation(rows=_ranked(sums), kinds=_ranked(by_kind), left_out=tuple(left_out))
+        total[:] = [sum(terms) for terms in zip(total, layer_sums, strict=True)]
+    return Deviation(layers=_ranked(sums), kinds=_ranked(by_kind), left_out=tuple(left_out))
 
 
-def _ranked(sums: Mapping[tuple[str, str], Sequence[float]]) -> tuple[Row, ...]:
-    rows = (
-        Row(
+def _ranked(sums: Mapping[tuple[str, str], Sequence[float]]) -> tuple[LayerDeviation, ...]:
+    deviations = (
+        LayerDeviation(
             layer=layer,
             kind=kind,
             deviation=math.sqrt(squares),
@@ -124,29 +124,31 @@ def _ranked(sums: Mapping[tuple[str, str], Sequence[float]]) -> tuple[Row, ...]:
         )
         for (layer, kind), (squares, reference, count) in sums.items()
     )
-    return tuple(sorted(rows, key=lambda row: -row.deviation))
+    return tuple(sorted(deviations, key=lambda layer: -layer.deviation))
 
 
-def _pieces(one: Source, other: Source, pair: _Pair) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Equal parts of both tensors of a pair in float64, a chunk of rows at a time."""
-    a, b = checkpoint.tensor(one.headers, pair.one), checkpoint.tensor(other.headers, pair.other)
+def _chunks(
+    model: Source, reference: Source, pair: _Pair
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Corresponding values of both tensors of a pair in float64, a few rows at a time."""
+    a = checkpoint.tensor(model.headers, pair.name)
+    b = checkpoint.tensor(reference.headers, pair.reference)
     a, b = (x.reshape(1) if x.dim() == 0 else x for x in (a, b))
-    for begin, there, count in pair.runs or ((0, 0, a.shape[pair.axis]),):
-        left, right = a.narrow(pair.axis, begin, count), b.narrow(pair.axis, there, count)
+    for begin, reference_begin, count in pair.runs or ((0, 0, a.shape[pair.axis]),):
+        left = a.narrow(pair.axis, begin, count)
+        right = b.narrow(pair.axis, reference_begin, count)
         step = max(1, _CHUNK // max(1, math.prod(left.shape[1:])))
-        for row in range(0, left.shape[0], step):
-            yield left[row : row + step].double(), right[row : row + step].double()
+        for start in range(0, left.shape[0], step):
+            yield left[start : start + step].double(), right[start : start + step].double()
 
 
-def _turned(pair: _Pair) -> _Pair:
-    runs = tuple((there, begin, count) for begin, there, count in pair.runs)
-    return _Pair(
-        one=pair.other, other=pair.one, layer=pair.layer, kind=pair.kind, axis=pair.axis, runs=runs
-    )
+def _swapped(pair: _Pair) -> _Pair:
+    runs = tuple((second, first, count) for first, second, count in pair.runs)
+    return replace(pair, name=pair.reference, reference=pair.name, runs=runs)
 
 
-def _row_of(name: str, place: Place) -> tuple[str, str]:
-    """Layer and kind of a tensor: by its name in a stock UNet, else by its part of the method."""
+def _layer_and_kind(name: str, place: Place) -> tuple[str, str]:
+    """Layer and kind of a tensor, by its stock name or else by its part of the method."""
     for pattern, kind in _KINDS if place.stock else ():
         match = pattern.match(place.stock or "")
         if match:
@@ -161,49 +163,53 @@ def _different(reason: str) -> PlanError:
 
 
 def _may_differ(source: Source, name: str) -> bool:
-    """Whether models of one architecture may differ in a tensor: the input's width, own parts."""
+    """Whether models of one architecture may differ in a tensor: ``conv_in`` and family tensors."""
     return name.startswith("conv_in.") or source.place(name).kind != BACKBONE
 
 
-def _same(one: Source, other: Source) -> tuple[list[_Pair], list[tuple[str, str]]]:
-    """Pairs of one layout: tensors of the same name and shape."""
+def _pair_same_family(
+    model: Source, reference: Source
+) -> tuple[list[_Pair], list[tuple[str, str]]]:
+    """Pair the tensors of two models of one family by name; also (tensor, reason) left out."""
     pairs, left_out = [], []
-    for name in {**one.headers, **other.headers}:
-        if name in one.headers and name in other.headers:
-            shapes = one.headers[name].shape, other.headers[name].shape
-            if one.place(name).by_task and shapes[0][1:] == shapes[1][1:]:
-                runs, reason = _task_rows(one, other)
-                layer, kind = _row_of(name, one.place(name))
+    for name in {**model.headers, **reference.headers}:
+        if name in model.headers and name in reference.headers:
+            shapes = model.headers[name].shape, reference.headers[name].shape
+            if model.place(name).by_task and shapes[0][1:] == shapes[1][1:]:
+                runs, reason = _task_runs(model, reference)
+                layer, kind = _layer_and_kind(name, model.place(name))
                 if runs:
-                    pairs.append(_Pair(one=name, other=name, layer=layer, kind=kind, runs=runs))
+                    pairs.append(
+                        _Pair(name=name, reference=name, layer=layer, kind=kind, runs=runs)
+                    )
                 if reason:
                     left_out.append((name, reason))
                 continue
             if shapes[0] == shapes[1]:
-                layer, kind = _row_of(name, one.place(name))
-                pairs.append(_Pair(one=name, other=name, layer=layer, kind=kind))
+                layer, kind = _layer_and_kind(name, model.place(name))
+                pairs.append(_Pair(name=name, reference=name, layer=layer, kind=kind))
                 continue
             reason = f"another shape: {list(shapes[0])} and {list(shapes[1])}"
         else:
-            reason = "the other has none" if name in one.headers else "in the other alone"
-        if not _may_differ(one, name):
+            reason = "the other has none" if name in model.headers else "in the other alone"
+        if not _may_differ(model, name):
             raise _different(f"{name!r} ({reason})")
         left_out.append((name, reason))
     return pairs, left_out
 
 
-def _task_rows(one: Source, other: Source) -> tuple[tuple[tuple[int, int, int], ...], str]:
-    """Rows of the tasks that both have, by name, and which tasks only one has."""
-    mine, theirs = (
-        [task.name for task in checkpoint.tasks(source.config)] for source in (one, other)
+def _task_runs(model: Source, reference: Source) -> tuple[tuple[tuple[int, int, int], ...], str]:
+    """Runs for the tasks that both models have, and a message on those that only one has."""
+    left, right = (
+        [task.name for task in checkpoint.tasks(source.config)] for source in (model, reference)
     )
-    runs = tuple((mine.index(n), theirs.index(n), 1) for n in mine if n in theirs)
-    single = [name for name in (*mine, *theirs) if (name in mine) != (name in theirs)]
+    runs = tuple((left.index(name), right.index(name), 1) for name in left if name in right)
+    single = [name for name in (*left, *right) if (name in left) != (name in right)]
     return runs, f"rows of tasks that one alone has: {', '.join(single)}" if single else ""
 
 
-def _against_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[str, str]]]:
-    """Pairs of a family's tensors and those of a stock UNet that they stand for."""
+def _pair_with_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[str, str]]]:
+    """Pair a family's tensors with the stock ones that they come from; also those left out."""
     pairs, left_out = [], []
     groups: dict[str, list[tuple[str, Place]]] = {}
     for name in sorted(mtu.headers, key=natural_order):
@@ -219,28 +225,30 @@ def _against_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tuple[
         place = members[0][1]
         if stock not in dense.headers:
             raise _different(f"the dense one has no {stock!r}")
-        have, axis, halves = dense.headers[stock].shape, place.axis, place.halves
+        dense_shape, axis, halves = dense.headers[stock].shape, place.axis, place.halves
         if axis is None:
             for name, _ in members:
                 shape = mtu.headers[name].shape
-                if shape == have:
-                    layer, kind = _row_of(name, place)
-                    pairs.append(_Pair(one=name, other=stock, layer=layer, kind=kind))
+                if shape == dense_shape:
+                    layer, kind = _layer_and_kind(name, place)
+                    pairs.append(_Pair(name=name, reference=stock, layer=layer, kind=kind))
                 elif _may_differ(mtu, name):
-                    left_out.append((name, f"another shape: {list(shape)} and {list(have)}"))
+                    left_out.append((name, f"another shape: {list(shape)} and {list(dense_shape)}"))
                 else:
-                    raise _different(f"{name!r} ({list(shape)} and {list(have)})")
+                    raise _different(f"{name!r} ({list(shape)} and {list(dense_shape)})")
             continue
         shapes = [mtu.headers[name].shape for name, _ in members]
         counts = [shape[axis] // halves for shape in shapes]
         covered = [*shapes[0][:axis], halves * sum(counts), *shapes[0][axis + 1 :]]
-        if covered != list(have):
-            reason = f"experts together are no dense width: {covered} and {list(have)}"
+        if covered != list(dense_shape):
+            reason = f"experts together are no dense width: {covered} and {list(dense_shape)}"
             left_out += [(name, reason) for name, _ in members]
             continue
         for i, (name, _) in enumerate(members):
-            begin, own = sum(counts[:i]), counts[i]
-            runs = tuple((h * own, h * sum(counts) + begin, own) for h in range(halves))
-            layer, kind = _row_of(name, place)
-            pairs.append(_Pair(one=name, other=stock, layer=layer, kind=kind, axis=axis, runs=runs))
+            begin, count = sum(counts[:i]), counts[i]
+            runs = tuple((h * count, h * sum(counts) + begin, count) for h in range(halves))
+            layer, kind = _layer_and_kind(name, place)
+            pairs.append(
+                _Pair(name=name, reference=stock, layer=layer, kind=kind, axis=axis, runs=runs)
+            )
     return pairs, left_out

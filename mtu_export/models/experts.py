@@ -1,6 +1,6 @@
-"""Modules of the live model that differ between tasks: norms, convolutions, routed experts.
+"""The live model's modules that differ between tasks: norms, convolutions, routed experts.
 
-And the stock blocks that they go into.
+Also helpers for the stock blocks that they are put into.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from mtu_export.spec import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """The task that runs, and its embedding e_τ [d_task]."""
+    """The active task and its embedding e_τ [d_task]."""
 
     task: str
     embedding: Tensor
 
 
 class ActiveTask:
-    """Which task the live model runs: shared by the modules that differ between tasks.
+    """The active task of the live model, shared by the modules that differ between tasks.
 
-    Each thread has its own.
+    Each thread has its own active task.
     """
 
     @contextmanager
     def run(self, task: str, embedding: Tensor) -> Iterator[None]:
-        """Run ``task`` inside; the task before returns at the end."""
-        before = _THREAD.routings
-        _THREAD.routings = {**before, self: Routing(task, embedding)}
+        """Make ``task`` active inside the block; the previous task is restored at the end."""
+        previous = _THREAD.routings
+        _THREAD.routings = {**previous, self: Routing(task, embedding)}
         try:
             yield
         finally:
-            _THREAD.routings = before
+            _THREAD.routings = previous
 
     @property
     def routing(self) -> Routing:
-        """The task of this thread; raises ``RuntimeError`` outside :meth:`run`."""
+        """The routing of this thread; raises ``RuntimeError`` outside :meth:`run`."""
         routing = _THREAD.routings.get(self)
         if routing is None:
             raise RuntimeError("no task is active: call the UNet with a task, or use activate()")
@@ -51,7 +51,7 @@ class ActiveTask:
 
 
 class _Thread(threading.local):
-    """What runs in one thread; unlike a ``ContextVar``, ``torch.compile`` follows it."""
+    """Active routings of one thread; ``torch.compile`` traces this, but not a ``ContextVar``."""
 
     def __init__(self) -> None:
         self.routings: dict[ActiveTask, Routing] = {}
@@ -61,12 +61,12 @@ _THREAD = _Thread()
 
 
 class PerTask(nn.Module):
-    """One module a task, named as the task; runs that of the active task."""
+    """One module per task, under the task's name; runs that of the active task."""
 
     def __init__(self, active: ActiveTask, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.active = active
-        self._modules.update(modules)  # not add_module: a task may be named as an attribute is
+        self._modules.update(modules)  # not add_module: a task may have an attribute's name
 
     def of(self, task: str) -> nn.Module:
         """The module of one task."""
@@ -79,7 +79,7 @@ class PerTask(nn.Module):
         return self.of(self.active.routing.task)(x)
 
     def train(self, mode: bool = True) -> PerTask:
-        """As in PyTorch; a task may be named ``training``."""
+        """As in PyTorch, but works for a task named ``training`` too."""
         self.__dict__["training"] = mode
         for module in self.children():
             module.train(mode)
@@ -117,7 +117,7 @@ class Router(nn.Module):
         self.fc2 = nn.Linear(hidden, experts)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Map e_τ [d_task] to w [N], positive and of sum 1."""
+        """Map e_τ [d_task] to w [N], positive and summing to 1."""
         return self.fc2(self.fc1(embedding).relu()).softmax(-1)
 
 
@@ -156,13 +156,13 @@ class MTUFeedForward(nn.Module):
 
 
 def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock]]:
-    """Every BasicTransformerBlock with its path; holds none of the modules inside them."""
+    """(path, block) of every ``BasicTransformerBlock``; keeps no reference to other modules."""
     modules = unet.named_modules()
-    return [(path, found) for path, found in modules if isinstance(found, BasicTransformerBlock)]
+    return [(path, module) for path, module in modules if isinstance(module, BasicTransformerBlock)]
 
 
 def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
-    """Channels d and inner width H of a stock block; refuses other than norm3 + GEGLU."""
+    """Channels d and inner width H of a stock block; refuses all but norm3 with GEGLU."""
     proj = getattr(block.ff.net[0], "proj", None)
     if type(block.ff.net[0]).__name__ != "GEGLU" or not isinstance(block.norm3, nn.LayerNorm):
         raise CheckpointError(f"{path}: only GEGLU feed-forwards behind a layer norm have experts")
@@ -171,8 +171,8 @@ def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
 
 
 def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
-    """``inner`` split into ``experts`` widths as equal as can be, the wider ones first."""
+    """Split ``inner`` into ``experts`` widths as equal as possible, the wider ones first."""
     if experts > inner:
         raise CheckpointError(f"{path}: width {inner} has no {experts} shares")
-    whole, rest = divmod(inner, experts)
-    return (whole + 1,) * rest + (whole,) * (experts - rest)
+    width, rest = divmod(inner, experts)
+    return (width + 1,) * rest + (width,) * (experts - rest)

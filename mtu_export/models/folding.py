@@ -26,7 +26,7 @@ class FoldedBlock:
 def fold_block(
     path: str, block: Any, tasks: Sequence[Task], embeddings: Tensor
 ) -> list[FoldedBlock]:
-    """Norm and experts of one block as their static equivalents, one a task; frees the experts."""
+    """Fold norm and experts of one block for each task; frees the block's experts."""
     live: MTUFeedForward = block.ff
     if not isinstance(live, MTUFeedForward) or not isinstance(block.norm3, PerTask):
         raise NotFoldable(f"{path}: not an MTU feed-forward")

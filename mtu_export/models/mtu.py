@@ -48,12 +48,12 @@ Headers = Mapping[str, checkpoint.Header]
 
 
 class MTUUNet2DConditionModel(UNet2DConditionModel):
-    """A ``UNet2DConditionModel`` upcycled to several tasks, with the router live.
+    """A ``UNet2DConditionModel`` upcycled to several tasks, with a live router.
 
-    Arguments: those of the stock UNet (``in_channels`` is the width of the noisy latent alone),
+    Takes the arguments of the stock UNet (``in_channels`` is the width of the noisy latent alone)
     and the keys of checkpoint format 1. ``expert_widths`` maps the path of a transformer block
-    to its experts' widths; a block that it lacks has ``num_experts`` shares of its dense width. It
-    is read from the weights, never stored in the config.
+    to its experts' widths; a missing block has ``num_experts`` shares of its dense width. The
+    widths are read from the weights, never stored in the config.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         expert_widths: Mapping[str, Sequence[int]] | None = None,
         **stock: Any,
     ) -> None:
-        own = {
+        mtu_config = {
             "mtu_format": mtu_format,
             "num_experts": num_experts,
             "task_embedding_dim": task_embedding_dim,
@@ -76,10 +76,10 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
             "tasks": [dict(task) for task in tasks],
             "task_norm": task_norm,
         }
-        checkpoint.check_config({**stock, **own}, STOCK_KEYS)
+        checkpoint.check_config({**stock, **mtu_config}, STOCK_KEYS)
         super().__init__(**stock)
-        self.register_to_config(**own)
-        self.tasks = checkpoint.tasks(own)
+        self.register_to_config(**mtu_config)
+        self.tasks = checkpoint.tasks(mtu_config)
         self.active = ActiveTask()
         self.task_embedding = nn.Embedding(len(self.tasks), task_embedding_dim)
         self.conv_in = self._task_convs(self.conv_in)
@@ -110,7 +110,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         )
 
     def task(self, name: str | None) -> Task:
-        """The task of this name; None stands for the only one there is."""
+        """The task of this name; None means the only task of the model."""
         if name is None and len(self.tasks) == 1:
             return self.tasks[0]
         for task in self.tasks:
@@ -120,9 +120,9 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
 
     @contextmanager
     def activate(self, task: Task) -> Iterator[None]:
-        """Run the modules of ``task`` inside, in this thread alone.
+        """Make ``task`` the active task inside the block, in this thread alone.
 
-        The task before returns at the end.
+        The previous task is restored at the end.
         """
         with self.active.run(task.name, self.task_embedding.weight[task.index]):
             yield
@@ -138,16 +138,17 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
     ) -> Any:
         """Predict the noise of ``sample`` [B, c_τ, h, w] for one task.
 
-        ``encoder_hidden_states`` [B, tokens, d]; ``timestep`` a number, [1] or [B]. The rest and
-        the result are those of the stock UNet. Raises ``UnknownName`` and ``ValueError``.
+        ``encoder_hidden_states`` [B, tokens, d]; ``timestep`` is a number, [1] or [B]. The other
+        arguments and the result are those of the stock UNet. Raises ``UnknownName`` and
+        ``ValueError``.
         """
-        chosen = self.task(task)
-        wanted = self.config["in_channels"] + chosen.channels
-        if sample.shape[1] != wanted:
+        active = self.task(task)
+        channels = self.config["in_channels"] + active.channels
+        if sample.shape[1] != channels:
             raise ValueError(
-                f"task {chosen.name!r} takes {wanted} channels, sample has {sample.shape[1]}"
+                f"task {active.name!r} takes {channels} channels, sample has {sample.shape[1]}"
             )
-        with self.activate(chosen):
+        with self.activate(active):
             return super().forward(
                 sample,
                 timestep,
@@ -157,25 +158,25 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
             )
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
-        """As in diffusers; the recomputation in backward runs the task of its forward."""
+        """As in diffusers; the backward pass recomputes with the task of its forward pass."""
         from torch.utils.checkpoint import checkpoint as recompute
 
-        def bound(module: Any, *args: Any) -> Any:
+        def recompute_with_task(module: Any, *args: Any) -> Any:
             task = self.task(self.active.routing.task)
 
-            def run(*inner: Any) -> Any:
+            def run(*inputs: Any) -> Any:
                 with self.activate(task):
-                    return module(*inner)
+                    return module(*inputs)
 
             if gradient_checkpointing_func is not None:
                 return gradient_checkpointing_func(run, *args)
             return recompute(run, *args, use_reentrant=False)
 
-        super().enable_gradient_checkpointing(bound)
+        super().enable_gradient_checkpointing(recompute_with_task)
 
     @classmethod
     def from_config(cls, config: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers; refuses unknown keys instead of ignoring them."""
+        """As in diffusers, but refuses unknown keys instead of ignoring them."""
         if isinstance(config, Mapping):
             checkpoint.check_config(config, STOCK_KEYS)
         loaded = super().from_config(cast(Any, config), return_unused_kwargs, **kwargs)
@@ -186,30 +187,32 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As in diffusers, from a local folder or a hub id; weights must fit exactly.
+        """As in diffusers, from a local folder or a hub id, but the weights must fit exactly.
 
-        Raises ``CheckpointError`` (format, keys, pickles) and ``MissingWeights`` by name.
+        Raises ``CheckpointError`` for format, keys and pickles, and ``MissingWeights`` with the
+        tensor's name.
         """
         if kwargs.get("variant") is not None:
             raise CheckpointError("checkpoint format 1 has no variants; leave variant out")
         folder = checkpoint.locate(pretrained_model_name_or_path, kwargs.get("revision"))
-        home = folder / (kwargs.get("subfolder") or "")
-        config = checkpoint.without_training_keys(checkpoint.read_json(home / "config.json"))
+        unet_folder = folder / (kwargs.get("subfolder") or "")
+        config = checkpoint.read_json(unet_folder / "config.json")
+        config = checkpoint.without_training_keys(config)
         config = {**checkpoint.STOCK_DEFAULTS, **config}
-        found = checkpoint.headers(home)
-        _meta_model(config, found)
-        kwargs.setdefault("expert_widths", _expert_widths(found))
+        headers = checkpoint.headers(unet_folder)
+        _meta_model(config, headers)
+        kwargs.setdefault("expert_widths", _expert_widths(headers))
         return super().from_pretrained(str(folder), **kwargs)
 
 
 def _signature() -> inspect.Signature:
-    """Stock arguments and ours: diffusers reads the legal config keys from it."""
-    ours = inspect.signature(MTUUNet2DConditionModel.__init__).parameters
+    """Arguments of the MTU and the stock UNet, where diffusers looks for legal config keys."""
+    mtu = inspect.signature(MTUUNet2DConditionModel.__init__).parameters
     stock = inspect.signature(UNet2DConditionModel.__init__).parameters
     kinds = inspect.Parameter
-    rows = [p for p in ours.values() if p.kind is not kinds.VAR_KEYWORD]
-    keyword = [p.replace(kind=kinds.KEYWORD_ONLY) for n, p in stock.items() if n != "self"]
-    return inspect.Signature([*rows, *keyword])
+    mtu_arguments = [p for p in mtu.values() if p.kind is not kinds.VAR_KEYWORD]
+    stock_arguments = [p.replace(kind=kinds.KEYWORD_ONLY) for n, p in stock.items() if n != "self"]
+    return inspect.Signature([*mtu_arguments, *stock_arguments])
 
 
 MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -218,48 +221,60 @@ MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[at
 # --------------------------------------------------------------------------------- Family protocol
 
 
-def _expert_widths(found: Mapping[str, checkpoint.Header]) -> dict[str, tuple[int, ...]]:
+def _expert_widths(headers: Headers) -> dict[str, tuple[int, ...]]:
     """Widths hs_i by block, from the shapes of the experts' down projections."""
-    widths: dict[str, dict[int, int]] = {}
-    for name, header in found.items():
+    widths_by_number: dict[str, dict[int, int]] = {}
+    for name, header in headers.items():
         path, _, rest = name.partition(".ff.experts.")
         number, _, leaf = rest.partition(".")
         if leaf == "out.weight" and number.isdecimal() and len(header.shape) == 2:
-            widths.setdefault(path, {})[int(number)] = header.shape[1]
-    return {path: tuple(rows[i] for i in sorted(rows)) for path, rows in widths.items()}
+            widths_by_number.setdefault(path, {})[int(number)] = header.shape[1]
+    return {
+        path: tuple(widths[number] for number in sorted(widths))
+        for path, widths in widths_by_number.items()
+    }
 
 
-def _meta_model(
-    config: Mapping[str, Any], found: Mapping[str, checkpoint.Header]
-) -> MTUUNet2DConditionModel:
-    """The model of a config without memory; refuses weights that do not fit, and no UNet."""
+def _meta_model(config: Mapping[str, Any], headers: Headers) -> MTUUNet2DConditionModel:
+    """The model of a config on the meta device; refuses weights that do not fit it.
+
+    A dry run refuses configs that describe no working UNet.
+    """
     checkpoint.check_config(config, STOCK_KEYS)
-    number, widths = config["num_experts"], _expert_widths(found)
-    for path, row in widths.items():
-        if len(row) != number or not all(row):
+    count, widths_by_block = config["num_experts"], _expert_widths(headers)
+    for path, widths in widths_by_block.items():
+        if len(widths) != count or not all(widths):
             raise MissingWeights(
-                f"weights do not fit the config: {path} has experts of widths {list(row)}, "
-                f"num_experts is {number}"
+                f"weights do not fit the config: {path} has experts of widths {list(widths)}, "
+                f"num_experts is {count}"
             )
     with as_checkpoint_error(), torch.device("meta"):
-        model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths)
-    checkpoint.compare(found, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+        model = MTUUNet2DConditionModel.from_config(dict(config), expert_widths=widths_by_block)
+    checkpoint.compare(headers, {k: tuple(v.shape) for k, v in model.state_dict().items()})
     side, first = 2 ** len(model.config["block_out_channels"]), model.tasks[0]
     channels = model.config["in_channels"] + first.channels
     with as_checkpoint_error():
-        words = {"channels": channels, "batch": 1, "latent": (side, side), "task": first.name}
-        dry_run(unet_graph(model, model.config, **words))
+        dry_run(
+            unet_graph(
+                model,
+                model.config,
+                channels=channels,
+                batch=1,
+                latent=(side, side),
+                task=first.name,
+            )
+        )
     return model
 
 
 def load(folder: Path) -> Pipeline:
-    """The checkpoint with its UNet in float32, memory-mapped where it is stored so."""
+    """Load a checkpoint's UNet in float32, memory-mapped where it is stored as float32."""
     config = checkpoint.read_config(folder)
-    found = checkpoint.headers(folder / "unet")
-    unet = _meta_model(config, found)
+    headers = checkpoint.headers(folder / "unet")
+    unet = _meta_model(config, headers)
     state: dict[str, Tensor] = {}
-    for name in found:
-        state[name] = checkpoint.tensor(found, name).to(torch.float32)
+    for name in headers:
+        state[name] = checkpoint.tensor(headers, name).to(torch.float32)
         if not is_finite(state[name]):
             raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
     unet.load_state_dict(state, strict=True, assign=True)
@@ -268,7 +283,7 @@ def load(folder: Path) -> Pipeline:
 
 
 def graph(unet: nn.Module, plan: Plan, task: Task) -> Graph:
-    """One task of the live UNet, or a specialised UNet, with the inputs of bundle.md."""
+    """The graph of one task, from the live or a specialised UNet, with the bundle's inputs."""
     return unet_graph(
         unet,
         plan.config,
@@ -280,49 +295,50 @@ def graph(unet: nn.Module, plan: Plan, task: Task) -> Graph:
 
 
 def specialise(pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
-    """Fold the UNet to each task: a stock UNet, up to what ``Specialised.deviations`` names.
+    """Fold the live UNet for each task into a stock UNet, but for ``Specialised.deviations``.
 
-    All are on the same tensors, but for gains, folded biases, task norms and input convolutions.
-    Consumes the pipeline's UNet block by block. Every block is proved in float64 on the way;
-    ``NotFoldable`` names the one that is not exact.
+    The results share all tensors except gains, folded biases, task norms and input convolutions.
+    Consumes the pipeline's UNet block by block. Every fold is proved in float64; ``NotFoldable``
+    names a block whose fold is not exact.
     """
     live: MTUUNet2DConditionModel = pipeline.components["unet"]
-    folds: dict[str, list[FoldedBlock]] = {}
+    folds: dict[str, list[FoldedBlock]] = {}  # one per task
     for path, block in transformer_blocks(live):
         folds[path] = fold_block(path, block, tasks, live.task_embedding.weight)
     convs = [live.conv_in.of(task.name) for task in tasks]  # type: ignore[operator]
     del live.task_embedding, live.conv_in
-    found = {}
+    specialised = {}
     for index, (task, conv) in enumerate(zip(tasks, convs, strict=True)):
-        rows = {path: row[index] for path, row in folds.items()}
-        for path, row in rows.items():
+        blocks = {path: by_task[index] for path, by_task in folds.items()}
+        for path, folded in blocks.items():
             block: Any = live.get_submodule(path)
-            block.norm3, block.ff = row.norm, row.ff
-        found[task.name] = _stock(live, conv, live.config["in_channels"] + task.channels, rows)
-    return found
+            block.norm3, block.ff = folded.norm, folded.ff
+        channels = live.config["in_channels"] + task.channels
+        specialised[task.name] = _stock_unet(live, conv, channels, blocks)
+    return specialised
 
 
-def _stock(
-    live: MTUUNet2DConditionModel, conv: nn.Module, channels: int, rows: Mapping[str, FoldedBlock]
+def _stock_unet(
+    live: MTUUNet2DConditionModel, conv: nn.Module, channels: int, blocks: Mapping[str, FoldedBlock]
 ) -> Specialised:
-    """A stock UNet with copies of the folded modules on the same tensors."""
+    """A stock UNet with copies of the folded modules, sharing their tensors."""
     with torch.device("meta"):
         stock = UNet2DConditionModel.from_config(checkpoint.stock_config(live.config, channels))
     assert isinstance(stock, UNet2DConditionModel)
     deviations: list[str] = []
     for path, block in transformer_blocks(stock):
-        inner, row = block.ff.net[2].in_features, rows[path]
-        width = row.ff.get_submodule("net.2").in_features
-        if isinstance(row.norm, nn.Sequential):
+        inner, folded = block.ff.net[2].in_features, blocks[path]
+        width = folded.ff.get_submodule("net.2").in_features
+        if isinstance(folded.norm, nn.Sequential):
             deviations.append(f"{path}.norm3 is two stacked norms")
         if inner != width:
             deviations.append(f"{path}.ff has width {width}, a stock one {inner}")
     tensors = (*live.parameters(), *live.buffers())
-    kept = {id(tensor): tensor for tensor in tensors}
+    shared = {id(tensor): tensor for tensor in tensors}  # a memo: deepcopy leaves these alone
     for name, child in live.named_children():
-        setattr(stock, name, copy.deepcopy(child, kept.copy()))
+        setattr(stock, name, copy.deepcopy(child, shared.copy()))
     stock.conv_in = conv  # type: ignore[assignment]
-    errors = {path: row.error for path, row in rows.items()}
+    errors = {path: folded.error for path, folded in blocks.items()}
     return Specialised(module=stock.eval(), errors=errors, deviations=tuple(deviations))
 
 
@@ -343,20 +359,20 @@ LAYOUT = (
 )
 
 
-def expert_weights(config: Mapping[str, Any], found: Headers) -> dict[str, Tensor]:
+def expert_weights(config: Mapping[str, Any], headers: Headers) -> dict[str, Tensor]:
     """w of Eq. 1 [T, N] in float64 by block; refuses weights that do not fit the config."""
-    rows = {}
-    for path, _ in transformer_blocks(_meta_model(config, found)):
+    weights = {}
+    for path, _ in transformer_blocks(_meta_model(config, headers)):
         leaves = (f"{path}.ff.router.fc{n}.{leaf}" for n in (1, 2) for leaf in ("weight", "bias"))
         names = ("task_embedding.weight", *leaves)
-        e, w1, b1, w2, b2 = (checkpoint.tensor(found, name).double() for name in names)
-        rows[path] = ((e @ w1.T + b1).relu() @ w2.T + b2).softmax(-1)
-    return rows
+        e, w1, b1, w2, b2 = (checkpoint.tensor(headers, name).double() for name in names)
+        weights[path] = ((e @ w1.T + b1).relu() @ w2.T + b2).softmax(-1)
+    return weights
 
 
-def outline(config: Mapping[str, Any], found: Headers, channels: int) -> nn.Module:
-    """What ``specialise`` makes of a task with ``channels`` inputs, on the meta device."""
-    stacked, widths = config.get("task_norm") == "stacked", _expert_widths(found)
+def outline(config: Mapping[str, Any], headers: Headers, channels: int) -> nn.Module:
+    """The UNet that ``specialise`` makes for ``channels`` inputs, on the meta device."""
+    stacked, widths = config.get("task_norm") == "stacked", _expert_widths(headers)
     with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(checkpoint.stock_config(config, channels))
         for path, block in cast(Any, transformer_blocks(unet)):

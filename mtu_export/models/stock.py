@@ -1,7 +1,7 @@
-"""Stock parts of a pipeline, shared by families: CLIP text encoders and the VAE.
+"""Stock parts of a pipeline, shared by all families: CLIP text encoders and the VAE.
 
-They are loaded from safetensors alone, and leave as graphs that every toolchain takes: the modules
-and weights are those of transformers and diffusers, the forward of the text encoder is ours.
+They are loaded only from safetensors and turned into graphs that every toolchain accepts. Modules
+and weights are those of transformers and diffusers; the text encoder's forward is defined here.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
 _TEXT = "text_model."
-"""Begins the names of a text encoder's tensors in most files."""
+"""Prefix of a text encoder's tensor names in most files."""
 _MASKED = -1e4
-"""Added to scores that must not count: exp of it is 0 in float32 and float16, and both hold it."""
+"""Added to masked scores: representable in float16 and float32, and its exp is 0 in both."""
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names that the VAE's attention has in old checkpoints -> its names today."""
+"""Names of the VAE's attention in old checkpoints -> current names."""
 
 
 # ------------------------------------------------------------------------------------ loading
@@ -42,9 +42,9 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 
 @dataclass(frozen=True)
 class _Outline:
-    """A part without memory, and where each of its tensors is on disk.
+    """A part on the meta device, and where each of its tensors is on disk.
 
-    ``stored`` maps names of the module's tensors to names in the files that ``headers`` are of.
+    ``stored`` maps the names of the module's tensors to their names in ``headers``.
     """
 
     folder: Path
@@ -54,68 +54,69 @@ class _Outline:
 
 
 def check_part(folder: Path, name: str) -> None:
-    """Refuse a part of a checkpoint that cannot be loaded, by its config and headers alone.
+    """Refuse a part of a checkpoint that cannot be loaded; reads only its config and headers.
 
-    ``name`` is ``"vae"`` or a text encoder's folder. Raises as :func:`load_text_encoder`.
+    ``name`` is ``"vae"`` or a text encoder's folder. Raises the errors of
+    :func:`load_text_encoder`.
     """
     _outline(folder, name)
 
 
 def load_text_encoder(folder: Path, name: str) -> nn.Module:
-    """The CLIP text encoder of a checkpoint in float32; mapped from disk where stored so.
+    """Load a CLIP text encoder in float32, memory-mapped where it is stored as float32.
 
-    ``name`` is ``"text_encoder"`` or ``"text_encoder_2"``. Raises ``CheckpointError`` for another
-    class, sizes that make no encoder and pickles, ``MissingWeights`` for tensors by name.
+    ``name`` is ``"text_encoder"`` or ``"text_encoder_2"``. Raises ``CheckpointError`` for
+    another class, impossible sizes and pickles, ``MissingWeights`` with the tensor's name.
     """
-    module = _filled(_outline(folder, name))
+    module = _load_weights(_outline(folder, name))
     text: Any = getattr(module, "text_model", module)
     text.embeddings.position_ids = torch.arange(TEXT_TOKENS)[None]
     return module.requires_grad_(False).eval()
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The VAE of a checkpoint in float32; mapped from disk where stored so.
+    """Load a checkpoint's VAE in float32, memory-mapped where it is stored as float32.
 
-    Raises as :func:`load_text_encoder`, and for latents that are shifted or normalised.
+    Raises the errors of :func:`load_text_encoder`, also for shifted or normalised latents.
     """
-    module = _filled(_outline(folder, "vae"))
+    module = _load_weights(_outline(folder, "vae"))
     assert isinstance(module, AutoencoderKL)
     return module.requires_grad_(False).eval()
 
 
 def _outline(folder: Path, name: str) -> _Outline:
-    """A part as its config says, with all of its tensors found in the headers."""
-    home = folder / name
-    path = home / "config.json"
+    """The part that a config describes, with every tensor located in the headers."""
+    part_folder = folder / name
+    path = part_folder / "config.json"
     config = checkpoint.without_training_keys(checkpoint.read_json(path))
     kind = class_of(folder, name, config)
     if name == "vae":
-        headers = checkpoint.headers(home)
+        headers = checkpoint.headers(part_folder)
         check_vae(config, path)
         fields = {key: value for key, value in config.items() if not key.startswith("_")}
         with as_checkpoint_error(path, "VAE"), torch.device("meta"):
             module: nn.Module = AutoencoderKL(**fields)
-        names = {_today(stored): stored for stored in headers}
+        names = {_current_name(stored): stored for stored in headers}
     else:
         ignored = checkpoint.POSITION_IDS
-        headers = checkpoint.headers(home, checkpoint.TEXT_WEIGHTS, ignored=ignored)
+        headers = checkpoint.headers(part_folder, checkpoint.TEXT_WEIGHTS, ignored=ignored)
         fields = text_fields(config, path)
         with as_checkpoint_error(path, "CLIP text encoder"), torch.device("meta"):
             module = TEXT_CLASSES[kind](CLIPTextConfig(**fields))
         plain = kind == "CLIPTextModel" and all(stored.startswith(_TEXT) for stored in headers)
         names = {stored.removeprefix(_TEXT) if plain else stored: stored for stored in headers}
     if len(names) < len(headers):
-        raise MissingWeights(f"{home}: the same weights are there under old and new names")
+        raise MissingWeights(f"{part_folder}: the same weights are there under old and new names")
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     try:
-        checkpoint.compare({new: headers[old] for new, old in names.items()}, expected)
+        checkpoint.compare({name: headers[stored] for name, stored in names.items()}, expected)
     except MissingWeights as error:
         raise MissingWeights(f"{name}: {error}") from None
-    return _Outline(home, module, headers, names)
+    return _Outline(part_folder, module, headers, names)
 
 
-def _filled(outline: _Outline) -> nn.Module:
-    """The module with its weights: finite, in float32."""
+def _load_weights(outline: _Outline) -> nn.Module:
+    """Load the outline's weights in float32; refuses values that are not finite."""
     state: dict[str, Tensor] = {}
     for name, stored in outline.stored.items():
         state[name] = checkpoint.tensor(outline.headers, stored).to(torch.float32)
@@ -125,8 +126,8 @@ def _filled(outline: _Outline) -> nn.Module:
     return outline.module
 
 
-def _today(name: str) -> str:
-    """The name that a VAE tensor has today."""
+def _current_name(name: str) -> str:
+    """The current name of a VAE tensor, which old checkpoints may call otherwise."""
     head, _, rest = name.partition(".mid_block.attentions.0.")
     old, _, leaf = rest.partition(".")
     return f"{head}.mid_block.attentions.0.{_RENAMED[old]}.{leaf}" if old in _RENAMED else name
@@ -136,10 +137,10 @@ def _today(name: str) -> str:
 
 
 class TextEncoderGraph(nn.Module):
-    """CLIP's text transformer with one forward for every toolchain.
+    """CLIP's text transformer, with a forward that every toolchain accepts.
 
-    Stock modules and weights; attention is scale, bmm, an added causal mask of constants, softmax,
-    bmm on [heads, 77, width]. Layers that no output needs are left out.
+    Modules and weights are the stock ones; attention is scale, bmm, adding a constant causal mask,
+    softmax and bmm on [heads, 77, width]. Layers that no output needs are left out.
     """
 
     causal: Tensor
@@ -167,7 +168,7 @@ class TextEncoderGraph(nn.Module):
             self.register_buffer("first", ones[:1].tril(), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Map input_ids [1, 77] to hidden states [1, 77, d] and, where asked, pooled [1, p]."""
+        """Map input_ids [1, 77] to hidden states [1, 77, d] and, if requested, pooled [1, p]."""
         positions = self.embeddings.position_embedding.weight
         x = self.embeddings.token_embedding(input_ids) + positions
         hidden = x
@@ -180,7 +181,7 @@ class TextEncoderGraph(nn.Module):
         last = self.final_layer_norm(x)
         if not self.pooled:
             return last
-        pooled = self._ends(input_ids).bmm(last)[:, 0]
+        pooled = self._end_selector(input_ids).bmm(last)[:, 0]
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)
         return (hidden if self.penultimate else last), pooled
@@ -197,26 +198,26 @@ class TextEncoderGraph(nn.Module):
         mixed = scores.softmax(-1).bmm(split(attention.v_proj(x)))
         return attention.out_proj(mixed.permute(1, 0, 2).reshape(1, tokens, width))
 
-    def _ends(self, input_ids: Tensor) -> Tensor:
-        """One at the first end of the text, else zero: float32 [1, 1, 77].
+    def _end_selector(self, input_ids: Tensor) -> Tensor:
+        """1 at the first end-of-text token, else 0: float32 [1, 1, 77].
 
-        Where the config says 2 (an old mistake) the greatest id marks the end, as in transformers;
-        a text without an end is read at its first token, as there.
+        As in transformers, the largest id marks the end if the config's ``eos_token_id`` is 2 (an
+        old mistake), and a text without an end is read at its first token.
         """
         end = input_ids.amax(-1, keepdim=True) if self.eos == 2 else self.eos
-        marks = (input_ids == end).to(torch.float32)
-        first = F.relu(marks - marks @ self.before)  # an end with ends before it is 0 or less
+        ends = (input_ids == end).to(torch.float32)
+        first = F.relu(ends - ends @ self.before)  # 0 or less for an end that follows another
         return (first + self.first * (1 - first.sum(-1, keepdim=True)))[:, None]
 
 
 def text_encoder_graph(
     module: nn.Module, config: Any, *, penultimate: bool, pooled: bool = False
 ) -> Graph:
-    """The graph of a text encoder of :func:`load_text_encoder` and its ``config``.
+    """The graph of a text encoder from :func:`load_text_encoder`, whose config is ``config``.
 
-    ``penultimate`` (SDXL): the hidden states before the last layer, without the final norm, else
-    the last ones behind it. ``pooled``: the state at the end of the text, projected where the
-    encoder has a projection. The module shares the weights of ``module``.
+    With ``penultimate`` (SDXL) it returns the hidden states before the last layer, without the
+    final norm, else the last ones after it. With ``pooled`` it also returns the state at the end
+    of the text, projected if the encoder has a projection. Shares the weights of ``module``.
     """
     width = config.hidden_size
     outputs = [TensorSpec(name="hidden_states", shape=(1, TEXT_TOKENS, width))]
@@ -232,7 +233,7 @@ def text_encoder_graph(
 
 
 class VAEEncoderGraph(nn.Module):
-    """The encoder's half of a VAE, up to the mean of the posterior."""
+    """The encoder half of a VAE, up to the mean of the posterior."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -240,7 +241,7 @@ class VAEEncoderGraph(nn.Module):
         self.encoder = vae.encoder
         self.quant_conv = None
         if vae.quant_conv is not None:
-            self.quant_conv = _first_rows(vae.quant_conv, self.channels)
+            self.quant_conv = _first_channels(vae.quant_conv, self.channels)
 
     def forward(self, sample: Tensor) -> Tensor:
         """Map sample [1, 3, H, W] in −1..1 to the unscaled latent [1, C, h, w]."""
@@ -250,17 +251,17 @@ class VAEEncoderGraph(nn.Module):
         return moments[:, : self.channels]
 
 
-def _first_rows(conv: nn.Conv2d, rows: int) -> nn.Conv2d:
-    """The convolution of the first output channels (a view); those of the variance go."""
-    part = nn.Conv2d(conv.in_channels, rows, 1, device="meta")
-    part.weight = nn.Parameter(conv.weight.data[:rows], requires_grad=False)
+def _first_channels(conv: nn.Conv2d, count: int) -> nn.Conv2d:
+    """The first ``count`` output channels of a 1 x 1 convolution (a view), the posterior's mean."""
+    means = nn.Conv2d(conv.in_channels, count, 1, device="meta")
+    means.weight = nn.Parameter(conv.weight.data[:count], requires_grad=False)
     assert conv.bias is not None
-    part.bias = nn.Parameter(conv.bias.data[:rows], requires_grad=False)
-    return part
+    means.bias = nn.Parameter(conv.bias.data[:count], requires_grad=False)
+    return means
 
 
 class VAEDecoderGraph(nn.Module):
-    """The decoder's half of a VAE."""
+    """The decoder half of a VAE."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -274,18 +275,18 @@ class VAEDecoderGraph(nn.Module):
 
 
 def vae_encoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
-    """The graph from a picture of this size in pixels to its latent: the posterior's mode."""
-    image, latent = _sides(vae, height, width)
+    """The graph from an image of this size in pixels to its latent, the posterior's mode."""
+    image, latent = _image_and_latent(vae, height, width)
     return Graph(module=VAEEncoderGraph(vae).eval(), inputs=(image,), outputs=(latent,))
 
 
 def vae_decoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
-    """The graph from a latent to a picture of this size in pixels."""
-    image, latent = _sides(vae, height, width)
+    """The graph from a latent to an image of this size in pixels."""
+    image, latent = _image_and_latent(vae, height, width)
     return Graph(module=VAEDecoderGraph(vae).eval(), inputs=(latent,), outputs=(image,))
 
 
-def _sides(vae: AutoencoderKL, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
+def _image_and_latent(vae: AutoencoderKL, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
     factor = vae_scale_factor(vae.config)
     cells = (height // factor, width // factor)
     image = TensorSpec(name="sample", shape=(1, 3, height, width))

@@ -1,4 +1,4 @@
-"""What the configs of a CLIP text encoder and a VAE may say, so that their graphs exist."""
+"""Checks of the configs of CLIP text encoders and VAEs, so that only supported graphs are built."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ _VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDe
 
 
 def class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
-    """The class that config and index name; refuses others, remote code and contradictions.
+    """The class named by config and index; refuses other classes, remote code and contradictions.
 
-    SDXL's second text encoder has a projection, as diffusers takes the pooled text from nowhere
-    else.
+    SDXL's second text encoder must have a projection, since diffusers takes the pooled text from
+    it.
     """
     vae = name == "vae"
     legal = (_VAE_CLASS,) if vae else _TEXT_CLASSES[1:] if name.endswith("_2") else _TEXT_CLASSES
     where = folder / name / "config.json"
     entry = config.get("_class_name") if vae else config.get("architectures")
     entries = entry if isinstance(entry, list) else [entry]
-    named = [(where, kind) for kind in entries if kind is not None]
+    class_names = [(where, kind) for kind in entries if kind is not None]
     index = folder / "model_index.json"
     if index.is_file():
         entry = checkpoint.read_json(index).get(name)
         if entry is not None:
             library = "diffusers" if vae else "transformers"
             pair = isinstance(entry, list) and len(entry) == 2 and entry[0] == library
-            named.append((index, entry[1] if pair else entry))  # type: ignore[index]
-    for path, kind in named:
+            class_names.append((index, entry[1] if pair else entry))  # type: ignore[index]
+    for path, kind in class_names:
         if kind not in legal:
             raise CheckpointError(f"{path}: {name} is {shown(kind)}; legal: {' or '.join(legal)}")
-    if len({kind for _, kind in named}) != 1:
-        problem = "says no class" if not named else f"and {index.name} name different classes"
+    if len({kind for _, kind in class_names}) != 1:
+        problem = "says no class" if not class_names else f"and {index.name} name different classes"
         raise CheckpointError(f"{where} {problem} of {name}; legal: {' or '.join(legal)}")
-    return named[0][1]
+    return class_names[0][1]
 
 
 def text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a ``CLIPTextConfig`` is made of, checked."""
+    """The validated arguments of a ``CLIPTextConfig``."""
     fields = {key: config[key] for key in _TEXT_SIZES if key in config}
     _check_sizes(config, _TEXT_SIZES, path)
     length = config.get("max_position_embeddings", TEXT_TOKENS)
@@ -83,16 +83,16 @@ def text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Path) -> None:
-    for key, most in limits.items():
+    for key, limit in limits.items():
         value = config.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
             raise CheckpointError(
-                f"{path}: {key} must be an integer from 1 to {most}, got {shown(value)}"
+                f"{path}: {key} must be an integer from 1 to {limit}, got {shown(value)}"
             )
 
 
 def check_vae(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what no graph of ours has: unknown keys, other blocks, shifted latents."""
+    """Refuse what the VAE graphs do not support: unknown keys, other blocks, shifted latents."""
     _check_sizes(config, _VAE_SIZES, path)
     levels = config.get("block_out_channels", [64])
     if not isinstance(levels, list) or not 1 <= len(levels) <= 6:
@@ -100,8 +100,8 @@ def check_vae(config: Mapping[str, Any], path: Path) -> None:
     for width in levels:
         _check_sizes({"block_out_channels": width}, {"block_out_channels": 2**14}, path)
     for key, kind in _VAE_BLOCKS.items():
-        rows = config.get(key, [kind])
-        if not isinstance(rows, list) or rows != [kind] * len(levels):
+        blocks = config.get(key, [kind])
+        if not isinstance(blocks, list) or blocks != [kind] * len(levels):
             raise CheckpointError(f"{path}: {key} must be {kind} for every level")
     for key in ("in_channels", "out_channels"):
         if config.get(key, 3) != 3:

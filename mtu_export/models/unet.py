@@ -1,4 +1,4 @@
-"""The graph of a Stable Diffusion UNet with positional inputs."""
+"""The graph of a Stable Diffusion UNet, with positional inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtu_export.spec import CheckpointError, MtuExportError, TensorSpec, first_l
 
 TEXT_TOKENS = 77
 _LOGGERS = threading.RLock()
-"""Held while the levels of other libraries' loggers are changed, which all threads share."""
+"""Held while the levels of other libraries' loggers, which all threads share, are changed."""
 
 
 class UNetGraph(nn.Module):
@@ -30,7 +30,7 @@ class UNetGraph(nn.Module):
         self.fixed = fixed
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """sample [B, c_τ, h, w], timestep [1], encoder_hidden_states [B, 77, d] to noise."""
+        """Map sample [B, c_τ, h, w], timestep [1] and encoder_hidden_states [B, 77, d] to noise."""
         return self.unet(sample, timestep, encoder_hidden_states, return_dict=False, **self.fixed)[
             0
         ]
@@ -47,7 +47,7 @@ class XLUNetGraph(UNetGraph):
         text_embeds: Tensor,
         time_ids: Tensor,
     ) -> Tensor:
-        """As :class:`UNetGraph`, with text_embeds [B, p] and time_ids [B, 6]."""
+        """As :class:`UNetGraph`, with text_embeds [B, p] and time_ids [B, 6] in addition."""
         added = {"text_embeds": text_embeds, "time_ids": time_ids}
         return self.unet(
             sample,
@@ -94,9 +94,10 @@ def unet_graph(
 def as_checkpoint_error(
     where: str | Path = "unet/config.json", what: str = "UNet"
 ) -> Iterator[None]:
-    """Turn what a library raises for the impossible config ``where`` into a ``CheckpointError``.
+    """Turn what a library raises for an impossible config into a ``CheckpointError``.
 
-    What diffusers and transformers log about a config stays off the screen.
+    ``where`` names the config, ``what`` the model it should describe. Log messages of diffusers and
+    transformers are suppressed.
     """
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     try:
@@ -111,14 +112,14 @@ def as_checkpoint_error(
                     logger.setLevel(level)
     except (MtuExportError, MemoryError):
         raise
-    except Exception as error:  # whatever a config of odd types and sizes sets off inside
+    except Exception as error:  # whatever a config of odd types and sizes triggers
         raise CheckpointError(f"{where} describes no {what}: {first_line(error)}") from None
 
 
 def dry_run(graph: Graph) -> None:
-    """One pass of a graph on the meta device, without data; refuses another shape than it says.
+    """Run a graph on the meta device, without data; refuses an output of unexpected shape.
 
-    What an impossible config sets off inside is raised as it is.
+    Errors that an impossible config triggers inside the model are not converted.
     """
     with torch.no_grad(), torch.device("meta"):
         output = graph.module(*(torch.empty(spec.shape) for spec in graph.inputs))

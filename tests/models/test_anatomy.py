@@ -190,9 +190,9 @@ def compare(one: Path, other: Path) -> deviation.Deviation:
 
 def test_nothing_deviates_from_itself(tiny: Path) -> None:
     found = compare(tiny, tiny)
-    assert {row.deviation for row in found.rows} == {0.0}
+    assert {row.deviation for row in found.layers} == {0.0}
     assert found.left_out == ()
-    count = sum(row.parameters for row in found.rows)
+    count = sum(row.parameters for row in found.layers)
     assert count == sum(row.parameters for row in found.kinds)
     assert count == sum(analysis.parameters(analysis.read(tiny)).values())
 
@@ -223,12 +223,12 @@ def test_known_changes_are_found_where_they_are(tiny: Path, tmp_path: Path) -> N
         CHANGES[name]: float((tensor.double() - before[name].double()).norm())
         for name, tensor in moved.items()
     }
-    rows = {(row.layer, row.kind): row.deviation for row in found.rows if row.deviation}
+    rows = {(row.layer, row.kind): row.deviation for row in found.layers if row.deviation}
     assert rows == pytest.approx(want, rel=1e-12)
     assert list(want.values()) == pytest.approx([5 * n for n in range(1, 13)], rel=1e-5)
-    assert [row.deviation for row in found.rows] == sorted(rows.values(), reverse=True) + [0.0] * (
-        len(found.rows) - len(rows)
-    )
+    assert [row.deviation for row in found.layers] == sorted(rows.values(), reverse=True) + [
+        0.0
+    ] * (len(found.layers) - len(rows))
     kinds = {row.kind: row.deviation for row in found.kinds}
     assert kinds["convolution in/out"] == pytest.approx(5 * (9**2 + 10**2) ** 0.5, rel=1e-5)
     assert kinds["norm"] == pytest.approx(20, rel=1e-5)
@@ -250,20 +250,20 @@ def test_an_upcycled_model_is_its_dense_source(
         task_norm=task_norm,
     )
     found = compare(tmp_path / "mtu", source)
-    assert {row.deviation for row in found.rows} == {0.0}
+    assert {row.deviation for row in found.layers} == {0.0}
     left_out = dict(found.left_out)
     assert left_out["task_embedding.weight"] == "a dense UNet has none"
     assert left_out[f"{BLOCK}.ff.router.fc2.bias"] == "a dense UNet has none"
     assert left_out["conv_in.edit.weight"].startswith("another shape: [32, 8, 3, 3]")
     assert (f"{BLOCK}.norm3.edit.bias" in left_out) == (task_norm == "stacked")
     own = analysis.read(tmp_path / "mtu").headers
-    compared = sum(row.parameters for row in found.rows)
+    compared = sum(row.parameters for row in found.layers)
     assert compared == sum(
         math.prod(header.shape) for name, header in own.items() if name not in left_out
     )
     if experts == 3:
         turned = compare(source, tmp_path / "mtu")
-        assert {row.deviation for row in turned.rows} == {0.0}
+        assert {row.deviation for row in turned.layers} == {0.0}
         assert sorted(turned.left_out) == sorted(found.left_out)
 
 
@@ -277,12 +277,12 @@ def test_an_expert_stands_against_its_slice(tmp_path: Path) -> None:
     state[proj][width, 0] += 4  # a gate row of the first
     state[down][0] += 6  # every expert has a copy of it
     folder = changed(source, tmp_path / "moved", **{proj: state[proj], down: state[down]})
-    (row, *_) = compare(folder, tmp_path / "mtu").rows
+    (row, *_) = compare(folder, tmp_path / "mtu").layers
     assert (row.layer, row.kind) == (BLOCK, "ffn")
     assert row.deviation == pytest.approx((9 + 16 + 4 * 36) ** 0.5, rel=1e-5)
-    (same, *_) = compare(tmp_path / "mtu", folder).rows
+    (same, *_) = compare(tmp_path / "mtu", folder).layers
     assert same.deviation == pytest.approx(row.deviation, rel=1e-12)
-    (plain, *_) = compare(folder, source).rows
+    (plain, *_) = compare(folder, source).layers
     assert plain.deviation == pytest.approx((9 + 16 + 36) ** 0.5, rel=1e-5)
 
 
@@ -326,7 +326,7 @@ def test_deviation_is_a_distance(
     a, b, c = (write_pair(home / name, seed) for name, seed in zip("abc", seeds, strict=True))
 
     def by_layer(one: Path, other: Path) -> dict[str, float]:
-        return {row.layer: row.deviation for row in compare(one, other).rows}
+        return {row.layer: row.deviation for row in compare(one, other).layers}
 
     whole = by_layer(a, c)
     with pytest.MonkeyPatch.context() as patch:
