@@ -27,7 +27,7 @@ def card(manifest: Manifest) -> str:
         f"{parts}\n\n"
         f"{shared}"
         "## Proof against PyTorch\n\n"
-        "| component | task | rung | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
+        "| component | task | stage | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
         f"{proof}\n\n"
         f"Source sha256: `{source.sha256}`\n"
     )
@@ -48,8 +48,5 @@ def sharing(manifest: Manifest) -> str | None:
 
 
 def _cells(verdict: VerdictRecord) -> str:
-    db = "not run" if verdict.psnr_db is None else f"{verdict.psnr_db:.1f} dB"
-    runner = verdict.runner or verdict.reason or ""
-    return " | ".join(
-        (verdict.component, verdict.task, verdict.stage, db, f"{verdict.floor_db:g} dB", runner)
-    )
+    cells = verdict.verdict().cells
+    return " | ".join(cells[key] for key in ("part", "task", "stage", "PSNR", "floor", "runner"))
