@@ -138,5 +138,5 @@ def _guidance(default: Guidance, options: RunOptions) -> Guidance:
     for name, (flag, value) in scales.items():
         if value is not None and getattr(default, name) is None:
             raise PlanError(f"{flag}: guidance of kind {default.kind!r} has no such scale")
-    given = {name: value for name, (_, value) in scales.items() if value is not None}
-    return replace(default, **given)
+    chosen = {name: value for name, (_, value) in scales.items() if value is not None}
+    return replace(default, **chosen)

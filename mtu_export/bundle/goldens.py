@@ -72,8 +72,8 @@ def _save(tensors: Arrays, path: Path) -> None:
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors of a safetensors file whose names begin with ``prefix``, by the rest of the name.
 
-    Each is read when it is asked for: finite float32 or int32, of the shape that ``shape_of``
-    says; a name for which that is None is not there. Raises ``BundleError``.
+    Each is read on access: finite float32 or int32, of the shape that ``shape_of``
+    says; names for which that is None are ignored. Raises ``BundleError``.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class Tensors(Mapping[str, np.ndarray]):
         return sum(map(self._is_below, self._names))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.prefix + name in self._names and self._known(name)
+        return (
+            isinstance(name, str) and self.prefix + name in self._names and self._is_expected(name)
+        )
 
     def get(self, name: str, default: Any = None) -> Any:
         """The tensor, or ``default`` where the file has none of this name."""
@@ -119,9 +121,9 @@ class Tensors(Mapping[str, np.ndarray]):
         return self._read(name, None if self.shape_of is None else self.shape_of(name))
 
     def _is_below(self, name: str) -> bool:
-        return name.startswith(self.prefix) and self._known(name.removeprefix(self.prefix))
+        return name.startswith(self.prefix) and self._is_expected(name.removeprefix(self.prefix))
 
-    def _known(self, name: str) -> bool:
+    def _is_expected(self, name: str) -> bool:
         return self.shape_of is None or self.shape_of(name) is not None
 
     def _read(self, name: str, shape: Shape | None) -> np.ndarray:
@@ -164,7 +166,7 @@ class Goldens:
         return cases
 
     def loop(self, task: str) -> Tensors:
-        """What PyTorch made of one request, by name; empty where there is no such golden."""
+        """PyTorch's results for one request, by name; empty where there is no such golden."""
         image, latent = self.bundle.manifest.image, self.bundle.manifest.latent
         pixels = (1, 3, image.height, image.width)
         cells = (image.height // latent.factor, image.width // latent.factor)

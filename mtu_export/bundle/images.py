@@ -170,10 +170,10 @@ def fit_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
     return (grey[rows][:, columns] >= 128).astype(np.float32)[None, None]
 
 
-def _nearest(given: int, wanted: int, most: int, least: int) -> np.ndarray:
-    """Which of ``given`` pixels lies under each of ``wanted``, most / least apart, centred."""
-    middles = (2 * np.arange(wanted) + 1) * most
-    return (given * least - wanted * most + middles) // (2 * least)
+def _nearest(source: int, count: int, most: int, least: int) -> np.ndarray:
+    """Which of ``source`` pixels is nearest to each of ``count``, most / least apart, centred."""
+    middles = (2 * np.arange(count) + 1) * most
+    return (source * least - count * most + middles) // (2 * least)
 
 
 def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -224,11 +224,11 @@ def save(array: np.ndarray, path: Path) -> None:
     """
     check_suffix(path)
     image = to_image(array)
-    kind, words = _WRITTEN[path.suffix.lower()]
+    kind, options = _WRITTEN[path.suffix.lower()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as private:
-            image.save(private, kind, **words)
+            image.save(private, kind, **options)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ResourceError(f"cannot write {str(path)[:200]!r}: {reason}") from None

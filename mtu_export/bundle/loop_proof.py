@@ -69,10 +69,10 @@ def prove_loop(
     if not tensors:
         return []
     runtime = runtime or targets.runtime(targets.load(source.manifest.target))
-    row = {"component": PIPELINE, "task": task.name, "stage": PASSES, "floor_db": floor_db}
+    labels = {"component": PIPELINE, "task": task.name, "stage": PASSES, "floor_db": floor_db}
     runner, reason = runtime.runner()
     if runner is None:
-        return [metrics.not_run(**row, reason=str(reason))]
+        return [metrics.not_run(**labels, reason=str(reason))]
     loop = open_loop(source, task.name, runtime)
     golden = _golden_loop(loop, tensors)
     try:
@@ -85,19 +85,19 @@ def prove_loop(
     except PlanError as error:
         raise BundleError(f"{bundle.GOLDENS}: loop/{task.name}: {error}") from None
     except RuntimeUnavailable as error:
-        return [metrics.not_run(**row, reason=str(error))]
+        return [metrics.not_run(**labels, reason=str(error))]
     except ParityError as error:
-        return [metrics.broken(**row, runner=runner, reason=str(error))]
+        return [metrics.broken(**labels, runner=runner, reason=str(error))]
     if golden.outputs:
         expected = {f"x after pass {i}": x for i, x in enumerate(golden.latents)}
         actual = {f"x after pass {i}": x for i, x in enumerate(after)}
         decoded = ({**expected, "image": golden.image}, {**actual, "image": image})
-        passes = metrics.judge([decoded[0]], [decoded[1]], **row, runner=runner)
+        passes = metrics.judge([decoded[0]], [decoded[1]], **labels, runner=runner)
     else:
         reason = "its goldens are older than schema 1.3 and hold no output of the passes"
-        passes = metrics.not_run(**row, reason=reason)
+        passes = metrics.not_run(**labels, reason=reason)
     end = [{"x": golden.latents[-1], "image": golden.image}], [{"x": free, "image": free_image}]
-    figure = metrics.judge(*end, **{**row, "stage": LOOP, "floor_db": 0.0}, runner=runner)
+    figure = metrics.judge(*end, **{**labels, "stage": LOOP, "floor_db": 0.0}, runner=runner)
     return [passes, replace(figure, passed=None)]
 
 

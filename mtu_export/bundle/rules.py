@@ -82,8 +82,8 @@ def _require_text(manifest: Manifest) -> None:
     outputs = {(part.component, spec.name) for part in manifest.parts for spec in part.outputs}
     for name, sources in manifest.text.inputs.items():
         for source in sources:
-            known = (source.component, source.output) in outputs
-            if not known or source.component not in tokenizers:
+            is_output = (source.component, source.output) in outputs
+            if not is_output or source.component not in tokenizers:
                 raise BundleError(
                     f"{where}.inputs.{name[:80]}: {source.output[:80]!r} of {source.component} is "
                     "no output of a text encoder"

@@ -36,9 +36,9 @@ def verify_bundle(
     """Run every part of a bundle against its goldens; read structure where nothing runs.
 
     Then the witness of its weights, and the loop where the bundle has a golden of it. The floor
-    is the scheme's, or ``floor_db``: what the bundle says of floors counts for nothing. ``runner``
-    names one of the target's runtimes; with ``both`` they are compared with one another too.
-    Raises ``PlanError`` for a floor that is none, ``BundleError`` where the files contradict the
+    is the scheme's, or ``floor_db``; floors that the bundle records are ignored. ``runner`` names
+    one of the target's runtimes; with ``both`` their outputs are compared with each other too.
+    Raises ``PlanError`` for a floor out of range, ``BundleError`` where the files contradict the
     manifest, ``UnknownName``, and ``ToolchainError`` where the named runtime cannot run here.
     """
     metrics.require_floor(floor_db)
@@ -64,9 +64,9 @@ def verify_bundle(
                     f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
                 )
             floor = part_floor(scheme, part, floor_db)
-            rows = prove_part(target, runtimes, part, task, cases, floor)
-            verdicts += [_with_recorded_floor(row, before, floor) for row in rows]
-            if not any(row.passed is False for row in rows):
+            of_task = prove_part(target, runtimes, part, task, cases, floor)
+            verdicts += [_with_recorded_floor(verdict, before, floor) for verdict in of_task]
+            if not any(verdict.passed is False for verdict in of_task):
                 verdicts += witness.check(source, part, task, cases[0][0])
     for task in source.tasks:
         before = recorded.get((PIPELINE, task.name, PASSES))
@@ -89,10 +89,10 @@ def _verify_loop(
     least = pass_floor(SCHEMES[source.manifest.scheme.name], floor_db)
     reached = None if recorded is None else recorded.psnr_db
     floor = least if reached is None else max(least, min(reached - PASSES_LOSS_DB, PASSES_DB))
-    rows = prove_loop(source, task, floor, runtime)
-    if not rows and recorded is not None:
+    verdicts = prove_loop(source, task, floor, runtime)
+    if not verdicts and recorded is not None:
         raise BundleError(f"{bundle.GOLDENS} has no loop/{task.name}, which the export ran")
-    return [_with_recorded_floor(row, recorded, least) for row in rows]
+    return [_with_recorded_floor(verdict, recorded, least) for verdict in verdicts]
 
 
 def _with_recorded_floor(verdict: Verdict, recorded: Verdict | None, floor_db: float) -> Verdict:
@@ -130,7 +130,7 @@ def prove_part(
     structure = structure_of(target, part, task)
     _check_cases(part, task, cases)
     stage, entry = stage_of(SCHEMES[part.scheme.name]), part.entry_of(task)
-    row = {"component": part.component, "task": task, "floor_db": floor_db}
+    labels = {"component": part.component, "task": task, "floor_db": floor_db}
     expected = [outputs for _, outputs in cases]
     checked = f"its structure was checked ({sum(structure.operators.values())} operators)"
     verdicts: list[Verdict] = []
@@ -138,22 +138,24 @@ def prove_part(
     for runtime in runtimes:
         runner, reason = runtime.runner()
         if runner is None:
-            verdicts.append(metrics.not_run(**row, stage=stage, reason=f"{reason}; {checked}"))
+            verdicts.append(metrics.not_run(**labels, stage=stage, reason=f"{reason}; {checked}"))
             continue
         try:
             session = runtime.open(part.path, entry)
             outputs: list[Arrays] = [session(inputs) for inputs, _ in cases]
         except RuntimeUnavailable as error:
-            verdicts.append(metrics.not_run(**row, stage=stage, reason=f"{error}; {checked}"))
+            verdicts.append(metrics.not_run(**labels, stage=stage, reason=f"{error}; {checked}"))
             continue
         except ParityError as error:
-            verdicts.append(metrics.broken(**row, stage=stage, runner=runner, reason=str(error)))
+            verdicts.append(metrics.broken(**labels, stage=stage, runner=runner, reason=str(error)))
             continue
-        verdicts.append(metrics.judge(expected, outputs, **row, stage=stage, runner=runner))
+        verdicts.append(metrics.judge(expected, outputs, **labels, stage=stage, runner=runner))
         results.append((runner, outputs))
     for runner, outputs in results[1:]:
         pair = f"{runner} against {results[0][0]}"
-        verdicts.append(metrics.judge(results[0][1], outputs, **row, stage=RUNTIMES, runner=pair))
+        verdicts.append(
+            metrics.judge(results[0][1], outputs, **labels, stage=RUNTIMES, runner=pair)
+        )
     return verdicts
 
 

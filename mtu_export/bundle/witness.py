@@ -44,19 +44,19 @@ def check(source: Bundle, part: Part, task: str, inputs: Arrays) -> list[Verdict
     runtime, reason = _runtime(source.manifest.target)
     if runtime is None and reason is None:
         return []
-    row = {"component": part.component, "task": task, "stage": STAGE, "floor_db": FLOOR_DB}
+    labels = {"component": part.component, "task": task, "stage": STAGE, "floor_db": FLOOR_DB}
     recorded = _recorded(part, task)
     if recorded is None:
         reason = f"the manifest has no witness of the weights of {part.component}"
     if runtime is None or runtime.witness is None or recorded is None:
-        return [metrics.not_run(**row, reason=str(reason))]
+        return [metrics.not_run(**labels, reason=str(reason))]
     numbers = np.array(runtime.witness(part.path, part.entry_of(task), inputs))
     if len(recorded) != len(numbers):
         raise BundleError(f"{MANIFEST}: the witness of {part.component} is malformed")
     snr = metrics.snr_db(np.array(recorded, np.float64), numbers)
     passed = snr >= FLOOR_DB
     verdict = Verdict(
-        **row,
+        **labels,
         psnr_db=round(snr, 2) if np.isfinite(snr) else None,
         max_abs=None,
         runner=runtime.runner()[0],

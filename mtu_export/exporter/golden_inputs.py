@@ -1,4 +1,4 @@
-"""Inputs of a component from a seed: of its goldens, and the pictures of a loop."""
+"""Seeded inputs: those of a component's goldens, and the pictures and masks of a loop."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def goldens(
     words: Sequence[Arrays] = (),
     timesteps: Sequence[float] = GOLDEN_TIMESTEPS,
 ) -> tuple[Arrays, ...]:
-    """One input a timestep; ``words`` are text inputs [1, ...] that take turns."""
+    """The inputs of one case per timestep; ``words`` are text inputs [1, ...] used in turn."""
     random = np.random.default_rng((plan.seed, _GOLDEN_STREAM))
-    found = []
+    cases = []
     for turn, timestep in enumerate(timesteps):
-        row = {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}
+        inputs = {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}
         for name, value in (words[turn % len(words)] if words else {}).items():
-            row[name] = np.repeat(value, len(row[name]), 0)
-        found.append(row)
-    return tuple(found)
+            inputs[name] = np.repeat(value, len(inputs[name]), 0)
+        cases.append(inputs)
+    return tuple(cases)
 
 
 def _value(
@@ -54,7 +54,7 @@ def pictures(size: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
     """Pictures [1, 3, H, W] in −1..1: slow waves of colour and a disc with a sharp edge."""
     random = np.random.default_rng((seed, _PICTURE_STREAM))
     down, across = np.meshgrid(*(np.linspace(0, 1, side) for side in size), indexing="ij")
-    found = []
+    images = []
     for _ in range(_PICTURES):
         waves, phases = random.uniform(-3, 3, (3, 2)), random.uniform(0, 6, 3)
         angles = waves[:, :1, None] * down + waves[:, 1:, None] * across + phases[:, None, None]
@@ -62,13 +62,13 @@ def pictures(size: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
         centre, radius = random.uniform(0.3, 0.7, 2), random.uniform(0.1, 0.3)
         disc = (down - centre[0]) ** 2 + (across - centre[1]) ** 2 < radius**2
         image = np.where(disc, random.uniform(-1, 1, (3, 1, 1)), image)
-        found.append(image[None].astype(np.float32))
-    return tuple(found)
+        images.append(image[None].astype(np.float32))
+    return tuple(images)
 
 
 def mask(size: tuple[int, int]) -> np.ndarray:
-    """A mask [1, 1, H, W]: one in the middle quarter of the picture, zero around it."""
+    """A mask [1, 1, H, W]: 1 inside the central half of each side, 0 around it."""
     height, width = size
-    found = np.zeros((1, 1, height, width), np.float32)
-    found[:, :, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 1
-    return found
+    values = np.zeros((1, 1, height, width), np.float32)
+    values[:, :, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 1
+    return values

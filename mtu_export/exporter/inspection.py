@@ -155,9 +155,9 @@ def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
         {
             "part": part.component,
             "task": task,
-            "own bytes": own,
+            "own bytes": count,
             "shared bytes": part.cost.shared_weight_bytes,
         }
         for part in manifest.parts
-        for task, own in part.cost.task_weight_bytes.items()
+        for task, count in part.cost.task_weight_bytes.items()
     ]

@@ -24,9 +24,9 @@ FLOOR_DB = 110.0
 _AMPLITUDES = (1.0, 1000.0)
 _REMEDIES = {"clip_sample": "false", "thresholding": "false"}
 _NEGLIGIBLE = 1e-8
-"""Of a row's largest coefficient: what may be left out of it."""
+"""Coefficients below this part of a pass's largest may be dropped."""
 _EXACT = 1e-6
-"""Of a row's largest coefficient: what an elimination may leave, as float32 rounds."""
+"""What an elimination may leave of a pass's largest coefficient, as float32 rounds."""
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _refuse_noise(pristine: Any, steps: int, responses: Sequence[_Response]) -> 
 
 
 def probe(pristine: Any, steps: int) -> Schedule:
-    """The table as the impulses give it; else the one with the shortest history that holds."""
+    """The table that the impulses show, with the shortest history where it must be shortened."""
     start = float(getattr(_fresh(pristine, steps), "init_noise_sigma", 1.0))
     responses = _responses(pristine, steps)
     if _has_drawn():
@@ -160,37 +160,38 @@ def probe(pristine: Any, steps: int) -> Schedule:
 
 
 def _shortened(
-    rows: Sequence[torch.Tensor], index: int, history: int | None
+    passes: Sequence[torch.Tensor], index: int, history: int | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The last of ``rows``, that of pass ``index``, on the newest ``history`` x and m; or None.
+    """Coefficients of the last of ``passes`` on the newest ``history`` x and m, if it has such.
 
-    Without ``history`` the row is taken as it is, if it looks no more than four back. But a
-    scheduler may keep a state of its own (UniPC: the corrected sample) through which a step
-    depends on all that was before. An earlier pass is an equation of the same unknowns,
-    ``row_j · (x, m) − x_{j+1} = 0``: multiples of up to three of them take the past out.
+    ``index`` is the number of that pass. Without ``history`` its coefficients are taken as they
+    are, if none lies more than four passes back. But a scheduler may have an internal state
+    (UniPC: the corrected sample) through which a step depends on every earlier pass. Each earlier
+    pass is an equation in the same unknowns, ``c_j · (x, m) − x_{j+1} = 0``; multiples of up to
+    three of them eliminate the past.
     """
-    count = (len(rows[-1]) - 1) // 2
+    count = (len(passes[-1]) - 1) // 2
     past = max(0, index + 1 - (history or HISTORY))
-    row = rows[-1]
-    size = row.abs().max()
+    coefficients = passes[-1]
+    size = coefficients.abs().max()
 
     def old(values: torch.Tensor) -> torch.Tensor:
         return torch.cat([values[:past], values[count : count + past]])
 
     def left() -> float:
-        return float(old(row).abs().max()) if past else 0.0
+        return float(old(coefficients).abs().max()) if past else 0.0
 
     if left() > _NEGLIGIBLE * size:
         if history is None:
             return None
-        for earlier in range(1, len(rows)):
-            equations = [rows[-1 - back] for back in range(1, earlier + 1)]
+        for earlier in range(1, len(passes)):
+            equations = [passes[-1 - back] for back in range(1, earlier + 1)]
             columns = torch.stack([old(equation) for equation in equations], dim=1)
-            solved = torch.linalg.lstsq(columns, old(rows[-1])[:, None], driver="gelsd").solution
-            row = rows[-1].clone()
+            solved = torch.linalg.lstsq(columns, old(passes[-1])[:, None], driver="gelsd").solution
+            coefficients = passes[-1].clone()
             for back, (equation, factor) in enumerate(zip(equations, solved[:, 0], strict=True), 1):
-                row -= factor * equation
-                row[index + 1 - back] += factor
+                coefficients -= factor * equation
+                coefficients[index + 1 - back] += factor
             if left() <= _EXACT * size:
                 break
         else:
@@ -198,8 +199,8 @@ def _shortened(
     newest = range(index, past - 1, -1)
     pad = [0.0] * (HISTORY - len(newest))
     return (
-        tuple([float(row[i]) for i in newest] + pad),
-        tuple([float(row[count + i]) for i in newest] + pad),
+        tuple([float(coefficients[i]) for i in newest] + pad),
+        tuple([float(coefficients[count + i]) for i in newest] + pad),
     )
 
 
@@ -227,21 +228,21 @@ def prove(pristine: Any, steps: int, schedule: Schedule) -> None:
     actual = noise * schedule.init_noise_sigma
     history: deque[_State] = deque(maxlen=HISTORY)
     exact_history: deque[_State] = deque(maxlen=HISTORY)
-    for index, (row, t) in enumerate(zip(schedule.passes, scheduler.timesteps, strict=True)):
+    for index, (step, t) in enumerate(zip(schedule.passes, scheduler.timesteps, strict=True)):
         output = denoise(_scaled(scheduler, expected, t), float(t))
         exact_history.appendleft((expected, output))
         expected = scheduler.step(output, t, expected, return_dict=False)[0]
-        history.appendleft((actual, denoise(row.input_scale * actual, row.timestep)))
-        actual = torch.stack(_terms(row, history)).sum(0)
+        history.appendleft((actual, denoise(step.input_scale * actual, step.timestep)))
+        actual = torch.stack(_terms(step, history)).sum(0)
         size = expected.abs().amax((1, 2, 3))
         if _near(actual - expected, size):
             continue
-        terms = _terms(row, exact_history)
+        terms = _terms(step, exact_history)
         size = torch.stack(terms).abs().amax((0, 2, 3, 4))
         linear = _near(torch.stack(terms).sum(0) - expected, size)
         raise Unsupported(
             f"{type(scheduler).__name__}, {steps} steps, pass {index} "
-            f"(timestep {row.timestep:g}): "
+            f"(timestep {step.timestep:g}): "
             + ("rounding adds up beyond the floor" if linear else "the step is not linear")
             + ("; choose another step count" if linear else _remedy(scheduler))
         )
@@ -251,9 +252,9 @@ _State = tuple[torch.Tensor, torch.Tensor]
 """x before a pass and the m that it gave."""
 
 
-def _terms(row: Pass, history: Iterable[_State]) -> list[torch.Tensor]:
+def _terms(step: Pass, history: Iterable[_State]) -> list[torch.Tensor]:
     """The summands of the next x."""
-    coefficients = zip(row.x, row.m, history, strict=False)
+    coefficients = zip(step.x, step.m, history, strict=False)
     return [a * x + b * m for a, b, (x, m) in coefficients]
 
 

@@ -1,4 +1,4 @@
-"""What a stopped export has finished, in files of its draft, so that the next one goes on there."""
+"""The finished components of an interrupted export, kept in its draft so it can be resumed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LABELS = ("name", "source")
 def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, str]) -> str:
     """A hash of all that decides what an export makes: options, sources, versions and code.
 
-    Sources count by content: the same files elsewhere, or under another name, are the same.
+    Sources count by content, not by path or name.
     """
     options = {k: v for k, v in asdict(plan).items() if k not in (*_NOT_EXPORTED, *_HASHED)}
     content = {
@@ -56,7 +56,7 @@ def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _code() -> str:
-    """Hash of this package: a version installed from a working tree does not stand still."""
+    """Hash of this package's code, which changes under one version in a working tree."""
     package = Path(mtu_export.__file__).parent
     return bundle.sha256_of({p.relative_to(package).as_posix(): p for p in package.rglob("*.py")})
 
@@ -74,19 +74,20 @@ def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
 
 
 def _read_too(plan: Plan) -> dict[str, Path]:
-    """What an export reads of its source beside the parts that ``identity`` has a hash of.
+    """Files that an export reads beside those that ``identity`` hashes.
 
     Index, scheduler, tokenizers, licences, configs, and the weights of text encoders that are not
     exported: the embeddings of fixed prompts come from them.
     """
-    home = plan.checkpoint
+    folder = plan.checkpoint
     names = ("model_index.json", "scheduler/*.json", "tokenizer*/*", "*/config.json")
-    files = [path for name in names for path in home.glob(name) if path.is_file()]
+    files = [path for name in names for path in folder.glob(name) if path.is_file()]
     for name in COMPONENTS if "unet" in plan.components else ():
         encoder = name.startswith("text_encoder") and name not in plan.components
-        if encoder and (home / name).is_dir():
-            files += checkpoint.weight_files(home / name, checkpoint.TEXT_WEIGHTS)
-    return {str(path.relative_to(home)): path for path in (*files, *checkpoint.licences(home))}
+        if encoder and (folder / name).is_dir():
+            files += checkpoint.weight_files(folder / name, checkpoint.TEXT_WEIGHTS)
+    files += checkpoint.licences(folder)
+    return {str(path.relative_to(folder)): path for path in files}
 
 
 def _lora_files(path: Path) -> list[Path]:
@@ -97,7 +98,7 @@ def _lora_files(path: Path) -> list[Path]:
 
 
 class State:
-    """Finished components below a draft folder; those of another export are cleared away.
+    """Finished components in a draft folder; those of another export are deleted.
 
     A component is two files: its arrays, and a JSON record that appears last and whole and has
     hashes of both.
@@ -116,10 +117,7 @@ class State:
             (self.scratch / "mark").write_text(fingerprint, "utf-8")
 
     def get(self, component: str) -> Result | None:
-        """A finished component, its files checked; else None.
-
-        What was half written, or changed since, is as good as not finished.
-        """
+        """A finished component, its files checked; None where it is incomplete or was changed."""
         from safetensors.numpy import load_file
 
         record = self._record(component)
@@ -222,7 +220,7 @@ def _decoded_part(
     return ExportedPart(
         component=component,
         record=_part_record(record),
-        proof=tuple(Verdict.from_json(row) for row in record["proof"]),
+        proof=tuple(Verdict.from_json(verdict) for verdict in record["proof"]),
         cases=cases,
         cost=Cost(**record["cost"]),
     )

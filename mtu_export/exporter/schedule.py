@@ -69,7 +69,7 @@ def load(folder: Path | None, name: str | None) -> Any:
 
 
 def origin(folder: Path | None, name: str | None) -> str:
-    """Where :func:`load` takes its scheduler from, in words for the user."""
+    """Where :func:`load` takes its scheduler from, for messages."""
     config, where = _config(folder)
     source = f"{where}, {shown(config.get('_class_name'))}"
     return source if name is None else f"{name} with the config of {source}"
@@ -87,12 +87,12 @@ def _is_scheduler(name: str) -> bool:
 
 
 def _class(name: str) -> type[Any]:
-    found = getattr(diffusers.schedulers, name)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+    kind = getattr(diffusers.schedulers, name)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise Unsupported(
             f"{name} needs a package that is not installed; choose from: {SHORT_NAMES}"
         )
-    return found
+    return kind
 
 
 def _kept(kind: type[Any], config: Mapping[str, Any], where: str) -> dict[str, Any]:

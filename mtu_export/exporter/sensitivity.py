@@ -1,4 +1,4 @@
-"""What each layer loses when its weights alone are quantised, measured in PyTorch."""
+"""What quantising the weights of each layer alone costs, measured in PyTorch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _WORK = 2e13
 def layer_sensitivity(
     plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()
 ) -> str:
-    """What each layer's weights lose alone in a task; a large model has smaller pictures here.
+    """A line on what quantising each layer alone costs a task; see :func:`describe`.
 
-    One pass a layer: for SD 1.5 at 512 x 512 that is 20 minutes, at 128 x 128 one.
+    A large model is measured on smaller pictures, as there is one pass per layer: for SD 1.5 that
+    takes 20 minutes at 512 x 512 pixels and one minute at 128 x 128.
     """
     from mtu_export import models
     from mtu_export.exporter import golden_inputs
@@ -40,9 +41,13 @@ def layer_sensitivity(
     assert isinstance(plan.scheme.weights, IntWeights)
     family, task = models.load(plan.family), next(t for t in plan.tasks if t.name == name)
     pipeline = family.load(plan.checkpoint)
-    rows = [row for row in loras if any(layer.component == "unet" for layer in row[0].layers)]
-    if rows:
-        lora.apply({"unet": pipeline.components["unet"]}, rows)
+    of_unet = [
+        (adapter, scale)
+        for adapter, scale in loras
+        if any(layer.component == "unet" for layer in adapter.layers)
+    ]
+    if of_unet:
+        lora.apply({"unet": pipeline.components["unet"]}, of_unet)
     folded = family.specialise(pipeline, [task])[task.name].module
     rewrite.apply(folded, targets.rewrites(plan))
     work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
@@ -70,18 +75,18 @@ class LayerSensitivity:
 def measure(
     graph: Graph, module: nn.Module, scheme: Scheme, cases: Sequence[Arrays]
 ) -> tuple[float, tuple[LayerSensitivity, ...]]:
-    """PSNR in dB with all layers quantised, and the loss of each layer alone, worst first.
+    """PSNR in dB with all layers quantised, and with each layer alone, worst first.
 
-    ``module`` is the float model that ``graph`` runs; it is quantised in the end. The reference
-    is its own float output; a row is the worst of ``cases``. One pass a layer and case.
+    ``module`` is the float model that ``graph`` runs; afterwards it is quantised. The reference is
+    its float output, and each figure is the worst of ``cases``. One pass per layer and case.
     """
     assert isinstance(scheme.weights, IntWeights)
-    wanted = capture.run(graph, cases)
+    expected = capture.run(graph, cases)
     (output,) = graph.outputs
 
     def psnr() -> float:
-        pairs = zip(wanted, capture.run(graph, cases), strict=True)
-        return min(metrics.psnr(want[output.name], found[output.name]) for want, found in pairs)
+        pairs = zip(expected, capture.run(graph, cases), strict=True)
+        return min(metrics.psnr(a[output.name], b[output.name]) for a, b in pairs)
 
     losses = []
     for path in quantize.layers(module, scheme)[0]:
@@ -89,7 +94,7 @@ def measure(
         losses.append(LayerSensitivity(layer=path, psnr_db=psnr()))
         module.set_submodule(path, layer)
     quantize.quantize([module], scheme)
-    return psnr(), tuple(sorted(losses, key=lambda row: row.psnr_db))
+    return psnr(), tuple(sorted(losses, key=lambda loss: loss.psnr_db))
 
 
 def describe(
@@ -97,7 +102,7 @@ def describe(
 ) -> str:
     """One line: all weights together, the layer that costs most alone, and the three next."""
     worst, *rest = losses[:4]
-    others = ", ".join(f"{row.layer} {row.psnr_db:.1f} dB" for row in rest)
+    others = ", ".join(f"{loss.layer} {loss.psnr_db:.1f} dB" for loss in rest)
     return (
         f"in PyTorch at {size[0]} x {size[1]} pixels all {bits}-bit weights give "
         f"{together:.1f} dB; the layer that costs most alone is {worst.layer} with "
