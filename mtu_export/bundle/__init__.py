@@ -1,6 +1,6 @@
 """What an export leaves on disk: manifest, parts, goldens. Format: ``runtime/README.md``.
 
-A bundle from somewhere else is hostile until :func:`read` has checked it.
+A bundle from elsewhere is untrusted until :func:`read` has checked it.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One component of a bundle; ``record`` is what the manifest says of it.
+    """One component of a bundle; ``record`` is its record in the manifest.
 
-    ``task_inputs`` has the tasks whose inputs are not ``inputs``: they differ in width.
+    ``task_inputs`` holds the inputs of tasks for which they differ (in width) from ``inputs``.
     """
 
     record: PartRecord
@@ -116,7 +116,7 @@ class Part:
 
     @property
     def proved(self) -> tuple[str, ...]:
-        """Tasks that goldens and verdicts are under: each of the UNet's, else an entry's first."""
+        """Tasks with goldens and verdicts: all of the UNet's, else the first of each entry."""
         if self.component == "unet":
             return tuple(self.entries)
         firsts = {entry: task for task, entry in reversed(list(self.entries.items()))}
@@ -186,10 +186,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read(folder: Path) -> Bundle:
     """Read and check a bundle: schema, rules, paths inside the folder, no links, sizes, hashes.
 
-    Whatever can be refused without reading files is refused before the first is hashed; each is
-    hashed once. A file that the manifest does not name is left alone: nothing of ours ever opens
-    it. Inside the folder of a part or a tokenizer it changes the hash, and is refused. Raises
-    ``BundleError``.
+    Whatever can be refused without reading files is refused before any is hashed; each is hashed
+    once. Files that the manifest does not name are ignored and never opened, except inside the
+    folder of a part or a tokenizer, where they change its hash. Raises ``BundleError``.
     """
     bundle = assemble(folder, read_manifest(folder))
     records = (*bundle.manifest.parts, *bundle.manifest.files)
@@ -201,7 +200,7 @@ def read(folder: Path) -> Bundle:
 
 
 def assemble(folder: Path, manifest: Manifest) -> Bundle:
-    """The bundle of a manifest whose files are not hashed: this process has just written them."""
+    """The bundle of a manifest, without hashing files: for those that this process has written."""
     schedules = require_references(manifest)
     return Bundle(
         folder=folder,
@@ -213,7 +212,7 @@ def assemble(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def part(folder: Path, record: PartRecord, scheme: SchemeRecord | None = None) -> Part:
-    """The part of one record, its files not hashed; ``scheme`` holds where it has none."""
+    """The part of a record, without hashing its files; ``scheme`` is for a record without one."""
     scheme = record.scheme or scheme
     if scheme is None:
         raise BundleError(f"{MANIFEST}: {record.component} has no scheme")
@@ -231,7 +230,7 @@ def part(folder: Path, record: PartRecord, scheme: SchemeRecord | None = None) -
 
 
 def check_part(folder: Path, record: PartRecord) -> Part:
-    """:func:`part`, its size and hash compared with the files."""
+    """:func:`part`, after comparing the size and hash of its files."""
     checked = part(folder, record)
     _require_size(folder, checked.record)
     _require_hash(folder, checked.record)

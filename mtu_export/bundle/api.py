@@ -65,9 +65,9 @@ def _read(folder: Bundle | str | Path) -> Bundle:
 
 
 def make_request(loop: Loop, options: RunOptions, warn: Warn = lambda _: None) -> Request:
-    """The request of a task's loop; refuses what the task needs and lacks, or does not take.
+    """The request of a task's loop; refuses missing inputs and those that the task does not take.
 
-    ``warn`` hears of what is legal and probably not meant. Raises ``PlanError``.
+    ``warn`` is told of what is legal but probably unintended. Raises ``PlanError``.
     """
     task = loop.task
     _check_inputs(task, options)

@@ -6,7 +6,7 @@ from mtu_export.bundle.manifest import Manifest, VerdictRecord
 
 
 def card(manifest: Manifest) -> str:
-    """A model card: what is inside, how near it is to PyTorch, where it comes from."""
+    """The model card: contents, how close the parts are to PyTorch, and their source."""
     tasks = ", ".join(task.name for task in manifest.tasks)
     parts = "\n".join(
         f"| {part.component} | `{part.path}` | {part.bytes / 1e6:.2f} MB "
@@ -34,7 +34,7 @@ def card(manifest: Manifest) -> str:
 
 
 def sharing(manifest: Manifest) -> str | None:
-    """One line on the weights of the first task, and what the others add; None for one task."""
+    """A line on the weights of the first task and what the others add; None for a single task."""
     for part in manifest.parts:
         by_task = part.cost.task_weight_bytes
         if by_task:

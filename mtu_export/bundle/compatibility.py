@@ -1,6 +1,6 @@
-"""Whether the parts of a bundle fit together: what one task's loop gives to each and takes from it.
+"""Whether the parts of a bundle fit together in the loop of a task.
 
-All of it is read off the manifest and the constants, before any part is loaded.
+Decided from the manifest and the constants, before any part is loaded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Shape = tuple[int, ...]
 
 
 def validate_wiring(bundle: Bundle, task: Task, constants: Mapping[str, np.ndarray]) -> None:
-    """Refuse sizes, parts, text and constants that make no loop of this task.
+    """Refuse sizes, parts, text and constants with which this task's loop cannot run.
 
-    Raises ``BundleError`` with the part and what is wrong with it.
+    Raises ``BundleError``, which names the part.
     """
     image, latent_record = bundle.manifest.image, bundle.manifest.latent
     size, factor = (image.height, image.width), latent_record.factor

@@ -1,4 +1,4 @@
-"""Pictures in and out: files, the fit to an export's size, masks. Plain Pillow, as an app has it.
+"""Images and masks: files, and fitting to an export's size. Plain Pillow, as an app would use.
 
 Arrays are float32 [1, 3, H, W] in −1..1; masks are [1, 1, H, W] of 0 and 1, 1 = repaint.
 """
@@ -44,7 +44,7 @@ def read(path: Path) -> Image.Image:
     """The decoded picture of a file (of an animation, the first frame).
 
     Raises ``PlanError`` for a file that is missing, no picture of the formats ``READ``, damaged,
-    or of more than 100 megapixels (said before anything is decoded).
+    or of more than 100 megapixels (refused before anything is decoded).
     """
     name = repr(str(path)[:200])
     formats = [kind for kind in READ if kind in _installed()]
@@ -105,11 +105,11 @@ def fit(image: Image.Image, width: int, height: int, filter: str = "lanczos") ->
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of 8 bits, of any mode.
+    """An image of any mode as upright 8-bit RGB.
 
-    What is transparent lies on white. 16-bit grey is divided by 257; floating point is taken as
-    0..255. Palettes, CMYK and the like are converted as Pillow does; colour profiles are not
-    applied. Raises ``PlanError`` for no pixels.
+    Transparent pixels are composited on white. 16-bit grey is divided by 257; floating point is
+    taken as 0..255. Palettes, CMYK and the like are converted as Pillow does; colour profiles are
+    not applied. Raises ``PlanError`` for no pixels.
     """
     _check_size(image, "the image")
     upright = ImageOps.exif_transpose(image)
@@ -133,7 +133,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether pictures of these sizes are cut alike, up to the rounding of a side to a pixel."""
+    """Whether pictures of these sizes have one aspect ratio, up to rounding a side to a pixel."""
     (a, b), (c, d) = one, other
     return abs(a * d - b * c) <= max(a, b, c, d)
 
@@ -159,7 +159,7 @@ def fit_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
 
     Covered and cropped as :func:`fit` does, with nearest pixels; then grey (Pillow's ``L``) over
     255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted. Which
-    pixel is nearest is counted in whole numbers: Pillow's own sum of fractions errs at borders.
+    pixel is nearest is computed in integers: Pillow's sum of fractions errs at borders.
     Raises ``PlanError`` as :func:`fit` does.
     """
     _check_sides(width, height)

@@ -1,9 +1,9 @@
 """A bundle's loop against the reference's: each pass on its own, and the loop running free.
 
-A loop of few steps can be chaotic: rounding of one pass grows into another picture, though every
-part is right. So each pass is proved from the reference's own latent and solver history, which
-the goldens store: what a wrong table, text, conditioning, guidance or part does shows in one
-pass, and nothing adds up. The free-running loop is reported beside it, as a figure.
+A loop of few steps can be chaotic: rounding in one pass can grow into a different picture although
+every part is correct. So each pass is proved from the reference's latent and solver history, which
+the goldens store: an error of a table, text, conditioning, guidance or part shows in a single pass,
+and rounding does not accumulate. The free-running loop is reported beside it, as a figure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PASSES, LOOP = "passes", "loop"
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenLoop:
-    """What the reference made of one request: m of each pass, x after it, the decoded image.
+    """The reference's results for one request: m of each pass, x after it, the decoded image.
 
     ``outputs`` is empty in bundles before schema 1.3.
     """
@@ -60,10 +60,10 @@ class GoldenLoop:
 def prove_loop(
     source: Bundle, task: Task, floor_db: float, runtime: Runtime | None = None
 ) -> list[Verdict]:
-    """The verdict of the passes and the figure of the loop; none where there is no golden.
+    """The verdict of the passes and the figure of the loop; empty where there is no golden.
 
-    ``floor_db`` holds for x after each pass and for the picture that the decoder makes of the
-    reference's last latent: the worst counts.
+    ``floor_db`` applies to the worst of x after each pass and the picture that the decoder makes
+    of the reference's last latent.
     """
     tensors = bundle.Goldens(source).loop(task.name)
     if not tensors:

@@ -51,7 +51,7 @@ from mtu_export.spec import (
 
 
 class LoraRecord(Record):
-    """A LoRA that was folded in, with its layers by component: folded, and without a place."""
+    """A LoRA that was folded in; layers by component, folded and without a place."""
 
     name: str
     sha256: str
@@ -122,7 +122,7 @@ class Latent(Record):
 
 
 class Mask(Record):
-    """How a mask becomes 0 and 1, and the masked image: each has one legal value."""
+    """How a mask is binarised and applied to the image; each key has a single legal value."""
 
     threshold: Annotated[float, Field(ge=0.5, le=0.5)]
     resize: Literal["nearest"]
@@ -279,7 +279,7 @@ class PartRecord(Record):
 
 
 class TokenizerRecord(Record):
-    """Special ids of a tokenizer's folder, and the length of its rows."""
+    """A tokenizer's folder, its special ids and the length of its output."""
 
     path: Path
     bos: Count
@@ -296,7 +296,7 @@ class TextOutput(Record):
 
 
 class Text(Record):
-    """What is joined to which input of the UNet, and the tokenizer's folder of each encoder."""
+    """Outputs concatenated to each text input of the UNet, and each encoder's tokenizer folder."""
 
     inputs: Annotated[
         dict[str, Annotated[tuple[TextOutput, ...], Field(min_length=1, max_length=16)]],

@@ -1,4 +1,4 @@
-"""How near an artefact is to PyTorch: PSNR, floors, verdicts.
+"""How close an artefact is to PyTorch: PSNR, floors, verdicts.
 
 PSNR here is 20·log10(max|reference| / rmse), with the reference's own largest value as its peak
 (the convention of ml-stable-diffusion): it is for tensors of any range. The PSNR of pictures has
@@ -103,7 +103,7 @@ def not_run(*, component: str, task: str, stage: str, floor_db: float, reason: s
 def broken(
     *, component: str, task: str, stage: str, floor_db: float, runner: str, reason: str
 ) -> Verdict:
-    """The verdict of an artefact whose runtime gave nothing that can be compared."""
+    """The verdict of an artefact whose runtime failed, with no output to compare."""
     verdict = not_run(component=component, task=task, stage=stage, floor_db=floor_db, reason=reason)
     return replace(verdict, runner=runner, passed=False)
 

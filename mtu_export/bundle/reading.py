@@ -1,4 +1,4 @@
-"""``manifest.json`` from a file that nobody trusts yet: strict JSON first, then the model."""
+"""``manifest.json`` from an untrusted file: strict JSON first, then the model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DEEPEST = 64
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle, of the form that the schema has; references are not checked.
+    """The manifest of a bundle, validated against the model; references are not checked.
 
-    Raises ``BundleError``, one line, for a link, more than ``LIMIT`` bytes, JSON that readers
-    understand differently, another major version, and the first value that the model refuses.
+    Raises ``BundleError``, in one line, for a link, more than ``LIMIT`` bytes, JSON that parsers
+    interpret differently, another major version, and the first value that the model refuses.
     """
     path = folder / MANIFEST
     try:

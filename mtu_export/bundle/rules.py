@@ -1,6 +1,6 @@
 """What JSON Schema cannot say of a manifest: the numbered rules of ``runtime/README.md``.
 
-All of it is read off the manifest; no file is opened. Each function raises ``BundleError``.
+They need the manifest alone; no file is opened. Each function raises ``BundleError``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mtu_export.spec import BundleError, Schedule
 
 
 def require_references(manifest: Manifest) -> dict[int, Schedule]:
-    """Refuse names that are there twice or refer to nothing; returns the loop's schedules."""
+    """Refuse duplicate names and dangling references; returns the loop's schedules."""
     _require_unique("component", (part.component for part in manifest.parts))
     _require_unique("task", (task.name for task in manifest.tasks))
     _require_unique("tokenizer", (tokenizer.path for tokenizer in manifest.tokenizers))
@@ -45,7 +45,7 @@ def _require_unique(what: str, names: Iterable[str]) -> None:
 
 
 def _require_paths(manifest: Manifest) -> None:
-    """No path of parts and files is there twice or lies within another: none is hashed twice."""
+    """Paths of parts and files are distinct and not nested, so that none is hashed twice."""
     paths = [record.path for record in (*manifest.parts, *manifest.files)]
     _require_unique("path", paths)
     for path in paths:
@@ -57,7 +57,7 @@ def _require_paths(manifest: Manifest) -> None:
 
 
 def _require_entries(manifest: Manifest, part: PartRecord, where: str) -> None:
-    """A part's entries are those of the tasks that need it; what is by task names these."""
+    """A part has entries for the tasks that need it, and no other task in its mappings."""
     users = {task.name for task in manifest.tasks if part.component in task.parts}
     if set(part.entries) != users or not users:
         raise BundleError(f"{where}.entries: must be those of the tasks that need {part.component}")

@@ -1,7 +1,7 @@
-"""A bundle's own loop: text, conditioning, guided passes, decoding (``runtime/README.md``).
+"""The loop of a bundle: text, conditioning, guided passes, decoding (``runtime/README.md``).
 
-The parts run in their own runtime, so no checkpoint is needed, and torch only where that runtime
-is made of it.
+The parts run in the target's runtime, so no checkpoint is needed, and torch only where that runtime
+uses it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Loop:
 
     @property
     def slow(self) -> str | None:
-        """A warning for who waits for that runtime, or None."""
+        """A warning that this runtime is slow, or None."""
         return self.runtime.slow
 
 
@@ -116,7 +116,7 @@ class Generation(NamedTuple):
 def generate(loop: Loop, request: Request, progress: Progress = lambda *_: None) -> Generation:
     """Run a task's loop for one request.
 
-    Parts are loaded one after the other, used and let go. Raises ``PlanError`` for a request that
+    Parts are loaded, used and released in turn. Raises ``PlanError`` for a request that
     the task cannot serve, ``BundleError`` for a part that is not what the manifest says of it, and
     ``ParityError`` for one that gives NaN or Inf.
     """
@@ -160,7 +160,7 @@ def open_decoder(loop: Loop) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def preview(loop: Loop, latent: np.ndarray) -> np.ndarray:
-    """The picture of a latent in the middle of a loop."""
+    """The picture of an intermediate latent."""
     return open_decoder(loop)(latent)
 
 

@@ -1,7 +1,7 @@
-"""The denoising loop over a schedule's table, in numpy alone: the reference for an app's own.
+"""The denoising loop over a schedule's table, in numpy: the reference for an app's.
 
 The state is float32, as it is on a phone. Guidance and the next x are formed in float64 and rounded
-once, which keeps the loop about as near to diffusers as diffusers' own float32 allows.
+once, which keeps the loop about as close to diffusers as its float32 arithmetic allows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Denoise = Callable[[np.ndarray, float], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One call of the denoiser in a guided step: what it is told.
+    """The inputs of one denoiser call in a guided step.
 
     Without ``text`` the prompt is empty; without ``image`` the image latent is zero.
     """

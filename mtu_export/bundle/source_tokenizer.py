@@ -56,7 +56,7 @@ def read(source: Path) -> Tokenizer:
 
 
 def export(source: Path, out: Path) -> Tokenizer:
-    """Write the tokenizer of ``source`` to the new folder ``out``; returns it, loaded from there.
+    """Write the tokenizer of ``source`` to the new folder ``out`` and load it from there.
 
     Beside the canonical ``tokenizer.json`` there are ``vocab.json``, ``merges.txt`` and the
     source's configs. Raises ``CheckpointError``.
@@ -81,8 +81,8 @@ def _dump(value: Mapping[str, Any], path: Path) -> None:
 def _document(source: Path) -> tuple[dict[str, Any], int | None]:
     """The canonical document of a checkpoint's tokenizer, and its ``model_max_length`` if any.
 
-    transformers reads copies of the stock files, with nothing in the configs but the tokens: so
-    that a config cannot make it open other files.
+    transformers reads copies of the stock files whose configs hold tokens only, so that a config
+    cannot make it open other files.
     """
     for path in sorted(source.glob("*")):
         if not checkpoint.stays_inside(path, source.parent):
@@ -114,7 +114,7 @@ def _document(source: Path) -> tuple[dict[str, Any], int | None]:
 
 
 def _checked_configs(source: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``; refuses settings by which ids would be other ones."""
+    """``tokenizer_config.json``; refuses settings that would change ids."""
     path = source / CONFIG
     config = checkpoint.read_json(path, limit=BYTES_LIMIT) if path.is_file() else {}
     for key, legal in _FIXED.items():
@@ -157,7 +157,7 @@ def _tokens_alone(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_steps(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     """Vocabulary, merges and added tokens of a ``tokenizer.json``; refuses other steps than CLIP's.
 
-    transformers puts CLIP's own in their place; a file that asks for others was made for them.
+    transformers would replace them with CLIP's, and a file with other steps needs those.
     """
     model = value.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":

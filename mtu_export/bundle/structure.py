@@ -1,4 +1,4 @@
-"""What an artefact says of itself, read once and held to the manifest."""
+"""The structure of an artefact, read once and compared with the manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 
 def structure_of(target: str, part: Part, task: str) -> Structure:
-    """The structure of a task's entry; reading it again costs nothing while the files stay.
+    """The structure of a task's entry, cached while its files do not change.
 
     Raises ``BundleError`` where its inputs and outputs are not those of the manifest.
     """

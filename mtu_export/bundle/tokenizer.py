@@ -54,7 +54,7 @@ class Tokenizer:
     """Text to the ids of a text encoder.
 
     ``largest`` is the greatest id, ``largest_learned`` that of the vocabulary without added tokens;
-    ``limit`` is the source's own ``model_max_length``, None where it says none. ``document`` is the
+    ``limit`` is the source's ``model_max_length``, None where it has none. ``document`` is the
     content of the canonical ``tokenizer.json``; ``engine`` encodes without start, end and padding.
     """
 
@@ -69,9 +69,9 @@ class Tokenizer:
     engine: tokenizers.Tokenizer
 
     def encode(self, text: str) -> tuple[np.ndarray, str]:
-        """The ids int32 [1, length] of a text, and what of it was cut off ("" when nothing).
+        """The ids int32 [1, length] of a text, and the text that was truncated ("" if none).
 
-        Start, ids, end, then padding. Raises ``PlanError`` for a text that no UTF-8 holds.
+        Start, ids, end, then padding. Raises ``PlanError`` for a text that UTF-8 cannot encode.
         """
         try:
             text.encode("utf-8")
@@ -91,8 +91,8 @@ def load(
 ) -> Tokenizer:
     """The tokenizer of a bundle's folder: its canonical ``tokenizer.json``.
 
-    A bundle of schema 1.2 or older has none, or its source's own, which sets no length: there the
-    tokenizer is that of ``vocab.json``, ``merges.txt`` and the special tokens of its configs.
+    A bundle of schema 1.2 or older has none, or a copy of its source's, which sets no length; its
+    tokenizer is made of ``vocab.json``, ``merges.txt`` and the special tokens of its configs.
     Raises ``error`` for files that are missing, damaged or of another tokenizer than CLIP's.
     """
     path = folder / FILE
@@ -107,7 +107,7 @@ def load(
 
 
 def matches(tokenizer: Tokenizer, text_config: Mapping[str, Any]) -> None:
-    """Refuse a tokenizer that is not that of the text encoder with this config.
+    """Refuse a tokenizer that does not belong to the text encoder of this config.
 
     Raises ``CheckpointError``.
     """
@@ -265,7 +265,7 @@ SPECIAL_NAMES = ("bos", "eos", "pad")
 
 
 def _ids(where: Path, vocabulary: Any, added: Any) -> dict[str, int]:
-    """Every token's id, added ones among them; an id has one token and every byte has two."""
+    """Ids of all tokens, added ones included; each id has one token, and each byte two tokens."""
     if not isinstance(vocabulary, dict) or not isinstance(added, list):
         raise CheckpointError(f"{where} has no vocabulary")
     if len(vocabulary) + len(added) > _TOKENS_LIMIT:

@@ -1,8 +1,8 @@
 """Witnesses: numbers in the manifest that change with a part's weights, on any machine.
 
-A floor lets through what is near enough to PyTorch, so it cannot tell an export's weights from
-slightly other ones. A witness can: a target's runtime makes the same numbers of the same weights
-and inputs everywhere.
+A floor accepts whatever is close enough to PyTorch, so it cannot tell an export's weights from
+slightly different ones. A witness can: from the same weights and inputs, a target's runtime
+computes the same numbers on every machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLOOR_DB = 100.0
 def measure(
     target: str, part: Part, cases: Mapping[str, Sequence[tuple[Arrays, Arrays]]]
 ) -> dict[str, list[float]]:
-    """The witness of each task's first case; empty where no runtime of the target makes one."""
+    """The witness of each task's first case; empty where no runtime of the target has one."""
     runtime, _ = _runtime(target)
     if runtime is None or runtime.witness is None:
         return {}
@@ -36,7 +36,7 @@ def measure(
 
 
 def check(source: Bundle, part: Part, task: str, inputs: Arrays) -> list[Verdict]:
-    """The verdict of a part's weights; none for a target whose runtimes have no witness.
+    """The verdict of a part's weights; empty for a target whose runtimes have no witness.
 
     ``inputs`` are those of the task's first golden case. "Not run" where the manifest has no
     witness. Raises ``BundleError`` for one that is malformed.
@@ -67,7 +67,7 @@ def check(source: Bundle, part: Part, task: str, inputs: Arrays) -> list[Verdict
 
 
 def _runtime(target: str) -> tuple[Runtime | None, str | None]:
-    """A runtime with a witness that runs here; else the reason, where the target has one at all."""
+    """A runtime with a witness that runs here, or the reason why the target's does not."""
     reason = None
     for runtime in targets.load(target).runtimes.values():
         if runtime.witness is not None:

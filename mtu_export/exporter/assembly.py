@@ -1,4 +1,4 @@
-"""The line of an export.
+"""The pipeline of an export.
 
 Component by component, in the order in which a loop needs them:
 checkpoint ─load─▶ module ─golden─▶ ─specialise─▶ ─rewrite─▶ ─quantise─▶ ─capture─▶ Program
@@ -95,7 +95,7 @@ class _Work:
 
 
 def _finished_bundle(plan: Plan) -> Bundle | None:
-    """The bundle that is already there, where this plan made it; refuses another one."""
+    """The existing bundle of this plan, or None; refuses the bundle of another plan."""
     if not os.path.lexists(plan.out):
         return None
     if not BUNDLE.is_on(plan.out):
@@ -118,7 +118,7 @@ def _require_feasible(plan: Plan, watch: Watch) -> None:
 
 
 def _components(plan: Plan) -> list[str]:
-    """What is loaded, in the order of a loop: what is exported, and encoders of fixed prompts."""
+    """The components to load, in loop order: those exported, and encoders of fixed prompts."""
     names = {*plan.components}
     if "unet" in names:
         encoders = [name for name in COMPONENTS if name.startswith("text_encoder")]
@@ -166,7 +166,7 @@ def _check_overrides(plan: Plan) -> None:
 
 
 def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
-    """The plan's LoRAs; refuses one that has layers for nothing that is exported."""
+    """The plan's LoRAs; refuses one without layers for any component that is exported."""
     from mtu_export.models import lora
 
     loras, components = [], _components(plan)
@@ -186,7 +186,7 @@ def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
 
 
 def _export_components(work: _Work, folder: Path, watch: Watch) -> list[ExportedPart]:
-    """Export each component, or take it from the export before; the loops get what they need."""
+    """Export each component or take it from the interrupted export; add it to the golden loops."""
     from mtu_export.exporter import component
 
     state, parts = resume.State(folder, work.fingerprint), []
@@ -216,7 +216,7 @@ def _export_components(work: _Work, folder: Path, watch: Watch) -> list[Exported
 
 
 def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
-    """Raise ``ParityError``; for integer weights of the UNet with the layers that cost most."""
+    """Raise ``ParityError``; for the UNet's integer weights, it names the costliest layers."""
     from mtu_export.exporter import proof, sensitivity
 
     failed = [verdict.task for verdict in part.proof if verdict.passed is False]
@@ -231,7 +231,7 @@ def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
 
 
 def _write_bundle(work: _Work, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
-    """Write what belongs to a bundle beside its parts, and its manifest, still without proof."""
+    """Write all but the parts of a bundle; its manifest has no proof yet."""
     from mtu_export.exporter.reference import describe_loop
     from mtu_export.models import lora
 
@@ -308,7 +308,7 @@ def _write_tokenizers(
 def _text_sources(
     reference: Reference, parts: Sequence[ExportedPart]
 ) -> dict[str, tuple[TextOutput, ...]]:
-    """Which outputs are joined to which input of the UNet, under the artefacts' own names."""
+    """The outputs concatenated to each text input of the UNet, by the names in the artefacts."""
     order = ("hidden_states", "pooled")
     records = {part.component: part.record for part in parts}
     inputs = {}
@@ -325,7 +325,7 @@ def _text_sources(
 
 
 def _prove_loops(work: _Work, written: Bundle, watch: Watch) -> list[Verdict]:
-    """The verdicts of each task's loop, run with the bundle as it was written."""
+    """The verdicts of each task's loop, run with the bundle on disk."""
     from mtu_export.bundle import loop_proof, verification
     from mtu_export.exporter import proof
 

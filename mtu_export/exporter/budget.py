@@ -34,9 +34,9 @@ _PROC = Path("/proc")
 
 
 def require_resources(plan: Plan) -> None:
-    """Refuse an export that memory or disk will not hold, with figures.
+    """Refuse an export that exceeds memory or disk, with figures.
 
-    Components are exported one after the other: memory is that of the largest, disk that of all.
+    Components are exported one at a time: the largest counts for memory, all for disk.
     Raises ``ResourceError``, and ``Unsupported`` for a scheme that the target has no figure for.
     """
     headers = {name: _headers(plan, name) for name in plan.components}
@@ -52,7 +52,7 @@ def require_resources(plan: Plan) -> None:
 
 
 def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header]]) -> None:
-    """Refuse an export of more memory than there is; names schemes and targets that would fit."""
+    """Refuse an export that exceeds memory, naming schemes and targets that would fit."""
     sizes = {name: _float32_bytes(tensors) for name, tensors in headers.items()}
     largest = max(sizes, key=sizes.__getitem__)
     converted = [tensor for tensor in headers[largest] if tensor.dtype != "F32"]

@@ -1,4 +1,4 @@
-"""Whether the parts of a checkpoint fit together: by configs and headers, before any work."""
+"""Whether the parts of a checkpoint fit together, by their configs and headers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from mtu_export.spec import CheckpointError, Plan, shown
 _HIDDEN_SIZE, _PROJECTION_DIM = 512, 512
 """Defaults of transformers' ``CLIPTextConfig``."""
 _SIZES = 6
-"""Numbers of SDXL's ``time_ids``, each embedded on its own."""
+"""Numbers of SDXL's ``time_ids``, each embedded separately."""
 
 
 def require_compatible_parts(plan: Plan, components: Sequence[str]) -> None:
     """Refuse parts that do not belong together; ``components`` are all that will be run.
 
-    A tokenizer must be that of its text encoder, the text encoders together as wide as the UNet's
-    cross attention, the second one's pooled output with the embedded sizes as wide as SDXL's
-    projection, the VAE's latents as wide as the UNet's; every part must be of a known class with
-    exactly the tensors of its config. Raises ``CheckpointError`` and ``MissingWeights``.
+    Each tokenizer must belong to its text encoder. The widths of the text encoders must add up to
+    the UNet's cross attention, those of the pooled output and the embedded sizes to SDXL's
+    projection, and VAE and UNet must have the same latent channels. Every part must be of a
+    supported class, with exactly the tensors that its config asks for. Raises ``CheckpointError``
+    and ``MissingWeights``.
     """
     layout = PipelineLayout.read(plan.checkpoint, plan.config)
     pipeline_files.refuse_refiner(plan.checkpoint)
@@ -56,7 +57,7 @@ def _check_tokenizer(plan: Plan, encoder: str) -> None:
 
 
 def _check_text_width(plan: Plan, layout: PipelineLayout, components: Sequence[str]) -> None:
-    """Compare the UNet's text inputs with what the text encoders give, as far as they are there."""
+    """Compare the UNet's text inputs with the widths of the text encoders that are present."""
     encoders = [name for name in layout.text_encoders if name in components]
     widths = [_config(plan, name).get("hidden_size", _HIDDEN_SIZE) for name in encoders]
     expected = plan.config.get("cross_attention_dim")

@@ -29,8 +29,8 @@ Watch = Callable[[str], AbstractContextManager[Any]]
 class ExportedPart:
     """What the export of one component adds to a bundle.
 
-    ``record`` is its part in the manifest, ``cases`` are its goldens: those of a graph that several
-    tasks run are of the first.
+    ``record`` is its record in the manifest; ``cases`` are its goldens, under the first task where
+    several tasks run one graph.
     """
 
     component: str
@@ -42,10 +42,10 @@ class ExportedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What comes of one component.
+    """What one component yields.
 
-    ``part`` is None for one that only the golden loops need; ``contributions`` are what it gives
-    to them, by task.
+    ``part`` is None for one that only the golden loops need; ``contributions``, by task, are for
+    those loops.
     """
 
     part: ExportedPart | None
@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where one component goes, what is folded into it, and how its stages are shown."""
+    """One component to export: its plan and folder, LoRAs to fold in, and how stages are shown."""
 
     plan: Plan
     component: str
@@ -64,7 +64,7 @@ class Job:
     loras: Sequence[tuple[lora.Lora, float]] = ()
 
     def stage(self, name: str) -> AbstractContextManager[Any]:
-        """Enter a stage; those of other parts than the UNet carry their name."""
+        """Enter a stage, prefixed with the component's name unless it is the UNet."""
         prefix = "" if self.component == "unet" else f"{self.component}: "
         return self.watch(prefix + name)
 
@@ -73,7 +73,7 @@ class Job:
 class _Source:
     """A component in PyTorch with its goldens, before it is rewritten: one graph per task.
 
-    ``modules`` are what the schemes' layers are named in.
+    The names of a scheme's layers are paths in ``modules``.
     """
 
     graphs: dict[str, Graph]
@@ -88,8 +88,8 @@ class _Source:
 class _Captured:
     """A component as a program, and the layers that kept float.
 
-    The program owns the weights, gigabytes of them. :meth:`take_program` hands it over: whoever
-    took it lets it go before a runtime loads the artefact, so that the weights are in memory once.
+    The program owns gigabytes of weights. :meth:`take_program` hands it over, and the taker drops
+    it before a runtime loads the artefact, so that the weights are in memory once.
     """
 
     kept: Sequence[tuple[str, str]]
@@ -249,7 +249,7 @@ def _apply_loras(job: Job, module: Any) -> None:
 
 
 def _capture(job: Job, source: _Source) -> _Captured:
-    """Rewrite, quantise and capture graphs whose mathematics are settled."""
+    """Rewrite, quantise and capture the component's graphs."""
     plan = job.plan.part(job.component)
     with job.stage("rewrite and quantise"):
         for module in source.modules:
@@ -261,7 +261,7 @@ def _capture(job: Job, source: _Source) -> _Captured:
 
 
 def _lower(job: Job, captured: _Captured, cost: Cost) -> PartRecord:
-    """Write the artefact and return its record. The program ends with this function."""
+    """Write the artefact and return its record. The program is freed when this returns."""
     plan, program = job.plan.part(job.component), captured.take_program()
     gc.collect()
     with job.stage(f"lower to {plan.target}"):
@@ -272,7 +272,7 @@ def _lower(job: Job, captured: _Captured, cost: Cost) -> PartRecord:
 def _prove(
     job: Job, record: PartRecord, cases: Cases, verdicts: Sequence[Verdict], cost: Cost
 ) -> ExportedPart:
-    """Run the artefact that was written, and keep a witness of its weights."""
+    """Run the artefact as it is on disk, and record a witness of its weights."""
     plan = job.plan.part(job.component)
     with job.stage("verify"):
         part = bundle.part(job.folder, record)

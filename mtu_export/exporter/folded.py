@@ -15,7 +15,7 @@ from mtu_export.storage.draft import FOLDED, draft
 def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
     """Fold one task and save it as a stock ``UNet2DConditionModel`` folder; returns its path.
 
-    Raises ``Unsupported`` where no stock UNet holds the task.
+    Raises ``Unsupported`` where the folded task does not fit a stock UNet.
     """
     with draft(plan.out, force=plan.force, marker=FOLDED, sources=[plan.checkpoint]) as folder:
         with watch("import PyTorch"):

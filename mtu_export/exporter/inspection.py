@@ -53,7 +53,7 @@ def of_checkpoint(
 ) -> dict[str, Any]:
     """Tasks, parameters, FLOPs and expert weights of a checkpoint; ``height, width`` in pixels.
 
-    Reads JSON, tensor headers and the routers alone.
+    Reads only JSON, tensor headers and the routers.
     """
     source = analysis.read(folder)
     tasks = checkpoint.tasks(source.config)
@@ -95,7 +95,7 @@ def _task(task: Task, latent_channels: int) -> dict[str, Any]:
 
 
 def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
-    """How far a model is from another by layer and kind, and what was not compared."""
+    """How much two models deviate by layer and kind, and what was not compared."""
     measured = deviation.deviation(*(analysis.read(path, dense=True) for path in (folder, against)))
     return {
         "checkpoint": str(folder),
@@ -150,7 +150,7 @@ def _verdict(verdict: Verdict) -> dict[str, str]:
 
 
 def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
-    """Bytes of weights of each task alone, and of all, in the parts that tasks share."""
+    """Bytes of each task's weights and of the shared ones, for parts that tasks share."""
     return [
         {
             "part": part.component,

@@ -1,4 +1,4 @@
-"""What an export says of itself: the identity inside every artefact, and ``manifest.json``."""
+"""The identity inside every artefact, and the manifest of a bundle."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def weights(plan: Plan) -> dict[str, Path]:
 
 
 def identity(plan: Plan) -> dict[str, str]:
-    """What is written inside every artefact too."""
+    """The identity of an export, which every artefact holds too."""
     return {
         "name": plan.out.name,
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
@@ -73,7 +73,7 @@ def describe(
 ) -> Manifest:
     """The manifest of these parts, with neither files, text, loop nor proof yet.
 
-    A task's steps are its own, or the nearest count that has a schedule.
+    A task's steps are the count nearest to its default that has a schedule.
     """
     layout = PipelineLayout.read(plan.checkpoint, plan.config)
     stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
@@ -121,7 +121,7 @@ def describe(
 def _task(
     task: Task, plan: Plan, layout: PipelineLayout, parts: Sequence[PartRecord]
 ) -> TaskRecord:
-    """The record of a task; ``scaled`` is spelled out where it means something."""
+    """The record of a task; ``scaled`` is explicit where it has a meaning."""
     conditioning = [
         {"kind": entry.kind, "channels": entry.channels}
         | ({"scaled": entry.scaled} if entry.kind == "image_latent" else {})
@@ -138,7 +138,7 @@ def _task(
 
 
 def versions(plan: Plan) -> dict[str, str]:
-    """Versions of what makes the bundle."""
+    """Versions of the packages that make the bundle."""
     packages = ("torch", "diffusers", "transformers", *targets.load(plan.target).info.packages)
     installed = {name: version for name in packages if (version := _version(name))}
     return {"mtu_export": __version__, **installed}

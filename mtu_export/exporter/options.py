@@ -1,4 +1,4 @@
-"""Options of an export and a checkpoint -> Plan: names are looked up, contradictions refused.
+"""Export options and a checkpoint to a plan: looks names up and refuses contradictions.
 
 Reads the checkpoint's JSON, never its weights, and imports no toolchain.
 """
@@ -115,7 +115,7 @@ def _source(options: ExportOptions, folder: Path) -> tuple[str, str | None]:
 
 
 def _tasks(options: ExportOptions, legal: tuple[Task, ...]) -> tuple[Task, ...]:
-    """The tasks named, in the checkpoint's order; the only one where none is named."""
+    """The named tasks in the checkpoint's order; its only task where none is named."""
     names = [task.name for task in legal]
     if options.all_tasks or (not options.task and len(legal) == 1):
         return legal
@@ -128,7 +128,7 @@ def _tasks(options: ExportOptions, legal: tuple[Task, ...]) -> tuple[Task, ...]:
 
 
 def _scheme(options: ExportOptions, default: str) -> Scheme:
-    """The scheme, with the layers that the user keeps in float before its own."""
+    """The scheme; layers that the user keeps in float precede its overrides."""
     scheme = SCHEMES[options.scheme or default]
     if options.keep_float and not isinstance(scheme.weights, IntWeights):
         raise PlanError(

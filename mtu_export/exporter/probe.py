@@ -43,13 +43,13 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The message of somebody else's error, in one printable line."""
+    """The message of another library's error, in one printable line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in text)[:160]
 
 
 def pristine_copy(scheduler: Any) -> Any:
-    """A scheduler of the same config without a past, to copy from: ``from_config`` is slow."""
+    """A scheduler of this config in its initial state, to copy from: ``from_config`` is slow."""
     config = dict(scheduler.config)
     config.pop("_use_default_values", None)  # else a value set later would be forgotten
     with quiet():
@@ -57,7 +57,7 @@ def pristine_copy(scheduler: Any) -> Any:
 
 
 def _fresh(pristine: Any, steps: int) -> Any:
-    """A copy that is set to this count."""
+    """A copy with this number of steps set."""
     scheduler = copy.deepcopy(pristine)
     scheduler.set_timesteps(steps)
     if not 1 <= len(scheduler.timesteps) <= MOST_PASSES:
@@ -73,7 +73,7 @@ def _scaled(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Response:
-    """What one pass does with unit impulses.
+    """The response of one pass to unit impulses.
 
     With P passes ``coefficients`` are [2P + 1] in float64: of x_0..x_{P−1}, of m_0..m_{P−1}, and
     the offset.
@@ -214,11 +214,11 @@ def _remedy(scheduler: Any) -> str:
 
 
 def prove(pristine: Any, steps: int, schedule: Schedule) -> None:
-    """Run table and scheduler side by side with float64 states, each from its own results.
+    """Run table and scheduler side by side with float64 states, each on its own results.
 
-    A float32 run says nothing of the table where σ is large: with zero terminal SNR (σ = 4096)
-    float32 holds 80 to 100 dB of a few steps, whoever computes them. Where the two part, a step
-    from the scheduler's own history tells an error of the table from rounding that adds up.
+    A float32 run would not test the table where σ is large: with zero terminal SNR (σ = 4096),
+    rounding alone limits any implementation to 80 to 100 dB after a few steps. Where the two
+    diverge, a step from the scheduler's history tells an error of the table from rounding.
     """
     scheduler, amplitudes = _fresh(pristine, steps), torch.tensor(_AMPLITUDES).double()
     denoise = _denoiser(amplitudes[:, None, None, None])

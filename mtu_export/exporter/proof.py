@@ -1,4 +1,4 @@
-"""Verdicts of parts that an export has just written, and what becomes of a failed one."""
+"""Verdicts of parts that an export has just written, and the error for a failed one."""
 
 from __future__ import annotations
 

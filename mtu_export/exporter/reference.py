@@ -1,8 +1,7 @@
 """The loop of the live-router pipeline in PyTorch, for one seeded request.
 
-Parts come by one after the other while they are exported. What each gives to the loop is a
-:class:`Contribution` of arrays, so that no two parts are in memory together and a stopped export
-goes on from files.
+Parts are exported one at a time. Each leaves a :class:`Contribution` of arrays to the loop, so that
+no two parts are in memory together and an interrupted export can resume from files.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shado
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one component gives to the golden loop of one task; each gives one of these.
+    """What one component adds to the golden loop of a task; which field depends on the component.
 
     ``text`` are a text encoder's outputs by prompt; ``channels`` the conditioning [1, Σc, h, w]
     with and without the image; ``outputs`` the guided m of each pass and ``latents`` x after it,
@@ -69,7 +68,7 @@ class Contribution:
 
 
 class Reference:
-    """The golden loop of one task, as far as the components that came by have brought it."""
+    """The golden loop of one task, as far as it has been run with the components so far."""
 
     def __init__(self, plan: Plan, task: Task, baked: Baked) -> None:
         self.plan, self.task, self.steps = plan, task, baked.golden
@@ -95,14 +94,14 @@ class Reference:
         )
 
     def add(self, component: str, contribution: Contribution) -> None:
-        """Keep what a component gives to this loop."""
+        """Keep a component's contribution."""
         self.contributions[component] = contribution
 
     # ------------------------------------------------------------------------------- text
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What the text encoders are run on: the request's prompt, the empty one, another."""
+        """Prompts for the text encoders: the request's, the empty one and another."""
         return (self.request.prompt, *PROMPTS[1:])
 
     def ids(self, encoder: str) -> list[Arrays]:
@@ -113,7 +112,7 @@ class Reference:
 
     @property
     def text(self) -> dict[str, list[dict[str, str]]]:
-        """Which outputs of text encoders are joined to which input of the UNet."""
+        """The outputs of text encoders that are concatenated to each text input of the UNet."""
         hidden = [{"component": name, "output": "hidden_states"} for name in self.encoders]
         pooled = {"text_embeds": [{"component": "text_encoder_2", "output": "pooled"}]}
         return {"encoder_hidden_states": hidden, **(pooled if self.is_sdxl else {})}
@@ -138,7 +137,7 @@ class Reference:
         return [embeddings for embeddings in cases if embeddings]
 
     def constants(self) -> dict[str, np.ndarray]:
-        """What a loop needs and no prompt changes, under the names of ``constants.safetensors``."""
+        """The loop's inputs that no user's prompt changes, by name in ``constants.safetensors``."""
         constants: dict[str, np.ndarray] = {}
         prompt, empty = self.text_embeddings(0), self.text_embeddings(1)
         if prompt and self.task.guidance.kind != "none":
@@ -155,7 +154,7 @@ class Reference:
     # ------------------------------------------------------------------------ image and loop
 
     def run_encoder(self, graph: Graph) -> Contribution:
-        """The conditioning that the VAE encoder makes of the request's image."""
+        """The request's image as conditioning, through the VAE encoder."""
 
         def encode(image: np.ndarray) -> np.ndarray:
             (outputs,) = capture.run(graph, [{graph.inputs[0].name: image}])
@@ -170,7 +169,7 @@ class Reference:
         return denoising.conditioning(self.task, self.request, encode, self.scaling, size)
 
     def run_loop(self, graph: Graph) -> Contribution:
-        """The guided passes with the live router; nothing where a part of the loop is missing."""
+        """The guided passes with the live router; empty where a part of the loop is missing."""
         if not self.is_complete or not self.text_embeddings(0):
             return Contribution()
         encoded = self.contributions.get("vae_encoder", Contribution()).channels
@@ -212,7 +211,7 @@ class Reference:
 def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference]) -> Loop:
     """The manifest's ``loop``: the tables, and the golden request of a task that was run.
 
-    A task with a prompt of its own asks for no other one, so one that takes any comes first.
+    Tasks that take any prompt come first: a task with a fixed prompt ignores the request's.
     """
     loop = Loop(
         scheduler=type(scheduler).__name__,
@@ -233,7 +232,7 @@ def _no_encoder(image: np.ndarray) -> np.ndarray:
 
 
 def _session(graph: Graph) -> Session:
-    """A graph in PyTorch as what a loop runs."""
+    """A graph in PyTorch as a session."""
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         return dict(capture.run(graph, [inputs])[0])

@@ -1,8 +1,8 @@
 """Diffusers schedulers as coefficient tables: probed, not re-derived.
 
-A scheduler's own ``step`` is asked with unit impulses; what comes back are the coefficients of
-:class:`~mtu_export.spec.Schedule`. Every table is then run against the scheduler itself. Nothing
-that a checkpoint names is executed: its class is looked up among those of diffusers.
+A scheduler's ``step`` is called with unit impulses; its responses are the coefficients of a
+:class:`~mtu_export.spec.Schedule`. Every table is then run against the scheduler itself. A
+checkpoint cannot make anything else run: its class is looked up among those of diffusers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load(folder: Path | None, name: str | None) -> Any:
             return kind.from_config({**kept, **settings})
     except MemoryError:
         raise
-    except Exception as error:  # whatever diffusers makes of a config that is not its own
+    except Exception as error:  # diffusers may raise anything for a foreign config
         raise CheckpointError(f"{where}: {chosen} refuses it: {reason(error)}") from None
 
 
@@ -112,7 +112,7 @@ def _kept(kind: type[Any], config: Mapping[str, Any], where: str) -> dict[str, A
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's kind and of a sane size; None always is."""
+    """Whether a value has the type of the default and a sane size; None always passes."""
     if isinstance(value, list):
         listed = default is None or isinstance(default, (list, tuple))
         return listed and len(value) <= MOST_PASSES and all(map(_is_number, value))
@@ -146,9 +146,9 @@ class Baked:
 def bake(scheduler: Any, counts: Sequence[int], *, required: bool) -> Baked:
     """The tables of ``counts`` and of the golden loop.
 
-    A count that the scheduler cannot do refuses the export where the user named it
-    (``required``), else it is left out with its reason; see :func:`table` for errors. The golden
-    loop falls back on the smallest count there is.
+    A count that the scheduler does not support is an error where the user named it (``required``),
+    and otherwise skipped with its reason; see :func:`table` for errors. The golden loop falls back
+    to the smallest count that works.
     """
     pristine, baked = pristine_copy(scheduler), {}
     refusals: dict[int, PlanError] = {}

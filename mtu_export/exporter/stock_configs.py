@@ -1,4 +1,4 @@
-"""The configs by which other libraries open the parts of a checkpoint."""
+"""The configs with which other libraries open the parts of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from mtu_export.spec import COMPONENTS, Task
 def read(folder: Path, config: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     """Contents of JSON files, as ``Plan.stock_configs`` has them; those that exist.
 
-    ``config`` is the checkpoint's own of the UNet. The stock config of the UNet is that of its
-    first task.
+    ``config`` is the UNet's in the checkpoint. Its stock config is that of the first task.
     """
     files = {
         "scheduler": folder / "scheduler" / "scheduler_config.json",
