@@ -1,1 +1,1 @@
-"""Random checkpoints of published and of tiny sizes."""
+"""Random checkpoints, from tiny to published sizes, and the campaigns that tests sample."""

@@ -1,4 +1,4 @@
-"""Stock configs of random checkpoints: published sizes, and small ones of the same blocks."""
+"""Stock configs of random checkpoints: published sizes, and small ones with the same blocks."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "sd15": _SD,
     "sdxl": _SDXL,
 }
-"""Stock UNet configs: the published sizes, and small ones of the same block types."""
+"""Stock UNet configs: published sizes, and small ones with the same block types."""
 
 
 PUBLISHED = ("sd15", "sdxl")
-"""Architectures of published size; the others have narrow routers too."""
+"""Architectures of published size; the others also have narrow routers."""
 
 
 _CLIP_L = {
@@ -204,7 +204,7 @@ _NOISE = {
     "skip_prk_steps": True,
     "clip_sample": False,
 }
-"""As published, with settings of other schedulers than its own: those of ``--scheduler``."""
+"""As published, plus the settings that the other schedulers of ``--scheduler`` need."""
 
 
 _PNDM = {
@@ -240,4 +240,4 @@ STOCK_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "scheduler": _EULER,
     },
 }
-"""Architecture -> part beside the UNet -> stock config, without its class for encoders and VAE."""
+"""Architecture -> part other than the UNet -> stock config, without class for encoders and VAE."""

@@ -1,4 +1,4 @@
-"""A random dense pipeline, which is not upcycled yet."""
+"""A random dense pipeline, to be upcycled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtu_export.testing import architectures, random_parts
 
 
 def write_dense(architecture: str, folder: Path, seed: int = 0) -> Path:
-    """Write a whole pipeline of diffusers with random weights; returns ``folder``."""
+    """Write a whole diffusers pipeline with random weights; returns ``folder``."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)

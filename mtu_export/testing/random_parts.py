@@ -1,4 +1,4 @@
-"""Seeded random weights, and the parts of a random pipeline beside its UNet."""
+"""Seeded random weights, and all parts of a random pipeline but its UNet."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import STOCK_PARTS
 
 _TEXT_PREFIX = "text_model."
-"""Begins the names of a text encoder's tensors on disk, in every published checkpoint."""
+"""Prefix of a text encoder's tensor names in every published checkpoint."""
 _BRANCHES = ("self_attn.out_proj.weight", "mlp.fc2.weight")
-"""The last matrices of the two branches that each layer of a text encoder adds to its input."""
+"""Last matrices of the two residual branches in each layer of a text encoder."""
 
 
 def _seeded(name: str, shape: tuple[int, ...], std: float, seed: int) -> Tensor:
-    """Normal values that depend on name, shape and seed alone."""
+    """Normal values that depend only on name, shape and seed."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     return torch.randn(shape, generator=generator) * std
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """A value of plausible scale: 1/√fan_in for matrices, near 1 for norm weights."""
+    """Values of plausible scale: 1/√fan_in for matrices, near 1 for norm weights."""
     if len(shape) > 1:
-        sharp = 2.0 if name.endswith("router.fc2.weight") else 1.0
+        gain = 2.0 if name.endswith("router.fc2.weight") else 1.0
         fan_in = 1 if name == "task_embedding.weight" else math.prod(shape[1:])
-        return _seeded(name, shape, sharp / math.sqrt(fan_in), seed)
-    small = _seeded(name, shape, 0.1, seed)
-    return small + 1 if name.endswith("weight") else small
+        return _seeded(name, shape, gain / math.sqrt(fan_in), seed)
+    values = _seeded(name, shape, 0.1, seed)
+    return values + 1 if name.endswith("weight") else values
 
 
 def _text_tensor(name: str, shape: tuple[int, ...], seed: int, layers: int) -> Tensor:
@@ -53,7 +53,7 @@ def _text_tensor(name: str, shape: tuple[int, ...], seed: int, layers: int) -> T
 
 
 def _vae_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """As :func:`random_tensor`; the last layer is halved, so that pictures stay within ±3."""
+    """As :func:`random_tensor`; the last layer is halved, so that images stay within ±3."""
     value = random_tensor(f"vae/{name}", shape, seed)
     return value / 2 if name == "decoder.conv_out.weight" else value
 
@@ -61,7 +61,8 @@ def _vae_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     """Write text encoders, tokenizers, VAE and scheduler of an architecture, all stock.
 
-    Returns their rows of ``model_index.json``. A tensor depends on its part, name, shape and seed.
+    Returns their entries of ``model_index.json``. Each tensor depends only on its part, name, shape
+    and seed.
     """
     index: dict[str, Any] = {}
     for part, config in STOCK_PARTS[architecture].items():
@@ -74,8 +75,8 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
             kind = "AutoencoderKL"
             with torch.device("meta"):
                 shapes = _shapes(AutoencoderKL(**config))
-            rows = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
-            checkpoint.write(folder / part, {"_class_name": kind, **config}, rows)
+            tensors = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
+            checkpoint.write(folder / part, {"_class_name": kind, **config}, tensors)
             index[part] = ["diffusers", kind]
         else:
             kind = f"CLIPTextModel{'WithProjection' if part.endswith('_2') else ''}"
@@ -92,20 +93,20 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
 
 
 def _write_text_encoder(
-    home: Path, kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
+    folder: Path, kind: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
 ) -> None:
     with torch.device("meta"):
         shapes = _shapes(TEXT_CLASSES[kind](CLIPTextConfig(**config)))
 
-    def rows() -> Iterator[tuple[str, Tensor]]:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, shape in shapes.items():
-            inner = name.startswith((_TEXT_PREFIX, "text_projection."))
-            full = name if inner else f"{_TEXT_PREFIX}{name}"
-            value = _text_tensor(f"{home.name}/{full}", shape, seed, config["num_hidden_layers"])
+            complete = name.startswith((_TEXT_PREFIX, "text_projection."))
+            full = name if complete else f"{_TEXT_PREFIX}{name}"
+            value = _text_tensor(f"{folder.name}/{full}", shape, seed, config["num_hidden_layers"])
             yield full, value.to(dtype)
 
-    said = {"architectures": [kind], "model_type": "clip_text_model", **config}
-    checkpoint.write(home, said, rows(), stem=checkpoint.TEXT_WEIGHTS)
+    stored_config = {"architectures": [kind], "model_type": "clip_text_model", **config}
+    checkpoint.write(folder, stored_config, tensors(), stem=checkpoint.TEXT_WEIGHTS)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

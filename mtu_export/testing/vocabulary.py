@@ -1,7 +1,7 @@
-"""A small byte-pair vocabulary in CLIP's format, learnt from captions that are made up here.
+"""A small byte-pair vocabulary in CLIP's format, learnt from captions that are generated here.
 
-Random checkpoints carry it, so that they hold no file of anybody else. The order of learning is
-fixed (most frequent pair first, then by spelling): the same bytes come out everywhere.
+Random checkpoints use it, so that they contain no third-party file. Pairs are learnt in a fixed
+order (most frequent first, then by spelling), which makes the files the same everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from mtu_export.bundle.tokenizer import END, START, WORD_END, bytes_as_letters
 
 MERGES = 350
-"""With 256 bytes, 256 bytes at the end of a word, start and end: 864 tokens."""
+"""Plus 256 bytes, 256 bytes at the end of a word, start and end: 864 tokens."""
 SIZE = 2 * 256 + MERGES + 2
 
 _SIZES = ("small", "large", "tiny", "huge", "round", "shiny", "wooden", "bright", "transparent")
@@ -33,7 +33,7 @@ _STYLES += ("illustration", "sculpture", "poster", "mosaic")
 
 
 def captions() -> Iterator[str]:
-    """Captions and edit instructions about shapes, colours, places and pictures."""
+    """Captions and edit instructions about shapes, colours, places and styles."""
     for size, colour, shape in product(_SIZES, _COLOURS, _SHAPES):
         yield f"a {size} {colour} {shape} on a {_COLOURS[len(size + shape) % 14]} background"
     for colour, shape, other in product(_COLOURS, _SHAPES, _SHAPES):
@@ -52,37 +52,37 @@ def captions() -> Iterator[str]:
 def learn(lines: Iterable[str] | None = None, count: int = MERGES) -> list[tuple[str, str]]:
     """The first ``count`` merges of byte-pair encoding on ``lines``, or on :func:`captions`.
 
-    Fewer where every word is one token before.
+    Fewer if every word becomes a single token before that.
     """
     letters = bytes_as_letters()
     lines = captions() if lines is None else lines
-    spoken = Counter(word for line in lines for word in line.replace(",", " ,").split())
-    words: dict[tuple[str, ...], int] = {}
-    for word, times in spoken.items():
+    frequencies = Counter(word for line in lines for word in line.replace(",", " ,").split())
+    split_words: dict[tuple[str, ...], int] = {}
+    for word, occurrences in frequencies.items():
         *head, last = (letters[byte] for byte in word.encode())
-        words[*head, last + WORD_END] = times
+        split_words[*head, last + WORD_END] = occurrences
     merges: list[tuple[str, str]] = []
     for _ in range(count):
         pairs: Counter[tuple[str, str]] = Counter()
-        for word, times in words.items():
+        for word, occurrences in split_words.items():
             for pair in pairwise(word):
-                pairs[pair] += times
+                pairs[pair] += occurrences
         if not pairs:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        words = {_merge(word, best): times for word, times in words.items()}
+        split_words = {_merge(word, best): count for word, count in split_words.items()}
     return merges
 
 
 def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    made: list[str] = []
+    merged: list[str] = []
     for token in word:
-        if made and (made[-1], token) == pair:
-            made[-1] += token
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
         else:
-            made.append(token)
-    return tuple(made)
+            merged.append(token)
+    return tuple(merged)
 
 
 def write(
@@ -94,10 +94,10 @@ def write(
     pad: str = END,
     length: int = 77,
 ) -> None:
-    """A ``tokenizer/`` folder as SD ships it.
+    """Write a ``tokenizer/`` folder like those of Stable Diffusion.
 
-    ``merges`` are :func:`learn`'s; ``start`` and ``end`` are ids, ``pad`` is a token; ``length``
-    counts start and end too.
+    ``merges`` defaults to :func:`learn`; ``start`` and ``end`` are ids, ``pad`` is a token;
+    ``length`` includes start and end.
     """
     pairs = learn() if merges is None else list(merges)
     letters = list(bytes_as_letters().values())
@@ -119,6 +119,6 @@ def write(
     _dump(config, folder / "tokenizer_config.json")
 
 
-def _dump(found: dict[str, Any], path: Path) -> None:
+def _dump(document: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", "utf-8")

@@ -1,1 +1,1 @@
-"""What tests run a little of and benchmarks in full: mutated inputs, loops beside diffusers."""
+"""Campaigns that tests sample and benchmarks run in full: mutations, comparisons with diffusers."""

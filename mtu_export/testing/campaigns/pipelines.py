@@ -1,7 +1,8 @@
-"""A bundle's loop beside the pipelines of diffusers: same weights, noise and schedule, float32.
+"""Compare a bundle's loop with diffusers' pipelines: same weights, noise and schedule, float32.
 
-Ours is ``runner.generate`` on an ONNX bundle in ONNX Runtime; theirs is a pipeline of diffusers
-in PyTorch with the folded UNet, which tokenizes, encodes, guides, steps and decodes by itself.
+Our side is ``runner.generate`` on an ONNX bundle in ONNX Runtime. Their side is a diffusers
+pipeline in PyTorch with the folded UNet, which tokenizes, encodes, guides, steps and decodes by
+itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mtu_export.spec import Guidance
 
 STEPS = 20
 LATENT = (8, 16)
-"""Height and width of a latent; unequal, so that swapped sides show."""
+"""Height and width of a latent; unequal, so that swapped axes show."""
 PROMPT = "a photo of a red circle on a blue table"
 FLOOR_DB = 60.0
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -38,7 +39,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Names of ``--scheduler`` -> how a user of diffusers makes the same one."""
+"""Names of ``--scheduler`` -> class and settings of the same scheduler in diffusers."""
 TASKS: Mapping[str, Mapping[str, Any]] = {
     "edit": {
         "conditioning": [{"kind": "image_latent", "channels": 4, "scaled": False}],
@@ -56,14 +57,14 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "",
     },
 }
-"""Presets with the image latent as InstructPix2Pix has it: not scaled."""
+"""Presets with an unscaled image latent, as InstructPix2Pix has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One comparison: a task of the tiny checkpoint, its pipeline, scheduler and prediction type.
 
-    ``task`` is a name in the checkpoint; ``pipeline`` a class of diffusers; ``zeros`` is SDXL's
+    ``task`` is a name in the checkpoint, ``pipeline`` a class of diffusers, and ``zeros`` SDXL's
     ``force_zeros_for_empty_prompt``.
     """
 
@@ -79,16 +80,16 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
-    """PSNR in dB of ours against theirs: last latent, picture."""
+class Similarity:
+    """PSNR in dB of our last latent and our image against theirs."""
 
     latents_db: float
     image_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A picture: the last latent [1, C, h, w], and the image [1, 3, H, W] within −1..1."""
+class Generated:
+    """One side's last latent [1, C, h, w] and image [1, 3, H, W] within −1..1."""
 
     latent: np.ndarray
     image: np.ndarray
@@ -117,21 +118,21 @@ CASES = (
 
 
 def checkpoint(architecture: str, folder: Path) -> Path:
-    """A random whole checkpoint at ``folder`` with every task of ``CASES``."""
+    """Write a random checkpoint with every task of ``CASES`` into ``folder``; returns its path."""
     folder.mkdir(parents=True)
     scaled = {**TASKS["edit"], "conditioning": [{"kind": "image_latent", "channels": 4}]}
     files = []
-    for name, row in {**TASKS, "edit-scaled": scaled}.items():
+    for name, preset in {**TASKS, "edit-scaled": scaled}.items():
         files.append(folder / f"{name}.json")
-        files[-1].write_text(json.dumps({"name": name, "steps": STEPS, **row}), "utf-8")
+        files[-1].write_text(json.dumps({"name": name, "steps": STEPS, **preset}), "utf-8")
     out = folder / architecture
     upcycle.write_random(architecture, out, tasks=["t2i", "fill", *map(str, files)])
     return out
 
 
-def without_zeros(whole: Path, out: Path) -> Path:
-    """A copy of a checkpoint of SDXL whose index wants the empty prompt encoded."""
-    shutil.copytree(whole, out)
+def without_zeros(folder: Path, out: Path) -> Path:
+    """Copy an SDXL checkpoint to ``out``, where its index has the empty prompt encoded."""
+    shutil.copytree(folder, out)
     index = json.loads((out / "model_index.json").read_text("utf-8"))
     index["force_zeros_for_empty_prompt"] = False
     (out / "model_index.json").write_text(json.dumps(index), "utf-8")
@@ -139,7 +140,7 @@ def without_zeros(whole: Path, out: Path) -> Path:
 
 
 def photo(height: int, width: int) -> Image.Image:
-    """A picture of smooth colours with some grain."""
+    """An image of smooth colours with some grain."""
     rows, columns = np.mgrid[0:height, 0:width] / width
     grain = np.random.default_rng(5).normal(0, 0.05, (height, width, 3))
     waves = np.stack([np.sin(9 * rows + k * columns) for k in (2, 5, 7)], -1) / 2 + 0.5
@@ -147,7 +148,7 @@ def photo(height: int, width: int) -> Image.Image:
 
 
 def mask(height: int, width: int) -> Image.Image:
-    """Grey values that rise from left to right: those from 128 on are repainted."""
+    """Grey values that rise from left to right; pixels from 128 on are repainted."""
     ramp = np.tile(np.linspace(0, 255, width), (height, 1))
     ramp[: height // 3] = 0
     return Image.fromarray(ramp.astype(np.uint8))
@@ -159,7 +160,7 @@ def noise() -> np.ndarray:
 
 
 def image_size(folder: Path) -> tuple[int, int]:
-    """Height and width in pixels of a picture whose latent is of the size ``LATENT``."""
+    """Height and width in pixels of an image whose latent has the size ``LATENT``."""
     config = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     return LATENT[0] * factor, LATENT[1] * factor
@@ -171,9 +172,9 @@ def image_size(folder: Path) -> tuple[int, int]:
 def export(
     folder: Path, task: str, out: Path, *, batch: int = 1, lora: Sequence[str] = ()
 ) -> runner.Loop:
-    """The loop of an ONNX float32 bundle of ``task``, made at ``out``."""
+    """Export ``task`` as an ONNX float32 bundle to ``out``; returns the loop of the bundle."""
     height, width = image_size(folder)
-    row = options.resolve(
+    plan = options.resolve(
         target="onnx",
         model=folder,
         task=task,
@@ -185,28 +186,28 @@ def export(
         lora=lora,
         out=out,
     )
-    return runner.open_loop(exporter.export(row))
+    return runner.open_loop(exporter.export(plan))
 
 
 def with_table(loop: runner.Loop, case: Case, folder: Path, scratch: Path) -> runner.Loop:
-    """The loop with the table that an export with the case's scheduler would have.
+    """The loop with the schedule that an export with the case's scheduler would have.
 
-    The checkpoint's own needs no change: its table is the one in the bundle.
+    For the checkpoint's own scheduler the loop is returned as it is.
     """
     path = Path("scheduler") / "scheduler_config.json"
     config = json.loads((folder / path).read_text("utf-8"))
-    own = (config["_class_name"], config.get("prediction_type", "epsilon"))
-    if own == (SCHEDULERS[case.scheduler][0], case.prediction):
+    exported = (config["_class_name"], config.get("prediction_type", "epsilon"))
+    if exported == (SCHEDULERS[case.scheduler][0], case.prediction):
         return loop
     (scratch / path).parent.mkdir(parents=True, exist_ok=True)
     config["prediction_type"] = case.prediction
     (scratch / path).write_text(json.dumps(config), "utf-8")
-    found = schedule.tables(schedule.load(scratch, case.scheduler), [STEPS])
-    return replace(loop, schedules=found)
+    schedules = schedule.tables(schedule.load(scratch, case.scheduler), [STEPS])
+    return replace(loop, schedules=schedules)
 
 
-def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Made:
-    """The picture of a prompt by a bundle."""
+def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Generated:
+    """What a bundle generates for a prompt."""
     height, width = loop.size
     request = denoising.Request(
         prompt=prompt,
@@ -216,14 +217,14 @@ def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Made:
         mask=images.fit_mask(mask(height, width), width, height),
     )
     latents, image = runner.generate(loop, request)
-    return Made(latent=latents[-1], image=np.clip(image, -1, 1))
+    return Generated(latent=latents[-1], image=np.clip(image, -1, 1))
 
 
 # --------------------------------------------------------------------------------------- theirs
 
 
 def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
-    """The checkpoint at ``folder`` as a pipeline of diffusers, the UNet folded for ``task``."""
+    """The checkpoint at ``folder`` as a diffusers pipeline, with its UNet folded for ``task``."""
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("unet"))
     exporter.save_folded(
         options.resolve(
@@ -246,52 +247,52 @@ def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
 
 
 def _without_variance(vae: Any) -> None:
-    """Let the posterior have no width, so that a pipeline that samples it gets its mode.
+    """Remove the posterior's variance, so that a pipeline that samples from it gets its mode.
 
-    The rows of the means, which are all that a bundle has, stay.
+    The channels of the mean, the only ones in a bundle, stay.
     """
-    rows = vae.config.latent_channels
+    means = vae.config.latent_channels
     with torch.no_grad():
-        vae.quant_conv.weight[rows:] = 0
-        vae.quant_conv.bias[rows:] = -30  # the least log variance that diffusers lets pass
+        vae.quant_conv.weight[means:] = 0
+        vae.quant_conv.bias[means:] = -30  # the lowest log variance that diffusers allows
 
 
-def by_diffusers(pipe: Any, case: Case, guidance: Guidance) -> Made:
-    """The picture of ``PROMPT`` by a pipeline, guided as our task is."""
-    one = 1.0  # the scale at which diffusers does not guide
+def by_diffusers(pipe: Any, case: Case, guidance: Guidance) -> Generated:
+    """What a diffusers pipeline generates for ``PROMPT``, guided as our task is."""
+    unguided = 1.0  # the scale at which diffusers does not guide
     name, settings = SCHEDULERS[case.scheduler]
-    config = pipe.stored_scheduler_config  # of the last case's scheduler there are left-overs
+    config = pipe.stored_scheduler_config  # pipe.scheduler may be the last case's
     pipe.scheduler = getattr(diffusers, name).from_config(
         config, prediction_type=case.prediction, **settings
     )
     height, width = pipe.stored_image_size
-    words: dict[str, Any] = {"height": height, "width": width}
+    arguments: dict[str, Any] = {"height": height, "width": width}
     if "Pix2Pix" in case.pipeline:
         image: Any = photo(height, width) if case.task != "edit-scaled" else _scaled_latent(pipe)
-        words = {"image": image, "image_guidance_scale": guidance.image or one}
+        arguments = {"image": image, "image_guidance_scale": guidance.image or unguided}
     elif "Inpaint" in case.pipeline:
-        words |= {"image": photo(height, width), "mask_image": mask(height, width)}
-        words["strength"] = 1.0
+        arguments |= {"image": photo(height, width), "mask_image": mask(height, width)}
+        arguments["strength"] = 1.0
     last: list[np.ndarray] = []
 
-    def keep(_pipe: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [given["latents"].numpy().copy()]
-        return given
+    def keep(_pipe: Any, _step: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+        last[:] = [state["latents"].numpy().copy()]
+        return state
 
-    found = pipe(
+    output = pipe(
         "" if case.task == "sr" else PROMPT,
         num_inference_steps=STEPS,
-        guidance_scale=guidance.text or one,
+        guidance_scale=guidance.text or unguided,
         latents=torch.from_numpy(noise()),
         callback_on_step_end=keep,
         output_type="pt",
-        **words,
+        **arguments,
     )
-    return Made(latent=last[0], image=found.images.numpy() * 2 - 1)
+    return Generated(latent=last[0], image=output.images.numpy() * 2 - 1)
 
 
 def _scaled_latent(pipe: Any) -> torch.Tensor:
-    """The image latent [1, 4, h, w] as other pipelines than InstructPix2Pix scale it."""
+    """The image latent [1, 4, h, w], scaled as in all pipelines but InstructPix2Pix."""
     with torch.no_grad():
         sample = pipe.image_processor.preprocess(photo(*pipe.stored_image_size))
         return pipe.vae.encode(sample).latent_dist.mode() * pipe.vae.config.scaling_factor
@@ -300,55 +301,55 @@ def _scaled_latent(pipe: Any) -> torch.Tensor:
 # ----------------------------------------------------------------------------------- comparisons
 
 
-def compare(wanted: Made, found: Made) -> Likeness:
-    """How near ours is to theirs."""
-    return Likeness(
-        latents_db=psnr(wanted.latent, found.latent), image_db=psnr(wanted.image, found.image)
+def compare(theirs: Generated, ours: Generated) -> Similarity:
+    """How close our result is to theirs."""
+    return Similarity(
+        latents_db=psnr(theirs.latent, ours.latent), image_db=psnr(theirs.image, ours.image)
     )
 
 
 class Pairs:
-    """Checkpoints, bundles and pipelines below a folder, each made once.
+    """Both sides of the cases: checkpoints, bundles and pipelines in one folder, each built once.
 
-    ``architecture`` is that of Stable Diffusion's checkpoints; SDXL's is ``tiny-sdxl``.
+    ``architecture`` is that of the SD checkpoints; the SDXL checkpoint is ``tiny-sdxl``.
     """
 
-    def __init__(self, home: Path, architecture: str = "tiny") -> None:
-        self.home, self.architecture = home, architecture
-        self.made: dict[str, Any] = {}
+    def __init__(self, root: Path, architecture: str = "tiny") -> None:
+        self.root, self.architecture = root, architecture
+        self._cache: dict[str, Any] = {}
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.made:
-            self.made[name] = make()
-        return self.made[name]
+        if name not in self._cache:
+            self._cache[name] = make()
+        return self._cache[name]
 
     def folder(self, case: Case) -> Path:
-        """The checkpoint."""
+        """The checkpoint of a case."""
         kind = "tiny-sdxl" if "XL" in case.pipeline else self.architecture
-        whole = self._once(kind, lambda: checkpoint(kind, self.home / kind))
+        folder = self._once(kind, lambda: checkpoint(kind, self.root / kind))
         if case.zeros:
-            return whole
+            return folder
         name = f"{kind}-encoded"
-        return self._once(name, lambda: without_zeros(whole, self.home / name))
+        return self._once(name, lambda: without_zeros(folder, self.root / name))
 
     def loop(self, case: Case) -> runner.Loop:
         """Our side of a case."""
         folder = self.folder(case)
         name = f"bundle-{folder.name}-{case.task}"
-        loop = self._once(name, lambda: export(folder, case.task, self.home / name))
-        return with_table(loop, case, folder, self.home / f"scheduler-{folder.name}-{case}")
+        loop = self._once(name, lambda: export(folder, case.task, self.root / name))
+        return with_table(loop, case, folder, self.root / f"scheduler-{folder.name}-{case}")
 
     def pipe(self, case: Case) -> Any:
         """Their side of a case."""
         folder = self.folder(case)
         name = f"{case.pipeline}-{folder.name}-{case.task}"
-        return self._once(name, lambda: stock(folder, case.task, case.pipeline, self.home / name))
+        return self._once(name, lambda: stock(folder, case.task, case.pipeline, self.root / name))
 
-    def make(self, case: Case) -> tuple[Made, Made]:
-        """Theirs and ours."""
+    def make(self, case: Case) -> tuple[Generated, Generated]:
+        """What diffusers generates for a case, and what the bundle does."""
         loop = self.loop(case)
         return by_diffusers(self.pipe(case), case, loop.task.guidance), by_us(loop)
 
-    def measure(self, case: Case) -> Likeness:
-        """Run both sides of a case."""
+    def measure(self, case: Case) -> Similarity:
+        """Run both sides of a case and compare them."""
         return compare(*self.make(case))

@@ -1,8 +1,8 @@
-"""Valid checkpoints and bundles, mutated at random, and what our own road makes of them.
+"""Valid checkpoints and bundles, mutated at random, and what the exporter makes of them.
 
-A mutant is a copy of a valid folder with one to three changes that a ``random.Random`` draws.
-:func:`attempt` and :func:`attempt_bundle` put it through the public functions; the only legal
-ends are an error of our tree with nothing left on disk, and a correct export. Used by
+A mutant is a copy of a valid folder with one to three changes drawn from a ``random.Random``.
+:func:`attempt` and :func:`attempt_bundle` put it through the public functions, which must either
+raise an ``MtuExportError`` and leave nothing on disk, or export correctly. Used by
 ``tests/exporter/test_mutations.py`` and ``benchmarks/mutations.py``.
 """
 

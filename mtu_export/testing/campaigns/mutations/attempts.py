@@ -1,4 +1,4 @@
-"""What our own road makes of a mutant: an error of our tree, or a correct export."""
+"""Export or verify a mutant, which must end in an ``MtuExportError`` or a correct result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 CORRECT = "correct export"
 VERIFIED = "verified"
-"""Ends of a checkpoint and of a bundle that are no error."""
+"""Outcomes without an error, for a checkpoint and for a bundle."""
 
 
 class Unexpected(Exception):
-    """An end that is neither an error of our tree nor a correct export."""
+    """An outcome that is neither an ``MtuExportError`` nor a correct result."""
 
 
-def _refused(error: Exception) -> str:
-    """The class of an error of ours, whose message must be one printable line."""
+def _error_class(error: Exception) -> str:
+    """Name of an error's class; its message must be one printable line."""
     text = str(error)
     if not text or not text.isprintable() or len(text) > 2000:
         raise Unexpected(f"{type(error).__name__} is not one printable line: {text!r:.200}")
@@ -30,21 +30,21 @@ def _inspect(folder: Path) -> None:
     from mtu_export.exporter import inspection
 
     if (folder / bundle.MANIFEST).is_file():
-        found = inspection.of_bundle(bundle.read(folder))
+        summary = inspection.of_bundle(bundle.read(folder))
     else:
-        found = inspection.of_checkpoint(checkpoint.locate(folder))
+        summary = inspection.of_checkpoint(checkpoint.locate(folder))
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        report.show(found)
+        report.show(summary)
     text.getvalue().encode("utf-8")
-    json.dumps(found).encode("utf-8")
+    json.dumps(summary).encode("utf-8")
 
 
-def attempt(folder: Path, task: str | None, target: str, home: Path) -> tuple[str, str]:
-    """Inspect and export a mutated checkpoint into the empty folder ``home``.
+def attempt(folder: Path, task: str | None, target: str, workspace: Path) -> tuple[str, str]:
+    """Inspect and export a mutated checkpoint into the empty folder ``workspace``.
 
-    The target is ``diffusers``, which is the fold alone, or one whose float32 bundle is proved:
-    ``onnx``, or ``reference`` where the toolchain is not what is tested. Returns the class of the
-    error, or ``CORRECT``, and the message. Raises ``Unexpected``.
+    ``target`` is ``diffusers``, which only folds, or one whose float32 bundle is proved: ``onnx``,
+    or ``reference`` if no toolchain is to be tested. Returns the error's class or ``CORRECT``, and
+    a message. Raises ``Unexpected``.
     """
     from mtu_export import exporter
     from mtu_export.exporter import options
@@ -52,44 +52,46 @@ def attempt(folder: Path, task: str | None, target: str, home: Path) -> tuple[st
 
     with contextlib.suppress(MtuExportError):
         _inspect(folder)
-    whole = target != "diffusers"
+    writes_bundle = target != "diffusers"
     try:
-        parts = ["unet"] if whole else ()
-        made = options.resolve(
+        parts = ["unet"] if writes_bundle else ()
+        plan = options.resolve(
             target=target,
             model=folder,
             task=task,
             scheme="fp32",
             components=parts,
-            out=home / "out",
+            out=workspace / "out",
         )
-        if max(made.height, made.width) > 256:  # a large latent is legal, and slow
-            made = options.resolve(
+        if max(plan.height, plan.width) > 256:  # a large latent is legal, but slow
+            plan = options.resolve(
                 target=target,
                 model=folder,
                 task=task,
                 components=parts,
-                out=made.out,
+                out=plan.out,
                 height=256,
                 width=256,
             )
-        if whole:
-            proof = exporter.export(made).proof
+        if writes_bundle:
+            proof = exporter.export(plan).proof
         else:
-            exporter.save_folded(made)
+            exporter.save_folded(plan)
     except MtuExportError as error:
-        if list(home.iterdir()):
+        if list(workspace.iterdir()):
             raise Unexpected(
-                f"left {sorted(p.name for p in home.iterdir())} after: {error}"
+                f"left {sorted(p.name for p in workspace.iterdir())} after: {error}"
             ) from None
-        return _refused(error), str(error)
-    if [path.name for path in home.iterdir()] != ["out"]:
-        raise Unexpected(f"left more than its output: {sorted(p.name for p in home.iterdir())}")
-    if whole:
-        if not all(row.passed for row in proof) or len(proof) != 2:
+        return _error_class(error), str(error)
+    if [path.name for path in workspace.iterdir()] != ["out"]:
+        raise Unexpected(
+            f"left more than its output: {sorted(p.name for p in workspace.iterdir())}"
+        )
+    if writes_bundle:
+        if not all(stage.passed for stage in proof) or len(proof) != 2:
             raise Unexpected(f"kept an export without proof: {proof}")
-        return CORRECT, ", ".join(f"{row.psnr_db} dB" for row in proof)
-    return CORRECT, _open_folded(home / "out")
+        return CORRECT, ", ".join(f"{stage.psnr_db} dB" for stage in proof)
+    return CORRECT, _open_folded(workspace / "out")
 
 
 def _open_folded(folder: Path) -> str:
@@ -105,7 +107,7 @@ def _open_folded(folder: Path) -> str:
 
 
 def attempt_bundle(folder: Path) -> tuple[str, str]:
-    """Inspect and verify a mutated bundle; as :func:`attempt`, with ``VERIFIED``."""
+    """Inspect and verify a mutated bundle; returns as :func:`attempt`, with ``VERIFIED``."""
     from mtu_export import bundle
     from mtu_export.bundle import metrics, verification
     from mtu_export.spec import MtuExportError, ParityError
@@ -118,7 +120,7 @@ def attempt_bundle(folder: Path) -> tuple[str, str]:
         if failed is not None:
             raise ParityError(failed)
     except MtuExportError as error:
-        return _refused(error), str(error)
+        return _error_class(error), str(error)
     finally:
         if sorted(folder.rglob("*")) != before:
             raise Unexpected("verify wrote into the bundle")

@@ -1,4 +1,4 @@
-"""A valid bundle, and random changes to a copy of it."""
+"""A valid bundle, and random changes to copies of it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from mtu_export.testing.campaigns.mutations.files import (
 from mtu_export.testing.campaigns.mutations.values import ODD
 
 
-def make_bundle(home: Path, checkpoint: Path) -> Path:
-    """A valid int8 ONNX bundle below ``home``."""
+def make_bundle(root: Path, checkpoint: Path) -> Path:
+    """A valid int8 ONNX bundle of ``checkpoint`` below ``root``; exported once."""
     from mtu_export import exporter
     from mtu_export.exporter import options
 
-    out = home / "edit-onnx-int8"
+    out = root / "edit-onnx-int8"
     if not out.is_dir():
-        words = {"target": "onnx", "task": "edit", "scheme": "int8", "out": out}
-        exporter.export(options.resolve(model=checkpoint, height=64, width=64, **words))  # type: ignore[arg-type]
+        plan = options.resolve(
+            model=checkpoint,
+            target="onnx",
+            task="edit",
+            scheme="int8",
+            height=64,
+            width=64,
+            out=out,
+        )
+        exporter.export(plan)
     return out
 
 
 def mutate_bundle(folder: Path, random: Random) -> str:
-    """Change a copy of a valid bundle in place; says what was changed."""
+    """Change a copy of a valid bundle in place; returns what was changed."""
     choice = random.randrange(9)
     if choice < 4:
         return _mutate_manifest(folder, random)
@@ -42,8 +50,8 @@ def mutate_bundle(folder: Path, random: Random) -> str:
         return "path of a part"
     if choice == 5:
         data = bytearray((folder / "manifest.json").read_bytes())
-        at = random.randrange(len(data))
-        data[at : at + 5] = pick(random, (b"", b"\xff", b"1", b'"', b"{"))
+        begin = random.randrange(len(data))
+        data[begin : begin + 5] = pick(random, (b"", b"\xff", b"1", b'"', b"{"))
         (folder / "manifest.json").write_bytes(data)
         return "bytes of the manifest"
     if choice == 6:

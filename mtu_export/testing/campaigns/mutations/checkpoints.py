@@ -1,4 +1,4 @@
-"""Valid checkpoints, and random changes to a copy of one."""
+"""Valid checkpoints, and random changes to copies of them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8, 8, 8], "scal
 SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1}
 
 
-def make_base(home: Path, name: str) -> Path:
-    """The valid checkpoint ``name`` of ``BASES`` below ``home``; made once."""
+def make_base(root: Path, name: str) -> Path:
+    """The valid checkpoint ``name`` of ``BASES`` below ``root``; written once."""
     from mtu_export import checkpoint
     from mtu_export.authoring import upcycle
     from mtu_export.checkpoint import pipeline_files
 
-    folder, draft = home / name, home / f"{name}.new"
+    folder, draft = root / name, root / f"{name}.new"
     if folder.is_dir():
         return folder
     shutil.rmtree(draft, ignore_errors=True)
@@ -47,35 +47,41 @@ def make_base(home: Path, name: str) -> Path:
     if name.endswith("-sharded"):
         whole = draft / "whole"
         (draft / "unet").rename(whole)
-        rows = checkpoint.headers(whole)
-        tensors = ((name, checkpoint.tensor(rows, name)) for name in rows)
+        headers = checkpoint.headers(whole)
+        tensors = ((name, checkpoint.tensor(headers, name)) for name in headers)
         config = json.loads((whole / "config.json").read_text("utf-8"))
         checkpoint.write(draft / "unet", config, tensors, shard_bytes=2_000_000)
         shutil.rmtree(whole)
-    for part, found in (("vae", VAE), ("scheduler", SCHEDULER)):
+    for part, part_config in (("vae", VAE), ("scheduler", SCHEDULER)):
         (draft / part).mkdir()
         path = draft / part / ("config.json" if part == "vae" else "scheduler_config.json")
-        path.write_text(json.dumps(found), "utf-8")
+        path.write_text(json.dumps(part_config), "utf-8")
     (draft / "LICENSE").write_text("as you like\n", "utf-8")
     draft.rename(folder)
     return folder
 
 
-def elsewhere(folder: Path, random: Random) -> str:
-    """Other parts of the pipeline folder."""
+def other_parts(folder: Path, random: Random) -> str:
+    """Change a file outside the UNet's folder."""
     key = pick(random, ("block_out_channels", "scaling_factor", "latent_channels"))
     value = pick(random, (*ODD, [1] * 6, [1] * 7, [1], 0.5, -0.18, 1e30, 4))
     if random.random() < 0.7:
         dump({**VAE, key: value}, folder / "vae" / "config.json")
         return f"vae {key}={value!r:.60}"
     name = pick(random, ("model_index.json", "scheduler/scheduler_config.json"))
-    rows = ({"_class_name": value}, {"unet": value}, [value], {"\ud800": 1}, {"../x": ["a", "b"]})
-    dump(pick(random, rows), folder / name)
+    documents = (
+        {"_class_name": value},
+        {"unet": value},
+        [value],
+        {"\ud800": 1},
+        {"../x": ["a", "b"]},
+    )
+    dump(pick(random, documents), folder / name)
     return f"{name} replaced"
 
 
 def links(folder: Path, random: Random) -> str:
-    """Links, folders, pipes and pickles where plain files should be."""
+    """Replace a plain file by a link, folder, pipe or pickle, or remove it."""
     names = ("unet/config.json", f"unet/{WEIGHTS}", "LICENSE", "vae/config.json", f"unet/{INDEX}")
     path = folder / pick(random, names)
     choice = pick(
@@ -91,8 +97,8 @@ def links(folder: Path, random: Random) -> str:
     elif choice == "pipe":
         os.mkfifo(path)
     elif choice != "gone":
-        ends = {"outside": "/etc/hostname", "loop": path.name, "nowhere": "/nowhere/x"}
-        path.symlink_to(ends.get(choice, "/dev/zero"))
+        targets = {"outside": "/etc/hostname", "loop": path.name, "nowhere": "/nowhere/x"}
+        path.symlink_to(targets.get(choice, "/dev/zero"))
     return f"{path.name} is {choice}"
 
 
@@ -106,26 +112,26 @@ _CHANGES: tuple[tuple[int, Callable[[Path, Random], str]], ...] = (
     (10, data),
     (2, dtype),
     (6, shards),
-    (5, elsewhere),
+    (5, other_parts),
     (5, links),
 )
-"""Weight and function of every kind of change."""
+"""(weight, function) of every kind of change."""
 
 
 _TOO_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-"""What a change raises where an earlier one left nothing that it could change."""
+"""Errors of a change that finds nothing left to change after an earlier one."""
 
 
 def mutate(folder: Path, random: Random) -> str:
-    """Change a copy of a valid checkpoint in place; says what was changed."""
+    """Change a copy of a valid checkpoint in place; returns what was changed."""
     weights = [weight for weight, _ in _CHANGES]
-    said = []
+    descriptions = []
     for _ in range(pick(random, (1, 1, 1, 2, 3))):
         change = random.choices(_CHANGES, weights)[0][1]
         try:
-            said.append(change(folder, random))
+            descriptions.append(change(folder, random))
         except (*_TOO_BROKEN, struct.error, SafetensorError):
-            if not said:
+            if not descriptions:
                 raise
             break
-    return "; ".join(said)
+    return "; ".join(descriptions)

@@ -1,4 +1,4 @@
-"""Changes to the JSON of a checkpoint: keys, tasks, bytes."""
+"""Changes to the JSON files of a checkpoint: keys, tasks, bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtu_export.testing.campaigns.mutations.values import ODD, OURS, STOCK
 
 
 def config_stock(folder: Path, random: Random) -> str:
-    """Keys that diffusers reads."""
+    """Change a key that diffusers reads."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, STOCK)
@@ -21,7 +21,7 @@ def config_stock(folder: Path, random: Random) -> str:
 
 
 def config_ours(folder: Path, random: Random) -> str:
-    """Keys of experts, routers and tasks."""
+    """Change a key of experts, routers or tasks."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, OURS)
@@ -31,7 +31,7 @@ def config_ours(folder: Path, random: Random) -> str:
 
 
 def config_keys(folder: Path, random: Random) -> str:
-    """A key goes, or one that nobody knows comes."""
+    """Remove a key, or add an unknown one."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     if random.random() < 0.7:
@@ -45,11 +45,15 @@ def config_keys(folder: Path, random: Random) -> str:
 
 
 def config_task(folder: Path, random: Random) -> str:
-    """Something inside ``tasks``: doubled, renamed, retyped, taken away."""
+    """Change something inside ``tasks``: duplicate, rename, retype or remove it."""
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text("utf-8"))
     tasks = config.get("tasks")
-    if not isinstance(tasks, list) or not all(isinstance(row, dict) for row in tasks) or not tasks:
+    if (
+        not isinstance(tasks, list)
+        or not all(isinstance(task, dict) for task in tasks)
+        or not tasks
+    ):
         return "no tasks"
     choice = random.randrange(6)
     if choice == 0:
@@ -60,8 +64,8 @@ def config_task(folder: Path, random: Random) -> str:
         names = ("t2i", "weight", "training", "forward", "..", "a/b", "A" * 65, "edit ", "x", 5)
         pick(random, tasks)["name"] = pick(random, names)
     elif choice == 3:
-        row = pick(random, tasks)
-        row["guidance"] = pick(
+        task = pick(random, tasks)
+        task["guidance"] = pick(
             random,
             (
                 {"kind": "text"},
@@ -77,8 +81,8 @@ def config_task(folder: Path, random: Random) -> str:
             ),
         )
     elif choice == 4:
-        row = pick(random, tasks)
-        row["conditioning"] = pick(
+        task = pick(random, tasks)
+        task["conditioning"] = pick(
             random,
             (
                 [{"kind": "mask", "channels": 2}],
@@ -104,7 +108,7 @@ def config_task(folder: Path, random: Random) -> str:
 
 
 def json_bytes(folder: Path, random: Random) -> str:
-    """Bytes of a JSON file cut, flipped, inserted, or a file that is no JSON at all."""
+    """Cut, flip, insert or delete bytes of a JSON file, or replace it by something else."""
     names = ["unet/config.json"] * 3 + [f"unet/{INDEX}", "vae/config.json", "model_index.json"]
     path = folder / pick(random, names)
     if not path.is_file():
@@ -116,8 +120,10 @@ def json_bytes(folder: Path, random: Random) -> str:
     elif choice == 1 and data:
         data[random.randrange(len(data))] ^= 1 << random.randrange(8)
     elif choice == 2:
-        at = random.randrange(len(data) + 1)
-        data[at:at] = pick(random, (b"\0", b"\xff", b'"', b"}", b"9" * 5000, b"-", b"NaN", b",{"))
+        begin = random.randrange(len(data) + 1)
+        data[begin:begin] = pick(
+            random, (b"\0", b"\xff", b'"', b"}", b"9" * 5000, b"-", b"NaN", b",{")
+        )
     elif choice == 3:
         data = bytearray(pick(random, (b"[" * 100_000, b"[]", b"null", b'"x"', b"\xef\xbb\xbf{}")))
     elif choice == 4:

@@ -1,11 +1,11 @@
-"""JSON and safetensors files read and written carelessly, as a mutation needs it."""
+"""Read and write JSON and safetensors files without any checks, as mutations need it."""
 
 from __future__ import annotations
 
 import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,35 +14,35 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def pick(random: Random, rows: Any) -> Any:
-    """One of what can be iterated over."""
-    return random.choice(list(rows))
+def pick(random: Random, choices: Iterable[Any]) -> Any:
+    """A random element of an iterable."""
+    return random.choice(list(choices))
 
 
-def dump(found: Any, path: Path) -> None:
-    """JSON as a careless writer would: NaN, lone surrogates and huge integers included."""
-    before = sys.get_int_max_str_digits()
+def dump(document: Any, path: Path) -> None:
+    """Write JSON as a careless program would, with NaN, lone surrogates and huge integers."""
+    limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
-        path.write_text(json.dumps(found), "utf-8")
+        path.write_text(json.dumps(document), "utf-8")
     finally:
-        sys.set_int_max_str_digits(before)
+        sys.set_int_max_str_digits(limit)
 
 
-def slot(random: Random, found: Any) -> tuple[Any, Any]:
-    """A container somewhere inside a JSON value, and one of its keys or positions."""
+def slot(random: Random, document: Any) -> tuple[Any, Any]:
+    """A random container inside a JSON document, and one of its keys or indices."""
     places = []
-    stack = [found]
+    stack = [document]
     while stack:
         node = stack.pop()
-        rows = list(node.items() if isinstance(node, dict) else enumerate(node))
-        places += [(node, key) for key, _ in rows]
-        stack += [value for _, value in rows if isinstance(value, (dict, list))]
+        items = list(node.items() if isinstance(node, dict) else enumerate(node))
+        places += [(node, key) for key, _ in items]
+        stack += [value for _, value in items if isinstance(value, (dict, list))]
     return pick(random, places)
 
 
 def safetensors(path: Path) -> tuple[dict[str, Any], bytearray]:
-    """Header and data of a file."""
+    """Header and data of a safetensors file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
@@ -51,6 +51,6 @@ def safetensors(path: Path) -> tuple[dict[str, Any], bytearray]:
 def write_safetensors(
     path: Path, header: Mapping[str, Any] | bytes, data: bytes | bytearray
 ) -> None:
-    """Write a file with a header as it is given, legal or not."""
+    """Write a safetensors file with any header, legal or not."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -1,4 +1,4 @@
-"""Values that are wrong for a key, or that change what a UNet computes."""
+"""Values that are wrong for a config key, or that change what a UNet computes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ STOCK: Mapping[str, tuple[Any, ...]] = {
     "upcast_attention": (True, "x"),
     "use_linear_projection": (True, False, "x"),
 }
-"""Keys of a stock UNet, with values that change its mathematics, its shapes or its inputs."""
+"""Keys of a stock UNet, with values that change its computation, shapes or inputs."""
 OURS: Mapping[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DConditionModel", "XUNet2DConditionModel", "x", None, "../x", ["MTU"]),
     "_diffusers_version": ("0.0.1", 5, None, "x"),

@@ -1,4 +1,4 @@
-"""Changes to the weights of a checkpoint: headers, data, shards."""
+"""Changes to the weight files of a checkpoint: headers, data, shards."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ def _weights(folder: Path, random: Random) -> Path:
 
 
 def header(folder: Path, random: Random) -> str:
-    """One row of a safetensors header: name, dtype, shape, offsets."""
+    """Change one entry of a safetensors header: name, dtype, shape or offsets."""
     path = _weights(folder, random)
     header, data = safetensors(path)
     name = pick(random, [key for key in header if key != "__metadata__"])
-    row = header[name]
+    entry = header[name]
     choice = random.randrange(12)
     if choice == 0:
         header[pick(random, ("x", name + "x", "", "a\nb", "\x1b[2J", "é" * 300))] = header.pop(name)
     elif choice == 1:
-        row["dtype"] = pick(
+        entry["dtype"] = pick(
             random, ("I32", "I64", "U8", "BOOL", "F8_E4M3", "F16", "x", 4, None, [])
         )
     elif choice == 2:
         odd = ([], [0], [-1], [1.5], ["1"], [2**62, 2**62], [True], "x", None, [1] * 70, 4)
-        row["shape"] = pick(random, (row["shape"][::-1], [*row["shape"], 1], *odd))
+        entry["shape"] = pick(random, (entry["shape"][::-1], [*entry["shape"], 1], *odd))
     elif choice == 3:
-        begin, end = row["data_offsets"]
+        begin, end = entry["data_offsets"]
         odd = ([end, begin], [begin + 4, end + 4], [begin, end - 4], [begin, 2**60], [-4, end], [0])
-        row["data_offsets"] = pick(random, (*odd, ["0", "4"], None, [begin, end, end], [0.0, 4.0]))
+        odd += (["0", "4"], None, [begin, end, end], [0.0, 4.0])
+        entry["data_offsets"] = pick(random, odd)
     elif choice == 4:
         other = pick(random, [key for key in header if key not in ("__metadata__", name)])
-        row["data_offsets"] = header[other]["data_offsets"]
+        entry["data_offsets"] = header[other]["data_offsets"]
     elif choice == 5:
         text = json.dumps(header)
-        twin = json.dumps({name: {**row, "data_offsets": [0, row["data_offsets"][1]]}})
-        same = json.dumps({name: row})
-        extra = pick(random, (twin, same))[1:-1]
+        moved = json.dumps({name: {**entry, "data_offsets": [0, entry["data_offsets"][1]]}})
+        same = json.dumps({name: entry})
+        extra = pick(random, (moved, same))[1:-1]
         write_safetensors(path, f"{text[:-1]}, {extra}}}".encode(), bytes(data))
         return f"header: {name} twice"
     elif choice == 6:
@@ -79,7 +80,7 @@ def header(folder: Path, random: Random) -> str:
 
 
 def data(folder: Path, random: Random) -> str:
-    """Values of one tensor, or the length of the file."""
+    """Change the values of a tensor, or the length of the file."""
     import numpy as np
 
     path = _weights(folder, random)
@@ -120,41 +121,41 @@ def data(folder: Path, random: Random) -> str:
 
 
 def dtype(folder: Path, random: Random) -> str:
-    """All tensors of one file in another dtype, legal or not."""
+    """Convert all tensors of one file to another dtype, legal or not."""
     import torch
     from safetensors.torch import load_file, save_file
 
     path = _weights(folder, random)
     dtype = pick(random, ("float16", "bfloat16", "float64", "int8", "int32", "uint8", "bool"))
-    rows = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
-    save_file(rows, path)
+    tensors = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
+    save_file(tensors, path)
     return f"data: dtype {dtype}"
 
 
 def shards(folder: Path, random: Random) -> str:
-    """The index of shards: paths that leave, shards that lack, names that nobody holds."""
-    home = folder / "unet"
-    path = home / INDEX
-    names = sorted(p.name for p in home.glob("*.safetensors"))
-    found: dict[str, Any] = {"metadata": {}, "weight_map": dict.fromkeys(("a", "b"), names[0])}
+    """Change the shard index (paths that escape, names in no shard), or delete a shard."""
+    unet = folder / "unet"
+    path = unet / INDEX
+    names = sorted(p.name for p in unet.glob("*.safetensors"))
+    index: dict[str, Any] = {"metadata": {}, "weight_map": dict.fromkeys(("a", "b"), names[0])}
     if path.is_file():
-        found = json.loads(path.read_text("utf-8"))
-    rows = found["weight_map"]
-    name = pick(random, rows)
+        index = json.loads(path.read_text("utf-8"))
+    weight_map = index["weight_map"]
+    name = pick(random, weight_map)
     choice = random.randrange(6)
     if choice == 0:
         tricks = ("../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "..", "", "x.bin")
         more = ("\0.safetensors", "é" * 190 + ".safetensors", 5, None, [], names[0] + "/", "~")
-        rows[name] = pick(random, (*tricks, *more))
+        weight_map[name] = pick(random, (*tricks, *more))
     elif choice == 1:
-        (home / pick(random, names)).unlink()
+        (unet / pick(random, names)).unlink()
     elif choice == 2:
-        rows[name] = pick(random, names)
+        weight_map[name] = pick(random, names)
     elif choice == 3:
-        rows[pick(random, ("extra", "", "\x1b"))] = pick(random, names)
+        weight_map[pick(random, ("extra", "", "\x1b"))] = pick(random, names)
     elif choice == 4:
-        del rows[name]
+        del weight_map[name]
     else:
-        found["weight_map"] = pick(random, ([], {}, None, "x", {"a": {}}))
-    dump(found, path)
+        index["weight_map"] = pick(random, ([], {}, None, "x", {"a": {}}))
+    dump(index, path)
     return f"index of shards ({choice})"
