@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,11 +51,12 @@ def test_the_loop_is_that_of_diffusers(pairs: pipelines.Pairs, case: pipelines.C
 
 
 @pytest.mark.parametrize("case", pipelines.CASES[:1], ids=str)
-def test_the_floor_tells_prompts_and_guidance_apart(
-    pairs: pipelines.Pairs, case: pipelines.Case
-) -> None:
-    """One other word, or a scale of 7.4 for 7.5, is below the floor that the cases keep."""
-    loop = pairs.loop(case)
+def test_the_floor_tells_prompts_and_guidance_apart(tmp_path: Path, case: pipelines.Case) -> None:
+    """One other word, or a scale of 7.4 for 7.5, is below the floor that the cases keep.
+
+    With ``tiny``: what an ``atom`` makes hardly depends on the prompt.
+    """
+    loop = pipelines.Pairs(tmp_path, "tiny").loop(case)
     wanted = pipelines.by_us(loop)
     other = pipelines.by_us(loop, pipelines.PROMPT.replace("table", "chair"))
     assert pipelines.compare(wanted, other).latents_db < 45

@@ -198,7 +198,9 @@ def test_the_same_export_from_elsewhere_is_the_same(
     assert mark(resolved(moved, tmp_path / "x", lora=["other.safetensors:0.4"])) != before
     assert mark(resolved(moved, tmp_path / "x")) != before
     for change in ({"seed": 1}, {"batch": 2}, {"min_psnr": 9.0}, {"scheme": "int8"}):
-        assert mark(resolved(moved, Path("out"), lora=two.loras, **change)) != before
+        assert (
+            mark(resolved(moved, Path("out"), lora=["other.safetensors:0.5"], **change)) != before
+        )
 
 
 def test_an_export_is_taken_up_with_a_checkpoint_that_was_moved(
@@ -386,7 +388,7 @@ def test_the_message_of_ctrl_c_says_how_to_go_on(
         cli.main()
     (line,) = capfd.readouterr().err.splitlines()
     assert end.value.code == 130
-    wanted = "finished parts are kept, the same command with --skip-existing goes on"
+    wanted = "finished parts are kept: the same command with --skip-existing continues"
     assert line == f"error: interrupted; {wanted if keep else 'nothing was written'}"
 
 

@@ -137,7 +137,7 @@ def test_an_override_of_no_layer_is_refused_before_the_model_is_loaded(
     assert [stage.partition(" ")[0] for stage in stages] == ["compare", "import", "probe"]
 
 
-@pytest.mark.parametrize("pattern", ["", "(", "(a+)+$", "(.+)+X", "a*{3}", "x" * 300])
+@pytest.mark.parametrize("pattern", ["", "(", "a{2000}", r"(a)\1", "(?=a)", "x" * 301])
 def test_patterns_that_cannot_be_are_refused(pattern: str, atom: Path) -> None:
     with pytest.raises(PlanError, match="--keep-float"):
         options.resolve(

@@ -27,7 +27,7 @@ BASES = ("tiny", "tiny-sharded", "tiny-sdxl", "tiny-sdxl-sharded")
 """Valid checkpoints: SD and SDXL, each as one file and as shards."""
 TASKS = ("t2i", "edit", "inpaint", "fill")
 VAE = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8, 8, 8], "scaling_factor": 0.18}
-SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1}
+SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False}
 
 
 def make_base(root: Path, name: str) -> Path:
