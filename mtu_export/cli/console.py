@@ -99,7 +99,8 @@ class Console:
             yield
         seconds = time.monotonic() - start
         took = f"{seconds:.0f} s" if seconds >= _SLOW_SECONDS else ""
-        rich.print(Text.assemble(("✓ ", "green"), name, (f" {took}" if took else "", "dim")))
+        line = Text.assemble(("✓ ", "green"), name, (f" {took}" if took else "", "dim"))
+        rich.print(line, soft_wrap=True)
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[..., None]]:

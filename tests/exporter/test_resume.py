@@ -324,7 +324,7 @@ def test_a_failure_keeps_the_finished_parts_too(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Path(shutil.copytree(stopped, tmp_path / "home"))
-    monkeypatch.setattr(manifest, "describe", lambda *words: 1 / 0)
+    monkeypatch.setattr(manifest, "describe", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         exporter.export(resolved(pipeline, home / "out"))
     assert (draft_of(home) / ".state" / "vae_encoder.json").is_file()
