@@ -113,8 +113,9 @@ def failure(verdicts: Sequence[Verdict]) -> str | None:
     for verdict in verdicts:
         if verdict.passed is False:
             where = f"{verdict.component} of task {verdict.task!r}"
-            figures = f"{verdict.psnr_db:.1f} dB, floor {verdict.floor_db:g} dB"
-            texts = (None if verdict.psnr_db is None else figures, verdict.reason)
-            why = "; ".join(text for text in texts if text)
+            texts = [] if verdict.reason is None else [verdict.reason]
+            if verdict.psnr_db is not None:
+                texts.insert(0, f"{verdict.psnr_db:.1f} dB, floor {verdict.floor_db:g} dB")
+            why = "; ".join(texts)
             return f"{where} ({verdict.stage}, {verdict.runner}): {why}"
     return None

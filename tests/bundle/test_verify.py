@@ -53,3 +53,12 @@ def test_not_run_is_never_a_pass() -> None:
     row = metrics.not_run(component="unet", task="t", stage="r", floor_db=1, reason="no Mac")
     assert row.passed is None
     assert metrics.failure([row]) is None
+
+
+def test_a_verdict_without_a_figure_is_a_line_too() -> None:
+    """NaN has no PSNR: the reason alone is shown."""
+    given = {"component": "unet", "task": "edit", "stage": "folded", "floor_db": 90.0}
+    verdict = metrics.broken(**given, runner="torch", reason="NaN first appears in conv_in")
+    assert metrics.failure([verdict]) == (
+        "unet of task 'edit' (folded, torch): NaN first appears in conv_in"
+    )
