@@ -52,7 +52,7 @@ test-all: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(PYTEST) -m "not slow"
 
 ## The fast tests on every Python that is supported, in environments of their own. pyenv's are
