@@ -23,7 +23,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "": (set(), set()),  # the package itself: its version, and the public names, imported late
     "spec": (set(), set()),
     "storage": ({"spec"}, set()),
-    "checkpoint": ({"spec"}, set()),
+    "checkpoint": ({"spec"}, PYDANTIC),
     "graph": ({"spec"}, {"torch"}),
     "models": ({"spec", "checkpoint", "graph"}, {"torch", "diffusers", "transformers"}),
     "targets": ({"spec"}, set()),
@@ -46,7 +46,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "authoring": (
         {"spec", "storage", "checkpoint", "graph", "models", "testing"},
-        {"torch", "safetensors"},
+        {"torch", "safetensors"} | PYDANTIC,
     ),
     "training": (
         {"spec", "storage", "checkpoint", "graph", "models", "bundle", "authoring"},

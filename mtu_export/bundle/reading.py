@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from mtu_export import checkpoint
 from mtu_export.bundle.kinds import SCHEMA
 from mtu_export.bundle.manifest import Manifest
 from mtu_export.bundle.paths import MANIFEST
-from mtu_export.spec import BundleError, shown
+from mtu_export.checkpoint.validation import error_line
+from mtu_export.spec import BundleError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 LIMIT = 4_000_000
@@ -64,8 +64,7 @@ def validated(model: type[_Model], text: str) -> _Model:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise BundleError(f"{MANIFEST}: {error_line(first, json.loads(text))}") from None
+        raise BundleError(f"{MANIFEST}: {error_line(error, json.loads(text))}") from None
 
 
 @contextmanager
@@ -78,7 +77,7 @@ def refuse_invalid_records() -> Iterator[None]:
         document = first["input"]
         for key in reversed(first["loc"]):
             document = {key: document}
-        line = error_line(first, document)
+        line = error_line(error, document)
         raise BundleError(f"{MANIFEST}: {error.title}: {line}") from None
 
 
@@ -88,58 +87,3 @@ def _depth(node: Any) -> int:
     elif not isinstance(node, list):
         return 0
     return 1 + max(map(_depth, node), default=0)
-
-
-# ------------------------------------------------------------------------------ error messages
-
-
-def _figure(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
-
-
-def _items(count: int) -> str:
-    return "1 item" if count == 1 else f"{count:,} items"
-
-
-_MESSAGES: Mapping[str, str | Callable[[Mapping[str, Any]], str]] = {
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "greater_than": lambda ctx: f"must be greater than {ctx['gt']:g}",
-    "greater_than_equal": lambda ctx: f"must be at least {_figure(ctx['ge'])}",
-    "less_than_equal": lambda ctx: f"must be at most {_figure(ctx['le'])}",
-    "too_short": lambda ctx: f"must have at least {_items(ctx['min_length'])}",
-    "too_long": lambda ctx: f"must have at most {_items(ctx['max_length'])}",
-    "string_too_short": lambda ctx: f"must have at least {ctx['min_length']} character",
-    "string_too_long": lambda ctx: f"must have at most {ctx['max_length']} characters",
-    "string_pattern_mismatch": lambda ctx: f"must match {ctx['pattern']}",
-    "literal_error": lambda ctx: f"must be {ctx['expected']}",
-    "union_tag_invalid": lambda ctx: f"must be {ctx['expected_tags']}",
-}
-"""What a value must be, by pydantic's type of error."""
-
-
-def error_line(error: ErrorDetails, document: Any) -> str:
-    """One error of pydantic as ``parts[0].cost.parameters: must be an integer, got 'x'``."""
-    kind, keys, context = error["type"], error["loc"], error.get("ctx", {})
-    place, node, value = "", document, error["input"]
-    for key in keys[:-1] if kind == "missing" else keys:
-        if isinstance(node, dict) and isinstance(key, str) and key in node:
-            node, place = node[key], f"{place}.{key}" if place else key
-        elif isinstance(node, list) and isinstance(key, int):
-            node, place = node[key], f"{place}[{key}]"
-        # other keys are pydantic's own: the kind of a union, and "[key]" for a key itself
-    if kind == "union_tag_invalid":
-        place, value = f"{place}.kind", context["tag"]
-    where = f"{place[:200]}: " if place else ""
-    if kind in ("missing", "union_tag_not_found"):
-        return f"{where}key {str(keys[-1]) if kind == 'missing' else 'kind'!r} is missing"
-    message = _MESSAGES.get(kind, error["msg"])
-    return f"{where}{message if isinstance(message, str) else message(context)}, got {shown(value)}"

@@ -18,6 +18,7 @@ from mtu_export.checkpoint.config import (
     read_config,
     rescale,
     stock_config,
+    task_from_json,
     tasks,
     without_training_keys,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "stays_inside",
     "stock_config",
     "strict_json",
+    "task_from_json",
     "tasks",
     "tensor",
     "weight_files",

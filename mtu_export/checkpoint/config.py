@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from mtu_export.checkpoint.folder import read_json
 from mtu_export.checkpoint.layout import PipelineLayout
-from mtu_export.spec import CheckpointError, Task, shown
+from mtu_export.checkpoint.validation import StrictModel, legal, refused, validate
+from mtu_export.spec import CheckpointError, Conditioning, Guidance, Task, shown
 
 FORMAT = 1
 MTU_KEYS = (
@@ -47,98 +50,16 @@ TRAINING_KEYS = (
 """Keys that diffusers' training (``EMAModel.save_pretrained``) leaves in a part's config.
 
 diffusers ignores them when it loads the part, and so does everything here."""
-_UNSUPPORTED_INPUTS: Mapping[str, tuple[Any, ...]] = {
-    "addition_embed_type": (None, "text_time"),
-    "attention_type": ("default", None),
-    "class_embed_type": (None,),
-    "class_embeddings_concat": (False, None),
-    "dual_cross_attention": (False, None),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "num_class_embeds": (None,),
-    "time_cond_proj_dim": (None,),
-}
-"""Stock keys whose other values need inputs that no export has, with the legal values."""
-_TEXT_TIME = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
-_COUNTS = (
-    "attention_head_dim",
-    "layers_per_block",
-    "norm_num_groups",
-    "num_attention_heads",
-    "sample_size",
-    "transformer_layers_per_block",
-)
-"""Stock keys that are a positive integer, a list of such, or None."""
-_FLAGS = (
-    "center_input_sample",
-    "flip_sin_to_cos",
-    "mid_block_only_cross_attention",
-    "resnet_skip_time_act",
-    "upcast_attention",
-    "use_linear_projection",
-)
-_NUMBERS = (
-    "dropout",
-    "freq_shift",
-    "mid_block_scale_factor",
-    "norm_eps",
-    "resnet_out_scale_factor",
-)
-_LARGEST = 2**24
-_DEEPEST = 128
+_LARGEST, _DEEPEST = 2**24, 128
 _MOST_BLOCKS = 2048
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``unet/config.json`` with the stock defaults; format, family, sizes and VAE are checked."""
-    if not (folder / "unet").is_dir():
-        if (folder / "config.json").is_file():
-            family(read_json(folder / "config.json"))  # says what to do with a dense UNet's folder
-        raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
-    config = {**STOCK_DEFAULTS, **without_training_keys(read_json(folder / "unet" / "config.json"))}
-    family(config)
-    _check_format(config)
-    check_sizes(config)
-    _ = PipelineLayout.read(folder, config).scaling_factor  # refuses one out of range
-    return config
-
-
-def without_training_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's config without :data:`TRAINING_KEYS`."""
-    return {key: value for key, value in config.items() if key not in TRAINING_KEYS}
-
-
-def check_sizes(config: Mapping[str, Any]) -> None:
-    """Refuse sizes of another type than a UNet's, or absurd ones, before anything is built."""
-    for key in ("in_channels", "out_channels", "cross_attention_dim"):
-        value = config.get(key, STOCK_DEFAULTS[key])
-        if not _is_size(value):
-            raise CheckpointError(f"{WHERE}: {key} must be a positive integer, got {shown(value)}")
-    levels = config.get("block_out_channels", STOCK_DEFAULTS["block_out_channels"])
-    if not isinstance(levels, (list, tuple)) or not levels or not all(map(_is_size, levels)):
-        raise CheckpointError(f"{WHERE}: block_out_channels must be a list of positive integers")
-    for key, value in config.items():
-        deep = key.endswith(("layers_per_block", "num_experts"))
-        for entry in _flattened(value):
-            nested = isinstance(entry, (list, tuple))
-            if key in _COUNTS and not (entry is None or nested or _is_size(entry)):
-                raise CheckpointError(
-                    f"{WHERE}: {key} must be a positive integer or a list of such, "
-                    f"got {shown(value)}"
-                )
-            if isinstance(entry, int) and abs(entry) > _LARGEST:
-                raise CheckpointError(f"{WHERE}: {key} is absurdly large: {shown(entry)}")
-            if (deep and isinstance(entry, int) and entry > _DEEPEST) or (
-                isinstance(entry, (list, tuple)) and len(entry) > 4096
-            ):
-                raise CheckpointError(f"{WHERE}: {key} is absurdly large")
-    layers = _largest(config.get("layers_per_block", 2))
-    blocks = len(levels) * layers * _largest(config.get("transformer_layers_per_block", 1))
-    if blocks > _MOST_BLOCKS:
-        raise CheckpointError(
-            f"{WHERE}: layers_per_block and transformer_layers_per_block are "
-            f"absurdly large: about {blocks:,} blocks, at most {_MOST_BLOCKS:,} are read"
-        )
+def _bounded(value: Any) -> Any:
+    """Refuse integers of an absurd size, at any depth."""
+    for entry in _flattened(value):
+        if isinstance(entry, int) and abs(entry) > _LARGEST:
+            raise refused(f"must be at most {_LARGEST:,}")
+    return value
 
 
 def _flattened(value: Any) -> Iterator[Any]:
@@ -150,24 +71,192 @@ def _flattened(value: Any) -> Iterator[Any]:
         pending += entry if isinstance(entry, (list, tuple)) else ()
 
 
+_Size = Annotated[int, Field(ge=1, le=_LARGEST)]
+_Depth = Annotated[int, Field(ge=1, le=_DEEPEST)]
+Size = Annotated[_Size, legal(f"a positive integer, at most {_LARGEST:,}")]
+Depth = Annotated[_Depth, legal(f"a positive integer, at most {_DEEPEST}")]
+Levels = Annotated[
+    Sequence[_Size], Field(min_length=1), legal(f"a list of positive integers up to {_LARGEST:,}")
+]
+Sizes = Annotated[
+    _Size | Sequence[_Size | Sequence[_Size]] | None,
+    legal(f"a positive integer or a list of such, at most {_LARGEST:,}"),
+]
+Depths = Annotated[
+    _Depth | Sequence[_Depth | Sequence[_Depth]] | None,
+    legal(f"a positive integer or a list of such, at most {_DEEPEST}"),
+]
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST), legal("a number")]
+Flag = bool | None
+_NO_INPUT = "; others need an input that no export has"
+NoInput = Annotated[None, legal("null" + _NO_INPUT)]
+NotTrue = Annotated[Literal[False] | None, legal("false" + _NO_INPUT)]
+NotGated = Annotated[Literal["default"] | None, legal('"default"' + _NO_INPUT)]
+TextTime = Annotated[Literal["text_time"] | None, legal('null or "text_time"' + _NO_INPUT)]
+
+
+class StockConfig(StrictModel):
+    """The keys of a stock UNet's config that are checked; diffusers knows more of them."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_bounded)]]
+
+    in_channels: Size = STOCK_DEFAULTS["in_channels"]
+    out_channels: Size = STOCK_DEFAULTS["out_channels"]
+    cross_attention_dim: Size = STOCK_DEFAULTS["cross_attention_dim"]
+    block_out_channels: Levels = STOCK_DEFAULTS["block_out_channels"]
+    sample_size: Sizes = None
+    attention_head_dim: Sizes = 8
+    num_attention_heads: Sizes = None
+    norm_num_groups: Sizes = 32
+    layers_per_block: Depths = 2
+    transformer_layers_per_block: Depths = 1
+    reverse_transformer_layers_per_block: Depths = None
+    center_input_sample: Flag = False
+    flip_sin_to_cos: Flag = True
+    mid_block_only_cross_attention: Flag = None
+    resnet_skip_time_act: Flag = False
+    upcast_attention: Flag = False
+    use_linear_projection: Flag = False
+    dropout: Number = 0.0
+    freq_shift: Number = 0
+    mid_block_scale_factor: Number = 1
+    norm_eps: Number = 1e-5
+    resnet_out_scale_factor: Number = 1.0
+    addition_embed_type: TextTime = None
+    addition_time_embed_dim: Size | None = None
+    projection_class_embeddings_input_dim: Size | None = None
+    attention_type: NotGated = "default"
+    class_embed_type: NoInput = None
+    class_embeddings_concat: NotTrue = False
+    dual_cross_attention: NotTrue = False
+    encoder_hid_dim: NoInput = None
+    encoder_hid_dim_type: NoInput = None
+    num_class_embeds: NoInput = None
+    time_cond_proj_dim: NoInput = None
+
+    @model_validator(mode="after")
+    def _validate_together(self) -> StockConfig:
+        depths = (self.layers_per_block, self.transformer_layers_per_block)
+        blocks = len(self.block_out_channels) * prod(map(_largest, depths))
+        if blocks > _MOST_BLOCKS:
+            raise refused(
+                "layers_per_block and transformer_layers_per_block are absurdly large: about "
+                f"{blocks:,} blocks, at most {_MOST_BLOCKS:,} are read"
+            )
+        time, total = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+        is_text_time = self.addition_embed_type == "text_time"
+        if is_text_time and not (time and total and total > 6 * time):
+            raise refused(
+                "projection_class_embeddings_input_dim must be the width of the pooled text and 6 "
+                f"times addition_time_embed_dim, got {shown(total)} and {shown(time)}"
+            )
+        return self
+
+
+class ConditioningEntry(StrictModel):
+    """An entry of a task's ``conditioning``."""
+
+    kind: str
+    channels: int
+    scaled: bool = True
+
+
+class GuidanceEntry(StrictModel):
+    """A task's ``guidance``."""
+
+    kind: str
+    text: float | None = None
+    image: float | None = None
+
+
+class TaskEntry(StrictModel):
+    """A task object, in ``unet/config.json`` or in a file of its own."""
+
+    name: str
+    conditioning: Sequence[ConditioningEntry]
+    guidance: GuidanceEntry
+    steps: int
+    prompt: str | None = None
+
+    def task(self, index: int) -> Task:
+        """The task with this row of the embedding; raises ``CheckpointError``."""
+        entries = (entry.model_dump() for entry in self.conditioning)
+        return Task(
+            name=self.name,
+            index=index,
+            conditioning=tuple(Conditioning(**entry) for entry in entries),
+            guidance=Guidance(**self.guidance.model_dump()),
+            steps=self.steps,
+            prompt=self.prompt,
+        )
+
+
+class Config(StockConfig):
+    """``unet/config.json`` of format 1; :func:`check_config` refuses the keys that no UNet has."""
+
+    mtu_format: Literal[1]
+    num_experts: Depth
+    task_embedding_dim: Size
+    router_hidden_dim: Size
+    tasks: Annotated[Sequence[TaskEntry], Field(min_length=1)]
+    task_norm: Literal["replace", "stacked"] = "replace"
+    rescale: Annotated[int, legal("1 or num_experts")] | None = Field(None, alias=RESCALE)
+
+    @model_validator(mode="after")
+    def _validate_experts(self) -> Config:
+        names = [task.name for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise refused(f"task {shown(name)} is there twice")
+        if self.task_norm == "stacked" and {*names} & {"weight", "bias"}:
+            raise refused(
+                "with stacked norms no task can be named 'weight' or 'bias': these are the names "
+                "of the shared norm's tensors"
+            )
+        if self.rescale not in (None, 1, self.num_experts):
+            raise refused(
+                f"{RESCALE} must be 1 or num_experts ({self.num_experts}), got {self.rescale}"
+            )
+        return self
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``unet/config.json`` with the stock defaults, validated, and the VAE's scale with it."""
+    if not (folder / "unet").is_dir():
+        if (folder / "config.json").is_file():
+            family(read_json(folder / "config.json"))  # says what to do with a dense UNet's folder
+        raise CheckpointError(f"{folder} has no unet/ folder: not a checkpoint")
+    config = {**STOCK_DEFAULTS, **without_training_keys(read_json(folder / "unet" / "config.json"))}
+    family(config)
+    _validated(config)
+    _ = PipelineLayout.read(folder, config).scaling_factor  # refuses one out of range
+    return config
+
+
+def without_training_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's config without :data:`TRAINING_KEYS`."""
+    return {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse a stock UNet's values of a wrong type or absurd size, before anything is built."""
+    validate(StockConfig, dict(config), CheckpointError, WHERE)
+
+
 def _largest(value: Any) -> int:
     """The largest integer in a value and its lists, at least 1."""
     return max((entry for entry in _flattened(value) if isinstance(entry, int)), default=1)
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_format(config: Mapping[str, Any]) -> None:
+def _validated(config: Mapping[str, Any]) -> Config:
     version = config.get("mtu_format")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"{WHERE}: mtu_format must be {FORMAT}, got {shown(version)}")
-    if version > FORMAT:
+    if type(version) is int and version > FORMAT:
         raise CheckpointError(
             f"{WHERE}: mtu_format {shown(version)} needs a newer mtu-export "
             f"(this one reads format {FORMAT})"
         )
+    return validate(Config, dict(config), CheckpointError, WHERE)
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -189,85 +278,28 @@ def rescale(config: Mapping[str, Any]) -> int | None:
     """The factor that ``upcycle`` multiplied value rows by: N with ``--rescale``, else 1.
 
     None where the checkpoint does not say, which those from elsewhere, random ones and old ones do
-    not. Raises ``CheckpointError``.
+    not.
     """
-    experts = config.get("num_experts")
-    factor = config.get(RESCALE)
-    if factor is None:
-        return 1 if experts == 1 else None
-    if not _is_size(factor) or factor not in (1, experts):
-        raise CheckpointError(
-            f"{WHERE}: {RESCALE} must be 1 or num_experts ({shown(experts)}), got {shown(factor)}"
-        )
-    return factor
+    return config.get(RESCALE) or (1 if config["num_experts"] == 1 else None)
+
+
+def task_from_json(document: object, index: int, where: str) -> Task:
+    """The task of a task object; raises ``CheckpointError``, which begins with ``where``."""
+    return validate(TaskEntry, document, CheckpointError, where).task(index)
 
 
 def tasks(config: Mapping[str, Any]) -> tuple[Task, ...]:
-    """The tasks of a config, checked; names are unique."""
-    entries = config.get("tasks")
-    if not isinstance(entries, (list, tuple)) or not entries:
-        raise CheckpointError(f"{WHERE}: tasks must be a list of at least one task")
-    parsed = tuple(Task.from_json(entry, index) for index, entry in enumerate(entries))
-    names = [task.name for task in parsed]
-    for name in names:
-        if names.count(name) > 1:
-            raise CheckpointError(f"{WHERE}: task {name!r} is there twice")
-    return parsed
+    """The tasks of a config; raises ``CheckpointError``."""
+    return tuple(entry.task(index) for index, entry in enumerate(_validated(config).tasks))
 
 
 def check_config(config: Mapping[str, Any], stock_keys: Iterable[str]) -> None:
     """Refuse a newer format, unknown keys and values that format 1 does not allow."""
-    _check_format(config)
-    check_sizes(config)
-    for key in ("num_experts", "task_embedding_dim", "router_hidden_dim"):
-        value = config.get(key)
-        if not _is_size(value):
-            raise CheckpointError(f"{WHERE}: {key} must be a positive integer, got {shown(value)}")
-    norm = config.get("task_norm", "replace")
-    if norm not in ("replace", "stacked"):
-        raise CheckpointError(
-            f"{WHERE}: task_norm must be 'replace' or 'stacked', got {shown(norm)}"
-        )
-    rescale(config)
-    legal = {*MTU_KEYS, *stock_keys}
+    tasks(config)
+    legal_keys = {*MTU_KEYS, *stock_keys}
     for key in config:
-        if not key.startswith("_") and key not in legal:
+        if not key.startswith("_") and key not in legal_keys:
             raise CheckpointError(f"{WHERE}: unknown key {key[:80]!r}")
-    _check_stock(config)
-    names = {task.name for task in tasks(config)}
-    if norm == "stacked" and names & {"weight", "bias"}:
-        raise CheckpointError(
-            f"{WHERE}: with stacked norms no task can be named 'weight' or 'bias': these are the "
-            "names of the shared norm's tensors"
-        )
-
-
-def _check_stock(config: Mapping[str, Any]) -> None:
-    """Refuse configs that need inputs no export has, and flags and numbers of a wrong type."""
-    for key, legal in _UNSUPPORTED_INPUTS.items():
-        value = config.get(key, legal[0])
-        if not any(
-            value is other or (isinstance(other, str) and value == other) for other in legal
-        ):
-            names = " or ".join(json.dumps(other) for other in legal)
-            raise CheckpointError(
-                f"{WHERE}: {key} {shown(value)} needs an input that no export has; legal: {names}"
-            )
-    for key in _FLAGS:
-        if not isinstance(config.get(key), (bool, type(None))):
-            raise CheckpointError(f"{WHERE}: {key} must be true or false, got {shown(config[key])}")
-    for key in _NUMBERS:
-        value = config.get(key, 0)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not abs(value) <= _LARGEST:
-            raise CheckpointError(f"{WHERE}: {key} must be a number, got {shown(value)}")
-    if config.get("addition_embed_type") == "text_time":
-        time, total = (config.get(key) for key in _TEXT_TIME)
-        if not (_is_size(time) and _is_size(total)) or total <= 6 * time:  # type: ignore[operator]
-            raise CheckpointError(
-                f"{WHERE}: {_TEXT_TIME[1]} must be the width of the pooled text and 6 times "
-                f"{_TEXT_TIME[0]}, got {shown(total)} and {shown(time)}"
-            )
 
 
 def stock_config(config: Mapping[str, Any], in_channels: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def resolve_tasks(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]
         if word in TASKS:
             task = replace(TASKS[word]["sdxl" if sdxl else "sd"], index=index)
         elif word.endswith(".json"):
-            task = Task.from_json(checkpoint.read_json(Path(word)), index)
+            task = checkpoint.task_from_json(checkpoint.read_json(Path(word)), index, word)
         else:
             raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
         rows.append(task)

@@ -60,7 +60,6 @@ from mtu_export.spec.task import (
     Conditioning,
     Guidance,
     Task,
-    refuse_unknown_keys,
     shown,
 )
 
@@ -123,6 +122,5 @@ __all__ = [
     "Verdict",
     "Witness",
     "first_line",
-    "refuse_unknown_keys",
     "shown",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,6 @@ def shown(value: object) -> str:
     """A value of somebody else's JSON in one printable line of at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-def refuse_unknown_keys(found: Mapping[str, Any], legal: Sequence[str], where: str) -> None:
-    """Raise ``CheckpointError`` for the first key of ``found`` that is not in ``legal``."""
-    for key in found:
-        if key not in legal:
-            raise CheckpointError(f"{where}: unknown key {shown(key)}; legal: {', '.join(legal)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,41 +156,8 @@ class Task:
         """Whether the loop runs the VAE encoder."""
         return any(entry.encodes_image for entry in self.conditioning)
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any], index: int) -> Task:
-        """Read a task object of ``unet/config.json`` (checkpoint format 1)."""
-        if not isinstance(found, Mapping):
-            raise CheckpointError(f"tasks[{index}] is not an object")
-        where = f"tasks[{index}]"
-        refuse_unknown_keys(found, ("name", "conditioning", "guidance", "steps", "prompt"), where)
-        for key in ("name", "conditioning", "guidance", "steps"):
-            if key not in found:
-                raise CheckpointError(f"{where}: key {key!r} is missing")
-        entries, guidance = found["conditioning"], found["guidance"]
-        if not isinstance(entries, (list, tuple)):
-            raise CheckpointError(f"{where}: conditioning is not a list")
-        if not isinstance(guidance, Mapping):
-            raise CheckpointError(f"{where}: guidance is not an object")
-        refuse_unknown_keys(guidance, ("kind", "text", "image"), f"{where}.guidance")
-        for entry in entries:
-            if not isinstance(entry, Mapping):
-                raise CheckpointError(f"{where}: a conditioning entry is not an object")
-            refuse_unknown_keys(entry, ("kind", "channels", "scaled"), f"{where}.conditioning")
-            if "kind" not in entry or "channels" not in entry:
-                raise CheckpointError(f"{where}: a conditioning entry needs kind and channels")
-        if "kind" not in guidance:
-            raise CheckpointError(f"{where}: guidance needs a kind")
-        return cls(
-            name=found["name"],
-            index=index,
-            conditioning=tuple(Conditioning(**entry) for entry in entries),
-            guidance=Guidance(**guidance),
-            steps=found["steps"],
-            prompt=found.get("prompt"),
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """The task object of ``unet/config.json``; inverse of :meth:`from_json`."""
+        """The task object of ``unet/config.json``; inverse of ``checkpoint.task_from_json``."""
         entries: list[dict[str, Any]] = []
         for entry in self.conditioning:
             row: dict[str, Any] = {"kind": entry.kind, "channels": entry.channels}

@@ -166,16 +166,22 @@ def test_inverse_operations_come_back_to_the_byte(
     ("config", "message"),
     [
         ({"gate_first": True}, "keys that format 1 does not know: gate_first; null in the map's"),
-        ({"num_experts": None}, "config: num_experts must be a positive integer, got None"),
-        ({"num_experts": 10**6}, "config: num_experts is absurdly large"),
-        ({"task_norm": "inside"}, "config: task_norm must be 'replace' or 'stacked', got 'inside'"),
+        (
+            {"num_experts": None},
+            "config: num_experts: must be a positive integer, at most 128, got None",
+        ),
+        ({"num_experts": 10**6}, "config: num_experts: must be a positive integer, at most 128"),
+        (
+            {"task_norm": "inside"},
+            "config: task_norm: must be 'replace' or 'stacked', got 'inside'",
+        ),
         ({"mtu_format": 2}, "config: mtu_format 2 needs a newer mtu-export"),
         ({"tasks": []}, "config: tasks must be a list of task objects and preset names"),
         ({"tasks": ["draw"]}, "unknown task preset 'draw'; choose from: t2i, edit"),
         ({"tasks": ["/etc/task.json"]}, "unknown task preset '/etc/task.json'"),
         ({"tasks": ["t2i", "t2i"]}, "config: task 't2i' is there twice"),
         ({"tasks": [{"name": "t2i"}]}, "config: tasks[0]: key 'conditioning' is missing"),
-        ({"tasks": [7]}, "config: tasks[0] is not an object"),
+        ({"tasks": [7]}, "config: tasks[0]: must be an object, got 7"),
         ({"act_fn": [1]}, "describes no UNet"),
     ],
 )

@@ -21,7 +21,7 @@ from tests.support.foreign import BLOCK, FF, ZERO, example, put, stacked_state
 def test_a_match_gives_the_name_back(words: list[str], text: str) -> None:
     holes = ["{x...}", "{y}", "{z:a|b.|}"]
     row = "".join(a + b for a, b in zip(words, holes, strict=False)) + "".join(words[3:])
-    made = mapping.pattern(row, "from")
+    made = mapping.pattern(row)
     held = made.match(text)
     if held is not None:
         pieces = [t if isinstance(t, str) else held[t.name] for t in made.tokens]
@@ -34,26 +34,28 @@ def test_a_match_gives_the_name_back(words: list[str], text: str) -> None:
 
 def test_no_pattern_takes_long() -> None:
     row = "".join(f"{{h{i}...}}a" for i in range(8)) + "b"
-    assert mapping.pattern(row, "from").match("a" * 399 + "b") is not None
-    assert mapping.pattern(row, "from").match("a" * 399 + "cb") is None
-    assert mapping.pattern("{x...}", "from").match("a" * 401) is None
+    assert mapping.pattern(row).match("a" * 399 + "b") is not None
+    assert mapping.pattern(row).match("a" * 399 + "cb") is None
+    assert mapping.pattern("{x...}").match("a" * 401) is None
 
 
 # ------------------------------------------------------------------------------- a map's mistakes
 
 RULE: dict[str, Any] = {"from": "{a...}.w", "to": "{a}"}
+JOIN = {"axis": 0, "by": "a"}
 
 
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([], "the map must be an object"),
+        ([], "must be an object, got"),
         ({}, "key 'rules' is missing"),
-        ({"rules": []}, "rules must be a list of 1 to 512"),
+        ({"rules": []}, "rules: must have at least 1 item"),
+        ({"rules": [RULE] * 513}, "rules: must have at most 512 items"),
         ({"rules": [RULE], "rename": 1}, "unknown key 'rename'; legal: config, values, rules"),
         ({"rules": [{**RULE, "swap": 0}]}, r"rules\[0\]: unknown key 'swap'; legal: from, to"),
         ({"rules": [{"from": "a"}]}, r"rules\[0\]: key 'to' is missing"),
-        ({"rules": [{**RULE, "from": 3}]}, r"rules\[0\].from must be a string of 1 to 400"),
+        ({"rules": [{**RULE, "from": 3}]}, r"rules\[0\].from: must be a string of 1 to 400"),
         ({"rules": [{**RULE, "from": "a" * 401}]}, "a string of 1 to 400 characters"),
         ({"rules": [{**RULE, "from": "{a}{b}.w"}]}, "where the first of two holes ends"),
         ({"rules": [{**RULE, "from": "{a}.{a}"}]}, "two holes of one name"),
@@ -74,14 +76,21 @@ RULE: dict[str, Any] = {"from": "{a...}.w", "to": "{a}"}
         ),
         ({"rules": [{**RULE, "stack": {"axis": 0, "by": "b"}}]}, "'b' is no hole of"),
         ({"rules": [{**RULE, "stack": {"axis": 0, "by": "a"}}]}, "nothing is called 'a'"),
-        ({"rules": [{**RULE, "stack": {}, "concat": {}}]}, "stack or concat, not both"),
+        (
+            {"rules": [{**RULE, "stack": JOIN, "concat": JOIN}]},
+            "stack or concat, not both",
+        ),
+        ({"rules": [{**RULE, "stack": {}}]}, "stack: key 'axis' is missing"),
         (
             {"rules": [{**RULE, "concat": {"axis": 0, "by": "a", "order": ["x", "x"]}}]},
-            "order names a value twice",
+            "order: must name each value once",
         ),
-        ({"rules": [RULE], "values": {"a": ["x/y"]}}, r"values.a: 'x/y' is not legal"),
-        ({"rules": [RULE], "values": {"a b": ["x"]}}, "'a b' names no hole"),
-        ({"rules": [RULE], "drop": [1]}, r"drop\[0\] must be a string"),
+        ({"rules": [RULE], "values": {"a": ["x/y"]}}, "values.a: must be .* letters.*, got 'x/y'"),
+        (
+            {"rules": [RULE], "values": {"a b": ["x"]}},
+            "must be a hole's name: letters.*, got 'a b'",
+        ),
+        ({"rules": [RULE], "drop": [1]}, r"drop\[0\]: must be a string"),
         ({"rules": [RULE], "fill": [{"to": "x", "value": 2}]}, "an integer from 0 to 1, got 2"),
     ],
 )

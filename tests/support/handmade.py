@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mtu_export import bundle
+from mtu_export import bundle, checkpoint
 from mtu_export.spec import Task
 from mtu_export.testing import vocabulary
 
@@ -46,7 +46,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def task(name: str) -> Task:
-    return Task.from_json({"name": name, "steps": 4, **TASKS[name]}, 0)
+    return checkpoint.task_from_json({"name": name, "steps": 4, **TASKS[name]}, 0, name)
 
 
 def needed(name: str) -> list[str]:

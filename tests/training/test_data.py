@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mtu_export import checkpoint
 from mtu_export.bundle import images
 from mtu_export.spec import CheckpointError, PlanError, Task
 from mtu_export.training.batches import Encoder, Live, index_by_task
@@ -136,7 +137,7 @@ def test_tasks_without_samples(relight: str) -> None:
     def task(name: str) -> Task:
         guidance = {"kind": "none"}
         document = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
-        return Task.from_json(document, 0)
+        return checkpoint.task_from_json(document, 0, "task")
 
     indices, others = index_by_task(World(("t2i", "sr"), 3), [task("sr")])
     assert (indices, others) == ({"sr": [1, 3, 5]}, {"t2i": 3})
@@ -200,7 +201,6 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
     ],
 )
 def test_bad_samples_are_named(pipeline: Path, words: dict[str, Any], message: str) -> None:
-    from mtu_export import checkpoint
 
     tasks = {task.name: task for task in checkpoint.tasks(checkpoint.read_config(pipeline))}
     wanted = tasks["fill" if words.get("task") == "fill" else "edit"]

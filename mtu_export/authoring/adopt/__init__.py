@@ -271,7 +271,10 @@ def _tasks(config: Mapping[str, Any]) -> list[Any]:
         presets.resolve_tasks([entry], config)[0].to_json() if isinstance(entry, str) else entry
         for entry in entries
     ]
-    return [task.to_json() for task in checkpoint.tasks({"tasks": resolved})]
+    return [
+        checkpoint.task_from_json(entry, index, f"tasks[{index}]").to_json()
+        for index, entry in enumerate(resolved)
+    ]
 
 
 def _expected(
@@ -319,7 +322,7 @@ def build(target: TargetTensor, headers: Mapping[str, Header]) -> Tensor:
 def _piece(piece: Piece, headers: Mapping[str, Header]) -> Tensor:
     rule, value = piece.rule, checkpoint.tensor(headers, piece.source)
     if rule.transpose is not None:
-        value = value.permute(rule.transpose)
+        value = value.permute(*rule.transpose)
     if piece.part is not None:
         axis, start, stop = piece.part
         value = (

@@ -52,13 +52,15 @@ def fit(tensor_map: Map, layout: Layout, expected: Mapping[str, Shape]) -> None:
     broken = set(expected) - set(layout.tensors) - set(layout.clashes)
     dtypes = [tensor.dtype for tensor in layout.tensors.values()]
     common = max(set(dtypes), key=dtypes.count) if dtypes else "F32"
-    for number, (pattern, value) in enumerate(tensor_map.fill):
-        names = [name for name in expected if name in broken and pattern.match(name) is not None]
+    for number, fill in enumerate(tensor_map.fill):
+        names = [
+            name for name in expected if name in broken and fill.pattern.match(name) is not None
+        ]
         if not names:
-            layout.problems.append(f"fill[{number}] fills nothing: {pattern.text!r}")
+            layout.problems.append(f"fill[{number}] fills nothing: {fill.pattern.text!r}")
         for name in names:
             layout.tensors[name] = TargetTensor(
-                name=name, shape=expected[name], dtype=common, constant=value
+                name=name, shape=expected[name], dtype=common, constant=fill.value
             )
             broken.discard(name)
     unknown = [name for name in layout.tensors if name not in expected]

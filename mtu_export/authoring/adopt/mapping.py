@@ -10,11 +10,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint.validation import StrictModel, legal, refused, validate
 from mtu_export.spec import PlanError
 
 LONGEST = 400
@@ -23,10 +33,8 @@ _MOST = 512
 _HOLES = 8
 _MAP_BYTES = 4_000_000
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
-_VALUE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_WORD_IS = "letters, digits and '_', at most 32, no digit first"
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_KEYS = ("config", "values", "rules", "drop", "fill")
-_RULE_KEYS = ("from", "to", "transpose", "split", "swap_halves", "stack", "concat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,50 +108,195 @@ class Template:
         return _BRACES.sub(lambda match: values[match[1]], self.text)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
+# ------------------------------------------------------------------------ patterns and templates
+
+
+def pattern(value: object) -> Pattern:
+    """Parse and check a pattern. Raises ``ValueError``."""
+    tokens = _tokens(value, _hole)
+    parsed = Pattern(text=str(value), tokens=tokens)
+    if len(set(parsed.names)) < len(parsed.names):
+        raise refused(f"{value!r} has two holes of one name")
+    if len(parsed.names) > _HOLES:
+        raise refused(f"{value!r} has more than {_HOLES} holes")
+    for first, second in pairwise(tokens):
+        both = isinstance(first, Hole) and isinstance(second, Hole)
+        if both and not (first.choices or second.choices):  # type: ignore[union-attr]
+            raise refused(f"{value!r}: nothing tells where the first of two holes ends")
+    return parsed
+
+
+def _template(value: object) -> Template:
+    names = (token.name for token in _tokens(value, _plain) if isinstance(token, Hole))
+    return Template(text=str(value), names=frozenset(names))
+
+
+def _tokens(text: object, hole: Callable[[str], Hole]) -> tuple[str | Hole, ...]:
+    if not isinstance(text, str) or not 1 <= len(text) <= LONGEST:
+        raise refused(f"must be a string of 1 to {LONGEST} characters")
+    tokens: list[str | Hole] = []
+    for i, piece in enumerate(_BRACES.split(text)):
+        if i % 2:
+            tokens.append(hole(piece))
+        elif "{" in piece or "}" in piece:
+            raise refused(f"{text!r} has a brace without its other half")
+        elif piece:
+            tokens.append(piece)
+    return tuple(tokens)
+
+
+def _hole(text: str) -> Hole:
+    """``name``, ``name...`` or ``name:one|other``."""
+    name, colon, choices = text.partition(":")
+    if colon:
+        return Hole(name=_word(name), choices=tuple(choices.split("|")))
+    return Hole(name=_word(name.removesuffix("...")), rest=name.endswith("..."))
+
+
+def _plain(text: str) -> Hole:
+    return Hole(name=_word(text))
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise refused(f"{text!r:.80} names no hole: {_WORD_IS}")
+    return text
+
+
+# ------------------------------------------------------------------------------------- the model
+
+
+def _distinct(values: Sequence[str]) -> Sequence[str]:
+    if len(set(values)) < len(values):
+        raise refused("must name each value once")
+    return values
+
+
+def _all_axes(axes: Sequence[int]) -> Sequence[int]:
+    if sorted(axes) != list(range(len(axes))):
+        raise refused("must name every axis once")
+    return axes
+
+
+def _by_number(value: object) -> object:
+    """A list of translations as those of ``0``, ``1``, ..."""
+    return {str(i): word for i, word in enumerate(value)} if isinstance(value, list) else value
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+Axis = Annotated[int, Field(ge=0, le=7), legal("an integer from 0 to 7")]
+Parts = Annotated[int, Field(ge=1, le=_MOST), legal(f"an integer from 1 to {_MOST}")]
+Size = Annotated[int, Field(ge=1, le=2**24), legal(f"an integer from 1 to {2**24}")]
+Constant = Annotated[int, Field(ge=0, le=1), legal("an integer from 0 to 1")]
+Word = Annotated[str, Field(pattern=f"^{_WORD.pattern}$"), legal(f"a hole's name: {_WORD_IS}")]
+Value = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$"),
+    legal("1 to 100 letters, digits, '.', '-' and '_'"),
+]
+Translation = Annotated[dict[str, Value], Field(max_length=_MOST), BeforeValidator(_by_number)]
+Source = Annotated[Pattern, PlainValidator(pattern)]
+Target = Annotated[Template, PlainValidator(_template)]
+_LIST = Field(min_length=1, max_length=_MOST)
+_ANY_LIST = Field(max_length=_MOST)
+
+
+class Split(StrictModel):
     """One tensor into several along ``axis``; without parts and sizes the axis is removed."""
 
-    axis: int
-    name: str
-    parts: int | None = None
-    sizes: tuple[int, ...] | None = None
+    axis: Axis
+    name: Word = Field(alias="as")
+    parts: Parts | None = None
+    sizes: Annotated[Sequence[Size], _LIST] | None = None
+
+    @model_validator(mode="after")
+    def _parts_or_sizes(self) -> Split:
+        if self.parts is not None and self.sizes is not None:
+            raise refused("name parts or sizes, not both")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Join:
-    """Several tensors into one: ``stack`` adds ``axis``, ``concat`` extends it."""
+class Join(StrictModel):
+    """Several tensors into one along ``axis``, by the value of the hole ``by``."""
 
-    kind: str
-    axis: int
+    kind: ClassVar[str]
+    axis: Axis
     by: str
-    order: tuple[str, ...] | None = None
+    order: Annotated[Sequence[Value], _LIST, AfterValidator(_distinct)] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
+class Stack(Join):
+    """A join that adds the axis."""
+
+    kind = "stack"
+
+
+class Concat(Join):
+    """A join that extends the axis."""
+
+    kind = "concat"
+
+
+class Rule(StrictModel):
     """One entry of ``rules``; its operations apply in the order of the fields."""
 
-    pattern: Pattern
-    targets: tuple[Template, ...]
-    transpose: tuple[int, ...] | None = None
+    pattern: Source = Field(alias="from")
+    targets: Annotated[Sequence[Target], _LIST, BeforeValidator(_as_list)] = Field(alias="to")
+    transpose: Annotated[Sequence[Axis], _LIST, AfterValidator(_all_axes)] | None = None
     split: Split | None = None
-    swap_halves: int | None = None
-    join: Join | None = None
+    swap_halves: Axis | None = None
+    stack: Stack | None = None
+    concat: Concat | None = None
+
+    @property
+    def join(self) -> Join | None:
+        """The one operation that joins."""
+        return self.stack or self.concat
+
+    @model_validator(mode="after")
+    def _validate_holes(self) -> Rule:
+        """Split and join name holes of the pattern; targets name what is left of them."""
+        split, join, source = self.split, self.join, self.pattern
+        if self.stack and self.concat:
+            raise refused("name stack or concat, not both")
+        if split and split.name in source.names:
+            raise refused(f"split.as: {split.name!r} is already a hole of {source.text!r}")
+        if join and join.by not in source.names:
+            raise refused(
+                f"{join.kind}.by: {join.by!r:.80} is no hole of {source.text!r}; legal: "
+                f"{', '.join(source.names) or 'none: the pattern has no hole'}"
+            )
+        names = [name for name in source.names if join is None or name != join.by]
+        names += [split.name] if split else []
+        for target in self.targets:
+            for name in sorted(target.names - {*names}):
+                raise refused(
+                    f"to: {target.text!r}: nothing is called {name!r}; legal: "
+                    f"{', '.join(names) or 'no hole'}"
+                )
+            if split and split.name not in target.names:
+                raise refused(f"to: {target.text!r} lacks {{{split.name}}} of the split")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Map:
+class Fill(StrictModel):
+    """Targets that are filled with a constant."""
+
+    pattern: Source = Field(alias="to")
+    value: Constant
+
+
+class Map(StrictModel):
     """A whole map: ``values`` translates the values of a hole, ``fill`` has constants by target."""
 
-    config: Mapping[str, Any]
-    rules: tuple[Rule, ...]
-    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    drop: tuple[Pattern, ...] = ()
-    fill: tuple[tuple[Pattern, int], ...] = ()
-
-
-# --------------------------------------------------------------------------------------- reading
+    config: dict[str, Any] = Field(default_factory=dict)
+    values: dict[Word, Translation] = Field(default_factory=dict)
+    rules: Annotated[Sequence[Rule], _LIST]
+    drop: Annotated[Sequence[Source], _ANY_LIST] = ()
+    fill: Annotated[Sequence[Fill], _ANY_LIST] = ()
 
 
 def read(path: Path) -> Map:
@@ -151,217 +304,9 @@ def read(path: Path) -> Map:
     if not os.path.lexists(path):
         raise PlanError(f"no map file {str(path)[:200]!r}")
     document = checkpoint.read_json(path, limit=_MAP_BYTES, error=PlanError)
-    try:
-        return parse(document)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from None
+    return validate(Map, document, PlanError, str(path))
 
 
 def parse(document: object) -> Map:
     """The map of JSON data. Raises ``PlanError``."""
-    fields = _object(document, "the map", _KEYS, ("rules",))
-    config = _object(fields.get("config", {}), "config")
-    values = {
-        name: _translation(name, table)
-        for name, table in _object(fields.get("values", {}), "values").items()
-    }
-    return Map(
-        config=config,
-        values=values,
-        rules=tuple(
-            _rule(entry, f"rules[{i}]") for i, entry in enumerate(_list(fields["rules"], "rules"))
-        ),
-        drop=tuple(
-            pattern(text, f"drop[{i}]")
-            for i, text in enumerate(_list(fields.get("drop", []), "drop", least=0))
-        ),
-        fill=tuple(
-            _fill(entry, f"fill[{i}]")
-            for i, entry in enumerate(_list(fields.get("fill", []), "fill", least=0))
-        ),
-    )
-
-
-def _object(
-    value: object, where: str, legal: Sequence[str] = (), required: Sequence[str] = ()
-) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise PlanError(f"{where} must be an object")
-    for key in value:
-        if legal and key not in legal:
-            raise PlanError(f"{where}: unknown key {key[:80]!r}; legal: {', '.join(legal)}")
-    for key in required:
-        if key not in value:
-            raise PlanError(f"{where}: key {key!r} is missing")
-    return value
-
-
-def _list(value: object, where: str, least: int = 1) -> list[Any]:
-    if not isinstance(value, list) or not least <= len(value) <= _MOST:
-        raise PlanError(f"{where} must be a list of {least} to {_MOST} entries")
-    return value
-
-
-def _number(value: object, where: str, least: int = 0, most: int = 7) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise PlanError(f"{where} must be an integer from {least} to {most}, got {value!r:.80}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= LONGEST:
-        raise PlanError(f"{where} must be a string of 1 to {LONGEST} characters")
-    return value
-
-
-def _word(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise PlanError(
-            f"{where}: {value!r:.80} names no hole: letters, digits and '_', at most 32, "
-            "no digit first"
-        )
-    return value
-
-
-def _value(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _VALUE.fullmatch(value):
-        raise PlanError(f"{where}: {value!r:.80} is not legal: letters, digits, '.', '-' and '_'")
-    return value
-
-
-def _translation(name: str, table: object) -> dict[str, str]:
-    where = f"values.{_word(name, 'values')}"
-    if isinstance(table, list):
-        table = {str(i): word for i, word in enumerate(_list(table, where))}
-    return {key: _value(word, where) for key, word in _object(table, where).items()}
-
-
-def _tokens(text: str, where: str, hole: Callable[[str, str], Hole]) -> tuple[str | Hole, ...]:
-    pieces = _BRACES.split(text)
-    tokens: list[str | Hole] = []
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            tokens.append(hole(piece, where))
-        elif "{" in piece or "}" in piece:
-            raise PlanError(f"{where}: {text!r} has a brace without its other half")
-        elif piece:
-            tokens.append(piece)
-    return tuple(tokens)
-
-
-def _hole(text: str, where: str) -> Hole:
-    """``name``, ``name...`` or ``name:one|other``."""
-    name, colon, listed = text.partition(":")
-    if colon:
-        choices = tuple(listed.split("|"))
-        return Hole(name=_word(name, where), choices=choices)
-    rest = name.endswith("...")
-    return Hole(name=_word(name.removesuffix("..."), where), rest=rest)
-
-
-def pattern(value: object, where: str) -> Pattern:
-    """Parse and check a pattern; ``where`` names it in errors."""
-    text = _text(value, where)
-    parsed = Pattern(text=text, tokens=_tokens(text, where, _hole))
-    if len(set(parsed.names)) < len(parsed.names):
-        raise PlanError(f"{where}: {text!r} has two holes of one name")
-    if len(parsed.names) > _HOLES:
-        raise PlanError(f"{where}: {text!r} has more than {_HOLES} holes")
-    for first, second in zip(parsed.tokens, parsed.tokens[1:], strict=False):
-        both = isinstance(first, Hole) and isinstance(second, Hole)
-        if both and not (first.choices or second.choices):  # type: ignore[union-attr]
-            raise PlanError(f"{where}: {text!r}: nothing tells where the first of two holes ends")
-    return parsed
-
-
-def _template(value: object, where: str, legal: Sequence[str]) -> Template:
-    text = _text(value, where)
-    names = [token.name for token in _tokens(text, where, _plain) if isinstance(token, Hole)]
-    for name in names:
-        if name not in legal:
-            raise PlanError(
-                f"{where}: {text!r}: nothing is called {name!r}; legal: "
-                f"{', '.join(legal) or 'no hole'}"
-            )
-    return Template(text=text, names=frozenset(names))
-
-
-def _plain(text: str, where: str) -> Hole:
-    return Hole(name=_word(text, where))
-
-
-def _fill(value: object, where: str) -> tuple[Pattern, int]:
-    fields = _object(value, where, ("to", "value"), ("to", "value"))
-    return pattern(fields["to"], f"{where}.to"), _number(fields["value"], f"{where}.value", most=1)
-
-
-def _rule(value: object, where: str) -> Rule:
-    fields = _object(value, where, _RULE_KEYS, ("from", "to"))
-    source = pattern(fields["from"], f"{where}.from")
-    split = _split(fields["split"], f"{where}.split", source) if "split" in fields else None
-    join = _join(fields, where, source)
-    legal = [name for name in source.names if join is None or name != join.by]
-    legal += [split.name] if split else []
-    templates = fields["to"] if isinstance(fields["to"], list) else [fields["to"]]
-    targets = tuple(
-        _template(template, f"{where}.to", legal) for template in _list(templates, f"{where}.to")
-    )
-    for target in targets:
-        if split and split.name not in target.names:
-            raise PlanError(f"{where}.to: {target.text!r} lacks {{{split.name}}} of the split")
-    transpose = None
-    if "transpose" in fields:
-        listed = _list(fields["transpose"], f"{where}.transpose")
-        axes = [_number(axis, f"{where}.transpose") for axis in listed]
-        if sorted(axes) != list(range(len(axes))):
-            raise PlanError(f"{where}.transpose must name every axis once, got {axes}")
-        transpose = tuple(axes)
-    swap = (
-        _number(fields["swap_halves"], f"{where}.swap_halves") if "swap_halves" in fields else None
-    )
-    return Rule(
-        pattern=source,
-        targets=targets,
-        transpose=transpose,
-        split=split,
-        swap_halves=swap,
-        join=join,
-    )
-
-
-def _split(value: object, where: str, source: Pattern) -> Split:
-    fields = _object(value, where, ("axis", "as", "parts", "sizes"), ("axis", "as"))
-    name = _word(fields["as"], f"{where}.as")
-    if name in source.names:
-        raise PlanError(f"{where}.as: {name!r} is already a hole of {source.text!r}")
-    if "parts" in fields and "sizes" in fields:
-        raise PlanError(f"{where}: name parts or sizes, not both")
-    parts = _number(fields["parts"], f"{where}.parts", 1, _MOST) if "parts" in fields else None
-    sizes = None
-    if "sizes" in fields:
-        listed = _list(fields["sizes"], f"{where}.sizes")
-        sizes = tuple(_number(size, f"{where}.sizes", 1, 2**24) for size in listed)
-    return Split(axis=_number(fields["axis"], f"{where}.axis"), name=name, parts=parts, sizes=sizes)
-
-
-def _join(rule: Mapping[str, Any], where: str, source: Pattern) -> Join | None:
-    kinds = [kind for kind in ("stack", "concat") if kind in rule]
-    if not kinds:
-        return None
-    if len(kinds) > 1:
-        raise PlanError(f"{where}: name stack or concat, not both")
-    kind, where = kinds[0], f"{where}.{kinds[0]}"
-    fields = _object(rule[kind], where, ("axis", "by", "order"), ("axis", "by"))
-    by = fields["by"]
-    if by not in source.names:
-        raise PlanError(
-            f"{where}.by: {by!r:.80} is no hole of {source.text!r}; legal: "
-            f"{', '.join(source.names) or 'none: the pattern has no hole'}"
-        )
-    order = None
-    if "order" in fields:
-        listed = _list(fields["order"], f"{where}.order")
-        order = tuple(_value(entry, f"{where}.order") for entry in listed)
-        if len(set(order)) < len(order):
-            raise PlanError(f"{where}.order names a value twice")
-    return Join(kind=kind, axis=_number(fields["axis"], f"{where}.axis"), by=by, order=order)
+    return validate(Map, document, PlanError)
