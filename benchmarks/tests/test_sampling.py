@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -47,6 +48,7 @@ def test_text_to_image_is_that_of_diffusers(dense: Path) -> None:
     assert torch.allclose(found, wanted * 2 - 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_live_and_folded_models_make_the_same_pictures(four_tasks: Path) -> None:
     parts = sampling.Parts.of(four_tasks)
     for name in ("edit", "sr"):

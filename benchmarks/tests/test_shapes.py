@@ -38,6 +38,7 @@ def test_shapes_are_those_of_pillow(shape: str) -> None:
     assert abs(drawn.sum() - wanted.sum()) / wanted.sum() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_checker_reads_true_pictures(name: str) -> None:
     some = world.WORLDS[name]

@@ -42,6 +42,7 @@ def predict(unet: torch.nn.Module, channels: int = 4, **words: object) -> torch.
         return unet(x, torch.tensor([300.0]), text, **words).sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [1, 3, 4])
 def test_rescale_starts_equal_to_the_dense_model(tmp_path: Path, experts: int) -> None:
     want = predict(dense(tmp_path / "dense"))
@@ -105,6 +106,7 @@ def test_dropped_channels_are_named_with_the_preset_that_takes_them(tmp_path: Pa
     assert upcycle.upcycle(tmp_path / "plain", tmp_path / "d", tasks=["t2i", "edit"]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cosxl", [None, False, True])
 def test_edit_of_instruct_pix2pix_takes_the_image_latent_of_diffusers(
     pipeline: Path, tmp_path: Path, cosxl: bool | None

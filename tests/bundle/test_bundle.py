@@ -48,6 +48,7 @@ def reseal(folder: Path) -> None:
     edit(folder, change)
 
 
+@pytest.mark.slow
 def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
     found = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
     assert list(found) == [

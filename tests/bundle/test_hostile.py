@@ -124,6 +124,7 @@ CASES: list[tuple[Path_, Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value", "message"), CASES, ids=[f"{i}-{row[0][-1]}" for i, row in enumerate(CASES)]
 )
@@ -313,6 +314,7 @@ def changed(found: Any, path: Path_, value: Any, delete: bool) -> Any:
 INNER = ("text", "latent", "loop", "image", "mask", "tasks", "parts", "files")
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250,
     deadline=None,

@@ -83,6 +83,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 ODD_JSON = [*ODD, 1.0, 24.0, -0.0, "1.2\n", "0" * 64, {"kind": "text"}, [1, 0, 0, 0], 10**15]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=400,
     deadline=None,

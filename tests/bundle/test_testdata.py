@@ -117,6 +117,7 @@ def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
     assert any(row["cut"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "name", "value"),
     [("guidance", "text", 0.0), ("guidance", "image", 0.0), ("latent", "scaling_factor", 1e-3)],

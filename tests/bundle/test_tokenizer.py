@@ -212,6 +212,7 @@ def write_added(folder: Path, layout: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["5", "4", "4 fast", "3"])
 def test_added_tokens_are_those_of_transformers(layout: str, tmp_path: Path) -> None:
     """In the source, in the bundle, and in the file that other libraries open."""

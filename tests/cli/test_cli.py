@@ -126,6 +126,7 @@ def test_an_internal_error_is_one_line(
     assert err == "error: internal error, please report it: RuntimeError: first\n"
 
 
+@pytest.mark.slow
 def test_nothing_is_sent() -> None:
     code = (
         "import os\n"
@@ -213,6 +214,7 @@ def test_a_proof_of_no_part_is_shown_without_a_size(
     assert (code, "nobody" in out, "error" in err) == (0, True, False)
 
 
+@pytest.mark.slow
 def test_parity_below_the_floor_leaves_nothing(
     atom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

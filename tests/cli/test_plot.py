@@ -32,6 +32,7 @@ def weights(layers: int, tasks: int, experts: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(16, 4, 4), (70, 4, 4), (3, 1, 1), (4, 8, 32)])
 def test_heat_map(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     path = tmp_path / "map.png"
@@ -102,6 +103,7 @@ def test_a_failure_leaves_the_older_picture(
 # --------------------------------------------------------------------------- as a user types it
 
 
+@pytest.mark.slow
 def test_inspect_plots_and_prints_one_line_a_block(
     pipeline: Path,
     tmp_path: Path,
@@ -127,6 +129,7 @@ def test_inspect_plots_and_prints_one_line_a_block(
     assert "error: --width must be a multiple of 16" in err
 
 
+@pytest.mark.slow
 def test_inspect_against_prints_the_first_rows(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,6 +273,7 @@ cli.main()
 """`run`, but a pass takes 0.3 s."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("previews", [False, True])
 def test_ctrl_c_leaves_no_half_picture(bundles: dict[str, Path], previews: bool) -> None:
     more = ["--save-every", "1"] if previews else []

@@ -74,6 +74,7 @@ def test_what_reads_alone_works(command: Sequence[str]) -> None:
     assert ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "without", "package", "extra"),
     [

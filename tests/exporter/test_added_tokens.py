@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -15,6 +16,7 @@ from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter.options import resolve
 
 
+@pytest.mark.slow
 def test_a_bundle_knows_the_trained_tokens(atom_pipeline: Path, tmp_path: Path) -> None:
     """The textual inversion of field reports: a token more in tokenizer and text encoder."""
     folder = Path(shutil.copytree(atom_pipeline, tmp_path / "ti"))

@@ -31,6 +31,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
+@pytest.mark.slow
 def test_every_artefact_is_hashed_once_and_its_structure_read_once(
     make_tiny: Callable[..., Path],
     tmp_path: Path,

@@ -79,6 +79,7 @@ def _property(examples: int) -> settings:
 RANDOMS = st.randoms(use_true_random=False)
 
 
+@pytest.mark.slow
 @_property(25)
 @given(random=RANDOMS, name=st.sampled_from(("tiny-sharded", "tiny-sdxl")))
 def test_a_mutated_checkpoint_folds_or_is_refused(
@@ -93,6 +94,7 @@ def test_a_mutated_bundle_verifies_or_is_refused(onnx_bundle: Path, random: Rand
     assert end_of_bundle(onnx_bundle, random) in ENDS
 
 
+@pytest.mark.slow
 @_property(25)
 @given(random=RANDOMS, name=st.sampled_from(mutations.BASES))
 def test_a_mutated_checkpoint_is_proved_or_refused(
@@ -112,6 +114,7 @@ def test_a_mutated_checkpoint_is_an_onnx_bundle_or_refused(
     assert end_of(folder, Random(seed), "onnx") in ENDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-sharded", "tiny-sdxl"])
 @pytest.mark.parametrize("target", ["diffusers", "reference"])
 def test_valid_input_is_a_correct_export(

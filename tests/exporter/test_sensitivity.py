@@ -68,6 +68,7 @@ def test_the_model_is_quantised_in_the_end() -> None:
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in wanted.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     atom: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     assert after > before
 
 
+@pytest.mark.slow
 def test_passes_below_their_floor_refuse_an_export_and_a_free_loop_does_not(
     atom_pipeline: Path, tmp_path: Path
 ) -> None:

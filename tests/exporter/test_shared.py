@@ -83,6 +83,7 @@ def dequantised(path: Path) -> dict[str, tuple[Any, ...]]:
     }
 
 
+@pytest.mark.slow
 def test_codes_are_the_same_bytes_and_scales_the_tasks_own(shared: Bundle) -> None:
     home = shared.part("unet").path
     rows = [dequantised(home / shared.part("unet").entries[task]) for task in THREE]
@@ -162,6 +163,7 @@ def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: 
     assert cost.task_weight_bytes["edit"] < 0.03 * cost.shared_weight_bytes
 
 
+@pytest.mark.slow
 def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
     atom_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -199,12 +201,14 @@ def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> N
     assert part.cost.weight_bytes == pytest.approx(sum(held.values()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny("atom", task_norm="stacked")
     found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32", target="reference")
     assert all(row.passed for row in found.proof if row.stage != "loop")
 
 
+@pytest.mark.slow
 def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) -> None:
     words = {"target": "reference", "bake_steps": [4]}
     found = export(atom_pipeline, tmp_path / "b", THREE, "fp32", **words)
@@ -230,6 +234,7 @@ def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_export_goes_on_with_all_tasks(
     atom_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +262,7 @@ def test_a_stopped_export_goes_on_with_all_tasks(
     )
 
 
+@pytest.mark.slow
 def test_graphs_that_are_not_alike_are_refused(
     atom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from mtu_export.models import mtu, stock
 from mtu_export.spec import UnknownName, Unsupported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
 def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)

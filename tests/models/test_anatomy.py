@@ -77,6 +77,7 @@ def folded_cost(folder: Path, task: str) -> object:
     return capture.cost(family.graph(module, made, made.tasks[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "words", "task"),
     [
@@ -96,6 +97,7 @@ def test_cost_is_that_of_the_folded_module(
     assert analysis.costs(source, latent)[task] == folded_cost(folder, task)
 
 
+@pytest.mark.slow
 def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     folder = unequal(tiny, tmp_path / "unequal")
     found = analysis.costs(analysis.read(folder), (16, 16))["edit"]
@@ -157,6 +159,7 @@ def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- expert weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [
@@ -234,6 +237,7 @@ def test_known_changes_are_found_where_they_are(tiny: Path, tmp_path: Path) -> N
     assert kinds["norm"] == pytest.approx(20, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts", "task_norm"), [(1, "replace"), (3, "stacked"), (11, "replace")]
 )
@@ -267,6 +271,7 @@ def test_an_upcycled_model_is_its_dense_source(
         assert sorted(turned.left_out) == sorted(found.left_out)
 
 
+@pytest.mark.slow
 def test_an_expert_stands_against_its_slice(tmp_path: Path) -> None:
     source = dense(tmp_path / "dense")
     upcycle.upcycle(source, tmp_path / "mtu", tasks=["t2i"], experts=4, sizes=(8, 8))
@@ -286,6 +291,7 @@ def test_an_expert_stands_against_its_slice(tmp_path: Path) -> None:
     assert plain.deviation == pytest.approx((9 + 16 + 36) ** 0.5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_not_compared_is_named(tiny: Path, tmp_path: Path) -> None:
     source = dense(tmp_path / "dense")
     found = compare(unequal(tiny, tmp_path / "unequal"), source)
@@ -345,6 +351,7 @@ def test_deviation_is_a_distance(
 # ---------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.slow
 def test_damage_is_one_line(tiny: Path, tmp_path: Path) -> None:
     router = f"{BLOCK}.ff.router.fc2.bias"
     nan = changed(tiny, tmp_path / "nan", **{router: torch.full((4,), float("nan"))})

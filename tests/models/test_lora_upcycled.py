@@ -64,6 +64,7 @@ def fuse_by_diffusers(unet: Any, files: Sequence[tuple[Path, float]], folder: Pa
     unet.save_pretrained(folder)
 
 
+@pytest.mark.slow
 @needs_peft
 @pytest.mark.parametrize("rescale", [False, True], ids=["plain", "rescaled"])
 @pytest.mark.parametrize("experts", [1, 3, 12])

@@ -113,6 +113,7 @@ def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
         torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_diffusers_saves_and_loads_it_sharded_or_not(tiny: Path, tmp_path: Path) -> None:
     first = MTUUNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
     first.save_pretrained(tmp_path / "one" / "unet")
@@ -165,6 +166,7 @@ def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
             torch.testing.assert_close(recomputed[name], gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["replace", "stacked"])
 @pytest.mark.parametrize("name", ["forward", "training", "weight", "eps", "active"])
 def test_tasks_may_be_named_as_attributes_are(
@@ -205,6 +207,7 @@ def test_a_newer_format_is_refused_before_its_keys(tiny: Path, tmp_path: Path) -
 # -------------------------------------------------------------------------------------- the fold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["tiny", "tiny-sdxl"])
 @pytest.mark.parametrize("experts", [1, 2, 3, 4, 8])
 def test_a_folded_unet_equals_the_live_one(
@@ -242,6 +245,7 @@ def unequal(rows: dict[str, torch.Tensor]) -> None:
             rows[f"{p}.out.bias"] = torch.randn(dim) * 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
 def test_unequal_widths_fold_and_are_no_stock_unet(
     tiny: Path, tmp_path: Path, double: bool
@@ -325,6 +329,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> None:
     resolved = options.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
     exporter.save_folded(resolved)

@@ -161,6 +161,7 @@ def test_modules_of_no_task_say_so(unet: MTUUNet2DConditionModel) -> None:
     assert isinstance(unet, mtu.MTUUNet2DConditionModel)
 
 
+@pytest.mark.slow
 def test_it_compiles_whole(unet: MTUUNet2DConditionModel) -> None:
     unet.requires_grad_(False)
     compiled = torch.compile(unet, backend="eager", fullgraph=True)

@@ -141,6 +141,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", KERNELS)
 def test_a_convolution_takes_any_reach(words: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -282,6 +282,7 @@ def test_an_infinite_mask_is_no_defect(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "matmul", "conv", "scaled_dot_product_attention"])
 def test_narrow_sums_are_those_of_partial_sums(kind: str, tmp_path: Path) -> None:
     """float16 accumulation: 32 terms summed, rounded, added to a total that is rounded."""

@@ -190,6 +190,7 @@ def test_the_package_is_what_coremltools_makes_of_single_ones(
         assert psnr(wanted[task], found) > {"fp32": 110, "fp16": 55, "int8": 35}[scheme]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8"])
 def test_no_marker_stays_and_no_blob_is_there_twice(
     scheme: str, several: MakeSeveral, tmp_path: Path

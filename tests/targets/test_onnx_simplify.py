@@ -14,6 +14,7 @@ IDENTITY = {"name": "mini"}
 TARGET = targets.load("onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_a_simplified_graph_computes_the_same(scheme: str, mini: MakeMini, tmp_path: Path) -> None:
     outputs, simplifiers = [], []

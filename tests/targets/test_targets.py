@@ -36,6 +36,7 @@ ROWS = [
 IDENTITY = {"name": "mini", "tasks": "t2i"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheme", "floor"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
 def test_a_target_lowers_reads_and_runs(
     name: str, scheme: str, floor: float, mini: MakeMini, tmp_path: Path
@@ -58,6 +59,7 @@ def test_a_target_lowers_reads_and_runs(
     assert outputs[0].dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
 def test_int8_codes_arrive_bit_for_bit(name: str, mini: MakeMini, tmp_path: Path) -> None:
     program, plan, _, _, module = mini(name, "int8")
@@ -69,6 +71,7 @@ def test_int8_codes_arrive_bit_for_bit(name: str, mini: MakeMini, tmp_path: Path
         assert any(np.ascontiguousarray(form).tobytes() in data for form in forms), layer
 
 
+@pytest.mark.slow
 def test_a_shared_history_of_nodes_changes_no_byte_and_is_undone(
     mini: MakeMini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +89,7 @@ def test_a_shared_history_of_nodes_changes_no_byte_and_is_undone(
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
 def test_rows_of_zeros_run(name: str, mini: MakeMini, tmp_path: Path) -> None:
     target = targets.load(name)
@@ -107,6 +111,7 @@ def test_a_package_that_a_killed_export_left_is_written_anew(
     assert target.structure(path, lowered.entries["t2i"]).operators  # no other files in it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iOS16", "iOS17", "iOS18"])
 def test_core_ml_stores_codes_compressed_for_every_system(
     name: str, mini: MakeMini, tmp_path: Path
@@ -119,6 +124,7 @@ def test_core_ml_stores_codes_compressed_for_every_system(
     assert found.operators[f"constexpr_{kind}"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", targets.names())
 def test_damaged_artefacts_are_bundle_errors(name: str, mini: MakeMini, tmp_path: Path) -> None:
     """Cut or changed anywhere: read, or refused as ``BundleError``; never anything else."""

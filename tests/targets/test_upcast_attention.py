@@ -15,6 +15,7 @@ from mtu_export.exporter import options
 coremltools = pytest.importorskip("coremltools")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upcast", [True, False])
 def test_scores_are_float32_where_the_config_says_so(
     make_tiny: Callable[..., Path], tmp_path: Path, upcast: bool

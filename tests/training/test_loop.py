@@ -36,6 +36,7 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -> None:
     """A step written down with diffusers and transformers alone, sample by sample."""

@@ -162,6 +162,7 @@ def terminal() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("terminal")
 def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -> None:
     options = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
@@ -184,6 +185,7 @@ def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -
         training.train(options, four(), force=True)
 
 
+@pytest.mark.slow
 def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> None:
     options = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
     training.train(options, four())
@@ -218,6 +220,7 @@ class Marked(World):
         self.fingerprint = mark
 
 
+@pytest.mark.slow
 def test_a_state_is_of_its_data_and_parts(dense: Path, tmp_path: Path) -> None:
     model = tmp_path / "dense"
     shutil.copytree(dense, model)
@@ -243,6 +246,7 @@ def test_a_state_is_of_its_data_and_parts(dense: Path, tmp_path: Path) -> None:
     assert scheduler["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.slow
 def test_what_is_no_state_of_the_run_is_refused(four_tasks: Path, tmp_path: Path) -> None:
     options = recipe(four_tasks, tmp_path, steps=1, batch_size=1)
     training.train(options, four())

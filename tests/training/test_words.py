@@ -73,6 +73,7 @@ def test_mistakes_are_one_line(
     assert {path.name for path in tmp_path.iterdir()} <= {"run.toml"}
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_run(
     four_tasks: Path,
     tmp_path: Path,
