@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, what an import costs, how long a file is."""
+"""Import rules of the packages, what an import costs, how long a file is."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltoo
 NUMPY = {"numpy", "safetensors"}
 PYDANTIC = {"pydantic", "pydantic_core"}
 
-# room -> rooms of ours it may import anywhere, and third parties it may import at its top.
-# A row refers to rows above it alone, so that no two rooms import each other.
+# package -> our packages that it may import anywhere, third parties that it may import at its top.
+# An entry refers to entries above it alone, so that no two packages import each other.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "": (set(), set()),  # the package itself: its version, and the public names, imported late
     "spec": (set(), set()),
@@ -65,8 +65,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
-def room_of(module: str) -> str:
-    """The row of a module of ours: its folder, and of targets the target's own."""
+def package_of(module: str) -> str:
+    """The entry of a module in ``RULES``: its package, for a target that of the target."""
     names = module.split(".")[1:]
     if names[:2] == ["testing", "campaigns"]:
         return "testing.campaigns"
@@ -113,22 +113,22 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
 def test_imports_follow_the_architecture(path: Path) -> None:
-    room = room_of(module_of(path))
-    assert room in RULES, f"{room} has no row: say in RULES which room it is"
-    ours, third = RULES[room]
+    package = package_of(module_of(path))
+    assert package in RULES, f"{package} has no entry in RULES"
+    ours, third = RULES[package]
     for module, top in imports(path):
         first = module.split(".")[0]
         if first == OURS:
-            inner = f"{room}.mil" if room == "targets.coreml" else room
-            assert room_of(module) in {*ours, "", room, inner}, f"{room} imports {module}"
+            inner = f"{package}.mil" if package == "targets.coreml" else package
+            assert package_of(module) in {*ours, "", package, inner}, f"{package} imports {module}"
         elif top:
-            assert first in sys.stdlib_module_names or first in third, f"{room} imports {first}"
+            assert first in sys.stdlib_module_names or first in third, f"{package} imports {first}"
 
 
-def test_no_two_rooms_import_each_other() -> None:
-    rooms = list(RULES)
-    for index, (room, (ours, _)) in enumerate(RULES.items()):
-        assert ours <= set(rooms[:index]), f"{room} is above {ours - set(rooms[:index])}"
+def test_no_two_packages_import_each_other() -> None:
+    packages = list(RULES)
+    for index, (package, (ours, _)) in enumerate(RULES.items()):
+        assert ours <= set(packages[:index]), f"{package} is above {ours - set(packages[:index])}"
 
 
 def test_the_root_has_at_most_fifteen_entries() -> None:
@@ -171,8 +171,10 @@ def test_functions_fit_a_screen(path: Path) -> None:
 )
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
 def test_public_names_are_sorted_and_resolve() -> None:

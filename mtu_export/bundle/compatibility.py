@@ -32,7 +32,7 @@ def validate_wiring(bundle: Bundle, task: Task, constants: Mapping[str, np.ndarr
     image, latent_record = bundle.manifest.image, bundle.manifest.latent
     size, factor = (image.height, image.width), latent_record.factor
     if size[0] % factor or size[1] % factor:
-        raise BundleError(f"{MANIFEST}: image and latent: {size} is no multiple of {factor}")
+        raise BundleError(f"{MANIFEST}: image and latent: {size} is not a multiple of {factor}")
     pixels = (3, *size)
     latent = (latent_record.channels, size[0] // factor, size[1] // factor)
     if task.encodes_image:
@@ -79,7 +79,7 @@ def _text_inputs(bundle: Bundle, task: Task, latent: Shape) -> Sequence[TensorSp
     if [spec.shape for spec in part.outputs] != [(batch, *latent)]:
         raise BundleError(f"{where}: the output must be [{batch}, {_list(latent)}]")
     if any(spec.shape[:1] != (batch,) or len(spec.shape) < 2 for spec in text):
-        raise BundleError(f"{where}: a text input has another batch than {batch}")
+        raise BundleError(f"{where}: the batch of a text input must be {batch}")
     if any(spec.dtype != "float32" for spec in (*inputs, *part.outputs)):
         raise BundleError(f"{where}: inputs and output must be float32")
     return text

@@ -52,7 +52,7 @@ def read(path: Path) -> Image.Image:
         warnings.simplefilter("ignore")  # of Pillow's own limit, which warns below ours
         try:
             if path.exists() and not path.is_file():
-                raise PlanError(f"{name} is no file")
+                raise PlanError(f"{name} is not a file")
             with Image.open(path, formats=formats) as image:
                 _check_size(image, name)
                 image.load()
@@ -60,7 +60,7 @@ def read(path: Path) -> Image.Image:
         except FileNotFoundError:
             raise PlanError(f"no image file {name}") from None
         except Image.UnidentifiedImageError:
-            raise PlanError(f"{name} is no image; legal: {', '.join(formats)}") from None
+            raise PlanError(f"{name} is not an image; legal: {', '.join(formats)}") from None
         except Image.DecompressionBombError:
             raise PlanError(f"{name} has more than {MOST_PIXELS // 1_000_000} megapixels") from None
         except PlanError:
@@ -185,7 +185,7 @@ def latent_mask(mask: np.ndarray, factor: int) -> np.ndarray:
     """The mask at latent size [1, 1, H / factor, W / factor], nearest as diffusers does.
 
     That is every ``factor``-th pixel beginning with the first. Raises ``PlanError`` where the
-    size is no multiple of ``factor``.
+    size is not a multiple of ``factor``.
     """
     height, width = mask.shape[-2:]
     if factor < 1 or height % factor or width % factor:

@@ -1,7 +1,8 @@
-"""``manifest.json`` as a type: its keys, their kinds and ranges. ``make schema`` makes its schema.
+"""``manifest.json`` as pydantic models: its keys, their types and ranges.
 
-The model says what JSON Schema can say; references between keys are in ``bundle/rules.py``. Keys
-that it does not know belong to a newer minor version and are left out. Integers may be written
+``make schema`` writes ``runtime/manifest.schema.json`` from them. What JSON Schema cannot express,
+such as references between keys, is in ``bundle/rules.py``. Unknown keys belong to a newer minor
+version and are left out. Integers may be written
 ``24`` or ``24.0``, as JSON does not tell them apart.
 
 Schema 1.1 adds to 1.0: ``text``, ``files``, ``parts[].scheme`` and ``.notes``, ``loop.golden``.
@@ -51,7 +52,7 @@ from mtu_export.spec import (
 
 
 class LoraRecord(Record):
-    """A LoRA that was folded in; layers by component, folded and without a place."""
+    """A LoRA, with counts by component of layers folded in and of those for parts not exported."""
 
     name: str
     sha256: str
@@ -64,6 +65,7 @@ class Source(Record):
     """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input.
 
     ``name`` is that of its folder, or owner/name on the hub with the commit as ``revision``.
+    ``unet_config`` is ``model_config`` in JSON, a name that pydantic reserves.
     """
 
     name: str
@@ -204,7 +206,7 @@ class TaskRecord(Record):
     entry: str
 
     def task(self, index: int) -> Task:
-        """The task as the loop takes it."""
+        """The :class:`Task` at ``index`` of the manifest."""
         entries = (entry.model_dump() for entry in self.conditioning)
         return Task(
             name=self.name,
@@ -227,7 +229,7 @@ class TensorRecord(Record):
     dtype: Literal["float32", "int32"]
 
     def spec(self) -> TensorSpec:
-        """The same as targets take it."""
+        """The :class:`TensorSpec` of this record."""
         return TensorSpec(name=self.name, shape=self.shape, dtype=self.dtype)
 
 
@@ -235,7 +237,7 @@ Tensors = Annotated[tuple[TensorRecord, ...], Field(max_length=64)]
 
 
 class CostRecord(Record):
-    """Size and work of one pass of a part; bytes of weights by who uses them."""
+    """Size and work of one pass of a part; bytes of all, of shared and of each task's weights."""
 
     parameters: Count
     flops_conv_linear: Count
@@ -256,9 +258,9 @@ class FileRecord(Record):
 class PartRecord(Record):
     """A component: its artefact, its entries by task, its inputs and outputs.
 
-    ``scheme`` is the manifest's where a part has none of its own; ``task_inputs`` are the inputs of
-    tasks that have other ones than ``inputs``; ``witness`` are numbers by task that change with the
-    weights.
+    ``scheme`` is the manifest's where it is None; ``task_inputs`` are the inputs of tasks whose
+    shapes differ from ``inputs``; ``witness`` are numbers by task that change with the weights (see
+    ``bundle/witness.py``).
     """
 
     component: Component
@@ -324,7 +326,7 @@ class ScheduleRecord(Record):
     passes: Annotated[tuple[PassRecord, ...], Field(min_length=1, max_length=MOST_PASSES)]
 
     def schedule(self) -> Schedule:
-        """The same as the sampler takes it; raises ``BundleError`` where a pass looks too far."""
+        """The :class:`Schedule`; raises ``BundleError`` where a pass looks before the start."""
         passes = tuple(
             Pass(timestep=p.timestep, input_scale=p.input_scale, x=p.x, m=p.m) for p in self.passes
         )
@@ -338,14 +340,14 @@ class ScheduleRecord(Record):
 
 
 class Golden(Record):
-    """The request of the loop's golden."""
+    """The request that the loop's goldens were made from."""
 
     prompt: str
     steps: Steps
 
 
 class Loop(Record):
-    """The scheduler as tables, by number of steps; ``skipped`` says why a count has none."""
+    """The scheduler as tables by step count; ``skipped``: counts without a table, and why."""
 
     scheduler: str
     prediction_type: str
@@ -358,7 +360,7 @@ class Loop(Record):
 
 
 class VerdictRecord(Record):
-    """One verdict of the export; ``psnr_db``, ``runner`` and ``passed`` are None where not run."""
+    """A :class:`Verdict` of the export; the key of its stage is ``rung`` in JSON."""
 
     component: str
     task: str
@@ -371,7 +373,7 @@ class VerdictRecord(Record):
     reason: str | None
 
     def verdict(self) -> Verdict:
-        """The same as verification makes it."""
+        """The :class:`Verdict` of this record."""
         return Verdict(**self.model_dump())
 
 

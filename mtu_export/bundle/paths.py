@@ -16,7 +16,7 @@ def names_of(relative: str) -> list[str]:
     if set(relative) & set("\\:\0") or {"", ".", ".."} & set(names):
         raise BundleError(f"{MANIFEST}: path {relative[:80]!r} leaves the bundle or is not plain")
     if any(map(is_finder_file, names)):
-        raise BundleError(f"{MANIFEST}: path {relative[:80]!r} is a file of the Finder's")
+        raise BundleError(f"{MANIFEST}: path {relative[:80]!r} is a file of the macOS Finder")
     return names
 
 

@@ -41,7 +41,7 @@ def schedules(manifest: Manifest) -> dict[int, Schedule]:
 def _require_unique(what: str, names: Iterable[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
-            raise BundleError(f"{MANIFEST}: {what} {name[:80]!r} is there twice")
+            raise BundleError(f"{MANIFEST}: {what} {name[:80]!r} appears twice")
 
 
 def _require_paths(manifest: Manifest) -> None:
@@ -67,7 +67,7 @@ def _require_entries(manifest: Manifest, part: PartRecord, where: str) -> None:
         ("witness", part.witness),
     ):
         if unknown := set(tasks) - users:
-            raise BundleError(f"{where}.{key}: {min(unknown)[:80]!r} is no task of entries")
+            raise BundleError(f"{where}.{key}: {min(unknown)[:80]!r} is not a task of entries")
     names = [tensor.name for tensor in part.inputs]
     for task, inputs in part.task_inputs.items():
         if [tensor.name for tensor in inputs] != names:
@@ -86,7 +86,7 @@ def _require_text(manifest: Manifest) -> None:
             if not is_output or source.component not in tokenizers:
                 raise BundleError(
                     f"{where}.inputs.{name[:80]}: {source.output[:80]!r} of {source.component} is "
-                    "no output of a text encoder"
+                    "not an output of a text encoder"
                 )
     paths = {record.path for record in manifest.files}
     for component, path in tokenizers.items():

@@ -192,7 +192,7 @@ def _open(loop: Loop, part: Part) -> Session:
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
         outputs = session(inputs)
         if {name: value.shape for name, value in outputs.items()} != expected:
-            raise BundleError(f"{part.path.name}: it gave other outputs than the manifest says")
+            raise BundleError(f"{part.path.name}: its outputs are not those of the manifest")
         return outputs
 
     return run

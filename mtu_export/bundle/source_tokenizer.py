@@ -25,7 +25,7 @@ from mtu_export.bundle.tokenizer import (
     SPECIAL_NAMES,
     VOCABULARY,
     WORD_END,
-    WORDS,
+    WORD_PATTERN,
     Tokenizer,
     canonical_document,
     check_merges,
@@ -194,7 +194,7 @@ def _checked_steps(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _PLAIN_PRE_TOKENIZERS = (
-    {**PRE_TOKENIZERS[0], "pattern": {"Regex": WORDS}},
+    {**PRE_TOKENIZERS[0], "pattern": {"Regex": WORD_PATTERN}},
     BYTE_LEVEL,
 )
 """As transformers 4 writes them: without the special tokens, which are found before."""

@@ -32,9 +32,9 @@ _TOKENS_LIMIT = 1_000_000
 _LONGEST_TOKEN = 1000
 _OLD_END = 2
 """``eos_token_id`` of configs from before it was put right; the greatest id is the end then."""
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """CLIP's words: letters, single digits, runs of other signs, English endings."""
-_WORDS = rf"<\|startoftext\|>|<\|endoftext\|>|{WORDS}"
+_TOKEN_PATTERN = rf"<\|startoftext\|>|<\|endoftext\|>|{WORD_PATTERN}"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -206,7 +206,7 @@ NORMALIZERS = (
     {"type": "Lowercase"},
 )
 PRE_TOKENIZERS = (
-    {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True},
+    {"type": "Split", "pattern": {"Regex": _TOKEN_PATTERN}, "behavior": "Removed", "invert": True},
     BYTE_LEVEL,
 )
 

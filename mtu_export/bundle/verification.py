@@ -24,18 +24,20 @@ from mtu_export.spec import (
 from mtu_export.spec.catalog import SCHEMES
 
 Cases = Sequence[tuple[Arrays, Arrays]]
-PASSES_DB, PASSES_LOSS_DB = 60.0, 10.0
-"""Other kernels move a pass of int8 weights by a few dB; passes above 60 dB are right."""
+GOOD_PASS_DB = 60.0
+"""No wrong coefficient or scale leaves a pass above it, so it is never a failure."""
+KERNEL_LOSS_DB = 10.0
+"""How far a pass may fall below the export's: other kernels cost int8 weights a few dB."""
 RUNTIMES = "runtimes"
-"""The stage of a verdict on two runtimes of one artefact."""
+"""The stage of a verdict that compares two runtimes on one artefact."""
 
 
 def verify_bundle(
     source: Bundle, floor_db: float | None = None, runner: str | None = None
 ) -> list[Verdict]:
-    """Run every part of a bundle against its goldens; read structure where nothing runs.
+    """Run every part of a bundle against its goldens, then its witness, then each task's loop.
 
-    Then the witness of its weights, and the loop where the bundle has a golden of it. The floor
+    Where no runtime is here, a part's structure is checked and its verdict is "not run". The floor
     is the scheme's, or ``floor_db``; floors that the bundle records are ignored. ``runner`` names
     one of the target's runtimes; with ``both`` their outputs are compared with each other too.
     Raises ``PlanError`` for a floor out of range, ``BundleError`` where the files contradict the
@@ -56,22 +58,25 @@ def verify_bundle(
         scheme = SCHEMES[part.scheme.name]
         for task in part.entries:
             cases = goldens.cases(part.component, task)
-            before = recorded.get((part.component, task, stage_of(scheme)))
-            if not cases and task not in part.proved and before is None:
+            recorded_verdict = recorded.get((part.component, task, stage_of(scheme)))
+            if not cases and task not in part.proved and recorded_verdict is None:
                 continue
             if not cases or len(cases) < bundle.CASES:
                 raise BundleError(
-                    f"{bundle.GOLDENS} has not {bundle.CASES} cases of {part.component}/{task}"
+                    f"{bundle.GOLDENS} has fewer than {bundle.CASES} cases of "
+                    f"{part.component}/{task}"
                 )
             floor = part_floor(scheme, part, floor_db)
             of_task = prove_part(target, runtimes, part, task, cases, floor)
-            verdicts += [_with_recorded_floor(verdict, before, floor) for verdict in of_task]
+            verdicts += [
+                _with_recorded_floor(verdict, recorded_verdict, floor) for verdict in of_task
+            ]
             if not any(verdict.passed is False for verdict in of_task):
                 verdicts += witness.check(source, part, task, cases[0][0])
     for task in source.tasks:
-        before = recorded.get((PIPELINE, task.name, PASSES))
+        recorded_verdict = recorded.get((PIPELINE, task.name, PASSES))
         for runtime in runtimes:
-            verdicts += _verify_loop(source, task, before, floor_db, runtime)
+            verdicts += _verify_loop(source, task, recorded_verdict, floor_db, runtime)
     return verdicts
 
 
@@ -82,13 +87,14 @@ def _verify_loop(
     floor_db: float | None,
     runtime: Runtime,
 ) -> list[Verdict]:
-    """The verdicts of a task's loop; its floor rises with what the export reached.
+    """The verdicts of a task's loop.
 
-    A floor for int8 weights is low, and a wrong scale or guidance may be above it.
+    A wrong scale or guidance can stay above the low floor for int8 weights. So the floor is raised
+    to what the export reached, less ``KERNEL_LOSS_DB``, but never above ``GOOD_PASS_DB``.
     """
     least = pass_floor(SCHEMES[source.manifest.scheme.name], floor_db)
     reached = None if recorded is None else recorded.psnr_db
-    floor = least if reached is None else max(least, min(reached - PASSES_LOSS_DB, PASSES_DB))
+    floor = least if reached is None else max(least, min(reached - KERNEL_LOSS_DB, GOOD_PASS_DB))
     verdicts = prove_loop(source, task, floor, runtime)
     if not verdicts and recorded is not None:
         raise BundleError(f"{bundle.GOLDENS} has no loop/{task.name}, which the export ran")
@@ -96,7 +102,7 @@ def _verify_loop(
 
 
 def _with_recorded_floor(verdict: Verdict, recorded: Verdict | None, floor_db: float) -> Verdict:
-    """A failed verdict that says so where the export passed with a lower floor than ours."""
+    """A failed verdict with a note where the export was judged by a lower floor."""
     if verdict.passed is not False or recorded is None or recorded.floor_db >= floor_db:
         return verdict
     note = f"it was exported with --min-psnr {recorded.floor_db:g}: give the same to verify"
@@ -109,12 +115,12 @@ def part_floor(scheme: Scheme, part: Part, floor_db: float | None) -> float:
 
 
 def pass_floor(scheme: Scheme, floor_db: float | None) -> float:
-    """The floor of a loop's passes: the scheme's, which a lower ``floor_db`` lowers, too."""
+    """The floor of a loop's passes: the scheme's, or ``floor_db`` where that is lower."""
     return min(scheme.pass_floor_db, *([] if floor_db is None else [floor_db]), metrics.CEILING_DB)
 
 
 def stage_of(scheme: Scheme) -> str:
-    """The last stage of the way torch → folded → exported → quantised that an artefact took."""
+    """The stage of an artefact's verdict: a quantised one of integer weights, else exported."""
     return "quantised" if isinstance(scheme.weights, IntWeights) else "exported"
 
 
@@ -126,7 +132,7 @@ def prove_part(
     cases: Cases,
     floor_db: float,
 ) -> list[Verdict]:
-    """Structure first, then each runtime that is here; two that ran are compared."""
+    """Check a part's structure, then run it in each runtime; compare two that ran."""
     structure = structure_of(target, part, task)
     _check_cases(part, task, cases)
     stage, entry = stage_of(SCHEMES[part.scheme.name]), part.entry_of(task)

@@ -80,11 +80,11 @@ Levels = Annotated[
 ]
 Sizes = Annotated[
     _Size | Sequence[_Size | Sequence[_Size]] | None,
-    legal(f"a positive integer or a list of such, at most {_LARGEST:,}"),
+    legal(f"a positive integer or a list of them, at most {_LARGEST:,}"),
 ]
 Depths = Annotated[
     _Depth | Sequence[_Depth | Sequence[_Depth]] | None,
-    legal(f"a positive integer or a list of such, at most {_DEEPEST}"),
+    legal(f"a positive integer or a list of them, at most {_DEEPEST}"),
 ]
 Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST), legal("a number")]
 Flag = bool | None
@@ -208,7 +208,7 @@ class Config(StockConfig):
         names = [task.name for task in self.tasks]
         for name in names:
             if names.count(name) > 1:
-                raise refused(f"task {shown(name)} is there twice")
+                raise refused(f"task {shown(name)} appears twice")
         if self.task_norm == "stacked" and {*names} & {"weight", "bias"}:
             raise refused(
                 "with stacked norms no task can be named 'weight' or 'bias': these are the names "

@@ -185,7 +185,7 @@ def strict_json(text: str | bytes) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if not isfinite(number):
-        raise ValueError(f"{text[:40]} is not a number that a double holds")
+        raise ValueError(f"{text[:40]} is not a finite double")
     return number
 
 
@@ -198,6 +198,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, entry in pairs:
         if name in value:
-            raise ValueError(f"key {name[:80]!r} is there twice")
+            raise ValueError(f"key {name[:80]!r} appears twice")
         value[name] = entry
     return value

@@ -18,24 +18,24 @@ from mtu_export.spec import (
 )
 
 
-def resolve_tasks(words: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
+def resolve_tasks(names: Sequence[str], config: Mapping[str, Any]) -> list[Task]:
     """Tasks by preset name or JSON file, in order, for a UNet of this config."""
     sdxl = PipelineLayout(config).is_sdxl
-    rows: list[Task] = []
-    for index, word in enumerate(words):
-        if word in TASKS:
-            task = replace(TASKS[word]["sdxl" if sdxl else "sd"], index=index)
-        elif word.endswith(".json"):
-            task = checkpoint.task_from_json(checkpoint.read_json(Path(word)), index, word)
+    tasks: list[Task] = []
+    for index, name in enumerate(names):
+        if name in TASKS:
+            task = replace(TASKS[name]["sdxl" if sdxl else "sd"], index=index)
+        elif name.endswith(".json"):
+            task = checkpoint.task_from_json(checkpoint.read_json(Path(name)), index, name)
         else:
-            raise UnknownName("task preset", word, [*TASKS, "a FILE.json with a task"])
-        rows.append(task)
-    names = [task.name for task in rows]
-    if not rows:
+            raise UnknownName("task preset", name, [*TASKS, "a FILE.json with a task"])
+        tasks.append(task)
+    task_names = [task.name for task in tasks]
+    if not tasks:
         raise PlanError(f"name at least one --task; presets: {', '.join(TASKS)}")
-    if len(set(names)) < len(names):
-        raise PlanError(f"tasks must have different names, got {', '.join(names)}")
-    return rows
+    if len(set(task_names)) < len(task_names):
+        raise PlanError(f"tasks must have different names, got {', '.join(task_names)}")
+    return tasks
 
 
 def tasks_of_source(
@@ -110,8 +110,8 @@ def _text(sd: float, sdxl: float) -> dict[str, Guidance]:
 
 
 def _text_image(sd: tuple[float, float], sdxl: tuple[float, float]) -> dict[str, Guidance]:
-    rows = zip(_GUIDED, (sd, sdxl), strict=True)
-    return {name: Guidance(kind="text_image", text=t, image=i) for name, (t, i) in rows}
+    scales = zip(_GUIDED, (sd, sdxl), strict=True)
+    return {name: Guidance(kind="text_image", text=t, image=i) for name, (t, i) in scales}
 
 
 TASKS: Mapping[str, Mapping[str, Task]] = {

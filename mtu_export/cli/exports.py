@@ -32,9 +32,9 @@ def target_command(name: str) -> Callable[..., None]:
     target = targets.load(name)
 
     def command(*, as_json: bool, verbose: bool, **arguments: Any) -> None:
-        given = values(ExportOptions, arguments)
-        own = values(target.options, arguments)
-        options = ExportOptions(target=name, options=own, **given)
+        export_options = values(ExportOptions, arguments)
+        target_options = values(target.options, arguments)
+        options = ExportOptions(target=name, options=target_options, **export_options)
         _export(options, as_json=as_json, verbose=verbose)
 
     flags = [*parameters(ExportOptions), *parameters(target.options)]
@@ -103,8 +103,8 @@ def _show(bundle: Bundle) -> None:
     from mtu_export.bundle import sharing
 
     sizes = part_sizes(bundle)
-    rows = [[*verdict.cells.values(), sizes[verdict.component]] for verdict in bundle.proof]
-    table([*PROOF_HEAD, "size"], rows, title=str(bundle.folder))
+    lines = [[*verdict.cells.values(), sizes[verdict.component]] for verdict in bundle.proof]
+    table([*PROOF_HEAD, "size"], lines, title=str(bundle.folder))
     shared = sharing(bundle.manifest)
     if shared is not None:
         print(shared)

@@ -68,7 +68,7 @@ def parameters(options: type, names: Sequence[str] | None = None) -> list[inspec
 
 def values(options: type, arguments: dict[str, Any]) -> dict[str, Any]:
     """Take the fields of ``options`` that the user gave out of a command's ``arguments``."""
-    given = {}
+    chosen = {}
     for option in fields(options):
         value = arguments.pop(option.name, None)
         for shortcut in option.metadata.get("shortcuts", ()):
@@ -79,8 +79,8 @@ def values(options: type, arguments: dict[str, Any]) -> dict[str, Any]:
         if value is not None and "separator" in option.metadata:
             value = _numbers(flags_of(option)[-1], value, option.metadata["separator"])
         if value is not None:
-            given[option.name] = value
-    return given
+            chosen[option.name] = value
+    return chosen
 
 
 def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

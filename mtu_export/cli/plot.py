@@ -48,36 +48,36 @@ def require_writable(path: Path, force: bool) -> None:
     require("matplotlib")
 
 
-def heat_map(rows: Sequence[Mapping[str, Any]], path: Path, *, force: bool = False) -> None:
+def heat_map(layers: Sequence[Mapping[str, Any]], path: Path, *, force: bool = False) -> None:
     """Expert weights by layer and task, as Fig. 5 of the MTU paper.
 
-    ``rows`` {"layer": path, "tasks": {name: [N weights]}}. One line a layer, one panel a task, one
-    column an expert; the colour scale spans the weights found, to a tenth.
+    ``layers`` {"layer": path, "tasks": {name: [N weights]}}. One line per layer, one panel per
+    task, one column per expert; the colour scale spans the weights, rounded outwards to a tenth.
     """
-    layers = [short(plain(row["layer"])) for row in rows]
-    names = list(rows[0]["tasks"])
-    experts = len(rows[0]["tasks"][names[0]])
-    values = [value for row in rows for task in row["tasks"].values() for value in task]
+    labels = [short(plain(layer["layer"])) for layer in layers]
+    names = list(layers[0]["tasks"])
+    experts = len(layers[0]["tasks"][names[0]])
+    values = [value for layer in layers for task in layer["tasks"].values() for value in task]
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     low = low if low < high else 0.0
     longest = max(len(_cut(name)) for name in names)
     cell = max(0.3 if experts <= 16 else 0.15, 0.09 * (longest + 1) / experts)
-    size = (2.6 + len(names) * (cell * experts + 0.15), max(2.4, 1.2 + 0.19 * len(rows)))
+    size = (2.6 + len(names) * (cell * experts + 0.15), max(2.4, 1.2 + 0.19 * len(layers)))
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         image = None
         for index, (name, panel) in enumerate(zip(names, panels, strict=True)):
-            grid = [row["tasks"][name] for row in rows]
+            grid = [layer["tasks"][name] for layer in layers]
             image = panel.imshow(grid, vmin=low, vmax=high, aspect="auto", cmap="viridis")
             panel.set_title(_cut(name), fontsize=9)
             step = 1 if cell >= 0.3 else 4
             panel.set_xticks(range(0, experts, step), range(0, experts, step), fontsize=7)
-            panel.set_yticks(range(len(rows)), layers, fontsize=7)
+            panel.set_yticks(range(len(layers)), labels, fontsize=7)
             panel.tick_params(length=0, labelleft=index == 0)
         figure.supxlabel("expert", fontsize=9)
         assert image is not None
-        bar = figure.colorbar(image, ax=list(panels), aspect=max(25, len(rows)), pad=0.015)
+        bar = figure.colorbar(image, ax=list(panels), aspect=max(25, len(layers)), pad=0.015)
         bar.ax.tick_params(labelsize=7)
         bar.set_label("expert weight", fontsize=8)
 
@@ -85,7 +85,7 @@ def heat_map(rows: Sequence[Mapping[str, Any]], path: Path, *, force: bool = Fal
 
 
 def bars(
-    rows: Sequence[Mapping[str, Any]],
+    layers: Sequence[Mapping[str, Any]],
     kinds: Sequence[Mapping[str, Any]],
     path: Path,
     *,
@@ -93,18 +93,18 @@ def bars(
 ) -> None:
     """Deviation by layer and by kind, as Fig. 2 of the MTU paper.
 
-    ``rows`` {"kind": name, "deviation": ‖θ_f − θ_p‖} of each layer, ranked; ``kinds`` the same
-    over all layers of a kind.
+    ``layers`` {"kind": name, "deviation": ‖θ_f − θ_p‖}, ranked; ``kinds`` the same over all layers
+    of a kind.
     """
-    names = [row["kind"] for row in kinds]
+    names = [entry["kind"] for entry in kinds]
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(3, 1))
         colours = {kind: f"C{number % 10}" for number, kind in enumerate(sorted(names))}
         hatches = dict.fromkeys(names, "") | dict.fromkeys(sorted(names)[10:], "////")
         for kind in names:
-            places = [index for index, row in enumerate(rows) if row["kind"] == kind]
-            heights = [rows[index]["deviation"] for index in places]
+            places = [index for index, entry in enumerate(layers) if entry["kind"] == kind]
+            heights = [layers[index]["deviation"] for index in places]
             left.bar(
                 places, heights, width=1.0, color=colours[kind], hatch=hatches[kind], label=kind
             )
@@ -114,7 +114,7 @@ def bars(
         left.margins(x=0.01)
         right.barh(
             range(len(names)),
-            [row["deviation"] for row in kinds],
+            [entry["deviation"] for entry in kinds],
             color=[colours[kind] for kind in names],
             hatch=[hatches[kind] for kind in names],
         )

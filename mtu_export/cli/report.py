@@ -23,6 +23,8 @@ _MOST_SHOWN = 8
 """Experts whose weights are printed one by one."""
 _MOST_LAYERS = 20
 """Layers that a table of deviations shows."""
+_TITLES = {"rung": "stage", "passes a step": "passes per step"}
+"""Titles of columns whose keys in JSON read otherwise."""
 
 
 def names() -> dict[str, Any]:
@@ -61,7 +63,7 @@ def packages() -> dict[str, Any]:
         if extra not in ("all", "dev") and need.name != _PACKAGE:
             needs.setdefault(need.name, need)
             extras.setdefault(need.name, []).extend([extra] if extra else [])
-    rows = []
+    installed = []
     for name, need in needs.items():
         try:
             version = importlib.metadata.version(name)
@@ -69,7 +71,7 @@ def packages() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             hint = f"[{_smallest(extras[name])}]" if extras[name] else ""
             version, state = None, f"missing: pip install '{_PACKAGE}{hint}'"
-        rows.append(
+        installed.append(
             {
                 "package": name,
                 "found": version,
@@ -82,7 +84,7 @@ def packages() -> dict[str, Any]:
     for name in targets.names():
         runner, reason = targets.runtime(targets.load(name)).runner()
         runners.append({"target": name, "runner": runner, "reason": reason})
-    return {"packages": rows, "runners": runners}
+    return {"packages": installed, "runners": runners}
 
 
 def _smallest(extras: Sequence[str]) -> str:
@@ -103,8 +105,9 @@ def _show_plain(result: Mapping[str, Any]) -> None:
     """Print scalars as lines and lists of objects as tables."""
     for key, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            head = list(value[0])
-            table(head, [[f"{entry[name]}" for name in head] for entry in value])
+            head: list[str] = list(value[0])
+            titles = [_TITLES.get(name, name) for name in head]
+            table(titles, [[f"{entry[name]}" for name in head] for entry in value])
         elif isinstance(value, dict):
             print(plain(f"{key}: " + ", ".join(f"{k} {_number(v)}" for k, v in value.items())))
         else:

@@ -48,38 +48,42 @@ def unwatched(stage: str) -> AbstractContextManager[None]:
 
 @bundle.refuse_invalid_records()
 def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
-    """Make the bundle of ``plan`` at ``plan.out``, whole or not at all.
+    """Write the bundle of ``plan`` to ``plan.out``, whole or not at all.
 
-    Every artefact is loaded from disk and run by its own runtime against PyTorch, and so is the
-    loop. Raises ``ParityError`` below a floor, ``ResourceError`` before any work where memory or
-    disk will not do, and any other error of ``spec``.
+    Every artefact is loaded from disk, run by its own runtime and compared with PyTorch, and so is
+    the loop of each task. Raises ``ParityError`` below a floor, ``ResourceError``, before any work,
+    where memory or disk are too small, and any other error of ``spec``.
     """
     if plan.resume and (finished := _finished_bundle(plan)) is not None:
         return finished
     _require_feasible(plan, watch)
-    work = _prepare(plan, watch)
-    before = resume.stamps(plan)
+    prepared = _prepare(plan, watch)
+    stamps = resume.stamps(plan)
     with draft(
         plan.out,
         force=plan.force,
         marker=BUNDLE,
         sources=resume.source_files(plan),
-        keep=work.fingerprint[:8] if plan.resume else None,
+        keep=prepared.fingerprint[:8] if plan.resume else None,
     ) as folder:
-        parts = _export_components(work, folder, watch)
-        described = _write_bundle(work, folder, parts)
+        parts = _export_components(prepared, folder, watch)
+        document = _write_bundle(prepared, folder, parts)
         proof = [verdict for part in parts for verdict in part.proof]
-        proof += _prove_loops(work, bundle.assemble(folder, described), watch)
-        if resume.stamps(plan) != before:
+        proof += _prove_loops(prepared, bundle.assemble(folder, document), watch)
+        if resume.stamps(plan) != stamps:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
         records = tuple(VerdictRecord(**asdict(verdict)) for verdict in proof)
-        bundle.write_manifest(folder, described.model_copy(update={"proof": records}))
+        bundle.write_manifest(folder, document.model_copy(update={"proof": records}))
     return bundle.assemble(plan.out, bundle.read_manifest(plan.out))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    """An export with everything it needs in hand; ``plan.steps`` are the counts baked for it."""
+class _Prepared:
+    """What an export works with, read and checked before the first component.
+
+    ``plan.steps`` are the step counts that have a table in ``baked``. ``identity`` goes into every
+    artefact; ``fingerprint`` tells the parts of this export from those of another.
+    """
 
     plan: Plan
     components: Sequence[str]
@@ -126,7 +130,7 @@ def _components(plan: Plan) -> list[str]:
     return [name for name in COMPONENTS if name in names]
 
 
-def _prepare(plan: Plan, watch: Watch) -> _Work:
+def _prepare(plan: Plan, watch: Watch) -> _Prepared:
     """Probe the scheduler, read the LoRAs, hash the sources."""
     with watch("import PyTorch"):
         from mtu_export.bundle import loop_proof  # noqa: F401 (its time is counted here)
@@ -140,7 +144,7 @@ def _prepare(plan: Plan, watch: Watch) -> _Work:
         loras = _read_loras(plan)
     identity = manifest.identity(plan)
     steps = tuple(steps for steps in plan.steps if steps in baked.tables)
-    return _Work(
+    return _Prepared(
         plan=replace(plan, steps=steps or (baked.golden,)),
         components=_components(plan),
         identity=identity,
@@ -185,75 +189,80 @@ def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
 # ----------------------------------------------------------------------------------------- parts
 
 
-def _export_components(work: _Work, folder: Path, watch: Watch) -> list[ExportedPart]:
-    """Export each component or take it from the interrupted export; add it to the golden loops."""
+def _export_components(prepared: _Prepared, folder: Path, watch: Watch) -> list[ExportedPart]:
+    """Export each component, or take it from an interrupted export; feed the golden loops."""
     from mtu_export.exporter import component
 
-    state, parts = resume.State(folder, work.fingerprint), []
-    for name in work.components:
-        result = state.get(name) if work.plan.resume else None
+    state, parts = resume.State(folder, prepared.fingerprint), []
+    for name in prepared.components:
+        result = state.get(name) if prepared.plan.resume else None
         if result is None:
             job = component.Job(
-                plan=work.plan,
+                plan=prepared.plan,
                 component=name,
                 folder=folder,
-                identity=work.identity,
+                identity=prepared.identity,
                 watch=watch,
-                loras=work.loras,
+                loras=prepared.loras,
             )
-            result = component.make(job, work.references)
+            result = component.make(job, prepared.references)
             if result.part is not None:
-                _refuse_failed_part(work, result.part, watch)
+                _refuse_failed_part(prepared, result.part, watch)
             state.put(name, result)
         else:
-            with watch(f"{name}: taken from the export before"):
-                pass
-        for reference in work.references:
+            with watch(f"{name}: kept from the interrupted export"):
+                pass  # a line on the console
+        for reference in prepared.references:
             if reference.task.name in result.contributions:
                 reference.add(name, result.contributions[reference.task.name])
         parts += [] if result.part is None else [result.part]
     return parts
 
 
-def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
-    """Raise ``ParityError``; for the UNet's integer weights, it names the costliest layers."""
+def _refuse_failed_part(prepared: _Prepared, part: ExportedPart, watch: Watch) -> None:
+    """Raise ``ParityError`` where a verdict failed, for an int8 UNet with its costliest layers."""
     from mtu_export.exporter import proof, sensitivity
 
     failed = [verdict.task for verdict in part.proof if verdict.passed is False]
-    hint, integer = None, isinstance(work.plan.scheme.weights, IntWeights)
+    hint, integer = None, isinstance(prepared.plan.scheme.weights, IntWeights)
     if failed and part.component == "unet" and integer:
         with watch("measure what each layer loses"):
-            hint = sensitivity.layer_sensitivity(work.plan, failed[0], part.cost, work.loras)
+            hint = sensitivity.layer_sensitivity(
+                prepared.plan, failed[0], part.cost, prepared.loras
+            )
     proof.refuse_failure(part.proof, hint)
 
 
 # ---------------------------------------------------------------------------------------- bundle
 
 
-def _write_bundle(work: _Work, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
-    """Write all but the parts of a bundle; its manifest has no proof yet."""
+def _write_bundle(prepared: _Prepared, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
+    """Write all files of a bundle but the parts; returns its manifest, without the proof."""
     from mtu_export.exporter.reference import describe_loop
     from mtu_export.models import lora
 
-    described = manifest.describe(
-        work.plan,
-        work.identity,
+    document = manifest.describe(
+        prepared.plan,
+        prepared.identity,
         [part.record for part in parts],
-        loras=lora.identity(work.loras, list(work.components)),
-        fingerprint=work.fingerprint,
+        loras=lora.identity(prepared.loras, list(prepared.components)),
+        fingerprint=prepared.fingerprint,
     )
-    tokenizers, folders = _write_tokenizers(work.plan, folder, parts)
-    files = [*_write_tensors(work.references, folder, parts), *_copy_licences(work.plan, folder)]
-    described = described.model_copy(
+    tokenizers, folders = _write_tokenizers(prepared.plan, folder, parts)
+    files = [
+        *_write_tensors(prepared.references, folder, parts),
+        *_copy_licences(prepared.plan, folder),
+    ]
+    document = document.model_copy(
         update={
             "tokenizers": tuple(tokenizers),
-            "text": Text(inputs=_text_sources(work.references[0], parts), tokenizers=folders),
-            "loop": describe_loop(work.scheduler, work.baked, work.references),
+            "text": Text(inputs=_text_sources(prepared.references[0], parts), tokenizers=folders),
+            "loop": describe_loop(prepared.scheduler, prepared.baked, prepared.references),
             "files": tuple(bundle.record(folder, path) for path in (*files, *folders.values())),
         }
     )
-    bundle.write_manifest(folder, described)
-    return described
+    bundle.write_manifest(folder, document)
+    return document
 
 
 def _write_tensors(
@@ -291,14 +300,14 @@ def _write_tokenizers(
     for encoder in (p.component for p in parts if p.component.startswith("text_encoder")):
         name = tokenizer_folder(encoder)
         shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
-        written = source_tokenizer.export(plan.checkpoint / name, folder / name)
+        exported = source_tokenizer.export(plan.checkpoint / name, folder / name)
         tokenizers.append(
             TokenizerRecord(
                 path=name,
-                bos=written.bos,
-                eos=written.eos,
-                pad=written.pad,
-                length=written.length,
+                bos=exported.bos,
+                eos=exported.eos,
+                pad=exported.pad,
+                length=exported.length,
             )
         )
         folders[encoder] = name
@@ -308,11 +317,11 @@ def _write_tokenizers(
 def _text_sources(
     reference: Reference, parts: Sequence[ExportedPart]
 ) -> dict[str, tuple[TextOutput, ...]]:
-    """The outputs concatenated to each text input of the UNet, by the names in the artefacts."""
+    """Per text input of the UNet, the encoder outputs to concatenate, named as in the artefacts."""
     order = ("hidden_states", "pooled")
     records = {part.component: part.record for part in parts}
     inputs = {}
-    for name, sources in reference.text.items():
+    for name, sources in reference.text_sources.items():
         inputs[name] = tuple(
             TextOutput(
                 component=record.component,
@@ -324,19 +333,19 @@ def _text_sources(
     return {name: sources for name, sources in inputs.items() if sources}
 
 
-def _prove_loops(work: _Work, written: Bundle, watch: Watch) -> list[Verdict]:
-    """The verdicts of each task's loop, run with the bundle on disk."""
+def _prove_loops(prepared: _Prepared, assembled: Bundle, watch: Watch) -> list[Verdict]:
+    """Run each task's loop with the bundle on disk; its verdicts, none of which failed."""
     from mtu_export.bundle import loop_proof, verification
     from mtu_export.exporter import proof
 
-    complete = [reference for reference in work.references if reference.golden()]
+    complete = [reference for reference in prepared.references if reference.golden()]
     if not complete:
         return []
     verdicts: list[Verdict] = []
-    floor = verification.pass_floor(work.plan.scheme, work.plan.floor_db)
+    floor = verification.pass_floor(prepared.plan.scheme, prepared.plan.floor_db)
     for reference in complete:
-        of_task = f" of {reference.task.name}" if len(work.references) > 1 else ""
+        of_task = f" of {reference.task.name}" if len(prepared.references) > 1 else ""
         with watch(f"verify the loop{of_task}"):
-            verdicts += loop_proof.prove_loop(written, reference.task, floor)
+            verdicts += loop_proof.prove_loop(assembled, reference.task, floor)
         proof.refuse_failure(verdicts)
     return verdicts

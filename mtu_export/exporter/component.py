@@ -54,7 +54,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One component to export: its plan and folder, LoRAs to fold in, and how stages are shown."""
+    """One component to export: plan, folder of the bundle, LoRAs to fold in.
+
+    ``identity`` is metadata for the artefact; ``watch`` shows the stages.
+    """
 
     plan: Plan
     component: str
@@ -116,12 +119,13 @@ def make(job: Job, references: Sequence[Reference]) -> Result:
     captured = _capture(job, source)
     del source  # the modules hold the weights too
     record = _lower(job, captured, cost)
-    gc.collect()  # graphs are cyclic
+    gc.collect()  # captured graphs have reference cycles
     part = _prove(job, record, cases, verdicts, cost)
     return Result(part=part, contributions=contributions)
 
 
 def _unet(job: Job, references: Sequence[Reference]) -> _Source:
+    """The folded UNets of all tasks, their goldens from the live router, and the fold's proof."""
     plan, several = job.plan, len(job.plan.tasks) > 1
     family = models.load(plan.family)
     with job.stage("load checkpoint"):
@@ -183,7 +187,7 @@ def _text_encoder(job: Job, references: Sequence[Reference]) -> _Source:
         penultimate=references[0].is_sdxl,
         pooled=job.component == "text_encoder_2",
     )
-    # a fixed prompt asks the encoder too, at export alone
+    # also for tasks with a fixed prompt: its embeddings become constants of the bundle
     cases = {}
     for reference in references:
         ids = reference.ids(job.component)
@@ -221,6 +225,7 @@ def _of_one_graph(
     cases: Sequence[tuple[Arrays, Arrays]],
     contributions: Mapping[str, Contribution],
 ) -> _Source:
+    """The source of a part that all tasks run alike; its goldens are those of ``task``."""
     return _Source(
         graphs={task: graph},
         modules=[graph.module],

@@ -9,7 +9,7 @@ import numpy as np
 from mtu_export.spec import Arrays, Plan, Task, TensorSpec
 
 GOLDEN_TIMESTEPS = (981.0, 501.0, 21.0)
-_GOLDEN_STREAM, _PICTURE_STREAM = 0, 2  # other numbers are other goldens
+_GOLDEN_STREAM, _PICTURE_STREAM = 0, 2  # of the seed; other numbers would change every golden
 _PICTURES = 3
 
 
@@ -17,15 +17,18 @@ def goldens(
     specs: Sequence[TensorSpec],
     task: Task,
     plan: Plan,
-    words: Sequence[Arrays] = (),
+    text_inputs: Sequence[Arrays] = (),
     timesteps: Sequence[float] = GOLDEN_TIMESTEPS,
 ) -> tuple[Arrays, ...]:
-    """The inputs of one case per timestep; ``words`` are text inputs [1, ...] used in turn."""
+    """The inputs of one case per timestep.
+
+    ``text_inputs`` [1, ...], by case and used in turn, replace the random text inputs.
+    """
     random = np.random.default_rng((plan.seed, _GOLDEN_STREAM))
     cases = []
     for turn, timestep in enumerate(timesteps):
         inputs = {spec.name: _value(spec, task, plan, timestep, random) for spec in specs}
-        for name, value in (words[turn % len(words)] if words else {}).items():
+        for name, value in (text_inputs[turn % len(text_inputs)] if text_inputs else {}).items():
             inputs[name] = np.repeat(value, len(inputs[name]), 0)
         cases.append(inputs)
     return tuple(cases)

@@ -19,12 +19,13 @@ def inspect(
     height: int | None = None,
     width: int | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint (None: the one of this package) or a bundle holds.
+    """Describe a checkpoint or a bundle; None is the embedded checkpoint.
 
-    Of a bundle: parts, sizes and proof. Of a checkpoint: tasks, parameters, FLOPs of a pass at
-    ``height`` x ``width`` pixels, and expert weights; ``against`` another checkpoint or dense
-    UNet: the deviation of each layer. Raises ``CheckpointError``, ``BundleError`` and
-    ``PlanError``.
+    - A bundle: parts, sizes and proof.
+    - A checkpoint: tasks, parameters, FLOPs of a pass at ``height`` x ``width`` pixels, and expert
+      weights; with ``against``, another checkpoint or a dense UNet, the deviation of each layer.
+
+    Raises ``CheckpointError``, ``BundleError`` and ``PlanError``.
     """
     folder = checkpoint.locate(path)
     options = {"against": against, "height": height, "width": width}
@@ -115,12 +116,12 @@ def _measures(entry: deviation.LayerDeviation) -> dict[str, Any]:
     }
 
 
-def of_bundle(found: Bundle) -> dict[str, Any]:
+def of_bundle(source: Bundle) -> dict[str, Any]:
     """What a bundle holds, its proof and its cost, from the manifest."""
-    manifest = found.manifest
+    manifest = source.manifest
     shared = bundle.sharing(manifest)
     return {
-        "bundle": str(found.folder),
+        "bundle": str(source.folder),
         "source": f"{manifest.source.name} ({manifest.source.family})",
         "target": manifest.target,
         "scheme": manifest.scheme.name,
@@ -140,12 +141,12 @@ def of_bundle(found: Bundle) -> dict[str, Any]:
             for part in manifest.parts
         ],
         **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
-        "proof": [_verdict(verdict) for verdict in found.proof],
+        "proof": [_verdict(verdict) for verdict in source.proof],
     }
 
 
 def _verdict(verdict: Verdict) -> dict[str, str]:
-    """A verdict as tables show it; its stage is a ``rung`` in JSON."""
+    """A verdict as tables show it; the key of its stage is ``rung``, as in the manifest."""
     return {"rung" if name == "stage" else name: text for name, text in verdict.cells.items()}
 
 

@@ -223,7 +223,7 @@ def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
         return {"weight_bytes": total, "shared_weight_bytes": 0}
     of_one_task = {
         name
-        for name in program.own
+        for name in program.task_tensors
         if any(not torch.equal(state[name], program.methods[n].state_dict[name]) for n in others)
     }
     shared = _bytes(program, first, lowered, state.keys() - of_one_task)

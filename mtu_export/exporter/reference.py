@@ -24,16 +24,18 @@ from mtu_export.spec import Arrays, Plan, Session, Task
 
 PROMPT = "make the red circle blue"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
-"""Of the golden request, and of the cases of a text encoder."""
+"""The prompt of the golden request, and those of a text encoder's goldens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
     """What one component adds to the golden loop of a task; which field depends on the component.
 
-    ``text`` are a text encoder's outputs by prompt; ``channels`` the conditioning [1, Σc, h, w]
-    with and without the image; ``outputs`` the guided m of each pass and ``latents`` x after it,
-    [1, C, h, w]; ``image`` the decoded picture [1, 3, H, W].
+    - ``text``: a text encoder's outputs, by prompt.
+    - ``channels``: the VAE encoder's conditioning [1, Σc, h, w], with and without the image.
+    - ``outputs``, ``latents``: the UNet's guided output (m of a schedule) and the latent x after
+      it, of each pass, [1, C, h, w].
+    - ``image``: the decoded picture [1, 3, H, W].
     """
 
     text: tuple[Arrays, ...] = ()
@@ -44,7 +46,11 @@ class Contribution:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, for a file; inverse of :meth:`from_arrays`."""
-        arrays = {f"text/{i}/{n}": v for i, row in enumerate(self.text) for n, v in row.items()}
+        arrays = {
+            f"text/{case}/{name}": value
+            for case, outputs in enumerate(self.text)
+            for name, value in outputs.items()
+        }
         for name in ("channels", "outputs", "latents"):
             arrays |= {f"{name}/{i}": value for i, value in enumerate(getattr(self, name))}
         return arrays if self.image is None else {**arrays, "image": self.image}
@@ -68,7 +74,11 @@ class Contribution:
 
 
 class Reference:
-    """The golden loop of one task, as far as it has been run with the components so far."""
+    """The golden loop of one task, run part by part while the components are exported.
+
+    A component's :class:`Contribution` is added with :meth:`add`; the methods that need one that
+    is missing return an empty result.
+    """
 
     def __init__(self, plan: Plan, task: Task, baked: Baked) -> None:
         self.plan, self.task, self.steps = plan, task, baked.golden
@@ -111,7 +121,7 @@ class Reference:
         return [{"input_ids": loaded.encode(prompt)[0]} for prompt in self.prompts]
 
     @property
-    def text(self) -> dict[str, list[dict[str, str]]]:
+    def text_sources(self) -> dict[str, list[dict[str, str]]]:
         """The outputs of text encoders that are concatenated to each text input of the UNet."""
         hidden = [{"component": name, "output": "hidden_states"} for name in self.encoders]
         pooled = {"text_embeds": [{"component": "text_encoder_2", "output": "pooled"}]}
@@ -120,7 +130,7 @@ class Reference:
     def text_embeddings(self, case: int) -> dict[str, np.ndarray]:
         """UNet inputs [1, ...] for one of the prompts; empty where an encoder is missing."""
         embeddings = {}
-        for name, sources in self.text.items():
+        for name, sources in self.text_sources.items():
             if not all(source["component"] in self.contributions for source in sources):
                 return {}
             outputs = [
@@ -137,11 +147,11 @@ class Reference:
         return [embeddings for embeddings in cases if embeddings]
 
     def constants(self) -> dict[str, np.ndarray]:
-        """The loop's inputs that no user's prompt changes, by name in ``constants.safetensors``."""
+        """Inputs of the UNet that no user changes, by name in ``constants.safetensors``."""
         constants: dict[str, np.ndarray] = {}
         prompt, empty = self.text_embeddings(0), self.text_embeddings(1)
         if prompt and self.task.guidance.kind != "none":
-            # true where the index says nothing: so diffusers' SDXL pipelines have it
+            # true is the default of diffusers' SDXL pipelines
             zeros = self.is_sdxl and self.index.get("force_zeros_for_empty_prompt", True) is True
             constants |= {f"empty/{n}": v * 0 if zeros else v for n, v in empty.items()}
         if prompt and self.task.prompt is not None:
@@ -169,7 +179,7 @@ class Reference:
         return denoising.conditioning(self.task, self.request, encode, self.scaling, size)
 
     def run_loop(self, graph: Graph) -> Contribution:
-        """The guided passes with the live router; empty where a part of the loop is missing."""
+        """Run the guided passes with the live router; empty where a component is missing."""
         if not self.is_complete or not self.text_embeddings(0):
             return Contribution()
         encoded = self.contributions.get("vae_encoder", Contribution()).channels
@@ -218,7 +228,7 @@ def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference])
         prediction_type=scheduler.config.get("prediction_type", "epsilon"),
         schedules={str(steps): ScheduleRecord.of(table) for steps, table in baked.tables.items()},
     )
-    optional: dict[str, Any] = {}  # keys that a manifest has only where they say something
+    optional: dict[str, Any] = {}  # keys that are left out of a manifest where they are empty
     if baked.skipped:
         optional["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
     complete = [reference for reference in references if reference.golden()]

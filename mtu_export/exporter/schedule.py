@@ -53,7 +53,7 @@ def load(folder: Path | None, name: str | None) -> Any:
     config, where = _config(folder)
     default = config.get("_class_name")
     if not isinstance(default, str) or not _is_scheduler(default):
-        raise CheckpointError(f"{where}: _class_name {shown(default)} is no scheduler of diffusers")
+        raise CheckpointError(f"{where}: _class_name {shown(default)} is not a diffusers scheduler")
     chosen, settings = SCHEDULERS.get(name or default, (name or default, {}))
     if not _is_scheduler(chosen):
         raise UnknownName("scheduler", chosen, NAMES)

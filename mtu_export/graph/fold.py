@@ -3,8 +3,7 @@
 For one task τ, w = softmax(router(e_τ)) is constant, so that
 FFN(x) = Σ_i w_i · out_i(value_i(x) · gelu(gate_i(x)))
 is a single GEGLU feed-forward of width Σ hs_i: the value rows of all experts times w_i, then their
-gate rows, the down columns in the same order, and the down bias Σ w_i·b_i (checkpoint format 1,
-section Fold).
+gate rows, the down columns in the same order, and the down bias Σ w_i·b_i (docs/checkpoint.md).
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def fold_experts(experts: Sequence[ExpertWeights], weights: Sequence[Tensor]) ->
 
 
 def _feed_forward(proj: GatedLinear, down: Tensor, shift: Tensor) -> nn.Module:
-    """The stock module with these tensors: ``down`` [d, H], its bias ``shift`` [d]."""
+    """A stock ``FeedForward`` with these tensors: ``down`` [d, H] and its bias ``shift`` [d]."""
     from diffusers.models.attention import FeedForward
 
     with torch.device("meta"):

@@ -220,11 +220,11 @@ def _pair_with_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tupl
             groups.setdefault(place.stock, []).append((name, place))
     for stock in dense.headers:
         if stock not in groups:
-            raise _different(f"{stock!r} is in the dense one alone")
+            raise _different(f"{stock!r} is in the dense model alone")
     for stock, members in groups.items():
         place = members[0][1]
         if stock not in dense.headers:
-            raise _different(f"the dense one has no {stock!r}")
+            raise _different(f"the dense model has no {stock!r}")
         dense_shape, axis, halves = dense.headers[stock].shape, place.axis, place.halves
         if axis is None:
             for name, _ in members:
@@ -241,7 +241,7 @@ def _pair_with_dense(mtu: Source, dense: Source) -> tuple[list[_Pair], list[tupl
         counts = [shape[axis] // halves for shape in shapes]
         covered = [*shapes[0][:axis], halves * sum(counts), *shapes[0][axis + 1 :]]
         if covered != list(dense_shape):
-            reason = f"experts together are no dense width: {covered} and {list(dense_shape)}"
+            reason = f"the experts together are {covered}, the dense layer is {list(dense_shape)}"
             left_out += [(name, reason) for name, _ in members]
             continue
         for i, (name, _) in enumerate(members):

@@ -173,6 +173,6 @@ def dense_widths(path: str, block: BasicTransformerBlock) -> tuple[int, int]:
 def shares(inner: int, experts: int, path: str) -> tuple[int, ...]:
     """Split ``inner`` into ``experts`` widths as equal as possible, the wider ones first."""
     if experts > inner:
-        raise CheckpointError(f"{path}: width {inner} has no {experts} shares")
+        raise CheckpointError(f"{path}: width {inner} cannot be divided among {experts} experts")
     width, rest = divmod(inner, experts)
     return (width + 1,) * rest + (width,) * (experts - rest)

@@ -44,6 +44,7 @@ from mtu_export.spec import (
 from mtu_export.spec.protocols import Place
 
 STOCK_KEYS = tuple(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]
+"""Keys of a stock UNet's config: its arguments, without ``self``."""
 Headers = Mapping[str, checkpoint.Header]
 
 
@@ -222,7 +223,7 @@ MTUUNet2DConditionModel.__init__.__signature__ = _signature()  # type: ignore[at
 
 
 def _expert_widths(headers: Headers) -> dict[str, tuple[int, ...]]:
-    """Widths hs_i by block, from the shapes of the experts' down projections."""
+    """Experts' widths hs_i by block path, from the shapes of their down projections."""
     widths_by_number: dict[str, dict[int, int]] = {}
     for name, header in headers.items():
         path, _, rest = name.partition(".ff.experts.")
@@ -295,14 +296,14 @@ def graph(unet: nn.Module, plan: Plan, task: Task) -> Graph:
 
 
 def specialise(pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
-    """Fold the live UNet for each task into a stock UNet, but for ``Specialised.deviations``.
+    """Fold the live UNet into one stock UNet per task, apart from ``Specialised.deviations``.
 
     The results share all tensors except gains, folded biases, task norms and input convolutions.
     Consumes the pipeline's UNet block by block. Every fold is proved in float64; ``NotFoldable``
     names a block whose fold is not exact.
     """
     live: MTUUNet2DConditionModel = pipeline.components["unet"]
-    folds: dict[str, list[FoldedBlock]] = {}  # one per task
+    folds: dict[str, list[FoldedBlock]] = {}  # by block, one per task
     for path, block in transformer_blocks(live):
         folds[path] = fold_block(path, block, tasks, live.task_embedding.weight)
     convs = [live.conv_in.of(task.name) for task in tasks]  # type: ignore[operator]
@@ -334,7 +335,7 @@ def _stock_unet(
         if inner != width:
             deviations.append(f"{path}.ff has width {width}, a stock one {inner}")
     tensors = (*live.parameters(), *live.buffers())
-    shared = {id(tensor): tensor for tensor in tensors}  # a memo: deepcopy leaves these alone
+    shared = {id(tensor): tensor for tensor in tensors}  # deepcopy's memo: these are not copied
     for name, child in live.named_children():
         setattr(stock, name, copy.deepcopy(child, shared.copy()))
     stock.conv_in = conv  # type: ignore[assignment]
@@ -371,7 +372,7 @@ def expert_weights(config: Mapping[str, Any], headers: Headers) -> dict[str, Ten
 
 
 def outline(config: Mapping[str, Any], headers: Headers, channels: int) -> nn.Module:
-    """The UNet that ``specialise`` makes for ``channels`` inputs, on the meta device."""
+    """The UNet that ``specialise`` makes for ``channels`` input channels, on the meta device."""
     stacked, widths = config.get("task_norm") == "stacked", _expert_widths(headers)
     with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(checkpoint.stock_config(config, channels))

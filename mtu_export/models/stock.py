@@ -106,7 +106,7 @@ def _outline(folder: Path, name: str) -> _Outline:
         plain = kind == "CLIPTextModel" and all(stored.startswith(_TEXT) for stored in headers)
         names = {stored.removeprefix(_TEXT) if plain else stored: stored for stored in headers}
     if len(names) < len(headers):
-        raise MissingWeights(f"{part_folder}: the same weights are there under old and new names")
+        raise MissingWeights(f"{part_folder} holds the same weights under old and new names")
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     try:
         checkpoint.compare({name: headers[stored] for name, stored in names.items()}, expected)

@@ -113,7 +113,7 @@ def as_checkpoint_error(
     except (MtuExportError, MemoryError):
         raise
     except Exception as error:  # whatever a config of odd types and sizes triggers
-        raise CheckpointError(f"{where} describes no {what}: {first_line(error)}") from None
+        raise CheckpointError(f"{where} does not describe a {what}: {first_line(error)}") from None
 
 
 def dry_run(graph: Graph) -> None:
@@ -126,6 +126,6 @@ def dry_run(graph: Graph) -> None:
     expected = graph.outputs[0].shape
     if tuple(output.shape) != expected:
         raise CheckpointError(
-            f"unet/config.json describes no UNet: an output of {list(output.shape)} where one of "
-            f"{list(expected)} is needed"
+            f"unet/config.json does not describe a UNet: its output is {list(output.shape)}, "
+            f"not {list(expected)}"
         )

@@ -51,13 +51,14 @@ def scheme_of(
 
     ``float16_vae`` says whether the target gains from a float16 VAE (``TargetInfo``).
     A VAE is never integer, and float32 where its config says ``force_upcast`` (SDXL's overflows
-    float16). Layers that the UNet keeps in float say nothing of a text encoder.
+    float16). The layers that a scheme keeps in float are the UNet's, not a text encoder's.
     """
     integer = isinstance(scheme.weights, IntWeights)
     if component.startswith("vae_"):
+        if not integer and scheme.weights == SCHEMES["fp32"].weights:
+            return scheme
         narrow = float16_vae and vae.get("force_upcast") is not True
-        wanted = "fp16" if narrow else "fp32"
-        return SCHEMES[wanted] if integer or scheme.weights != SCHEMES["fp32"].weights else scheme
+        return SCHEMES["fp16" if narrow else "fp32"]
     if component.startswith("text_encoder") and integer:
         return replace(scheme, overrides=())
     return scheme

@@ -1,4 +1,4 @@
-"""The types that cross rooms, from the plan of an export to its verdicts."""
+"""The types that packages exchange, from the plan of an export to its verdicts."""
 
 from __future__ import annotations
 
@@ -43,17 +43,20 @@ class LoraSource(NamedTuple):
 class Plan:
     """One export, resolved: every name looked up, every default filled in.
 
-    ``source`` is the checkpoint's name: its folder's or ``owner/name`` on the hub, where
-    ``revision`` is the commit. ``height`` and ``width`` are in pixels, ``factor`` is the VAE's
-    (pixels per latent cell). ``config`` is the checkpoint's ``unet/config.json``; ``options`` the
-    target's own ``Options``. ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what
-    the machine has available. ``components`` are exported, each by its scheme of ``schemes``;
-    ``scheme`` is the denoiser's. ``scheduler`` is None for the checkpoint's own; ``steps`` are the
-    step counts of the loop's tables; one that the scheduler cannot do refuses the export where
-    ``steps_named`` (the user named them), else it is left out. ``resume`` continues a stopped
-    export. ``stock_configs`` are the JSON of a component's ``config.json`` (the
-    UNet's as of a stock one), of ``"scheduler"`` and of ``"model_index"``, where the checkpoint has
-    it.
+    - ``source``: the checkpoint's name, its folder's or ``owner/name`` on the hub; ``revision``:
+      the commit on the hub.
+    - ``config``: the checkpoint's ``unet/config.json``.
+    - ``height``, ``width``: of the pictures, in pixels; ``factor``: pixels per latent cell.
+    - ``components``: the parts to export, each with its scheme of ``schemes``; ``scheme`` is the
+      UNet's.
+    - ``options``: an instance of the target's options dataclass.
+    - ``floor_db``: replaces the scheme's floor; ``memory``: replaces the bytes that are free here.
+    - ``scheduler``: None for the checkpoint's own.
+    - ``steps``: step counts to write tables for. Of those that the user named (``steps_named``)
+      one that the scheduler cannot do refuses the export, of the default ones it is left out.
+    - ``resume``: continue a stopped export.
+    - ``stock_configs``: JSON that diffusers would find for a component, for ``"scheduler"`` and for
+      ``"model_index"``, where the checkpoint has it.
     """
 
     checkpoint: Path
@@ -98,7 +101,7 @@ class Plan:
 class Pipeline:
     """A loaded checkpoint: its config, and its live modules by component.
 
-    A module is of its family's own class, which no other room knows.
+    The classes of the modules are known to their family alone.
     """
 
     config: Mapping[str, Any]
@@ -110,7 +113,7 @@ class Specialised:
     """The module of one task without a router, and how exact it is.
 
     ``errors`` maps a block to its largest relative error against the live router in float64;
-    ``deviations`` says, a line each, where the module is no stock diffusers UNet.
+    ``deviations`` has one line for each difference from a stock diffusers UNet.
     """
 
     module: nn.Module
@@ -123,10 +126,10 @@ Arrays = Mapping[str, "np.ndarray"]
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One component, captured: the narrow waist between models and targets.
+    """One captured component: all that a target sees of a model.
 
-    ``methods`` maps a task to its ``torch.export.ExportedProgram``; inputs and outputs are the
-    same for every method up to the width of ``sample``.
+    ``methods`` maps a task to its ``torch.export.ExportedProgram``, ``inputs`` to its inputs. Tasks
+    differ in the channels of ``sample`` only; ``outputs`` are those of every task.
     """
 
     name: str
@@ -135,8 +138,8 @@ class Program:
     outputs: tuple[TensorSpec, ...]
 
     @cached_property
-    def own(self) -> frozenset[str]:
-        """Parameters and buffers that are not the same memory in every method; of one, none."""
+    def task_tensors(self) -> frozenset[str]:
+        """Parameters and buffers that methods do not share; empty where there is one method."""
         states = [method.state_dict for method in self.methods.values()]
         return frozenset(
             name
@@ -144,14 +147,14 @@ class Program:
             if len({state[name].data_ptr() for state in states}) > 1
         )
 
-    def check_alike(self) -> None:
+    def require_same_graph(self) -> None:
         """Raise ``ToolchainError`` for methods that differ in more than values and input widths."""
-        rows = [
+        graphs = [
             [(node.op, str(node.target), str(node.args)) for node in method.graph.nodes]
             for method in self.methods.values()
         ]
-        if any(row != rows[0] for row in rows):
-            raise ToolchainError(f"the graphs of {', '.join(self.methods)} are not alike")
+        if any(graph != graphs[0] for graph in graphs):
+            raise ToolchainError(f"the graphs of {', '.join(self.methods)} differ")
 
     def layer(self, tensor: str) -> str:
         """Path of the layer that holds a parameter or buffer of the exported program."""
@@ -162,13 +165,13 @@ class Program:
 class Lowered:
     """What a target wrote and what it really did.
 
-    ``path`` is relative to the bundle; ``entries`` maps a task to its function, method or file.
-    ``io_names`` maps a name of bundle.md to the name that the file has for this input or output,
-    where the two differ. ``activations`` is ``"float32"``, ``"float16"`` or ``"dynamic_int8"``.
-    ``kept_float`` adds layers that the target itself left in float. ``weight_dtype`` is that of
-    matrices that are no integer codes, ``vector_dtype`` that of tensors with one axis: biases,
-    norms, scales.
-    ``notes`` go into the part's row of the manifest.
+    - ``path``: the artefact, relative to the bundle; ``entries``: task to function, method or file.
+    - ``io_names``: input or output of the program to its name in the artefact, where they differ.
+    - ``activations``: ``"float32"``, ``"float16"`` or ``"dynamic_int8"``.
+    - ``kept_float``: layers that the target itself left in float, each with the reason.
+    - ``weight_dtype``: of matrices that are not integer codes; ``vector_dtype``: of biases, norms
+      and scales.
+    - ``notes``: for the part's record in the manifest.
     """
 
     path: str
@@ -183,7 +186,7 @@ class Lowered:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What a file on disk says of itself, read without running it.
+    """What an artefact declares, read without running it.
 
     ``operators`` counts operator kinds; ``identity`` is the embedded metadata.
     """
@@ -208,7 +211,11 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One row of proof. ``runner`` and ``passed`` are null where nothing could run."""
+    """One result of the proof: how close a component is to PyTorch at one stage.
+
+    ``runner`` and ``psnr_db`` are None where nothing could run, ``passed`` also for a figure
+    without a floor; ``reason`` says why.
+    """
 
     component: str
     task: str
@@ -222,7 +229,7 @@ class Verdict:
 
     @property
     def cells(self) -> dict[str, str]:
-        """The verdict as a row of a table, by column."""
+        """The verdict as texts for a table, by column."""
         unjudged = "not run" if self.runner is None else "figure"
         return {
             "part": self.component,
@@ -235,11 +242,11 @@ class Verdict:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Verdict:
-        """Read a row of a manifest's ``proof``; keys of a newer minor schema are left out."""
+    def from_json(cls, record: Mapping[str, Any]) -> Verdict:
+        """Read an entry of a manifest's ``proof``; keys of a newer minor schema are left out."""
         names = [key.name for key in fields(cls) if key.name != "stage"]
-        return cls(stage=row["rung"], **{name: row[name] for name in names})
+        return cls(stage=record["rung"], **{name: record[name] for name in names})
 
     def to_json(self) -> dict[str, Any]:
-        """The row of a manifest's ``proof``; inverse of :meth:`from_json`."""
+        """The entry of a manifest's ``proof``; inverse of :meth:`from_json`."""
         return {"rung" if name == "stage" else name: v for name, v in asdict(self).items()}

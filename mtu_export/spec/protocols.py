@@ -26,13 +26,13 @@ class Runtime(Protocol):
 
     @property
     def slow(self) -> str | None:
-        """A line of warning for whoever waits for a picture; None where it is fast."""
+        """A warning, in one line, that pictures take long here; None where they do not."""
         ...
 
     @property
     def witness(self) -> Witness | None:
-        """Makes numbers of an artefact, an entry and inputs: equal on every machine, and changed
-        with the weights. None where the arithmetic depends on the machine.
+        """Computes numbers from an artefact, an entry and inputs that are equal on every machine
+        and change with the weights. None where the arithmetic depends on the machine.
         """
         ...
 
@@ -44,7 +44,7 @@ class Runtime(Protocol):
         """Load an artefact; the session maps inputs to outputs by name.
 
         Raises ``RuntimeUnavailable`` where nothing on this machine can run this very artefact:
-        that is no failure of it.
+        that is not a failure of the artefact.
         """
         ...
 
@@ -64,7 +64,7 @@ class TargetInfo:
     """The facts of a target.
 
     ``packages`` are the distributions of its toolchain; ``doctor`` compares them with the versions
-    that were tried. ``supports`` has a row for each scheme that it can export. ``rewrites`` are
+    that were tried. ``supports`` lists the schemes that it can export. ``rewrites`` are
     names from ``graph.rewrite`` that make its graphs run well, ``multitask_rewrites`` more of them
     for several tasks on shared float weights. ``temporary_copies`` is how many copies of a part
     are on disk beside it while several tasks are written. ``float16_vae``: whether a VAE is
@@ -129,13 +129,15 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Tensors that a family adds to a stock UNet: their part of the method, and their origin.
+    """Which tensors of a family's UNet come from which tensor of a stock UNet.
 
-    ``pattern`` is a regular expression of the whole name, ``stock`` the name of the tensor of a
-    stock UNet that it was made from (None where there is none). With an ``axis`` the tensors of one
-    stock name follow one another along it, in the order of their numbers, in each of ``halves``
-    equal parts. The first half of a ``rescaled`` one is the stock one times
-    ``checkpoint.rescale``. With ``by_task`` the first axis is that of the tasks.
+    - ``pattern``: regular expression for the whole name of the family's tensors; ``kind``: what
+      ``inspect`` counts them as.
+    - ``stock``: template of the stock tensor's name; None where the tensors are new.
+    - ``axis``: the tensors of one stock name are its slices along this axis, in the order of their
+      numbers, in each of ``halves`` equal parts; None: each is as large as the stock tensor.
+    - ``rescaled``: the first half is the stock one times ``checkpoint.rescale``.
+    - ``by_task``: the first axis is that of the tasks.
     """
 
     pattern: str
@@ -151,7 +153,7 @@ class Family(Protocol):
     """One checkpoint family: a module of ``mtu_export.models``, found by its file name."""
 
     LAYOUT: Sequence[Place]
-    """Tensors that a stock UNet has not; the first pattern that fits a name holds."""
+    """Tensors that a stock UNet does not have; the first pattern that matches a name counts."""
 
     def load(self, folder: Path) -> Pipeline:
         """The checkpoint in memory, checked; raises ``CheckpointError``."""
@@ -162,9 +164,9 @@ class Family(Protocol):
         ...
 
     def specialise(self, pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
-        """The model of each task as it exists on a phone, on the same tensors where they are equal.
+        """The UNet of each task without a router; tensors that are equal are shared.
 
-        May consume the pipeline's memory.
+        May consume the pipeline, so that both are not in memory together.
         """
         ...
 

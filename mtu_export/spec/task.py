@@ -62,9 +62,9 @@ class Conditioning:
             )
         fixed = CONDITIONING_CHANNELS[self.kind]
         if not _is_count(self.channels) or (fixed is not None and self.channels != fixed):
-            wanted = "a positive integer" if fixed is None else str(fixed)
+            legal = "a positive integer" if fixed is None else str(fixed)
             raise CheckpointError(
-                f"conditioning {self.kind!r}: channels must be {wanted}, got {shown(self.channels)}"
+                f"conditioning {self.kind!r}: channels must be {legal}, got {shown(self.channels)}"
             )
         if not isinstance(self.scaled, bool):
             raise CheckpointError(f"conditioning {self.kind!r}: scaled must be true or false")
@@ -160,10 +160,10 @@ class Task:
         """The task object of ``unet/config.json``; inverse of ``checkpoint.task_from_json``."""
         entries: list[dict[str, Any]] = []
         for entry in self.conditioning:
-            row: dict[str, Any] = {"kind": entry.kind, "channels": entry.channels}
+            record: dict[str, Any] = {"kind": entry.kind, "channels": entry.channels}
             if not entry.scaled:
-                row["scaled"] = False
-            entries.append(row)
+                record["scaled"] = False
+            entries.append(record)
         guidance: dict[str, Any] = {"kind": self.guidance.kind}
         for scale in GUIDANCE_SCALES[self.guidance.kind]:
             guidance[scale] = getattr(self.guidance, scale)

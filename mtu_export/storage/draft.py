@@ -110,8 +110,8 @@ def _refuse(out: Path, force: bool, marker: OutputMarker, sources: Sequence[Path
     is_folder = out.is_dir() and not out.is_symlink()
     if not is_folder or not (marker.is_on(out) or not any(out.iterdir())):
         raise PlanError(
-            f"--force replaces only what this command made; {str(out)!r} has no {marker.file} of "
-            "ours"
+            f"--force replaces only what this command made; {str(out)!r} has no {marker.file} "
+            "that mtu-export wrote"
         )
 
 

@@ -1,4 +1,4 @@
-"""Targets, found by name: one file or package per toolchain."""
+"""Targets by name: each file or package of this folder is one toolchain."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def _module(name: str) -> ModuleType:
 
 
 def options(name: str, values: Mapping[str, Any], tasks: int) -> Any:
-    """The options of a target, ``values`` over the defaults; choices are checked only here.
+    """An instance of a target's options: ``values``, else the defaults.
 
-    Raises ``UnknownName`` for an option that the target does not have, ``Unsupported`` for a value
-    that is not among its choices.
+    Some defaults differ for several ``tasks``. Raises ``UnknownName`` for an option that the target
+    does not have, ``Unsupported`` for a value that is not among its choices.
     """
     target = load(name)
     option_fields = {field.name: field for field in fields(target.options)}
@@ -62,8 +62,8 @@ def options(name: str, values: Mapping[str, Any], tasks: int) -> Any:
 def rewrites(plan: Plan) -> tuple[str, ...]:
     """Names of the rewrites from ``graph.rewrite`` to apply to a plan's graphs.
 
-    Where tasks share weights, the gates of integer weights are folded into their scales, and those
-    of float weights are operators, which need more rewrites.
+    Where tasks share weights, the gains of integer weights are folded into their scales; those of
+    float weights become operators of the graph, which need more rewrites.
     """
     info = load(plan.target).info
     gated = len(plan.tasks) > 1 and isinstance(plan.scheme.weights, FloatWeights)

@@ -160,7 +160,7 @@ class Live:
         indices = [self.indices[task.name][place] for place in places]
         samples = fetch(self.samples, indices)
         if len(samples) != len(indices):
-            raise PlanError(f"the data gives {len(samples)} samples where {len(indices)} are asked")
+            raise PlanError(f"the data gives {len(samples)} samples for {len(indices)} indices")
         for index, sample in zip(indices, samples, strict=True):
             _check(index, sample, task, self.size)
         device, kinds = self.encoder.device, {entry.kind for entry in task.conditioning}
@@ -224,7 +224,7 @@ def _check(index: int, sample: Sample, task: Task, size: tuple[int, int]) -> Non
         actual = sample.task if isinstance(sample, Sample) else type(sample).__name__
         raise PlanError(f"{where}: the data gives {str(actual)[:80]!r} for it")
     if not isinstance(sample.prompt, str):
-        raise PlanError(f"{where}: the prompt is no string")
+        raise PlanError(f"{where}: the prompt is not a string")
     if any(0xD800 <= ord(char) <= 0xDFFF for char in sample.prompt):
         raise PlanError(f"{where}: the prompt has half a character (a lone surrogate)")
     kinds = {entry.kind for entry in task.conditioning}

@@ -177,7 +177,7 @@ def _metadata(folder: Path) -> tuple[list[Mapping[str, str]], str]:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path}: line {number} is no JSON: {error}") from None
+            raise PlanError(f"{path}: line {number} is not valid JSON: {error}") from None
         content.update(_check_fields(fields, f"{path}: line {number}", folder))
         parsed.append({key: value for key, value in fields.items() if value is not None})
     return parsed, content.hexdigest()
@@ -186,7 +186,7 @@ def _metadata(folder: Path) -> tuple[list[Mapping[str, str]], str]:
 def _check_fields(fields: Any, where: str, folder: Path) -> bytes:
     """Sizes and times of the pictures of a line."""
     if not isinstance(fields, dict):
-        raise PlanError(f"{where} is no object")
+        raise PlanError(f"{where} is not an object")
     for key, value in fields.items():
         if key not in _KEYS:
             raise PlanError(f"{where}: unknown key {shown(key)}; legal: {', '.join(_KEYS)}")
@@ -204,7 +204,7 @@ def _check_fields(fields: Any, where: str, folder: Path) -> bytes:
         try:
             inside = folder.resolve() in (folder / name).resolve().parents
         except (OSError, RuntimeError, ValueError) as error:  # links in a circle, null characters
-            raise PlanError(f"{where}: {key} {shown(name)} is no path: {error}") from None
+            raise PlanError(f"{where}: {key} {shown(name)} is not a path: {error}") from None
         if not inside:
             raise PlanError(f"{where}: {key} {shown(name)} lies outside the folder")
     stamps = []

@@ -1,4 +1,4 @@
-"""Everything random of a step, as a function of (seed, step, task) alone."""
+"""All random numbers of a training step, as a function of (seed, step, task) alone."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from mtu_export.spec import Task
 
 
-def seed_of(*words: object) -> int:
-    """A seed of 63 bits that depends on the words."""
-    text = "/".join(map(str, words))
+def seed_of(*keys: object) -> int:
+    """A seed of 63 bits that depends on ``keys`` alone."""
+    text = "/".join(map(str, keys))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _generator(*words: object) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(*words))
+def _generator(*keys: object) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*keys))
 
 
 class Order:
-    """Which samples of a task a step takes: each once an epoch, in an order of its own."""
+    """Which samples of a task a step takes: each once per epoch, shuffled anew for each epoch."""
 
     def __init__(self, seed: int, task: str, count: int) -> None:
         self.seed, self.task, self.count = seed, task, count
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def rows(self, step: int, number: int) -> list[int]:
-        """Places in the task's list of the ``number`` samples of a step (from 0)."""
+    def indices(self, step: int, number: int) -> list[int]:
+        """Indices into the task's samples of the ``number`` samples of a step (from 0)."""
         places = []
         for place in range(step * number, (step + 1) * number):
             epoch, position = divmod(place, self.count)

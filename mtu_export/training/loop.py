@@ -179,7 +179,7 @@ class Trainer:
         total, times = self.recipe.samples_a_step, len(self.schedule.alphas_cumprod)
         inputs = []
         for task in self.tasks:
-            places = self.orders[task.name].rows(step, total)
+            places = self.orders[task.name].indices(step, total)
             drawn = draws(self.recipe.seed, step, task.name, total, self.latent, times)
             parts = [(self.source.batch(task, places[p]), _cut(drawn, p)) for p in self.slices]
             inputs.append((task, parts))

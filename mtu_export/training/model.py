@@ -37,7 +37,7 @@ from mtu_export.training.recipe import Recipe
 from mtu_export.training.state import newest, refuse_other
 
 DENSE = OutputMarker(file="unet/config.json", key="_trained_by", value="mtu-export")
-"""By which a dense pipeline that was trained here is known."""
+"""Identifies a dense pipeline that ``train`` wrote."""
 MTU_NAMES = re.compile(
     r"task_embedding\.weight|conv_in\..+|.+\.ff\.(router|experts)\..+|.+\.norm3\.[^.]+\.(weight|bias)"
 )
@@ -123,8 +123,8 @@ def find(recipe: Recipe) -> Model:
 def make(model: Model, recipe: Recipe, state: Path) -> Model:
     """The model with its upcycled checkpoint in the state folder, where it needs one.
 
-    One of other options or of other dense weights is made anew, or refused beside a state of
-    steps. Raises ``PlanError``.
+    One that was made with other options or other dense weights is replaced, or refused where
+    the state folder holds a training state. Raises ``PlanError``.
     """
     if recipe.upcycle is None:
         return model
@@ -135,7 +135,7 @@ def make(model: Model, recipe: Recipe, state: Path) -> Model:
         **digests(model.folder),
         "tasks": [task.to_json() for task in model.tasks],
         "seed": recipe.seed,
-        **{f"upcycle.{row.name}": getattr(options, row.name) for row in fields(options)},
+        **{f"upcycle.{field.name}": getattr(options, field.name) for field in fields(options)},
     }
     if CHECKPOINT.is_on(out) and newest(state) is not None:
         refuse_other(checkpoint.read_json(record), identity, state)
@@ -245,7 +245,9 @@ def noise_schedule(folder: Path) -> DDPMScheduler:
     try:
         return DDPMScheduler(**kept)
     except Exception as error:  # whatever diffusers makes of a damaged config
-        raise CheckpointError(f"{path} describes no noise schedule: {first_line(error)}") from None
+        raise CheckpointError(
+            f"{path} does not describe a noise schedule: {first_line(error)}"
+        ) from None
 
 
 def write(
@@ -263,7 +265,7 @@ def write(
     """
     state = unet.state_dict()
 
-    def rows() -> Iterator[tuple[str, Tensor]]:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, value in state.items():
             yield name, values.get(name, value).detach().to("cpu", _DTYPES[dtype])
 
@@ -275,7 +277,7 @@ def write(
         if not model.multi:
             stock = checkpoint.stock_config(config, config["in_channels"])
             config = {**stock, DENSE.key: DENSE.value}
-        checkpoint.write(folder / "unet", config, rows())
+        checkpoint.write(folder / "unet", config, tensors())
         if whole:
             pipeline_files.copy(source, folder, index)
         if model.multi:

@@ -22,7 +22,7 @@ _Strings = TypeVar("_Strings", bound=Sequence[str])
 
 def _distinct(values: _Strings) -> _Strings:
     if len(set(values)) != len(values):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name appears twice")
     return values
 
 
@@ -54,7 +54,7 @@ Logs = Annotated[
     Field(description="a list of 'csv' and 'tensorboard'"),
 ]
 Dtype = Literal["fp32", "fp16"]
-_WORDS: Mapping[Any, str] = {bool: "true or false", Path: "a path"}
+_LEGAL_VALUES: Mapping[Any, str] = {bool: "true or false", Path: "a path"}
 _FREE = (
     "name",
     "output",
@@ -190,7 +190,7 @@ def _legal(annotation: Any) -> str:
     for note in others:
         if isinstance(note, FieldInfo) and note.description:
             return note.description
-    return _WORDS[first] if first in _WORDS else _legal(first)
+    return _LEGAL_VALUES[first] if first in _LEGAL_VALUES else _legal(first)
 
 
 def read(path: Path) -> Recipe:

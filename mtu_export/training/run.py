@@ -164,7 +164,7 @@ def _prepared(
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted before the first step; what is made stays in {state_folder}; "
-                "the same command goes on"
+                "run the same command to continue"
             ) from None
         try:
             yield trained, trainer, shown
@@ -323,7 +323,7 @@ def _go(trainer: Trainer, recipe: Recipe, shown: Console) -> None:
         loss_log.close()
     if stopped and progress.step < recipe.steps:
         kept = _kept(saved, folder)
-        raise Interrupted(f"interrupted; {kept}; the same command goes on")
+        raise Interrupted(f"interrupted; {kept}; run the same command to continue")
 
 
 def _kept(saved: int, folder: Path) -> str:
@@ -331,7 +331,7 @@ def _kept(saved: int, folder: Path) -> str:
 
 
 def _note(trainer: Trainer, loss_log: log.Log, losses: dict[str, float], shown: Console) -> str:
-    """Add the losses of a step; write a row of the log when it is time. What the bar says."""
+    """Add the losses of a step, write a row of the log when it is due; the text for the bar."""
     progress, recipe = trainer.progress, trainer.recipe
     for name, value in losses.items():
         progress.sums[name] = progress.sums.get(name, 0.0) + value

@@ -27,7 +27,10 @@ _TENSORS, _JSON = "state.safetensors", "state.json"
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run has done: steps, seconds, and the losses summed since the last row of the log."""
+    """What a run has done: steps, seconds, and the losses summed since the last row of the log.
+
+    ``mark`` is what ``seconds`` was at that row.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -110,7 +113,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     with as_resource_error(f"in {folder}"):
         lock = locks.acquire(folder / "lock")
     if lock is None:
-        raise PlanError(f"another run is at work in {folder}")
+        raise PlanError(f"another run is using {folder}")
     with lock:
         yield
 
@@ -135,7 +138,7 @@ def read(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, T
 
     document = checkpoint.read_json(path / _JSON)
     if document.get("format") != FORMAT or not isinstance(document.get("recipe"), dict):
-        raise CheckpointError(f"{path / _JSON} is no state of format {FORMAT}")
+        raise CheckpointError(f"{path / _JSON} is not a state of format {FORMAT}")
     refuse_other(document["recipe"], identity, path.parent)
     try:
         progress = Progress(**document["progress"])

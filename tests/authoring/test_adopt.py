@@ -179,10 +179,10 @@ def test_inverse_operations_come_back_to_the_byte(
         ({"tasks": []}, "config: tasks must be a list of task objects and preset names"),
         ({"tasks": ["draw"]}, "unknown task preset 'draw'; choose from: t2i, edit"),
         ({"tasks": ["/etc/task.json"]}, "unknown task preset '/etc/task.json'"),
-        ({"tasks": ["t2i", "t2i"]}, "config: task 't2i' is there twice"),
+        ({"tasks": ["t2i", "t2i"]}, "config: task 't2i' appears twice"),
         ({"tasks": [{"name": "t2i"}]}, "config: tasks[0]: key 'conditioning' is missing"),
         ({"tasks": [7]}, "config: tasks[0]: must be an object, got 7"),
-        ({"act_fn": [1]}, "describes no UNet"),
+        ({"act_fn": [1]}, "does not describe a UNet"),
     ],
 )
 def test_a_config_that_describes_no_checkpoint_is_refused(

@@ -74,7 +74,7 @@ JOIN = {"axis": 0, "by": "a"}
             {"rules": [{**RULE, "split": {"axis": 0, "as": "i", "parts": 2, "sizes": [1]}}]},
             "parts or sizes, not both",
         ),
-        ({"rules": [{**RULE, "stack": {"axis": 0, "by": "b"}}]}, "'b' is no hole of"),
+        ({"rules": [{**RULE, "stack": {"axis": 0, "by": "b"}}]}, "'b' is not a hole of"),
         ({"rules": [{**RULE, "stack": {"axis": 0, "by": "a"}}]}, "nothing is called 'a'"),
         (
             {"rules": [{**RULE, "stack": JOIN, "concat": JOIN}]},
@@ -103,8 +103,8 @@ def test_a_wrong_map_is_refused(found: object, message: str) -> None:
     ("text", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ('{"rules": NaN}', "NaN is not a number that a double holds"),
-        ('{"rules": [], "rules": []}', "key 'rules' is there twice"),
+        ('{"rules": NaN}', "NaN is not a finite double"),
+        ('{"rules": [], "rules": []}', "key 'rules' appears twice"),
         ("[" * 100_000, "cannot be read as JSON"),
         (None, "no map file"),
     ],
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor | None], dict[str, Any], str]] = {
     "integers": (
         {},
         {"drop": [], "rules": [{"from": "ema_steps", "to": "x"}]},
-        "dtype I64 is none",
+        "dtype I64 is not",
     ),
     "shape": (
         {"unet.conv_out.bias": torch.zeros(5)},

@@ -190,5 +190,5 @@ def test_a_second_task_of_the_unet_must_have_goldens_of_its_own(copied: Path) ->
     folder = of_two_tasks(copied, "unet/other", "loop/other")
     recorded = bundle.read(folder).manifest.proof
     handmade.edit(folder, "proof", value=[v.to_json() for v in recorded if v.task != "other"])
-    with pytest.raises(BundleError, match="has not 3 cases of unet/other"):
+    with pytest.raises(BundleError, match="has fewer than 3 cases of unet/other"):
         verification.verify_bundle(bundle.read(folder))

@@ -155,5 +155,5 @@ def test_text_that_comes_from_nowhere_is_refused(
 ) -> None:
     change(manifest)
     (copied / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    with pytest.raises(BundleError, match="is no output of a text encoder"):
+    with pytest.raises(BundleError, match="is not an output of a text encoder"):
         bundle.read(copied)

@@ -289,7 +289,7 @@ def git_lfs(name: str) -> Callable[[Path], Any]:
             "merges name .*, which is not in the vocabulary",
         ),
         (lambda f: (f / "vocab.json").write_text("[]"), "does not hold a JSON object"),
-        (lambda f: (f / "vocab.json").write_text('{"a": 1, "a": 2}'), "there twice"),
+        (lambda f: (f / "vocab.json").write_text('{"a": 1, "a": 2}'), "appears twice"),
         (change("vocab.json", lambda v: v.update(extra=-1)), "Bad vocabulary json file"),
         (change("vocab.json", lambda v: v.pop("a")), "merges name 'a', which is not in"),
         (

@@ -242,7 +242,7 @@ def test_absurd_sizes_are_refused_at_once(unet: Path, change: dict[str, object])
     ("change", "message"),
     [
         ({"attention_head_dim": -4}, "attention_head_dim: must be a positive integer"),
-        ({"downsample_padding": 10**6}, "describes no UNet"),
+        ({"downsample_padding": 10**6}, "does not describe a UNet"),
         ({"norm_eps": "x"}, "norm_eps: must be a number"),
         ({"freq_shift": "x"}, "freq_shift: must be a number"),
         ({"flip_sin_to_cos": "yes"}, "flip_sin_to_cos: must be true or false"),
@@ -278,17 +278,17 @@ def test_an_output_of_another_shape_is_refused(unet: Path) -> None:
     rows = load_file(unet / WEIGHTS)
     rows["conv_out.weight"] = torch.zeros(4, 32, 4, 4)
     save_file(rows, unet / WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"an output of \[1, 4, 3, 3\] where"):
+    with pytest.raises(CheckpointError, match=r"its output is \[1, 4, 3, 3\], not"):
         mtu.load(unet.parent)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 2}', "key 'a' is there twice"),
+        ('{"a": 1, "a": 2}', "key 'a' appears twice"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
-        ('{"a": 1e999}', "1e999 is not a number that a double holds"),
-        ('{"a": NaN}', "NaN is not a number that a double holds"),
+        ('{"a": 1e999}', "1e999 is not a finite double"),
+        ('{"a": NaN}', "NaN is not a finite double"),
         ("{" + '"a": 1' + "0" * 5000 + "}", "cannot be read as JSON"),
     ],
 )

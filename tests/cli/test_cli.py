@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import mtu_export
 from mtu_export import targets
 from tests.support.typed import run
 
@@ -77,6 +78,16 @@ def test_inspect_counts_the_embedded_checkpoint(
     assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
     kinds = found["parameters"]
     assert sum(kinds.values()) == 2 * kinds["total"]
+
+
+def test_inspect_titles_the_stage_of_a_proof(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(Path(mtu_export.__file__).parents[1] / "runtime/testdata/edit-onnx-int8")
+    code, out, _ = run(["inspect", bundle], monkeypatch, capfd)
+    assert code == 0
+    assert "stage" in out
+    assert "rung" not in out
 
 
 def test_what_a_checkpoint_says_is_text_and_nothing_else(

@@ -120,7 +120,7 @@ VOCAB, TEXT, VAE = ("tokenizer", "vocab.json"), ("text_encoder", "config.json"),
         ),
         (
             change("scheduler", "scheduler_config.json", _class_name="os.system"),
-            "_class_name 'os.system' is no scheduler of diffusers",
+            "_class_name 'os.system' is not a diffusers scheduler",
         ),
         (
             change("scheduler", "scheduler_config.json", beta_start="x"),

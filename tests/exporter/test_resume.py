@@ -108,7 +108,7 @@ def test_a_killed_export_goes_on_where_it_was(
 
     found = exporter.export(resolved(pipeline, out), watch)
     assert made == ["vae_encoder"]
-    assert "text_encoder: taken from the export before" in seen
+    assert "text_encoder: kept from the interrupted export" in seen
     assert inode(out) == before
     whole(found)
 

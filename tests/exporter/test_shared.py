@@ -281,7 +281,7 @@ def test_graphs_that_are_not_alike_are_refused(
         return found
 
     monkeypatch.setattr(mtu, "specialise", odd)
-    with pytest.raises(ToolchainError, match="graphs of t2i, edit are not alike"):
+    with pytest.raises(ToolchainError, match="graphs of t2i, edit differ"):
         export(atom, tmp_path / "b", ("t2i", "edit"), "fp32")
     assert not (tmp_path / "b").exists()
 
@@ -322,7 +322,7 @@ def _negative(part: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (_renamed, "names are not those of inputs"),
-        (_foreign, "'unknown' is no task of entries"),
+        (_foreign, "'unknown' is not a task of entries"),
         (_endless, "must be at least 1, got -1"),
         (_no_list, "must be a list"),
         (_no_counts, "sr: must be an integer"),

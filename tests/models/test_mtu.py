@@ -358,10 +358,10 @@ def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> No
         ({"task_norm": "both"}, "task_norm: must be 'replace' or 'stacked'"),
         ({"tasks": []}, "tasks: must have at least 1 item"),
         ({"num_experts": 3}, "weights do not fit"),
-        ({"block_out_channels": [30, 60]}, "describes no UNet"),
-        ({"act_fn": [1]}, "describes no UNet"),
-        ({"down_block_types": [1, 2]}, "describes no UNet"),
-        ({"norm_eps": float("nan")}, "NaN is not a number that a double holds"),
+        ({"block_out_channels": [30, 60]}, "does not describe a UNet"),
+        ({"act_fn": [1]}, "does not describe a UNet"),
+        ({"down_block_types": [1, 2]}, "does not describe a UNet"),
+        ({"norm_eps": float("nan")}, "NaN is not a finite double"),
         ({"_class_name": "UNet2DConditionModel"}, "is dense"),
         ({"_class_name": "os.system"}, "is not that of an MTU checkpoint"),
     ],
@@ -376,7 +376,7 @@ def test_configs_that_are_refused(
 def test_tasks_that_are_refused(tiny: Path, tmp_path: Path) -> None:
     rows = json.loads((tiny / "unet" / "config.json").read_text())["tasks"]
     cases = {
-        "there twice": [rows[0], rows[0]],
+        "appears twice": [rows[0], rows[0]],
         "unknown key 'colour'": [{**rows[0], "colour": 1}],
         "is not legal": [{**rows[0], "name": "a/b"}],
         "steps must be": [{**rows[0], "steps": 0}],

@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_are_named(part: str, tmp_path: Path) -> None:
         ({"max_position_embeddings": 128}, "must be 77, got 128"),
         ({"hidden_act": "relu"}, "legal: quick_gelu or gelu"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 1 to 128"),
-        ({"num_attention_heads": 5}, "describes no CLIP text encoder"),
+        ({"num_attention_heads": 5}, "does not describe a CLIP text encoder"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps must be"),
         ({"eos_token_id": [1, 2]}, "eos_token_id must be an integer"),
     ],
@@ -193,7 +193,7 @@ def test_other_text_encoders_are_refused(
         ({"in_channels": 4}, "in_channels must be 3"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "must be DownEncoderBlock2D"),
         ({"block_out_channels": [8, -1, 16]}, "block_out_channels must be an integer"),
-        ({"norm_num_groups": 3}, "describes no VAE"),
+        ({"norm_num_groups": 3}, "does not describe a VAE"),
         ({"auto_map": {"AutoModel": "evil.py"}}, "unknown key 'auto_map'"),
     ],
 )

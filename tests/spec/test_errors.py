@@ -60,6 +60,6 @@ def test_too_little_memory_is_not_said_to_be_the_models_fault() -> None:
         raise MemoryError
     with pytest.raises(NotFoldable, match="block"), as_checkpoint_error():
         raise NotFoldable("block")
-    line = r"^unet/config\.json describes no UNet: KeyError$"
+    line = r"^unet/config\.json does not describe a UNet: KeyError$"
     with pytest.raises(CheckpointError, match=line), as_checkpoint_error():
         raise KeyError

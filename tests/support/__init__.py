@@ -1,1 +1,1 @@
-"""What several rooms' tests use."""
+"""Helpers of the tests of several packages."""

@@ -60,7 +60,7 @@ def read_json(text: bytes, what: str) -> Json:
         return float(text)
 
     def once(pairs: list[tuple[str, Any]]) -> Json:
-        need(len(dict(pairs)) == len(pairs), f"{what}: a key is there twice")
+        need(len(dict(pairs)) == len(pairs), f"{what}: a key appears twice")
         return dict(pairs)
 
     hooks: Json = {"parse_constant": number, "parse_float": number, "object_pairs_hook": once}
@@ -134,7 +134,7 @@ def check_form(m: Json) -> None:
 def check_names(m: Json, folders: dict[str, Path]) -> None:
     tasks = {t["name"]: t for t in m["tasks"]}
     parts = {p["component"]: p for p in m["parts"]}
-    need(len(tasks) == len(m["tasks"]), "a task is there twice")
+    need(len(tasks) == len(m["tasks"]), "a task appears twice")
     need(len(parts) == len(m["parts"]) and set(parts) <= COMPONENTS, "components")
     for name, part in parts.items():
         wanted = {t for t, row in tasks.items() if name in row["parts"]}
@@ -152,8 +152,8 @@ def check_names(m: Json, folders: dict[str, Path]) -> None:
 
 
 def check_paths(paths: list[str]) -> None:
-    """Check 5: none is there twice or lies within another."""
-    need(len(set(paths)) == len(paths) <= 80, "a path is there twice, or too many")
+    """Check 5: none appears twice or lies within another."""
+    need(len(set(paths)) == len(paths) <= 80, "a path appears twice, or too many")
     inner = [p for p in paths if any(p.startswith(f"{outer}/") for outer in paths)]
     need(not inner, f"{inner} lie within others")
 

@@ -40,7 +40,7 @@ def test_a_method_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data.count(name) == 1
     path.write_bytes(data.replace(name, name.replace(b"ab", b"aa")))
-    with pytest.raises(BundleError, match="a method is there twice"):
+    with pytest.raises(BundleError, match="a method appears twice"):
         executorch.structure(path, "aa")
 
 

@@ -111,13 +111,17 @@ def _rename_input(block: Any, kind: str, parameter: str, name: str) -> None:
 
 
 EDITS: list[tuple[str, Callable[[Any, Any], None], str]] = [
-    ("unmade name", lambda m, b: _rename_input(b, "silu", "x", "nothing"), "before it is made"),
-    ("cycle", lambda m, b: _rename_input(b, "conv", "x", "head"), "reads 'head' before it is made"),
-    ("itself", lambda m, b: _rename_input(b, "silu", "x", "activation"), "before it is made"),
+    ("unmade name", lambda m, b: _rename_input(b, "silu", "x", "nothing"), "before it is defined"),
+    (
+        "cycle",
+        lambda m, b: _rename_input(b, "conv", "x", "head"),
+        "reads 'head' before it is defined",
+    ),
+    ("itself", lambda m, b: _rename_input(b, "silu", "x", "activation"), "before it is defined"),
     (
         "made twice",
         lambda m, b: setattr(_operator(b, "silu").outputs[0], "name", "first_conv"),
-        "'first_conv' is made twice",
+        "'first_conv' is defined twice",
     ),
     (
         "parameter unknown",
@@ -205,7 +209,7 @@ def test_an_unknown_operator_set(broken: Any) -> None:
         function.block_specializations["CoreML99"].CopyFrom(block)
         function.opset = "CoreML99"
 
-    _refused(broken(edit), BundleError, "operator set 'CoreML99' is none of")
+    _refused(broken(edit), BundleError, "operator set 'CoreML99' is not one of")
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def test_a_fold_of_two_own_tensors_is_refused(atom: Path, tmp_path: Path) -> Non
     modules["edit"].conv = modules["t2i"].conv
     graphs = {t: Graph(module=m, inputs=(spec,), outputs=(out,)) for t, m in modules.items()}
     program = capture.capture("unet", graphs)
-    assert program.own == {"gain"}
+    assert program.task_tensors == {"gain"}
     with pytest.raises(ToolchainError, match=r"'gain' .* 0 times after coremltools"):
         lower(program, resolved, tmp_path / "out")
 
@@ -301,7 +301,7 @@ def test_graphs_that_are_not_alike_are_refused(several: MakeSeveral, tmp_path: P
     program, resolved, *_ = several("fp16")
     node = next(n for n in program.methods["edit"].graph.nodes if "layer_norm" in str(n.target))
     node.args = (*node.args[:4], 0.5, *node.args[5:])
-    with pytest.raises(ToolchainError, match="the graphs of t2i, edit, fill are not alike"):
+    with pytest.raises(ToolchainError, match="the graphs of t2i, edit, fill differ"):
         lower(program, resolved, tmp_path / "out")
 
 

@@ -111,10 +111,10 @@ def test_the_memory_of_prompts_is_bounded(pipeline: Path, monkeypatch: pytest.Mo
 def test_every_epoch_has_every_sample_once(count: int, number: int, seed: int) -> None:
     order = Order(seed, "edit", count)
     steps = range(-(-3 * count // number))
-    places = [place for step in steps for place in order.rows(step, number)]
+    places = [place for step in steps for place in order.indices(step, number)]
     for epoch in range(3):
         assert sorted(places[epoch * count : (epoch + 1) * count]) == list(range(count))
-    late = Order(seed, "edit", count).rows(len(steps) - 1, number)
+    late = Order(seed, "edit", count).indices(len(steps) - 1, number)
     assert late == places[-number:]
 
 

@@ -53,8 +53,8 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "line 1 is no JSON"),
-        ("[]", "line 1 is no object"),
+        ("{", "line 1 is not valid JSON"),
+        ("[]", "line 1 is not an object"),
         ("", "line 1 is empty"),
         ({"task": "sr"}, "key 'file_name' is missing"),
         ({"file_name": "a.png"}, "key 'task' is missing"),
@@ -62,8 +62,8 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
         ({"file_name": 1, "task": "sr"}, "file_name must be a string, got 1"),
         ({"file_name": "../a.png", "task": "sr"}, "lies outside the folder"),
         ({"file_name": "a.png", "task": "sr", "mask": "/etc/passwd"}, "lies outside"),
-        ({"file_name": "a\0.png", "task": "sr"}, "file_name 'a.x00.png' is no path"),
-        ({"file_name": "\ud800.png", "task": "sr"}, "is no path"),
+        ({"file_name": "a\0.png", "task": "sr"}, "file_name 'a.x00.png' is not a path"),
+        ({"file_name": "\ud800.png", "task": "sr"}, "is not a path"),
         ({"file_name": "a.png", "task": "sr", "text": "\ud800"}, "text .* has a lone surrogate"),
     ],
 )
@@ -74,7 +74,7 @@ def test_bad_metadata_is_refused_by_line(tmp_path: Path, row: Any, message: str)
 
 def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(PlanError, match=r"line 1: file_name 'loop' (is no path|cannot be read)"):
+    with pytest.raises(PlanError, match=r"line 1: file_name 'loop' (is not a path|cannot be read)"):
         Folder(folder(tmp_path, {"file_name": "loop", "task": "sr"}), 32, 32)
     picture(tmp_path / "a.png", 8, 8)
     text = "one\u2028two\u0085three"
@@ -93,7 +93,7 @@ def test_pictures_of_another_shape_and_missing_ones(tmp_path: Path) -> None:
     samples = Folder(folder(tmp_path, line, {"file_name": "text.png", "task": "edit"}), 32, 32)
     with pytest.raises(PlanError, match=r"line 1: condition 'wide\.png' has another shape"):
         samples[0]
-    with pytest.raises(PlanError, match="is no image; legal"):
+    with pytest.raises(PlanError, match="is not an image; legal"):
         samples[1]
     with pytest.raises(PlanError, match=r"line 2: file_name 'no\.png' cannot be read: No such"):
         Folder(folder(tmp_path, line, {"file_name": "no.png", "task": "edit"}), 32, 32)
@@ -184,7 +184,7 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
     ("words", "message"),
     [
         ({"task": "sr"}, "the data gives 'sr' for it"),
-        ({"prompt": None}, "the prompt is no string"),
+        ({"prompt": None}, "the prompt is not a string"),
         ({"prompt": "make it \ud83d"}, "sample 0 .*: the prompt has half a character"),
         ({"condition": None}, "the task needs a condition image"),
         ({"image": GREY[:, :16]}, r"image must be a tensor \[3, 32, 32\], got \[3, 16, 32\]"),

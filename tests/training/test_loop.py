@@ -57,7 +57,7 @@ def test_a_step_is_eq_2(four_tasks: Path, tmp_path: Path, gamma: float | None) -
     losses = {}
     for number, task in enumerate(unet.tasks):
         drawn = draws(0, 0, task.name, 2, (4, SIDE // 8, SIDE // 8), 1000)
-        samples = [world[4 * row + number] for row in Order(0, task.name, 5).rows(0, 2)]
+        samples = [world[4 * row + number] for row in Order(0, task.name, 5).indices(0, 2)]
         loss = torch.zeros(())
         for i, sample in enumerate(samples):
             u, t = float(drawn.dropout[i]), drawn.timesteps[i : i + 1]

@@ -168,7 +168,7 @@ def test_schedulers(tmp_path: Path) -> None:
         with pytest.raises(Unsupported, match=message):
             model.noise_schedule(tmp_path)
     path.write_text('{"beta_schedule": "wavy"}')
-    with pytest.raises(CheckpointError, match="describes no noise schedule"):
+    with pytest.raises(CheckpointError, match="does not describe a noise schedule"):
         model.noise_schedule(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_v_prediction_is_the_velocity(four_tasks: Path, tmp_path: Path) -> None:
     drawn = draws(0, 0, "t2i", 1, (4, SIDE // 8, SIDE // 8), 1000)
     from mtu_export.training.draws import Order
 
-    (row,) = Order(0, "t2i", 5).rows(0, 1)
+    (row,) = Order(0, "t2i", 5).indices(0, 1)
     latents = load_file(tmp_path / "state" / "latents" / "t2i" / "000000.safetensors")
     clean = latents["mean"][row] + latents["std"][row] * drawn.posterior[0]
     schedule: Any = DDPMScheduler.from_pretrained(source / "scheduler")

@@ -109,7 +109,7 @@ def test_kill_and_ctrl_c_change_nothing(four_tasks: Path, tmp_path: Path) -> Non
     assert asked.returncode == 130
     last = errors.splitlines()[-1]
     assert last.startswith("error: interrupted; the state of step ")
-    assert last.endswith("the same command goes on")
+    assert last.endswith("run the same command to continue")
     assert not (stopped / "out").exists()
     here(path)
     here(config(whole, four_tasks))
@@ -167,7 +167,9 @@ def terminal() -> Iterator[None]:
 def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -> None:
     options = recipe(four_tasks, tmp_path, steps=3, batch_size=1)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"no state is in .* yet; the same command goes on"):
+    with pytest.raises(
+        Interrupted, match=r"no state is in .* yet; run the same command to continue"
+    ):
         training.train(options, Stopping(2, times=2))
     with pytest.raises(Interrupted, match="the state of step 2 is in"):
         training.train(options, Stopping(5))
@@ -208,7 +210,7 @@ def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> No
     file.write_bytes(whole)
     document = json.loads((kept / "state.json").read_text())
     (kept / "state.json").write_text(json.dumps({**document, "format": 9}))
-    with pytest.raises(CheckpointError, match="is no state of format 1"):
+    with pytest.raises(CheckpointError, match="is not a state of format 1"):
         training.train(options, four(), force=True)
 
 
@@ -353,7 +355,7 @@ def test_one_run_a_folder(four_tasks: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with (
         state.exclusive_lock(tmp_path / "state"),
-        pytest.raises(PlanError, match="another run is at work"),
+        pytest.raises(PlanError, match="another run is using"),
     ):
         training.train(options, four())
     (tmp_path / "file").write_text("x")

@@ -150,7 +150,7 @@ def _pieces(
     tensor_map: Map, rule: Rule, name: str, held: Mapping[str, str], header: Header
 ) -> list[Piece]:
     if header.dtype not in _DTYPES:
-        raise _Misfit(f"dtype {header.dtype} is none of {', '.join(_DTYPES)}")
+        raise _Misfit(f"dtype {header.dtype} is not one of {', '.join(_DTYPES)}")
     values = {key: _translated(tensor_map, key, text) for key, text in held.items()}
     shape = header.shape
     if rule.transpose is not None:

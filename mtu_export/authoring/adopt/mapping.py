@@ -266,7 +266,7 @@ class Rule(StrictModel):
             raise refused(f"split.as: {split.name!r} is already a hole of {source.text!r}")
         if join and join.by not in source.names:
             raise refused(
-                f"{join.kind}.by: {join.by!r:.80} is no hole of {source.text!r}; legal: "
+                f"{join.kind}.by: {join.by!r:.80} is not a hole of {source.text!r}; legal: "
                 f"{', '.join(source.names) or 'none: the pattern has no hole'}"
             )
         names = [name for name in source.names if join is None or name != join.by]

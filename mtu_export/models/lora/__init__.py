@@ -63,21 +63,21 @@ class Report:
         return {component: number for component, number in counts.items() if number}
 
 
-def parse(word: str) -> LoraSource:
+def parse(argument: str) -> LoraSource:
     """Parse ``FILE[:scale]`` as a file and a scale, which defaults to 1.
 
-    If the whole word names an existing file, it is that file, whatever colons it contains. Raises
-    ``PlanError``.
+    If the whole argument names an existing file, colons in it do not separate a scale.
+    Raises ``PlanError``.
     """
-    path = _existing_file(word)
+    path = _existing_file(argument)
     if path is not None:
         return LoraSource(path)
-    name, colon, text = word.rpartition(":")
+    name, colon, text = argument.rpartition(":")
     path = _existing_file(name) if colon else None
     if path is None:
-        raise PlanError(f"--lora: no file {shown(name if _NUMBER.fullmatch(text) else word)}")
+        raise PlanError(f"--lora: no file {shown(name if _NUMBER.fullmatch(text) else argument)}")
     scale = float(text) if _NUMBER.fullmatch(text) else math.nan
-    _check_scale(scale, f"--lora {shown(word)}", text)
+    _check_scale(scale, f"--lora {shown(argument)}", text)
     return LoraSource(path, scale)
 
 

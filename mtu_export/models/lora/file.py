@@ -107,7 +107,7 @@ def read(path: Path) -> Lora:
         component, layer, flat, role = _parse_name(name, stored, path)
         roles = groups.setdefault((component, layer, flat), {})
         if role in roles:
-            raise CheckpointError(f"{path}: {role} of layer {layer!r} is there twice")
+            raise CheckpointError(f"{path}: {role} of layer {layer!r} appears twice")
         roles[role] = tensors[stored]
     if not groups:
         raise CheckpointError(f"{path} holds no tensor; {_LEGAL}")
@@ -174,11 +174,11 @@ def _parse_name(name: str, stored: str, path: Path) -> tuple[str, str, bool, str
     for pattern, method in _OTHER_METHODS:
         if re.search(pattern, stored):
             raise CheckpointError(
-                f"{path}: tensor {stored!r} is of {method}, not of a LoRA; {_LEGAL}"
+                f"{path}: tensor {stored!r} belongs to {method}, not to a LoRA; {_LEGAL}"
             )
     match = _LEAF.fullmatch(name)
     if match is None:
-        raise CheckpointError(f"{path}: tensor {stored!r} is none of a LoRA; {_LEGAL}")
+        raise CheckpointError(f"{path}: tensor {stored!r} is not part of a LoRA; {_LEGAL}")
     layer, role = match["layer"], _ROLES[match["role"]]
     for prefix, component in _KOHYA.items():
         if layer.startswith(prefix):
@@ -209,7 +209,7 @@ def _layer(
     if mid is not None:
         valid = valid and mid.ndim == 4 and set(down.shape[2:]) <= {1}
     if not valid:
-        raise CheckpointError(f"{where} is no product of matrices or convolutions: {shapes}")
+        raise CheckpointError(f"{where} is not a product of matrices or convolutions: {shapes}")
     rank = down.shape[0]
     if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
         raise CheckpointError(f"{where}: ranks differ: {shapes}")

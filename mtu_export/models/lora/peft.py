@@ -72,7 +72,7 @@ def from_header(
     try:
         metadata_config = strict_json(metadata[KEY])
     except ValueError as error:
-        raise CheckpointError(f"{where} is no JSON: {str(error)[:200]}") from None
+        raise CheckpointError(f"{where} is not valid JSON: {str(error)[:200]}") from None
     if not isinstance(metadata_config, dict):
         raise CheckpointError(f"{where} does not hold a JSON object")
     if "r" in metadata_config:

@@ -47,7 +47,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     """
     first, several = next(iter(program.methods)), len(program.methods) > 1
     path = folder / f"{NAMES[program.name]}{SUFFIX}"
-    program.check_alike()
+    program.require_same_graph()
     exported = program.methods[first].run_decompositions({})
     half = _compute_dtype(plan.scheme) == "float16"
     angles = _angle_layers(exported, program) if half else ()

@@ -78,7 +78,7 @@ def mark(program: Program, exported: torch.export.ExportedProgram) -> tuple[Mark
     generator = np.random.default_rng(0)
     used_forms: set[tuple[str, bytes]] = set()
     markers: list[Marker] = []
-    for name in sorted(program.own):
+    for name in sorted(program.task_tensors):
         first = states[0][name]
         if not readers[name] or all(torch.equal(first, state[name]) for state in states[1:]):
             continue

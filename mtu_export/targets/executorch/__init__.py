@@ -120,7 +120,7 @@ class ExecuTorch:
                 methods = {}
                 for task, exported in program.methods.items():
                     if integer:
-                        exported = make_int8(exported, program.own, common_scales)
+                        exported = make_int8(exported, program.task_tensors, common_scales)
                     methods[entries[task]] = exported
                 notes = write(methods, constants, folder / name)
         except (OSError, MemoryError):
@@ -157,5 +157,5 @@ def _common_scales(program: Program) -> dict[str, torch.Tensor]:
     import torch
 
     states = [method.state_dict for method in program.methods.values()]
-    names = (name for name in program.own if name.endswith(".scales"))
+    names = (name for name in program.task_tensors if name.endswith(".scales"))
     return {name: torch.stack([state[name].detach() for state in states]).amax(0) for name in names}

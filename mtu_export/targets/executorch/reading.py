@@ -41,7 +41,7 @@ def structure(path: Path, entry: str) -> Structure:
         _check_segments(program, head, path)
         plans = {plan.name: plan for plan in program.execution_plan}
         if len(plans) < len(program.execution_plan):
-            raise BundleError(f"{path.name}: a method is there twice")
+            raise BundleError(f"{path.name}: a method appears twice")
         interface = json.loads(_constant(plans["_interface"]))
         if entry not in interface or entry not in plans:
             methods = ", ".join(interface)[:_LISTED]

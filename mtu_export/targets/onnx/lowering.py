@@ -33,7 +33,7 @@ IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 LIFTED_BYTES = 1024
 HALF_MAX = 65504.0
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", "Transpose")
-"""Operators whose weight may be float16; ``Mul`` gates the rows of a weight."""
+"""Operators whose weight may be float16; ``Mul`` applies a task's gains to its rows."""
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
@@ -45,8 +45,8 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     """
     first, names = next(iter(program.methods)), io_names(program.name, plan)
     opset = plan.options.opset
-    program.check_alike()
-    exported, task_tensors = program.methods[first], program.own
+    program.require_same_graph()
+    exported, task_tensors = program.methods[first], program.task_tensors
     several = len(program.methods) > 1
     signatures = {
         task: (_renamed(specs, names), _renamed(program.outputs, names))

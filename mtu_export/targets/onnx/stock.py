@@ -29,7 +29,7 @@ _LAST, _BEFORE_LAST = "last_hidden_state", "hidden_states.0"
 
 
 def io_names(component: str, plan: Plan) -> dict[str, str]:
-    """Input and output names: name in bundle.md -> name that optimum expects, where they differ.
+    """Input and output names: name in the program -> name that optimum expects, where they differ.
 
     From SDXL's text encoders optimum takes all hidden states and reads the last but one. The files
     hold only that one, so their config declares a single layer, and its name is

@@ -179,7 +179,7 @@ class Evaluator:
         """The tensor of an operand; weights are read from their file, or decoded, on each call."""
         if isinstance(operand, Constant):
             if isinstance(operand.data, str):
-                raise ValueError(f"a string where a tensor is wanted: {operand.name!r}")
+                raise ValueError(f"{operand.name!r} is a string, not a tensor")
             if device == "meta":
                 spec = operand.spec
                 empty = torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device="meta")

@@ -116,7 +116,7 @@ def read(path: Path, entry: str, model: Any = None) -> Function:
     function = functions[entry]
     if function.opset not in OPSETS:
         legal = ", ".join(OPSETS)
-        raise BundleError(f"{where}: operator set {function.opset!r} is none of {legal}")
+        raise BundleError(f"{where}: operator set {function.opset!r} is not one of {legal}")
     block = package.block(function, where)
     values = _values(path)
     inputs = tuple(_spec(value, where) for value in function.inputs)
@@ -128,7 +128,7 @@ def read(path: Path, entry: str, model: Any = None) -> Function:
         outputs = tuple(_spec(value, where) for value in operator.outputs)
         for spec in outputs:
             if spec.name in defined:
-                raise BundleError(f"{where}: the value {spec.name!r} is made twice")
+                raise BundleError(f"{where}: the value {spec.name!r} is defined twice")
         if operator.type == "const":
             defined |= {spec.name: _const(operator, spec, values, where) for spec in outputs}
         else:
@@ -183,7 +183,7 @@ def _operation(
                 continue
             if binding.name not in defined:
                 raise BundleError(
-                    f"{where}: operator {name!r} reads {binding.name!r} before it is made"
+                    f"{where}: operator {name!r} reads {binding.name!r} before it is defined"
                 )
             definition = defined[binding.name]
             argument_operands.append(
@@ -197,7 +197,7 @@ def _operation(
 
 def _spec(value: Any, where: str) -> TensorSpec:
     if value.type.WhichOneof("type") != "tensorType":
-        raise BundleError(f"{where}: the value {value.name!r} is no tensor")
+        raise BundleError(f"{where}: the value {value.name!r} is not a tensor")
     shape, dtype = package.shape_of(value.type.tensorType, where)
     spec = TensorSpec(name=value.name, shape=shape, dtype=dtype.lower())
     _validate_spec(spec, where)
@@ -221,7 +221,7 @@ def _values(path: Path) -> Callable[[Any, str | None], Constant]:
 
     def read(value: Any, name: str | None) -> Constant:
         if value.type.WhichOneof("type") != "tensorType":
-            raise BundleError(f"{where}: the constant {name!r} is no tensor")
+            raise BundleError(f"{where}: the constant {name!r} is not a tensor")
         shape, dtype = package.shape_of(value.type.tensorType, where)
         spec = TensorSpec(name=name or "", shape=shape, dtype=dtype.lower())
         _validate_spec(spec, where)
@@ -242,7 +242,7 @@ def _immediate(value: Any, spec: TensorSpec, where: str) -> np.ndarray | str:
     """A value written into the program itself."""
     tensor, field = value.immediateValue.tensor, FIELDS.get(spec.dtype, "bytes")
     if tensor.WhichOneof("value") != field:
-        raise BundleError(f"{where}: the constant {spec.name!r} holds no {spec.dtype}")
+        raise BundleError(f"{where}: the constant {spec.name!r} does not hold {spec.dtype}")
     stored, count = getattr(tensor, field).values, math.prod(spec.shape)
     if field == "strings":
         if spec.shape or len(stored) != 1:
@@ -261,7 +261,7 @@ def _immediate(value: Any, spec: TensorSpec, where: str) -> np.ndarray | str:
     try:
         return np.array(stored, dtype=DTYPES[spec.dtype])
     except OverflowError:
-        raise BundleError(f"{where}: the constant {spec.name!r} is no {spec.dtype}") from None
+        raise BundleError(f"{where}: the constant {spec.name!r} is not {spec.dtype}") from None
 
 
 def constants(operation: Operation) -> Iterator[Constant]:
