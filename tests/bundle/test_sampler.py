@@ -104,7 +104,7 @@ def test_latents_are_made_pass_by_pass() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 9))
-def test_the_recurrence_is_that_of_bundle_md(seed: int, count: int) -> None:
+def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
     """x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}, written out with plain indices in float64."""
     random = np.random.default_rng(seed)
     rows = []

@@ -248,7 +248,7 @@ def test_the_whole_one_begins(copied: Path) -> None:
 def test_only_the_unet_is_compulsory(
     copied: Path, gone: tuple[str, ...], first: str, parts: tuple[str, ...]
 ) -> None:
-    """What a checkpoint lacks is not exported (checkpoint.md)."""
+    """What a checkpoint lacks is not exported (docs/checkpoint.md)."""
     remove(copied, *gone)
     assert options.resolve(target="onnx", model=copied, task="edit").components == parts
     with pytest.raises(Began, match=first):

@@ -44,7 +44,7 @@ def make_experts(
 def by_the_format(
     experts: list[fold.ExpertWeights], weights: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    """Σ_i w_i · out_i(value_i(x) · gelu(gate_i(x))) in float64, as checkpoint.md writes it."""
+    """Σ_i w_i · out_i(value_i(x) · gelu(gate_i(x))) in float64, as docs/checkpoint.md writes it."""
     total = torch.zeros_like(x)
     for w, e in zip(weights.double(), experts, strict=True):
         value, gate = F.linear(x, e.proj.double(), e.proj_bias.double()).chunk(2, -1)

@@ -245,7 +245,7 @@ def test_experts_of_another_total_width_are_refused(tmp_path: Path) -> None:
     seed=st.integers(0, 2**31),
 )
 def test_slices_of_delta_are_the_experts_of_the_sum(widths: list[int], dim: int, seed: int) -> None:
-    """upcycle(W) + slices of Δ = upcycle(W + Δ), by the rows that checkpoint.md names."""
+    """upcycle(W) + slices of Δ = upcycle(W + Δ), by the rows that docs/checkpoint.md names."""
     random = torch.Generator().manual_seed(seed)
     total = sum(widths)
     w_up, d_up = torch.randn(2, 2 * total, dim, generator=random)
