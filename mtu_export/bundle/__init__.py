@@ -44,6 +44,7 @@ __all__ = [
     "CASES",
     "CONSTANTS",
     "GOLDENS",
+    "LIMIT",
     "MANIFEST",
     "SCHEMA",
     "Bundle",

@@ -40,6 +40,7 @@ from mtu_export.bundle.kinds import (
 )
 from mtu_export.spec import (
     MOST_PASSES,
+    MOST_TASKS,
     Component,
     Conditioning,
     Guidance,
@@ -49,6 +50,8 @@ from mtu_export.spec import (
     TensorSpec,
     Verdict,
 )
+
+MOST_FILES = MOST_LORAS = 64
 
 
 class LoraRecord(Record):
@@ -75,7 +78,7 @@ class Source(Record):
     unet_config: dict[str, Any] = Field(
         validation_alias="model_config", serialization_alias="model_config"
     )
-    loras: Annotated[tuple[LoraRecord, ...], Field(max_length=64)] = ()
+    loras: Annotated[tuple[LoraRecord, ...], Field(max_length=MOST_LORAS)] = ()
     fingerprint: str | None = None
 
 
@@ -198,7 +201,7 @@ class TaskRecord(Record):
     """A task, and the components that its loop needs, in order."""
 
     name: TaskName
-    conditioning: Annotated[tuple[ConditioningRecord, ...], Field(max_length=64)]
+    conditioning: Annotated[tuple[ConditioningRecord, ...], Field(max_length=MOST_TASKS)]
     guidance: GuidanceRecord
     steps: Steps
     prompt: str | None = None
@@ -389,12 +392,12 @@ class Manifest(Record):
     options: dict[str, Any]
     scheme: SchemeRecord
     image: Image
-    tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1, max_length=64)]
+    tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1, max_length=MOST_TASKS)]
     parts: Annotated[tuple[PartRecord, ...], Field(min_length=1, max_length=16)]
     tokenizers: Annotated[tuple[TokenizerRecord, ...], Field(max_length=16)]
     text: Text | None = None
     latent: Latent
     mask: Mask
     loop: Loop | None = None
-    files: Annotated[tuple[FileRecord, ...], Field(max_length=64)] = ()
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=MOST_FILES)] = ()
     proof: Annotated[tuple[VerdictRecord, ...], Field(max_length=1024)]

@@ -19,7 +19,7 @@ from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle, Manifest
 from mtu_export.bundle.manifest import Text, TextOutput, TokenizerRecord, VerdictRecord
 from mtu_export.checkpoint.layout import tokenizer_folder
-from mtu_export.exporter import budget, compatibility, manifest, resume
+from mtu_export.exporter import budget, compatibility, limits, manifest, resume
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -139,6 +139,7 @@ def _prepare(plan: Plan, watch: Watch) -> _Prepared:
     with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
         scheduler = schedule.load(plan.checkpoint, plan.scheduler)
         baked = schedule.bake(scheduler, plan.steps, required=plan.steps_named)
+        limits.require_tables_fit(baked.tables)
         references = [Reference(plan, task, baked) for task in plan.tasks]
         _check_overrides(plan)
         loras = _read_loras(plan)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtu_export import checkpoint, targets
 from mtu_export.checkpoint.layout import PipelineLayout, source_folder, tokenizer_folder
-from mtu_export.exporter import stock_configs
+from mtu_export.exporter import limits, stock_configs
 from mtu_export.models import lora as loras
 from mtu_export.spec import (
     COMPONENTS,
@@ -48,6 +48,8 @@ def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
     folder = checkpoint.locate(options.model, options.revision)
     plan = _plan(options, folder, checkpoint.read_config(folder))
     target = None if options.target == FOLD_ONLY else targets.load(options.target)
+    if target:
+        limits.require_within_limits(plan)
     if not options.skip_existing:
         refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, [folder])
     if target:

@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 
 from mtu_export import bundle, checkpoint
-from mtu_export.exporter import manifest, options
+from mtu_export.exporter import limits, manifest, options
 from mtu_export.exporter.options import resolve
-from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName, Unsupported
+from mtu_export.spec import (
+    CheckpointError,
+    OutputExists,
+    Pass,
+    PlanError,
+    Schedule,
+    UnknownName,
+    Unsupported,
+)
 
 
 def test_defaults(tiny: Path) -> None:
@@ -115,3 +123,73 @@ def test_a_hub_source_is_its_name_and_commit(tiny: Path, monkeypatch: pytest.Mon
     assert manifest.identity(plan)["source"] == "owner/name"
     with pytest.raises(PlanError, match=r"--revision is for a checkpoint on the hub"):
         options.resolve(model=tiny, revision="main", **words)
+
+
+# ----------------------------------------------------------------- limits of the bundle's contract
+
+
+def with_tasks(source: Path, folder: Path, **values: list[Any]) -> Path:
+    """The checkpoint's configs; each value repeated with names of its own as its tasks."""
+    config = json.loads((source / "unet" / "config.json").read_text("utf-8"))
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(config | values), "utf-8")
+    return folder
+
+
+def test_more_tasks_than_a_bundle_holds_are_refused_before_any_weight(
+    tiny: Path, tmp_path: Path
+) -> None:
+    first = json.loads((tiny / "unet" / "config.json").read_text("utf-8"))["tasks"][0]
+    for count in (64, 65):
+        tasks = [first | {"name": f"t{number}"} for number in range(count)]
+        model = with_tasks(tiny, tmp_path / str(count), tasks=tasks)
+        options = {"target": "onnx", "model": model, "all_tasks": True, "out": tmp_path / "out"}
+        if count == 64:
+            assert len(resolve(**options).tasks) == 64
+        else:
+            with pytest.raises(PlanError, match="at most 64 tasks, got 65; export several bundles"):
+                resolve(**options)
+
+
+def test_more_conditioning_than_a_bundle_holds_is_refused(tiny: Path, tmp_path: Path) -> None:
+    first = json.loads((tiny / "unet" / "config.json").read_text("utf-8"))["tasks"][0]
+    tasks = [first | {"conditioning": [{"kind": "mask", "channels": 1}] * 65}]
+    model = with_tasks(tiny, tmp_path / "checkpoint", tasks=tasks)
+    with pytest.raises(PlanError, match="at most 64 conditioning entries of a task, got 65"):
+        resolve(target="onnx", model=model, height=128, width=128)
+
+
+def test_more_loras_and_licences_than_a_bundle_holds_are_refused(
+    tiny: Path, tmp_path: Path
+) -> None:
+    loras = [f"{tmp_path}/{number}.safetensors" for number in range(65)]
+    for name in loras:
+        Path(name).touch()
+    with pytest.raises(PlanError, match="at most 64 --lora, got 65"):
+        resolve(target="onnx", model=tiny, task="edit", lora=loras)
+    model = with_tasks(tiny, tmp_path / "checkpoint")
+    for number in range(61):
+        (model / f"LICENSE-{number}").write_text("x")
+    with pytest.raises(PlanError, match="at most 60 LICENSE files, got 61"):
+        resolve(target="onnx", model=model, task="edit", height=128, width=128)
+
+
+def test_step_counts_whose_tables_no_manifest_holds_are_refused(tiny: Path) -> None:
+    """By their sum before anything is loaded; what passes it, by the tables themselves."""
+    options = {"target": "onnx", "model": tiny, "task": "edit"}
+    assert resolve(**options, bake_steps=[*range(1, 181)]).steps[-1] == 180
+    with pytest.raises(PlanError, match=r"at most 16,574 steps .* in all, got 20,100; bake fewer"):
+        resolve(**options, bake_steps=[*range(1, 201)])
+
+
+@pytest.mark.parametrize("passes", [5_000, 9_999])
+def test_tables_that_leave_the_manifest_no_room_are_refused(passes: int) -> None:
+    long = (1 / 3, -1 / 3, 0.0, 0.0)
+    first = Pass(timestep=999.0, input_scale=1 / 3, x=(1 / 3, 0.0, 0.0, 0.0), m=(1 / 3, 0, 0, 0))
+    rest = [Pass(timestep=1 / 3, input_scale=1 / 3, x=long, m=long)] * (passes - 1)
+    tables = {passes: Schedule(init_noise_sigma=1.0, passes=(first, *rest))}
+    if passes == 5_000:
+        limits.require_tables_fit(tables)
+    else:
+        with pytest.raises(PlanError, match="at most 3,000,000 bytes of loop tables"):
+            limits.require_tables_fit(tables | {5_000: tables[passes]})
