@@ -192,10 +192,8 @@ def read_constants(bundle: Bundle) -> Mapping[str, np.ndarray]:
 
 
 def _listed(bundle: Bundle, name: str) -> Path:
-    """The path of a file that must have a hash, but for bundles of schema 1.0."""
-    manifest = bundle.manifest
-    listed = name in [record.path for record in manifest.files]
-    if not listed and manifest.schema_version != "1.0":
+    """The path of a file that must have a hash."""
+    if name not in [record.path for record in bundle.manifest.files]:
         raise BundleError(f"{name} is not among the files of the manifest")
     return inside(bundle.folder, name)
 

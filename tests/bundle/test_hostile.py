@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from mtu_export import bundle
 from mtu_export.bundle import runner, tokenizer, verification
+from mtu_export.bundle.goldens import Goldens
 from mtu_export.spec import BundleError, MtuExportError
 from mtu_export.testing.campaigns.mutations.values import ODD
 from tests.bundle.test_generate import request
@@ -63,6 +64,7 @@ CASES: list[tuple[Path_, Any, str]] = [
     (("files",), [], "files has no hash of"),
     (("parts", 2, "path"), "unet/../unet", "leaves the bundle"),
     (("parts", 2, "entries", "fill"), "../unet/model.onnx", "is not a file of 'unet'"),
+    (("parts", 2, "entries", "fill"), "._model.onnx", "is not a file of 'unet'"),
     (("parts", 2, "bytes"), 1, "the manifest says 1"),
     (("parts", 2, "sha256"), "0" * 64, "sha256 differs"),
     (("parts", 2, "inputs"), [], "must have sample, timestep and text"),
@@ -352,3 +354,42 @@ def test_any_change_is_a_picture_or_one_line(
         assert np.isfinite(made).all()
     finally:
         shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------- what would be read without hash
+
+
+def test_a_graph_and_its_weights_lie_in_files_that_are_hashed(copied: Path) -> None:
+    """The hash of a folder leaves the Finder's files out, so that no graph may be or name one."""
+    import onnx
+
+    from mtu_export.targets.onnx import reading
+
+    file = copied / "unet" / "model.onnx"
+    shutil.copy(file, copied / "unet" / "._model.onnx")
+    handmade.edit(copied, "parts", 2, "entries", "fill", value="._model.onnx")
+    with pytest.raises(BundleError, match=r"'\._model\.onnx' is not a file of 'unet'"):
+        attempt(copied)
+    model = onnx.load(file)
+    tensor = model.graph.initializer[0]
+    (copied / "unet" / "._x").write_bytes(tensor.raw_data)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "._x"), ("offset", "0"), ("length", str(len(tensor.raw_data)))):
+        tensor.external_data.add(key=key, value=value)
+    tensor.ClearField("raw_data")
+    for name in ("._x", ".x", "../._x", "a/b", ""):
+        tensor.external_data[0].value = name
+        file.write_bytes(model.SerializeToString())
+        with pytest.raises(BundleError, match="external data leaves the folder"):
+            reading.read(copied / "unet", "model.onnx")
+
+
+def test_goldens_without_a_hash_are_not_read_whatever_schema_a_manifest_claims(
+    copied: Path,
+) -> None:
+    manifest = json.loads((copied / bundle.MANIFEST).read_text("utf-8"))
+    manifest["files"] = [row for row in manifest["files"] if row["path"] != bundle.GOLDENS]
+    for version in ("1.0", "1.3"):
+        (copied / bundle.MANIFEST).write_text(json.dumps(manifest | {"schema_version": version}))
+        with pytest.raises(BundleError, match=r"goldens\.safetensors is not among the files"):
+            Goldens(bundle.read(copied))

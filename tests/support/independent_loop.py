@@ -140,7 +140,8 @@ def check_names(m: Json, folders: dict[str, Path]) -> None:
         wanted = {t for t, row in tasks.items() if name in row["parts"]}
         need(bool(wanted) and set(part["entries"]) == wanted, f"{name}: entries")
         for entry in part["entries"].values():
-            fine = "/" not in entry and safe_path(folders[part["path"]], entry).is_file()
+            plain = regex.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", entry) is not None
+            fine = plain and safe_path(folders[part["path"]], entry).is_file()
             need(fine, f"{name}: entry {entry!r}")
     if m["text"] is not None:
         known = {t["path"] for t in m["tokenizers"]} & {f["path"] for f in m["files"]}

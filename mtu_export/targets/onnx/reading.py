@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DATA = "model.onnx_data"
 """File of the weights beside a model too large for one file, or beside several that share it."""
 SINGLE_FILE_BYTES = 10**9
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A file of the part's own folder that its hash covers: no path, and not one of the Finder's."""
 
 
 def structure(path: Path, entry: str) -> Structure:
@@ -70,7 +72,7 @@ def read(path: Path, entry: str) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     file = path / entry
-    if Path(entry).name != entry or file.is_symlink() or not file.is_file():
+    if not _PLAIN_NAME.fullmatch(entry) or file.is_symlink() or not file.is_file():
         raise BundleError(f"{entry!r} is not a file of {path.name!r}")
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)
@@ -95,8 +97,7 @@ def _check_location(tensor: onnx.TensorProto, path: Path, entry: str) -> None:
     fields = {item.key: item.value for item in tensor.external_data}
     location = fields.get("location", "")
     file = path / location
-    is_plain_name = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", location) is not None
-    if not is_plain_name or len(fields) != len(tensor.external_data):
+    if not _PLAIN_NAME.fullmatch(location) or len(fields) != len(tensor.external_data):
         raise BundleError(f"{entry}: external data leaves the folder: {location!r}")
     if file.is_symlink() or not file.is_file():
         raise BundleError(f"{entry}: external data {location!r} is a link or missing")
