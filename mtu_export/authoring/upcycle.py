@@ -103,13 +103,15 @@ def upcycle(
     sizes: tuple[int, int] = (PAPER_ROUTER, PAPER_ROUTER),
     seed: int = 0,
     task_norm: str = "replace",
+    source_keys: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Upcycle a dense UNet folder or pipeline folder to a checkpoint.
 
     Routers start neutral (w = 1/N); task norms and input convolutions start as the dense ones,
     with zeros for channels that the source does not have. ``sizes`` is d_task and the router's
-    width. Other parts of a pipeline are copied. Returns what the user should know of the
+    width, ``source_keys`` say in the config which repository the source is. Other parts of a
+    pipeline are copied. Returns what the user should know of the
     conditioning, line by line. Raises ``CheckpointError`` and ``PlanError``.
     """
     pipeline_files.refuse_refiner(source)
@@ -126,7 +128,7 @@ def upcycle(
     original = _model_index(source)
     resolved = presets.tasks_of_source(tasks, stock, original)
     config = _config(stock, resolved, experts, sizes, task_norm)
-    config[checkpoint.RESCALE] = experts if rescale else 1
+    config |= {checkpoint.RESCALE: experts if rescale else 1, **(source_keys or {})}
     headers = checkpoint.headers(unet_folder)
     _compare_source(stock, headers)
     if source.resolve() in out.resolve().parents:

@@ -8,9 +8,17 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec import CheckpointError, MtuExportError, ToolchainMissing, first_line
+from mtu_export.spec import (
+    CheckpointError,
+    MtuExportError,
+    PlanError,
+    ToolchainMissing,
+    first_line,
+)
 
 EMBEDDED = Path(__file__).parent / "embedded" / "shapes"
+SOURCE, REVISION = "_source", "_revision"
+"""Keys of a config: the repository that the checkpoint was made of, and its commit."""
 _JSON_LIMIT = 64_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONFIGS = ("*.json", "*.txt", "LICENSE*")
@@ -29,13 +37,15 @@ _WEIGHTS = tuple(
 def locate(model: str | Path | None, revision: str | None = None) -> Path:
     """Folder of a checkpoint: a local path, a hub id (``owner/name``), or None: the embedded.
 
-    ``revision`` is a branch, tag or commit of the hub.
+    ``revision`` is a branch, tag or commit of the hub, and nothing else has one.
     """
     if model is None:
+        refuse_revision("the default checkpoint", revision)
         return EMBEDDED
     try:
         folder = Path(model).expanduser()
         if folder.is_dir():
+            refuse_revision(model, revision)
             return folder
         if folder.exists():
             raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder with unet/")
@@ -49,6 +59,28 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
             f"no checkpoint folder {str(model)!r}: the folder {owner!r} holds no {name!r}"
         )
     return _download(str(model), revision)
+
+
+def refuse_revision(model: str | Path, revision: str | None) -> None:
+    """Raise ``PlanError`` for a revision of what is not on the hub."""
+    if revision is not None:
+        raise PlanError(
+            "--revision is for a checkpoint on the hub, OWNER/NAME; "
+            f"{str(model)[:200]!r} is not on the hub"
+        )
+
+
+def source_of(model: str | Path | None, folder: Path) -> tuple[str, str | None]:
+    """Name of a located checkpoint, and the commit of one on the hub, whose snapshots it names."""
+    if model is None or Path(model).expanduser().exists():
+        return folder.resolve().name, None
+    return str(model), folder.name
+
+
+def source_keys(model: str | Path, folder: Path) -> dict[str, str]:
+    """What the config of a checkpoint made of one on the hub says of it: name and commit."""
+    name, revision = source_of(model, folder)
+    return {} if revision is None else {SOURCE: name, REVISION: revision}
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from mtu_export.checkpoint.presets import TASKS
 from mtu_export.cli.console import Console, plain
-from mtu_export.cli.options import Force, Json, Verbose, print_json
+from mtu_export.cli.options import Force, Json, Revision, Verbose, print_json
 from mtu_export.spec import PlanError, UnknownName
 from mtu_export.testing.architectures import ARCHITECTURES
 
@@ -23,6 +23,7 @@ def upcycle(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to write.")] = None,
+    revision: Revision = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,6 +74,8 @@ def upcycle(
         raise PlanError("usage: upcycle SOURCE OUT --task ... or upcycle --arch NAME --random OUT")
     if random and rescale:
         raise PlanError("--rescale needs a source; random experts stand for no dense model")
+    if random and revision is not None:
+        raise PlanError("--revision needs a source on the hub")
     if experts < 1:
         raise PlanError(f"--experts must be at least 1, got {experts}")
     if task_norm not in ("replace", "stacked"):
@@ -101,9 +104,11 @@ def upcycle(
                 force=force,
             )
         else:
+            folder = checkpoint.locate(source, revision)
             notes = authoring.upcycle(
-                checkpoint.locate(source),
+                folder,
                 out,
+                source_keys=checkpoint.source_keys(source, folder),
                 tasks=tasks,
                 experts=experts,
                 rescale=rescale,
@@ -122,6 +127,7 @@ def adopt(
         typer.Argument(help="Safetensors file, folder with such files, or owner/name on the hub."),
     ],
     out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to write.")] = None,
+    revision: Revision = None,
     map_file: Annotated[
         Path | None,
         typer.Option(
@@ -150,7 +156,7 @@ def adopt(
     with console.quiet(), console.stage("map"):
         from mtu_export.authoring.adopt import survey, write
 
-        adoption = survey(weights, map_file)
+        adoption = survey(weights, map_file, revision)
     if not dry_run:
         adoption.check()
         assert out is not None

@@ -17,6 +17,12 @@ from mtu_export.spec.flags import flags_of
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
 
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", metavar="NAME", help="Branch, tag or commit of a source on the hub."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")

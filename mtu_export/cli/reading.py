@@ -15,6 +15,7 @@ from mtu_export.cli.options import (
     PROOF_HEAD,
     Force,
     Json,
+    Revision,
     Verbose,
     parameter,
     parameters,
@@ -100,6 +101,7 @@ def inspect_(
     path: Annotated[
         str | None, typer.Argument(metavar="[CHECKPOINT|BUNDLE]", help="Folder or hub id.")
     ] = None,
+    revision: Revision = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -137,12 +139,14 @@ def inspect_(
     from mtu_export.exporter import inspection
 
     if picture is not None:
-        if inspection.is_bundle(checkpoint.locate(path)):
+        if inspection.is_bundle(checkpoint.locate(path, revision)):
             raise PlanError(f"--plot is for a checkpoint; {str(path)!r} is a bundle")
         plot.require_writable(picture, force)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("measure" if against is None else "compare"):
-        result = inspection.inspect(path, against=against, height=height, width=width)
+        result = inspection.inspect(
+            path, revision=revision, against=against, height=height, width=width
+        )
         if picture is not None and against is None:
             plot.heat_map(result["expert weights"], picture, force=force)
         elif picture is not None:

@@ -15,6 +15,7 @@ from mtu_export.spec import PlanError, Task, Verdict
 def inspect(
     path: str | Path | None = None,
     *,
+    revision: str | None = None,
     against: str | Path | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -24,10 +25,11 @@ def inspect(
     - A bundle: parts, sizes and proof.
     - A checkpoint: tasks, parameters, FLOPs of a pass at ``height`` x ``width`` pixels, and expert
       weights; with ``against``, another checkpoint or a dense UNet, the deviation of each layer.
+      ``revision`` is that of one on the hub, whose commit is part of the result.
 
     Raises ``CheckpointError``, ``BundleError`` and ``PlanError``.
     """
-    folder = checkpoint.locate(path)
+    folder = checkpoint.locate(path, revision)
     options = {"against": against, "height": height, "width": width}
     if is_bundle(folder):
         for name, value in options.items():
@@ -35,7 +37,9 @@ def inspect(
                 raise PlanError(f"--{name} is for a checkpoint; {str(path)!r} is a bundle")
         return of_bundle(bundle.read(folder))
     if against is None:
-        return of_checkpoint(folder, height, width)
+        _, commit = checkpoint.source_of(path, folder)
+        on_hub = {} if commit is None else {"revision": commit}
+        return {**of_checkpoint(folder, height, width), **on_hub}
     if height is not None or width is not None:
         raise PlanError("--against compares weights; leave --height and --width out")
     other = checkpoint.locate(against)

@@ -68,7 +68,7 @@ def _plan(options: ExportOptions, folder: Path, config: Mapping[str, Any]) -> Pl
     components = _components(options, tasks, layout, folder)
     height, width = layout.image_size(options.height, options.width)
     names = ["+".join(task.name for task in tasks), options.target, *([scheme.name] * bool(target))]
-    source, revision = _source(options, folder)
+    source, revision = checkpoint.source_of(options.model, folder)
     float16_vae = target is not None and target.info.float16_vae
     return Plan(
         checkpoint=folder,
@@ -102,18 +102,6 @@ def _plan(options: ExportOptions, folder: Path, config: Mapping[str, Any]) -> Pl
         is_sdxl=layout.is_sdxl,
         stock_configs=stock_configs.read(folder, config, tasks) if target else {},
     )
-
-
-def _source(options: ExportOptions, folder: Path) -> tuple[str, str | None]:
-    """Name of the checkpoint and, of the hub's, the commit: the name of a snapshot's folder."""
-    if options.model is None or Path(options.model).expanduser().is_dir():
-        if options.revision is not None:
-            raise PlanError(
-                "--revision is for a checkpoint on the hub, OWNER/NAME; "
-                f"{str(options.model or 'the default checkpoint')!r} is a folder"
-            )
-        return folder.resolve().name, None
-    return str(options.model), folder.name
 
 
 def _tasks(options: ExportOptions, legal: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -356,7 +356,7 @@ def test_any_change_is_a_picture_or_one_line(
         shutil.rmtree(folder)
 
 
-# ------------------------------------------------------------------- what would be read without hash
+# --------------------------------------------------------------- what would be read without a hash
 
 
 def test_a_graph_and_its_weights_lie_in_files_that_are_hashed(copied: Path) -> None:

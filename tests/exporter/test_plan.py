@@ -121,6 +121,7 @@ def test_a_hub_source_is_its_name_and_commit(tiny: Path, monkeypatch: pytest.Mon
     assert asked == [("owner/name", "main")]
     assert (plan.source, plan.revision) == ("owner/name", tiny.name)
     assert manifest.identity(plan)["source"] == "owner/name"
+    monkeypatch.undo()
     with pytest.raises(PlanError, match=r"--revision is for a checkpoint on the hub"):
         options.resolve(model=tiny, revision="main", **words)
 

@@ -118,17 +118,19 @@ class Adoption:
         }
 
 
-def survey(weights: str | Path, map_file: Path) -> Adoption:
+def survey(weights: str | Path, map_file: Path, revision: str | None = None) -> Adoption:
     """Apply a map to weights by their names and shapes; reads headers and JSON alone.
 
-    ``weights`` is a safetensors file, a folder with safetensors, a pipeline folder, or a hub id.
+    ``weights`` is a safetensors file, a folder with safetensors, a pipeline folder, or a hub id
+    with its ``revision``, which the config records.
     Tensors that do not fit are collected in the layout's problems. Raises ``PlanError`` for
     mistakes in the map itself and ``CheckpointError`` for files that cannot be read.
     """
     tensor_map = mapping.read(map_file)
-    source = _source(weights)
+    source = _source(weights, revision)
     headers = _headers(source)
     config = _config(source, tensor_map, map_file)
+    config.update(checkpoint.source_keys(weights, source))
     layout = arrange(tensor_map, headers, [task["name"] for task in config["tasks"]])
     try:
         expected = _expected(config, expert_widths(layout, config["num_experts"]))
@@ -176,15 +178,16 @@ def adopt(weights: str | Path, out: Path, map_file: Path, *, force: bool = False
 # ---------------------------------------------------------------------------------------- source
 
 
-def _source(weights: str | Path) -> Path:
+def _source(weights: str | Path, revision: str | None) -> Path:
     try:
         path = Path(weights).expanduser()
         if path.is_file() or path.name.endswith(_SUFFIX):
+            checkpoint.refuse_revision(path, revision)
             return path
     except (OSError, RuntimeError) as error:  # too long, or ~nobody
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"no weights at {str(weights)[:200]!r}: {reason}") from None
-    return checkpoint.locate(weights)
+    return checkpoint.locate(weights, revision)
 
 
 def _unet_folder(source: Path) -> Path:
