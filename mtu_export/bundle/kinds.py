@@ -10,6 +10,8 @@ from mtu_export.spec import HISTORY, LARGEST_COEFFICIENT, LARGEST_COUNT, TASK_NA
 
 SCHEMA = (1, 3)
 """Major and minor version of what is written; every minor of this major is read."""
+MOST_ENTRIES = 64
+"""Of tasks, files, LoRAs, and the conditioning of a task."""
 _LARGEST = 2**53 - 1  # a double holds every integer up to it
 _FINITE = 1e300
 

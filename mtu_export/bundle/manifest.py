@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mtu_export.bundle.kinds import (
+    MOST_ENTRIES,
     WHOLE,
     Channels,
     Coefficient,
@@ -40,7 +41,6 @@ from mtu_export.bundle.kinds import (
 )
 from mtu_export.spec import (
     MOST_PASSES,
-    MOST_TASKS,
     Component,
     Conditioning,
     Guidance,
@@ -50,8 +50,6 @@ from mtu_export.spec import (
     TensorSpec,
     Verdict,
 )
-
-MOST_FILES = MOST_LORAS = 64
 
 
 class LoraRecord(Record):
@@ -78,7 +76,7 @@ class Source(Record):
     unet_config: dict[str, Any] = Field(
         validation_alias="model_config", serialization_alias="model_config"
     )
-    loras: Annotated[tuple[LoraRecord, ...], Field(max_length=MOST_LORAS)] = ()
+    loras: Annotated[tuple[LoraRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
     fingerprint: str | None = None
 
 
@@ -201,7 +199,7 @@ class TaskRecord(Record):
     """A task, and the components that its loop needs, in order."""
 
     name: TaskName
-    conditioning: Annotated[tuple[ConditioningRecord, ...], Field(max_length=MOST_TASKS)]
+    conditioning: Annotated[tuple[ConditioningRecord, ...], Field(max_length=MOST_ENTRIES)]
     guidance: GuidanceRecord
     steps: Steps
     prompt: str | None = None
@@ -310,9 +308,6 @@ class Text(Record):
     tokenizers: Annotated[dict[str, Path], Field(max_length=16)]
 
 
-# ---------------------------------------------------------------------------------------- loop
-
-
 class PassRecord(Record):
     """One pass of a schedule."""
 
@@ -392,12 +387,12 @@ class Manifest(Record):
     options: dict[str, Any]
     scheme: SchemeRecord
     image: Image
-    tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1, max_length=MOST_TASKS)]
+    tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
     parts: Annotated[tuple[PartRecord, ...], Field(min_length=1, max_length=16)]
     tokenizers: Annotated[tuple[TokenizerRecord, ...], Field(max_length=16)]
     text: Text | None = None
     latent: Latent
     mask: Mask
     loop: Loop | None = None
-    files: Annotated[tuple[FileRecord, ...], Field(max_length=MOST_FILES)] = ()
+    files: Annotated[tuple[FileRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
     proof: Annotated[tuple[VerdictRecord, ...], Field(max_length=1024)]

@@ -13,23 +13,50 @@ from mtu_export import checkpoint
 from mtu_export.spec import CheckpointError
 
 _LEFT_OUT = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*")
+OPTIONAL = ("feature_extractor", "image_encoder", "safety_checker")
+"""Parts that diffusers' pipelines run without; others that an index names must be there."""
+_WEIGHTED = ("image_encoder", "safety_checker")
+"""Those of them with weights, which are not fetched from the hub."""
 
 
 def read(source: Path) -> dict[str, Any]:
-    """Entries of ``model_index.json`` other than the UNet, with their names checked."""
+    """Entries of ``model_index.json`` other than the UNet, with their names checked.
+
+    Leaves out what is absent and optional, or without a class, and optional parts that came without
+    their weights, which no pipeline would open. Raises ``CheckpointError`` for other absent parts.
+    """
     index = checkpoint.read_json(source / "model_index.json")
     for name in index:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
             raise CheckpointError(
                 f"{source / 'model_index.json'}: {name[:80]!r} is not a valid part name"
             )
+    for name in absent(source, index):
+        raise CheckpointError(
+            f"{source} has no {name}/, which its model_index.json names; complete the copy or "
+            "download"
+        )
     return {
         name: entry
         for name, entry in index.items()
         if name != "unet"
         and not name.startswith("_")
-        and (_is_flag(entry) or (source / name).is_dir())
+        and (_is_flag(entry) or _is_whole(source / name))
     }
+
+
+def _is_whole(part: Path) -> bool:
+    return part.is_dir() and (part.name not in _WEIGHTED or any(part.glob("*.safetensors")))
+
+
+def absent(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    """Parts with a class in ``model_index.json`` whose folder is missing; optional ones may be."""
+    return [
+        name
+        for name, entry in index.items()
+        if isinstance(entry, list) and any(entry) and not name.startswith("_")
+        if name not in OPTIONAL and not (folder / name).is_dir()
+    ]
 
 
 def _is_flag(entry: object) -> bool:
@@ -52,9 +79,7 @@ def refuse_refiner(folder: Path) -> None:
 
 def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
     """Copy a pipeline's other parts and its licence; pickles and hidden files stay behind."""
-    left_out = shutil.ignore_patterns(
-        "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*"
-    )
+    left_out = shutil.ignore_patterns(*_LEFT_OUT)
     for name in (name for name, entry in index.items() if not _is_flag(entry)):
         for path in (source / name, *(source / name).rglob("*")):
             if not checkpoint.stays_inside(path, source):

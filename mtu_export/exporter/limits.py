@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping
 
 from mtu_export import bundle, checkpoint
-from mtu_export.bundle.manifest import MOST_FILES, MOST_LORAS, ScheduleRecord
-from mtu_export.spec import MOST_TASKS, Plan, PlanError, Schedule
+from mtu_export.bundle.kinds import MOST_ENTRIES
+from mtu_export.bundle.manifest import ScheduleRecord
+from mtu_export.spec import Plan, PlanError, Schedule
 
 TABLES_BYTES = bundle.LIMIT - 1_000_000
 """Bytes of the manifest that the loop's tables may take; the rest of it is far below the others."""
@@ -23,11 +24,11 @@ _OWN_FILES = 4
 def require_within_limits(plan: Plan) -> None:
     """Refuse more tasks, LoRAs, licences or steps than a bundle holds. Raises ``PlanError``."""
     for task in plan.tasks:
-        _require("conditioning entries of a task", len(task.conditioning), MOST_TASKS)
-    _require("tasks", len(plan.tasks), MOST_TASKS, "; export several bundles")
-    _require("--lora", len(plan.loras), MOST_LORAS)
+        _require("conditioning entries of a task", len(task.conditioning), MOST_ENTRIES)
+    _require("tasks", len(plan.tasks), MOST_ENTRIES, "; export several bundles")
+    _require("--lora", len(plan.loras), MOST_ENTRIES)
     licences = checkpoint.licences(plan.checkpoint)
-    _require("LICENSE files", len(licences), MOST_FILES - _OWN_FILES)
+    _require("LICENSE files", len(licences), MOST_ENTRIES - _OWN_FILES)
     steps = sum(plan.steps)
     _require("steps of --bake-steps in all", steps, TABLES_BYTES // _PASS_BYTES, "; bake fewer")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint, targets
+from mtu_export.checkpoint import pipeline_files
 from mtu_export.checkpoint.layout import PipelineLayout, source_folder, tokenizer_folder
 from mtu_export.exporter import limits, stock_configs
 from mtu_export.models import lora as loras
@@ -164,9 +165,9 @@ def _require_named_parts(layout: PipelineLayout, folder: Path) -> None:
     path = folder / "model_index.json"
     index = checkpoint.read_json(path) if path.is_file() else {}
     encoders = layout.text_encoders
-    for name in ("vae", "scheduler", *encoders, *map(tokenizer_folder, encoders)):
-        entry = index.get(name)
-        if isinstance(entry, list) and any(entry) and not (folder / name).is_dir():
+    parts = {"vae", "scheduler", *encoders, *map(tokenizer_folder, encoders)}
+    for name in pipeline_files.absent(folder, index):
+        if name in parts:
             raise CheckpointError(
                 f"{folder} has no {name}/, which its model_index.json names; complete the copy or "
                 "download, or name the parts to export with --components"

@@ -22,8 +22,6 @@ GUIDANCE_SCALES: Mapping[str, tuple[str, ...]] = {
 }
 TASK_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Regular expression of a legal name, whole."""
-MOST_TASKS = 64
-"""Tasks of a bundle, and entries of the conditioning of one."""
 LARGEST_COUNT = 10_000
 """Of channels, steps and guidance scales."""
 

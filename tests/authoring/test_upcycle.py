@@ -164,7 +164,12 @@ def test_a_pipeline_keeps_its_other_parts_but_no_pickles(tmp_path: Path) -> None
         "unet": ["diffusers", "UNet2DConditionModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
     }
+    (source / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"has no vae/, which its model_index\.json names"):
+        upcycle.upcycle(source, tmp_path / "out", tasks=["sr"], sizes=(8, 8))
+    del index["vae"]
     (source / "model_index.json").write_text(json.dumps(index))
     upcycle.upcycle(source, tmp_path / "out", tasks=["sr"], sizes=(8, 8))
     found = sorted(
