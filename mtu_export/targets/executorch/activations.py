@@ -41,7 +41,7 @@ def make_int8(
     them.
     """
     import torch
-    from torch.ao.quantization.fx import _decomposed as _decomposed  # registers the operators
+    import torch.ao.quantization.quantize_fx  # registers the operators of quantized_decomposed
 
     aten, quantised = torch.ops.aten, torch.ops.quantized_decomposed
     program = exported.run_decompositions({})
