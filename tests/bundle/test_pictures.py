@@ -15,11 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file
 
 from mtu_export.bundle import images
 from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
 
 RANDOM = np.random.default_rng(0)
+TESTDATA = Path(__file__).parents[2] / "runtime" / "testdata"
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -63,6 +65,62 @@ def test_fit_is_scale_to_cover_then_centre_crop(
     assert found.shape == (1, 3, wanted[1], wanted[0])
     assert found.dtype == np.float32
     assert np.abs((found[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
+
+
+def lanczos(image: np.ndarray, count: int, first: float, scale: float) -> np.ndarray:
+    """Rule I5 along axis 0: ``count`` pixels, ``scale`` apart from ``first`` on, to 8 bits."""
+    stretch = max(1.0, scale)
+    centres = first + (np.arange(count) + 0.5) * scale
+    t = (np.arange(len(image)) + 0.5 - centres[:, None]) / stretch
+    weights = np.where(abs(t) < 3, np.sinc(t) * np.sinc(t / 3), 0)
+    values = np.tensordot(weights / weights.sum(1, keepdims=True), image.astype(float), 1)
+    return np.clip(np.floor(values + 0.5), 0, 255)
+
+
+@pytest.mark.parametrize("size", [(50, 61), (61, 50), (200, 37), (37, 200), (11, 7)])
+def test_fit_is_the_formula_of_the_contract(size: tuple[int, int]) -> None:
+    """To a level here and there, as the contract says: Pillow's weights are fixed point."""
+    (across, down), (width, height) = size, (48, 32)
+    image = Image.fromarray(RANDOM.integers(0, 256, (down, across, 3), np.uint8))
+    scale = min(across / width, down / height)
+    columns = (height, (down - height * scale) / 2, scale)
+    rows = (width, (across - width * scale) / 2, scale)
+    pixels = np.asarray(image)
+    if down - height > 2 * max(0, across - width):
+        pixels = lanczos(pixels, *columns)
+        pixels = lanczos(pixels.swapaxes(0, 1), *rows).swapaxes(0, 1)
+    else:
+        pixels = lanczos(pixels.swapaxes(0, 1), *rows).swapaxes(0, 1)
+        pixels = lanczos(pixels, *columns)
+    levels = (images.fit(image, width, height)[0].transpose(1, 2, 0) + 1) * 127.5
+    assert np.abs(levels - pixels).max() < 1.01
+    assert np.abs(levels - pixels).mean() < 0.02
+
+
+def test_the_tolerance_of_the_contract_tells_a_right_picture_from_a_wrong_one() -> None:
+    """50 dB against the picture in testdata/: any good filter, and no rule left out."""
+    expected = load_file(TESTDATA / "expected.safetensors")["image"]
+    height, width = expected.shape[2:]
+    read = images.read(TESTDATA / "input.png")
+    upright = images.upright_rgb(read)
+
+    def decibels(image: Image.Image, filter: str = "lanczos") -> float:
+        levels = (images.fit(image, width, height, filter) - expected) * 127.5
+        return 20 * np.log10(255 / max(1e-9, np.sqrt(np.mean(levels**2))))
+
+    assert decibels(read) > 200
+    assert all(decibels(read, name) > 50 for name in ("bicubic", "bilinear", "hamming"))
+    wrong = {
+        "stretched": upright.resize((width, height), Image.Resampling.LANCZOS),
+        "not upright": Image.fromarray(np.asarray(read.convert("RGB"))),
+        "on black": Image.alpha_composite(
+            Image.new("RGBA", read.size, (0, 0, 0, 255)), read.convert("RGBA")
+        ),
+        "not centred": upright.crop((0, 0, upright.width - 2, upright.height - 2)),
+    }
+    wrong["on black"].getexif().update(read.getexif())
+    assert all(decibels(image) < 50 for image in wrong.values())
+    assert all(decibels(read, name) < 50 for name in ("box", "nearest"))
 
 
 def test_values_are_from_minus_one_to_one() -> None:
