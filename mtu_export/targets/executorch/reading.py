@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export.spec import BundleError, Structure, TensorSpec, ToolchainMissing, first_line
+from mtu_export.targets.executorch.sharing import require_unshared
 
 DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
 _LISTED = 200
@@ -37,6 +38,7 @@ def structure(path: Path, entry: str) -> Structure:
         raise ToolchainMissing("executorch", "executorch") from error
     head = _head(path)
     try:
+        require_unshared(head)
         program = _flatbuffer_to_program(head)
         _check_segments(program, head, path)
         plans = {plan.name: plan for plan in program.execution_plan}
