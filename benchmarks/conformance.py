@@ -53,10 +53,13 @@ COLUMNS = (
 """Of the page: parts, the folded UNet in PyTorch before its artefact, the whole loop last."""
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """One command of ours in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "mtu_export", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mtu_export", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -67,9 +70,16 @@ def checkpoint(architecture: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         task = STATE / "relight.json"
         task.write_text(json.dumps(RELIGHT), "utf-8")
-        words = [word for name in TASKS[:-1] for word in ("--task", name)]
+        arguments = [argument for name in TASKS[:-1] for argument in ("--task", name)]
         done = run(
-            "upcycle", "--arch", architecture, "--random", str(folder), *words, "--task", str(task)
+            "upcycle",
+            "--arch",
+            architecture,
+            "--random",
+            str(folder),
+            *arguments,
+            "--task",
+            str(task),
         )
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -80,9 +90,9 @@ def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str,
     """The row of one export: verdicts, bytes, seconds, or the error."""
     out = STATE / f"bundle-{os.getpid()}"
     shutil.rmtree(out, ignore_errors=True)
-    words = ("--task", task, "--scheme", scheme, "-o", str(out), "--json")
+    arguments = ("--task", task, "--scheme", scheme, "-o", str(out), "--json")
     start = time.monotonic()
-    done = run(target, "-m", str(checkpoint(architecture)), *words)
+    done = run(target, "-m", str(checkpoint(architecture)), *arguments)
     row: dict[str, Any] = {
         "checkpoint": architecture,
         "target": target,
@@ -93,13 +103,13 @@ def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str,
     }
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}
-    found = json.loads(done.stdout)
-    row["bytes"] = found["bytes"]
-    row["parts"] = {part["component"]: part["bytes"] for part in found["parts"]}
-    row["proof"] = {_column(v): v["psnr_db"] for v in found["proof"]}
-    row["runner"] = found["proof"][-1]["runner"]
-    row["reason"] = found["proof"][-1]["reason"]
-    row["versions"] = found["versions"]
+    result = json.loads(done.stdout)
+    row["bytes"] = result["bytes"]
+    row["parts"] = {part["component"]: part["bytes"] for part in result["parts"]}
+    row["proof"] = {_column(v): v["psnr_db"] for v in result["proof"]}
+    row["runner"] = result["proof"][-1]["runner"]
+    row["reason"] = result["proof"][-1]["reason"]
+    row["versions"] = result["versions"]
     shutil.rmtree(out)
     return row
 
@@ -149,28 +159,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--done", action="store_true")
-    words = parser.parse_args()
-    if words.fresh:
+    args = parser.parse_args()
+    if args.fresh:
         shutil.rmtree(STATE, ignore_errors=True)
-    results = words.out / "conformance.json"
+    results = args.out / "conformance.json"
     before = json.loads(results.read_text("utf-8")) if results.is_file() else []
-    found = {tuple(row[name] for name in KEY): row for row in before}
+    by_key = {tuple(row[name] for name in KEY): row for row in before}
     order = list(itertools.product(TARGETS, CHECKPOINTS, SCHEMES, TASKS))
     for target, architecture, scheme, task in order:
         kept = STATE / "rows" / f"{architecture}-{target}-{scheme}-{task}.json"
-        meant = (words.targets, words.checkpoints, words.schemes)
+        meant = (args.targets, args.checkpoints, args.schemes)
         named = all(x in row for x, row in zip((target, architecture, scheme), meant, strict=True))
-        if named and not kept.is_file() and not words.done:
+        if named and not kept.is_file() and not args.done:
             row = measure(architecture, target, scheme, task)
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(row), "utf-8")
             print(row, flush=True)
         if named and kept.is_file():
-            found[target, architecture, scheme, task] = json.loads(kept.read_text("utf-8"))
-    rows = [found[key] for key in order if key in found]
-    words.out.mkdir(parents=True, exist_ok=True)
+            by_key[target, architecture, scheme, task] = json.loads(kept.read_text("utf-8"))
+    rows = [by_key[key] for key in order if key in by_key]
+    args.out.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    (words.out / "conformance.md").write_text(page(rows), "utf-8")
+    (args.out / "conformance.md").write_text(page(rows), "utf-8")
     refused = sum(1 for row in rows if row["exit"] == REFUSED)
     failed = sum(1 for row in rows if row["exit"]) - refused
     print(f"{len(rows) - failed - refused} passed, {refused} refused, {failed} failed")

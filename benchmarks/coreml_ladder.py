@@ -21,21 +21,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HOME = Path.home() / ".cache" / "mtu-export"
-STATE = HOME / "coreml-ladder"
-SD15 = HOME / "sizes" / "sd15" / "checkpoint"
+CACHE = Path.home() / ".cache" / "mtu-export"
+STATE = CACHE / "coreml-ladder"
+SD15 = CACHE / "sizes" / "sd15" / "checkpoint"
 TASKS = ("t2i", "edit", "sr", "inpaint")
 DEPLOYMENT = ("iOS16", "iOS17", "iOS18")
 SCHEMES = ("fp16", "int8")
 PARTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "pipeline")
 
 
-def export(words: list[str], out: Path) -> dict[str, Any]:
+def export(arguments: list[str], out: Path) -> dict[str, Any]:
     """One export: exit code, seconds, dB by part, operators."""
     shutil.rmtree(out, ignore_errors=True)
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "mtu_export", "coreml", *words, "-o", str(out), "--json"],
+        [sys.executable, "-m", "mtu_export", "coreml", *arguments, "-o", str(out), "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -43,23 +43,23 @@ def export(words: list[str], out: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"exit": done.returncode, "export_s": round(time.monotonic() - start, 1)}
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}
-    found = json.loads(done.stdout)
-    proof = [verdict for verdict in found["proof"] if verdict["rung"] != "folded"]
+    result = json.loads(done.stdout)
+    proof = [verdict for verdict in result["proof"] if verdict["rung"] != "folded"]
     row["db"] = {verdict["component"]: verdict["psnr_db"] for verdict in proof}
-    row["runner"], row["versions"] = proof[-1]["runner"], found["versions"]
+    row["runner"], row["versions"] = proof[-1]["runner"], result["versions"]
     row["operators"] = dict(operators(out))
     return row
 
 
 def operators(bundle: Path) -> Counter[str]:
     """Operators of all packages of a bundle, without the constants."""
-    from mtu_export.targets import coreml
+    from mtu_export import targets
 
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for path in sorted(bundle.glob("*.mlpackage")):
-        found.update(coreml.structure(path, "main").operators)
-    del found["const"]
-    return found
+        counts.update(targets.load("coreml").structure(path, "main").operators)
+    del counts["const"]
+    return counts
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def evaluate(folder: Path) -> dict[str, Any]:
     from mtu_export.bundle import metrics
     from mtu_export.targets.coreml import mil
 
-    found = bundle.read(folder)
-    part, cases = found.part("unet"), bundle.Goldens(found)
+    exported = bundle.read(folder)
+    part, cases = exported.part("unet"), bundle.Goldens(exported)
     ((task, entry),) = part.entries.items()
     start = time.monotonic()
     session = mil.open(part.path, entry)
@@ -113,10 +113,10 @@ def tiny_rows() -> list[dict[str, Any]]:
     for task in TASKS:
         for target in DEPLOYMENT:
             for scheme in SCHEMES:
-                words = ["-m", str(model), "--task", task, "--scheme", scheme]
-                words += ["--min-deployment-target", target]
+                arguments = ["-m", str(model), "--task", task, "--scheme", scheme]
+                arguments += ["--min-deployment-target", target]
                 out = STATE / f"bundle-{os.getpid()}"
-                row = kept(f"{task}-{target}-{scheme}", lambda w=words, o=out: export(w, o))
+                row = kept(f"{task}-{target}-{scheme}", lambda w=arguments, o=out: export(w, o))
                 rows.append({"task": task, "deployment": target, "scheme": scheme, **row})
                 shutil.rmtree(out, ignore_errors=True)
     return rows
@@ -127,8 +127,8 @@ def full_rows(checkpoint: Path) -> list[dict[str, Any]]:
 
     def measure(scheme: str) -> dict[str, Any]:
         out = STATE / f"full-{scheme}"
-        words = ["-m", str(checkpoint), "--task", "inpaint", "--components", "unet"]
-        row = export([*words, "--scheme", scheme], out)
+        arguments = ["-m", str(checkpoint), "--task", "inpaint", "--components", "unet"]
+        row = export([*arguments, "--scheme", scheme], out)
         if row["exit"]:
             return row
         done = subprocess.run(
@@ -184,12 +184,12 @@ def page(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
             if row["exit"]:
                 lines.append(f"| {row['scheme']} | exit {row['exit']}: {row['error']} | | | | | |")
                 continue
-            found = row["evaluated"]
-            figures = ", ".join(f"{v:.1f}" for v in found["db"])
-            passes = ", ".join(f"{v:.0f}" for v in found["pass_s"])
+            run = row["evaluated"]
+            figures = ", ".join(f"{v:.1f}" for v in run["db"])
+            passes = ", ".join(f"{v:.0f}" for v in run["pass_s"])
             lines.append(
-                f"| {row['scheme']} | {found['bytes']:,} | {figures} | {found['narrow_db']:.1f} "
-                f"| {found['open_s']:.0f} s | {passes} s | {found['peak_rss_gb']:.1f} GB |"
+                f"| {row['scheme']} | {run['bytes']:,} | {figures} | {run['narrow_db']:.1f} "
+                f"| {run['open_s']:.0f} s | {passes} s | {run['peak_rss_gb']:.1f} GB |"
             )
     there = sorted({kind for row in [*rows, *full] for kind in row.get("operators", ())})
     missing = sorted(set(there) - set(operators.names()))
@@ -214,22 +214,22 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, help="a bundle: print its row, and nothing else")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--fresh", action="store_true")
-    words = parser.parse_args()
-    if words.evaluate:
-        print(json.dumps(evaluate(words.evaluate)))
+    args = parser.parse_args()
+    if args.evaluate:
+        print(json.dumps(evaluate(args.evaluate)))
         return
-    if words.fresh:
+    if args.fresh:
         shutil.rmtree(STATE, ignore_errors=True)
-    if words.full and not words.checkpoint.is_dir():
-        make = f"mtu-export upcycle --arch sd15 --random {words.checkpoint}"
-        raise SystemExit(f"{words.checkpoint} is not there; make it with: {make}")
+    if args.full and not args.checkpoint.is_dir():
+        make = f"mtu-export upcycle --arch sd15 --random {args.checkpoint}"
+        raise SystemExit(f"{args.checkpoint} is not there; make it with: {make}")
     rows = tiny_rows()
     done = all((STATE / "rows" / f"full-{scheme}.json").is_file() for scheme in SCHEMES)
-    full = full_rows(words.checkpoint) if words.full or done else []
-    words.out.mkdir(parents=True, exist_ok=True)
+    full = full_rows(args.checkpoint) if args.full or done else []
+    args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"tiny": rows, "sd15": full}, indent=1) + "\n"
-    (words.out / "coreml_ladder.json").write_text(text, "utf-8")
-    (words.out / "coreml_ladder.md").write_text(page(rows, full), "utf-8")
+    (args.out / "coreml_ladder.json").write_text(text, "utf-8")
+    (args.out / "coreml_ladder.md").write_text(page(rows, full), "utf-8")
     failed = sum(1 for row in [*rows, *full] if row["exit"])
     print(f"{len(rows) + len(full) - failed} passed, {failed} failed")
     raise SystemExit(1 if failed else 0)

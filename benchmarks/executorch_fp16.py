@@ -43,14 +43,14 @@ class Half(nn.Module):
 
 
 def measure(
-    found: Graph, cases: Any, wanted: Any, words: options.Plan, path: Path
+    graph: Graph, cases: Any, expected: Any, plan: options.Plan, path: Path
 ) -> dict[str, Any]:
     """Lower one graph, run it, count."""
-    task = words.tasks[0].name
-    program = capture.capture("unet", {task: found})
+    task = plan.tasks[0].name
+    program = capture.capture("unet", {task: graph})
     names = {
-        "inputs": [spec.name for spec in found.inputs],
-        "outputs": [spec.name for spec in found.outputs],
+        "inputs": [spec.name for spec in graph.inputs],
+        "outputs": [spec.name for spec in graph.outputs],
     }
     constants = {
         "_identity": "{}",
@@ -60,7 +60,7 @@ def measure(
     session = running.open(path, executorch.ENTRY)
     worst = min(
         metrics.psnr(want[name], array)
-        for want, case in zip(wanted, cases, strict=True)
+        for want, case in zip(expected, cases, strict=True)
         for name, array in session(case).items()
     )
     size = path.stat().st_size
@@ -75,33 +75,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as home:
-        model = asked.model or Path(home, "tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        model = asked.model or Path(folder, "tiny")
         if asked.model is None:
             upcycle.write_random("tiny", model, tasks=TASKS, dtype="fp16")
-        found = compare(model, asked.task)
+        row = compare(model, asked.task)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "executorch_fp16.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    print(json.dumps(found, indent=1))
+    (asked.out / "executorch_fp16.json").write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+    print(json.dumps(row, indent=1))
 
 
 def compare(model: Path, name: str) -> dict[str, Any]:
     """One task of a checkpoint in fp32 and in fp16."""
-    words = options.resolve(target="executorch", model=model, task=name, out="none")
-    family, task = models.load(words.family), words.tasks[0]
-    folded = family.specialise(family.load(words.checkpoint), [task])[task.name].module
+    plan = options.resolve(target="executorch", model=model, task=name, out="none")
+    family, task = models.load(plan.family), plan.tasks[0]
+    folded = family.specialise(family.load(plan.checkpoint), [task])[task.name].module
     rewrite.apply(folded, targets.load("executorch").info.rewrites)
-    quantize.quantize([folded], words.scheme)
-    graph = family.graph(folded, words, task)
-    cases = golden_inputs.goldens(graph.inputs, task, words)
-    wanted = capture.run(graph, cases)
-    with tempfile.TemporaryDirectory() as home:
-        full = measure(graph, cases, wanted, words, Path(home, "fp32.pte"))
+    quantize.quantize([folded], plan.scheme)
+    graph = family.graph(folded, plan, task)
+    cases = golden_inputs.goldens(graph.inputs, task, plan)
+    expected = capture.run(graph, cases)
+    with tempfile.TemporaryDirectory() as folder:
+        full = measure(graph, cases, expected, plan, Path(folder, "fp32.pte"))
         narrow = Graph(module=Half(graph.module), inputs=graph.inputs, outputs=graph.outputs)
-        half = measure(narrow, cases, wanted, words, Path(home, "fp16.pte"))
+        half = measure(narrow, cases, expected, plan, Path(folder, "fp16.pte"))
     ratio = round(half["bytes"] / full["bytes"], 3)
-    found = {"model": words.checkpoint.name, "task": task.name, "fp32": full, "fp16": half}
-    return found | {"ratio": ratio, "needed": NEEDED, "offered": ratio <= NEEDED}
+    row = {"model": plan.checkpoint.name, "task": task.name, "fp32": full, "fp16": half}
+    return row | {"ratio": ratio, "needed": NEEDED, "offered": ratio <= NEEDED}
 
 
 if __name__ == "__main__":

@@ -68,13 +68,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--one", nargs=3, metavar=("WAY", "COUNT", "PATH"))
-    words = parser.parse_args()
-    if words.one:
-        way, count, path = words.one
-        lower(way, int(count), words.layers, words.width, Path(path))
+    args = parser.parse_args()
+    if args.one:
+        way, count, path = args.one
+        lower(way, int(count), args.layers, args.width, Path(path))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    size = ["--layers", str(words.layers), "--width", str(words.width)]
+    size = ["--layers", str(args.layers), "--width", str(args.width)]
     for way, count in [*((w, n) for w in ("stock", "ours") for n in (1, 2, 4))]:
         with tempfile.TemporaryDirectory() as folder:
             path, start = Path(folder, "x.pte"), time.perf_counter()
@@ -83,7 +83,7 @@ def main() -> None:
             row = {
                 "way": way,
                 "methods": count,
-                "weights_mb": round(words.layers * words.width**2 * 4 / 1e6, 1),
+                "weights_mb": round(args.layers * args.width**2 * 4 / 1e6, 1),
                 "peak_mb": round(int(done.stdout.split()[-1]) * 1024 / 1e6, 1),
                 "seconds": round(time.perf_counter() - start, 1),
                 "file_mb": round(path.stat().st_size / 1e6, 2),

@@ -28,7 +28,7 @@ def given(unet: Any, task: str, kind: torch.dtype) -> dict[str, Any]:
     """Seeded inputs of one task."""
     random = torch.Generator().manual_seed(0)
     channels = 4 + unet.task(task).channels
-    rows: dict[str, Any] = {
+    values: dict[str, Any] = {
         "sample": torch.randn(1, channels, 16, 16, generator=random).to(kind),
         "timestep": torch.tensor([501.0], dtype=kind),
         "encoder_hidden_states": torch.randn(1, 77, 32, generator=random).to(kind),
@@ -36,8 +36,8 @@ def given(unet: Any, task: str, kind: torch.dtype) -> dict[str, Any]:
     if unet.config.get("addition_embed_type") == "text_time":
         ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]]).to(kind)
         pooled = torch.randn(1, 32, generator=random).to(kind)
-        rows["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
-    return rows
+        values["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+    return values
 
 
 def measure(folder: Path, task: str, kind: torch.dtype) -> tuple[float, float]:
@@ -45,19 +45,19 @@ def measure(folder: Path, task: str, kind: torch.dtype) -> tuple[float, float]:
     pipeline = mtu.load(folder)
     unet = pipeline.components["unet"]
     unet = unet.double() if kind is torch.float64 else unet
-    rows = given(unet, task, kind)
+    values = given(unet, task, kind)
     with torch.no_grad():
-        want = unet(**rows, task=task).sample
-        found = mtu.specialise(pipeline, [unet.task(task)])[task]
-        got = found.module(**rows).sample
-    return max(found.errors.values()), psnr(want.numpy(), got.numpy())
+        want = unet(**values, task=task).sample
+        folded = mtu.specialise(pipeline, [unet.task(task)])[task]
+        got = folded.module(**values).sample
+    return max(folded.errors.values()), psnr(want.numpy(), got.numpy())
 
 
 def main() -> None:
     """Measure every N, then write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    words = parser.parse_args()
+    args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for architecture in ("tiny", "tiny-sdxl"):
@@ -66,13 +66,13 @@ def main() -> None:
                 upcycle.write_random(architecture, folder, tasks=TASKS, experts=experts)
                 row: dict[str, Any] = {"checkpoint": architecture, "experts": experts}
                 for name, kind in (("fp32", torch.float32), ("fp64", torch.float64)):
-                    found = [measure(folder, task, kind) for task in TASKS]
-                    row[f"{name}_error"] = max(error for error, _ in found)
-                    row[f"{name}_psnr_db"] = round(min(db for _, db in found), 1)
+                    errors = [measure(folder, task, kind) for task in TASKS]
+                    row[f"{name}_error"] = max(error for error, _ in errors)
+                    row[f"{name}_psnr_db"] = round(min(db for _, db in errors), 1)
                 print(row, flush=True)
                 rows.append(row)
-    words.out.mkdir(parents=True, exist_ok=True)
-    (words.out / "fold.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "fold.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     lines = [
         "# Fold: largest error against the live router",
         "",
@@ -87,7 +87,7 @@ def main() -> None:
         f"| {r['fp32_psnr_db']} | {r['fp64_psnr_db']} |"
         for r in rows
     ]
-    (words.out / "fold.md").write_text("\n".join(lines) + "\n", "utf-8")
+    (args.out / "fold.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -190,9 +190,9 @@ def test(what: str | None) -> tuple[bool, str]:
             _run(tree, writer)
         os.close(writer)
         with os.fdopen(reader, encoding="utf-8") as pipe:
-            said = pipe.read()
+            output = pipe.read()
         os.waitpid(child, 0)
-    code, _, first = said.partition("\n")
+    code, _, first = output.partition("\n")
     if code not in ("0", "1"):
         raise SystemExit(f"{what}: pytest ended with {code or 'a crash'}: {first}")
     return code == "1", first
@@ -204,12 +204,14 @@ def _run(tree: Path, writer: int) -> None:
 
     os.chdir(tree)
     sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", str(ROOT)))]
-    said = io.StringIO()
-    words = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    with redirect_stdout(said), redirect_stderr(said):
-        code = int(pytest.main([*words, *(f"tests/targets/{name}" for name in TESTS)]))
-    rows = [row for row in said.getvalue().splitlines() if row.startswith(("FAILED", "ERROR"))]
-    first = rows[0].partition("::")[2].partition(" - ")[0] if rows else ""
+    output = io.StringIO()
+    arguments = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    with redirect_stdout(output), redirect_stderr(output):
+        code = int(pytest.main([*arguments, *(f"tests/targets/{name}" for name in TESTS)]))
+    lines = [
+        line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))
+    ]
+    first = lines[0].partition("::")[2].partition(" - ")[0] if lines else ""
     os.write(writer, f"{code}\n{first}".encode())
     os._exit(0)
 
@@ -239,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    words = parser.parse_args()
+    args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     import coremltools  # noqa: F401 (loaded once, for all forks)
     import hypothesis  # noqa: F401
@@ -251,7 +253,7 @@ def main() -> None:
         raise SystemExit(f"the tests fail without a mutation: {first}")
     rows: list[dict[str, str | bool | float]] = []
     for what, (file, _, _) in MUTANTS.items():
-        if words.only and not any(word in what for word in words.only):
+        if args.only and not any(text in what for text in args.only):
             continue
         start = time.monotonic()
         caught, by = test(what)
@@ -260,10 +262,10 @@ def main() -> None:
             {"mutant": what, "file": f"{file}.py", "caught": caught, "by": by, "seconds": seconds}
         )
         print(rows[-1], flush=True)
-    if not words.only:
-        words.out.mkdir(parents=True, exist_ok=True)
-        (words.out / "mil_mutations.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-        (words.out / "mil_mutations.md").write_text(page(rows), "utf-8")
+    if not args.only:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "mil_mutations.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        (args.out / "mil_mutations.md").write_text(page(rows), "utf-8")
     survived = [row["mutant"] for row in rows if not row["caught"]]
     print(f"{len(rows) - len(survived)} of {len(rows)} caught; survived: {survived or 'none'}")
     raise SystemExit(1 if survived else 0)

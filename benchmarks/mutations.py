@@ -43,10 +43,10 @@ PATIENCE = 300
 ELSE = "anything else"
 
 
-def make(number: int, seed: int, home: Path) -> tuple[dict[str, Any], Path, str | None]:
+def make(number: int, seed: int, work: Path) -> tuple[dict[str, Any], Path, str | None]:
     """Mutant ``number``: its row, its folder below ``home``, and the task that is asked for."""
     random = Random(f"{seed}/{number}")
-    folder = home / "mutant"
+    folder = work / "mutant"
     if random.random() < BUNDLES:
         source = mutations.make_bundle(STATE, mutations.make_base(STATE, "tiny"))
         shutil.copytree(source, folder)
@@ -63,31 +63,31 @@ def make(number: int, seed: int, home: Path) -> tuple[dict[str, Any], Path, str 
 def run(number: int, seed: int) -> dict[str, Any]:
     """The row of one mutant, made and tried in this process."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
-        home = Path(name)
-        row, folder, task = make(number, seed, home)
-        out = home / "place"
+        root = Path(name)
+        row, folder, task = make(number, seed, root)
+        out = root / "place"
         out.mkdir()
         begin, start = os.times(), time.monotonic()
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 if row["road"] == "verify":
-                    end, said = mutations.attempt_bundle(folder)
+                    end, message = mutations.attempt_bundle(folder)
                 else:
-                    end, said = mutations.attempt(
+                    end, message = mutations.attempt(
                         folder, task, "onnx" if row["road"] == "onnx" else "diffusers", out
                     )
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             text = (str(error).strip() or "no message").splitlines()[0]
-            end, said = ELSE, f"{type(error).__name__}: {text}"
+            end, message = ELSE, f"{type(error).__name__}: {text}"
         used = sum(os.times()[:4]) - sum(begin[:4])
         if used > LIMIT and end != ELSE:
-            end, said = ELSE, f"{used:.0f} s of processor time, then: {end}: {said}"
+            end, message = ELSE, f"{used:.0f} s of processor time, then: {end}: {message}"
         seconds = round(time.monotonic() - start, 1)
-        said = said.replace(str(home), "")[:300].encode("ascii", "backslashreplace").decode()
+        message = message.replace(str(root), "")[:300].encode("ascii", "backslashreplace").decode()
         change = row["change"].encode("ascii", "backslashreplace").decode()
-        return row | {"change": change, "end": end, "said": said, "seconds": seconds}
+        return row | {"change": change, "end": end, "said": message, "seconds": seconds}
 
 
 def child(numbers: list[int], seed: int, rows: Path) -> None:
@@ -104,11 +104,18 @@ def watch(numbers: list[int], seed: int, rows: Path) -> None:
     """A child for these mutants; one that dies or hangs becomes a row, and the rest go on."""
     left = list(numbers)
     while left:
-        words = [sys.executable, __file__, "--seed", str(seed), "--child", ",".join(map(str, left))]
+        command = [
+            sys.executable,
+            __file__,
+            "--seed",
+            str(seed),
+            "--child",
+            ",".join(map(str, left)),
+        ]
         log = STATE / "child.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                words, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True
+                command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True
             )
             done, start = len(left), time.monotonic()
             while process.poll() is None:
@@ -123,8 +130,8 @@ def watch(numbers: list[int], seed: int, rows: Path) -> None:
             code = process.returncode
             last = log.read_text("utf-8", "replace").strip().splitlines()[-1:]
             row = {"number": left[0], "input": "?", "road": "?", "change": "?", "end": ELSE}
-            said = f"the process ended with {code}: {''.join(last)[:200]}"
-            (rows / f"{left[0]}.json").write_text(json.dumps(row | {"said": said, "seconds": 0}))
+            message = f"the process ended with {code}: {''.join(last)[:200]}"
+            (rows / f"{left[0]}.json").write_text(json.dumps(row | {"said": message, "seconds": 0}))
             left = left[1:]
 
 
@@ -173,28 +180,28 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the rows of this seed")
     parser.add_argument("--again", action="store_true", help="forget what ended as anything else")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    rows = STATE / f"rows-{words.seed}"
-    if words.child:
-        child([int(n) for n in words.child.split(",")], words.seed, rows)
+    args = parser.parse_args()
+    rows = STATE / f"rows-{args.seed}"
+    if args.child:
+        child([int(n) for n in args.child.split(",")], args.seed, rows)
         return
-    if words.fresh:
+    if args.fresh:
         shutil.rmtree(rows, ignore_errors=True)
     rows.mkdir(parents=True, exist_ok=True)
     mutations.make_bundle(STATE, mutations.make_base(STATE, "tiny"))
     for path in rows.glob("*.json"):
-        if words.again and json.loads(path.read_text("utf-8"))["end"] == ELSE:
+        if args.again and json.loads(path.read_text("utf-8"))["end"] == ELSE:
             path.unlink()
-    todo = [n for n in range(words.count) if not (rows / f"{n}.json").is_file()]
+    todo = [n for n in range(args.count) if not (rows / f"{n}.json").is_file()]
     for begin in range(0, len(todo), CHUNK):
-        watch(todo[begin : begin + CHUNK], words.seed, rows)
+        watch(todo[begin : begin + CHUNK], args.seed, rows)
         print(f"{min(begin + CHUNK, len(todo))} of {len(todo)}", flush=True)
-    found = [json.loads((rows / f"{n}.json").read_text("utf-8")) for n in range(words.count)]
-    ends = Counter(row["end"] for row in found)
-    words.out.mkdir(parents=True, exist_ok=True)
-    data = {"seed": words.seed, "count": words.count, "ends": dict(ends), "rows": found}
-    (words.out / "mutations.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    (words.out / "mutations.md").write_text(page(found, words.seed), "utf-8")
+    results = [json.loads((rows / f"{n}.json").read_text("utf-8")) for n in range(args.count)]
+    ends = Counter(row["end"] for row in results)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = {"seed": args.seed, "count": args.count, "ends": dict(ends), "rows": results}
+    (args.out / "mutations.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    (args.out / "mutations.md").write_text(page(results, args.seed), "utf-8")
     print(dict(ends))
     raise SystemExit(1 if ends[ELSE] else 0)
 

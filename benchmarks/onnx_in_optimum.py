@@ -26,6 +26,7 @@ from mtu_export import bundle
 from mtu_export.authoring import upcycle
 from mtu_export.bundle import denoising, runner
 from mtu_export.bundle.metrics import psnr
+from mtu_export.spec import Guidance
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -37,17 +38,17 @@ PROMPT = "a photo of a red circle on a blue table"
 FLOOR_DB = 60.0
 
 
-def mtu_export(*words: str) -> None:
+def mtu_export(*arguments: str) -> None:
     """Run a command of ours."""
-    subprocess.run([sys.executable, "-m", "mtu_export", *words], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "mtu_export", *arguments], check=True, cwd=ROOT)
 
 
-def export(architecture: str, scheduler: str | None, home: Path) -> Path:
+def export(architecture: str, scheduler: str | None, folder: Path) -> Path:
     """The bundle of a case."""
-    checkpoint, out = home / architecture, home / f"{architecture}-{scheduler}"
+    checkpoint, out = folder / architecture, folder / f"{architecture}-{scheduler}"
     if not checkpoint.exists():
         upcycle.write_random(architecture, checkpoint, tasks=["t2i"])
-    words = [
+    arguments = [
         "onnx",
         "--model",
         str(checkpoint),
@@ -58,22 +59,22 @@ def export(architecture: str, scheduler: str | None, home: Path) -> Path:
         "--batch",
         "2",
     ]
-    words += ["--height", str(HEIGHT), "--width", str(WIDTH), "--bake-steps", str(STEPS)]
-    words += [] if scheduler is None else ["--scheduler", scheduler]
-    mtu_export(*words, "-o", str(out))
+    arguments += ["--height", str(HEIGHT), "--width", str(WIDTH), "--bake-steps", str(STEPS)]
+    arguments += [] if scheduler is None else ["--scheduler", scheduler]
+    mtu_export(*arguments, "-o", str(out))
     return out
 
 
 def by_us(folder: Path, noise: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Last latent and clipped image; `mtu-export run` writes ``out`` (a PNG)."""
-    words = ["run", str(folder), "-o", str(out), "--prompt", PROMPT, "--noise", str(noise)]
-    mtu_export(*words, "--steps", str(STEPS), "--guidance", str(GUIDANCE))
+    arguments = ["run", str(folder), "-o", str(out), "--prompt", PROMPT, "--noise", str(noise)]
+    mtu_export(*arguments, "--steps", str(STEPS), "--guidance", str(GUIDANCE))
     loop = runner.open_loop(bundle.read(folder))
     request = denoising.Request(
         prompt=PROMPT,
         noise=np.load(noise),
         steps=STEPS,
-        guidance=runner.Guidance(kind="text", text=GUIDANCE),
+        guidance=Guidance(kind="text", text=GUIDANCE),
     )
     latents, image = runner.generate(loop, request)
     return latents[-1], np.clip(image, -1, 1)
@@ -84,8 +85,8 @@ def by_optimum(python: Path, folder: Path, noise: Path, out: Path) -> dict[str, 
     request = {"prompt": PROMPT, "steps": STEPS, "guidance": GUIDANCE}
     request |= {"height": HEIGHT, "width": WIDTH}
     (folder.parent / "request.json").write_text(json.dumps(request), "utf-8")
-    given = [python, HERE / "optimum_onnx.py", folder, folder.parent / "request.json", noise, out]
-    subprocess.run([*map(str, given)], check=True)
+    command = [python, HERE / "optimum_onnx.py", folder, folder.parent / "request.json", noise, out]
+    subprocess.run([*map(str, command)], check=True)
     return json.loads((out / "versions.json").read_text("utf-8"))
 
 
@@ -95,16 +96,16 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def measure(
-    case: tuple[str, str | None], python: Path, home: Path
+    case: tuple[str, str | None], python: Path, work: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One row and the versions of the other environment."""
-    folder = export(*case, home)
+    folder = export(*case, work)
     loop = runner.open_loop(bundle.read(folder))
-    noise = home / f"{folder.name}-noise.npy"
+    noise = work / f"{folder.name}-noise.npy"
     np.save(noise, denoising.noise((1, *loop.latent), SEED))
-    theirs = home / f"{folder.name}-optimum"
+    theirs = work / f"{folder.name}-optimum"
     versions = by_optimum(python, folder, noise, theirs)
-    ours_png = home / f"{folder.name}-ours.png"
+    ours_png = work / f"{folder.name}-ours.png"
     latent, image = by_us(folder, noise, ours_png)
     row: dict[str, Any] = {
         "checkpoint": case[0],
@@ -120,11 +121,11 @@ def measure(
 
 def page(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
     """The table in Markdown."""
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         "# ONNX bundles in optimum-onnx",
         "",
-        f"Made by `make optimum` from `optimum.json` ({said}; {platform.machine()}). Bundles of "
+        f"Made by `make optimum` from `optimum.json` ({listed}; {platform.machine()}). Bundles of "
         f"t2i with `--batch 2`, {WIDTH} x {HEIGHT}, {STEPS} steps, guidance {GUIDANCE}, the same "
         "noise: `ORTStableDiffusion[XL]Pipeline.from_pretrained(BUNDLE)` against `mtu-export run "
         f"BUNDLE`. PSNR = 20·log10(max|ref| / rmse), floor {FLOOR_DB:g} dB; 300 dB is bit for bit "
@@ -148,20 +149,20 @@ def main() -> None:
     parser.add_argument("--python", type=Path, required=True, help="of optimum's environment")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--keep", type=Path, help="folder for bundles and pictures")
-    words = parser.parse_args()
+    args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        home = words.keep or Path(scratch)
-        home.mkdir(parents=True, exist_ok=True)
+        folder = args.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         for case in CASES:
-            row, versions = measure(case, words.python.absolute(), home)
+            row, versions = measure(case, args.python.absolute(), folder)
             rows.append(row)
             print(row, flush=True)
-    words.out.mkdir(parents=True, exist_ok=True)
-    found = {"versions": versions, "floor_db": FLOOR_DB, "rows": rows}
-    (words.out / "optimum.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    (words.out / "optimum.md").write_text(page(rows, versions), "utf-8")
+    args.out.mkdir(parents=True, exist_ok=True)
+    document = {"versions": versions, "floor_db": FLOOR_DB, "rows": rows}
+    (args.out / "optimum.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (args.out / "optimum.md").write_text(page(rows, versions), "utf-8")
     sys.exit(0 if all(row["passed"] for row in rows) else 1)
 
 

@@ -32,27 +32,27 @@ def main() -> None:
     bundle, request, noise, out = map(Path, sys.argv[1:])
     index = json.loads((bundle / "model_index.json").read_text("utf-8"))
     pipe = PIPELINES[index["_class_name"]].from_pretrained(bundle)
-    words = json.loads(request.read_text("utf-8"))
+    fields = json.loads(request.read_text("utf-8"))
     last: list[np.ndarray] = []
 
-    def keep(_pipe: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [given["latents"].numpy().copy()]
-        return given
+    def keep(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        last[:] = [tensors["latents"].numpy().copy()]
+        return tensors
 
-    found = pipe(
-        words["prompt"],
-        num_inference_steps=words["steps"],
-        guidance_scale=words["guidance"],
-        height=words["height"],
-        width=words["width"],
+    result = pipe(
+        fields["prompt"],
+        num_inference_steps=fields["steps"],
+        guidance_scale=fields["guidance"],
+        height=fields["height"],
+        width=fields["width"],
         latents=torch.from_numpy(np.load(noise)),
         callback_on_step_end=keep,
         output_type="np",
     ).images
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "latent.npy", last[0])
-    np.save(out / "image.npy", found.transpose(0, 3, 1, 2) * 2 - 1)
-    Image.fromarray((found[0] * 255).round().astype(np.uint8)).save(out / "image.png")
+    np.save(out / "image.npy", result.transpose(0, 3, 1, 2) * 2 - 1)
+    Image.fromarray((result[0] * 255).round().astype(np.uint8)).save(out / "image.png")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions["scheduler"] = type(pipe.scheduler).__name__
     (out / "versions.json").write_text(json.dumps(versions), "utf-8")

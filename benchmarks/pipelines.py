@@ -36,7 +36,7 @@ LORA_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 def measure(pairs: pipelines.Pairs, case: pipelines.Case, keep: Path | None) -> dict[str, Any]:
     """One row of the loops."""
     theirs, ours = pairs.make(case)
-    found = pipelines.compare(theirs, ours)
+    compared = pipelines.compare(theirs, ours)
     if keep is not None:
         both = np.concatenate([theirs.image, ours.image], 2)
         images.save(np.clip(both, -1, 1).astype(np.float32), keep / f"{case}.png")
@@ -46,20 +46,20 @@ def measure(pairs: pipelines.Pairs, case: pipelines.Case, keep: Path | None) -> 
         "scheduler": case.scheduler,
         "prediction": case.prediction,
         "zeros": case.zeros,
-        "latents_db": round(found.latents_db, 1),
-        "image_db": round(found.image_db, 1),
+        "latents_db": round(compared.latents_db, 1),
+        "image_db": round(compared.image_db, 1),
     }
 
 
 def measure_lora(pairs: pipelines.Pairs, pipeline: str) -> dict[str, Any]:
     """One row of the LoRAs: what it changes, one pass, the loop."""
-    found = pipelines_lora.measure(pairs, pipeline)
+    measured = pipelines_lora.measure(pairs, pipeline)
     return {
         "pipeline": pipeline,
-        "without_db": round(found.without_db, 1),
-        "pass_db": round(found.pass_db, 1),
-        "latents_db": round(found.loop.latents_db, 1),
-        "image_db": round(found.loop.image_db, 1),
+        "without_db": round(measured.without_db, 1),
+        "pass_db": round(measured.pass_db, 1),
+        "latents_db": round(measured.loop.latents_db, 1),
+        "image_db": round(measured.loop.image_db, 1),
     }
 
 
@@ -115,13 +115,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--pictures", type=Path)
-    words = parser.parse_args()
+    args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     loras: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as home:
-        pairs = pipelines.Pairs(Path(home))
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = pipelines.Pairs(Path(folder))
         for case in pipelines.CASES:
-            rows.append(measure(pairs, case, words.pictures))
+            rows.append(measure(pairs, case, args.pictures))
             print(rows[-1], flush=True)
         for pipeline in LORA_PIPELINES:
             loras.append(measure_lora(pairs, pipeline))
@@ -132,10 +132,10 @@ def main() -> None:
         "onnxruntime": onnxruntime.__version__,
     }
     floors = {"loop": pipelines.FLOOR_DB, "lora_pass": pipelines_lora.FLOOR_DB}
-    found = {"versions": versions, "floors_db": floors, "loops": rows, "loras": loras}
-    words.out.mkdir(parents=True, exist_ok=True)
-    (words.out / "pipelines.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    (words.out / "pipelines.md").write_text(page(rows, loras), "utf-8")
+    document = {"versions": versions, "floors_db": floors, "loops": rows, "loras": loras}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "pipelines.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (args.out / "pipelines.md").write_text(page(rows, loras), "utf-8")
     good = all(row[key] >= floors["loop"] for row in rows + loras for key in KEYS)
     sys.exit(0 if good and all(r["pass_db"] >= floors["lora_pass"] for r in loras) else 1)
 

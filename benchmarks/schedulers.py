@@ -51,9 +51,9 @@ def by_diffusers(scheduler: Any, steps: int) -> Iterator[np.ndarray]:
 def measure(scheduler: Any, steps: int) -> dict[str, Any]:
     """One row; raises an error of ours where the scheduler is no table."""
     table = schedule.table(scheduler, steps)
-    wanted = list(by_diffusers(scheduler, steps))
-    found = list(sampler.latents(table, NOISE, lambda x, t: fake(torch.from_numpy(x), t).numpy()))
-    db = [psnr(a, b) for a, b in zip(wanted, found, strict=True)]
+    expected = list(by_diffusers(scheduler, steps))
+    latents = list(sampler.latents(table, NOISE, lambda x, t: fake(torch.from_numpy(x), t).numpy()))
+    db = [psnr(a, b) for a, b in zip(expected, latents, strict=True)]
     return {
         "passes": len(table.passes),
         "history": table.depth,
@@ -64,9 +64,9 @@ def measure(scheduler: Any, steps: int) -> dict[str, Any]:
 
 def predicting(name: str, prediction: str) -> Any:
     """The scheduler with the config of Stable Diffusion 1.x and this prediction type."""
-    found = schedule.load(None, name)
-    config = {k: v for k, v in found.config.items() if k != "_use_default_values"}
-    return type(found).from_config({**config, "prediction_type": prediction})
+    scheduler = schedule.load(None, name)
+    config = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+    return type(scheduler).from_config({**config, "prediction_type": prediction})
 
 
 def others() -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ def main() -> None:
     """Measure every row, then write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    words = parser.parse_args()
+    args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in OFFERED:
         for prediction in PREDICTIONS:
@@ -139,10 +139,10 @@ def main() -> None:
                 print(rows[-1], flush=True)
     rest = list(others())
     versions = {"diffusers": diffusers.__version__, "torch": torch.__version__}
-    words.out.mkdir(parents=True, exist_ok=True)
-    found = {"versions": versions, "offered": rows, "others": rest}
-    (words.out / "schedulers.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    (words.out / "schedulers.md").write_text(page(rows, rest), "utf-8")
+    args.out.mkdir(parents=True, exist_ok=True)
+    document = {"versions": versions, "offered": rows, "others": rest}
+    (args.out / "schedulers.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (args.out / "schedulers.md").write_text(page(rows, rest), "utf-8")
 
 
 if __name__ == "__main__":

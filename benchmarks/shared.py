@@ -63,31 +63,33 @@ LIMITS = {
 def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) -> Any:
     """One export: seconds by stage, peak memory, the manifest's figures and bytes of the files."""
     size, target, scheme = row
-    words = [target, "--scheme", scheme, "-o", str(out), "--force", *tasks]
-    words += ["-m", str(model), *([] if size == "embedded" else _LARGE)]
-    words += ["--components", "unet"] if size == "sd15" else []
-    words += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
+    arguments = [target, "--scheme", scheme, "-o", str(out), "--force", *tasks]
+    arguments += ["-m", str(model), *([] if size == "embedded" else _LARGE)]
+    arguments += ["--components", "unet"] if size == "sd15" else []
+    arguments += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
     log, start = out.with_suffix(".log"), time.monotonic()
     with log.open("w") as stream:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mtu_export", *words], stdout=subprocess.DEVNULL, stderr=stream
+            [sys.executable, "-m", "mtu_export", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
         )
         _, status, usage = os.wait4(child.pid, 0)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "exit": os.waitstatus_to_exitcode(status),
         "wall_s": round(time.monotonic() - start, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
     }
     lines = log.read_text("utf-8").splitlines()
-    if found["exit"]:
-        return found | {"error": next((x for x in lines if x.startswith("error: ")), "killed")}
+    if result["exit"]:
+        return result | {"error": next((x for x in lines if x.startswith("error: ")), "killed")}
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     unet = next(part for part in manifest["parts"] if part["component"] == "unet")
     timed = [re.fullmatch(r"✓ (.+?)(?: (\d+) s)?", line) for line in lines]
     files = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
     graphs = {str(p.relative_to(out)): n for p, n in files.items() if p.suffix in _GRAPHS}
-    return found | {
+    return result | {
         "stages_s": {t[1]: int(t[2]) for t in timed if t and t[2]},
         "weight_bytes": unet["cost"]["weight_bytes"],
         "task_weight_bytes": unet["cost"].get("task_weight_bytes"),
@@ -113,10 +115,10 @@ def opened(folder: Path, task: str) -> tuple[Any, Any]:
     """A session of a bundle's UNet and the inputs of its first golden."""
     from mtu_export import bundle, targets
 
-    found = bundle.read(folder)
-    part = found.part("unet")
-    inputs, _ = bundle.Goldens(found).cases("unet", task)[0]
-    runtime = targets.runtime(targets.load(found.manifest.target))
+    exported = bundle.read(folder)
+    part = exported.part("unet")
+    inputs, _ = bundle.Goldens(exported).cases("unet", task)[0]
+    runtime = targets.runtime(targets.load(exported.manifest.target))
     return runtime.open(part.path, part.entries[task]), inputs
 
 
@@ -135,9 +137,11 @@ def latency(shared: str, alone: str) -> None:
                 before = time.perf_counter()
                 session(inputs)
                 times[name].append(time.perf_counter() - before)
-        medians.append({name: statistics.median(row) for name, row in times.items()})
-    found = {name: round(statistics.median(row[name] for row in medians), 5) for name in sessions}
-    ratios = [round(row["shared"] / row["alone"], 4) for row in medians]
+        medians.append({name: statistics.median(seconds) for name, seconds in times.items()})
+    found = {
+        name: round(statistics.median(seconds[name] for seconds in medians), 5) for name in sessions
+    }
+    ratios = [round(seconds["shared"] / seconds["alone"], 4) for seconds in medians]
     print(json.dumps({**found, "ratio": statistics.median(ratios), "ratios": ratios}))
 
 
@@ -157,10 +161,10 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Lets glibc give back what is freed: by itself it raises this threshold and keeps large blocks."""
 
 
-def call(function: str, *words: str | Path, env: Mapping[str, str] | None = None) -> Any:
+def call(function: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Any:
     """Run one function of this file in a process of its own; what it printed."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--call", function, *words],
+        [sys.executable, str(Path(__file__).resolve()), "--call", function, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -170,14 +174,14 @@ def call(function: str, *words: str | Path, env: Mapping[str, str] | None = None
     return {"error": lines[-1]} if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
-def kept(file: Path, make: Callable[..., Any], *words: Any) -> Any:
+def kept(file: Path, make: Callable[..., Any], *arguments: Any) -> Any:
     """The figures in ``file``, made where it is not there."""
     if not file.is_file():
-        found = make(*words)
+        result = make(*arguments)
         private = file.with_suffix(".partial")
-        private.write_text(json.dumps(found), "utf-8")
+        private.write_text(json.dumps(result), "utf-8")
         private.replace(file)
-        print(file.parent.name, file.stem, json.dumps(found), flush=True)
+        print(file.parent.name, file.stem, json.dumps(result), flush=True)
     return json.loads(file.read_text("utf-8"))
 
 
@@ -186,25 +190,29 @@ def measure(work: Path, row: tuple[str, str, str]) -> dict[str, Any]:
     size, target, scheme = row
     model = EMBEDDED if size == "embedded" else CACHE / "sizes" / "sd15" / "checkpoint"
     if not model.is_dir():
-        made = f"mtu-export upcycle --arch sd15 --random {model}"
-        raise SystemExit(f"{model} is not there; make it with: {made}")
+        how = f"mtu-export upcycle --arch sd15 --random {model}"
+        raise SystemExit(f"{model} is not there; make it with: {how}")
     work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"size": size, "target": target, "scheme": scheme, "alone": {}}
+    results: dict[str, Any] = {"size": size, "target": target, "scheme": scheme, "alone": {}}
     for task in TASKS if size == "embedded" else (ALONE,):
-        name, words = f"one-{task}", ["--task", task]
-        found["alone"][task] = kept(work / f"{name}.json", export, model, row, words, work / name)
+        name, arguments = f"one-{task}", ["--task", task]
+        results["alone"][task] = kept(
+            work / f"{name}.json", export, model, row, arguments, work / name
+        )
     one, four = work / f"one-{ALONE}", work / "four"
-    found["shared"] = kept(work / "four.json", export, model, row, ["--all-tasks"], four)
-    if found["shared"]["exit"] == found["alone"][ALONE]["exit"] == 0 and size != "sd15-whole":
+    results["shared"] = kept(work / "four.json", export, model, row, ["--all-tasks"], four)
+    if results["shared"]["exit"] == results["alone"][ALONE]["exit"] == 0 and size != "sd15-whole":
         if target != "coreml":
-            found["latency"] = kept(work / "latency.json", call, "latency", four, one)
+            results["latency"] = kept(work / "latency.json", call, "latency", four, one)
         for key, env in (("memory", None), ("returned", RETURNED)):
             asks = {"one": (one, ALONE), "four": (four, *TASKS)}
-            found[key] = {
-                name: kept(work / f"{key}-{name}.json", partial(call, env=env), "memory", *words)
-                for name, words in asks.items()
+            results[key] = {
+                name: kept(
+                    work / f"{key}-{name}.json", partial(call, env=env), "memory", *arguments
+                )
+                for name, arguments in asks.items()
             }
-    return found
+    return results
 
 
 def making(export: dict[str, Any]) -> int:
@@ -218,7 +226,7 @@ _MAKING = r"^(\w+: )?(load checkpoint|fold$|rewrite and quantise|capture|lower t
 def ratios(row: dict[str, Any]) -> dict[str, float | None]:
     """Four tasks over one, by what :data:`LIMITS` is of."""
     one, four = row["alone"][ALONE], row["shared"]
-    found: dict[str, float | None] = {
+    results: dict[str, float | None] = {
         name: four[key] / one[key]
         for name, key in (
             ("weights", "weight_bytes"),
@@ -228,14 +236,14 @@ def ratios(row: dict[str, Any]) -> dict[str, float | None]:
         )
     }
     files = [export["bundle_bytes"] - export["golden_bytes"] for export in (four, one)]
-    found["no goldens"] = files[0] / files[1]
-    found["made"] = making(four) / making(one)
-    found["latency"] = row.get("latency", {}).get("ratio")
+    results["no goldens"] = files[0] / files[1]
+    results["made"] = making(four) / making(one)
+    results["latency"] = row.get("latency", {}).get("ratio")
     for name, key in (("memory", "memory"), ("memory, freed returned", "returned")):
         peaks = row.get(key, {})
-        known = "error" not in peaks.get("one", {"error": 1}) and "error" not in peaks["four"]
-        found[name] = max(peaks["four"].values()) / peaks["one"][ALONE] if known else None
-    return found
+        measured = "error" not in peaks.get("one", {"error": 1}) and "error" not in peaks["four"]
+        results[name] = max(peaks["four"].values()) / peaks["one"][ALONE] if measured else None
+    return results
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -268,11 +276,11 @@ def page(rows: list[dict[str, Any]]) -> str:
         key = f"| {row['size']} | {row['target']} | {row['scheme']} | "
         failed = [one for one in (*row["alone"].values(), row["shared"]) if one["exit"]]
         if failed:
-            said = f"exit {failed[0]['exit']}: {failed[0]['error']}"
-            lines.append(key + said + " |" + " |" * (len(names) + 2))
+            text = f"exit {failed[0]['exit']}: {failed[0]['error']}"
+            lines.append(key + text + " |" + " |" * (len(names) + 2))
             continue
-        found = ratios(row)
-        cells = [f"{found[n]:.3f}" if found[n] is not None else "not run" for n in names]
+        results = ratios(row)
+        cells = [f"{results[n]:.3f}" if results[n] is not None else "not run" for n in names]
         own = max((row["shared"]["task_weight_bytes"] or {"": 0}).values())
         graphs = row["shared"]["graph_bytes"].values()
         lines.append(
@@ -316,27 +324,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--only", default="", help="size/target/scheme begins with this")
     parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.call:
-        {"latency": latency, "memory": memory}[words.call[0]](*words.call[1:])
+    args = parser.parse_args()
+    if args.call:
+        {"latency": latency, "memory": memory}[args.call[0]](*args.call[1:])
         return
-    (words.home / "rows").mkdir(parents=True, exist_ok=True)
-    results, rows = words.out / "shared.json", []
+    (args.home / "rows").mkdir(parents=True, exist_ok=True)
+    results, rows = args.out / "shared.json", []
     before = json.loads(results.read_text("utf-8")) if results.is_file() else []
     others = {(row["size"], row["target"], row["scheme"]): row for row in before}
     for key in ROWS:
-        file, work = (words.home / kind / "-".join(key) for kind in ("rows", "work"))
+        file, work = (args.home / kind / "-".join(key) for kind in ("rows", "work"))
         file = file.with_suffix(".json")
-        if "/".join(key).startswith(words.only):
+        if "/".join(key).startswith(args.only):
             kept(file, measure, work, key)
             shutil.rmtree(work, ignore_errors=True)
         if file.is_file():
             rows.append(json.loads(file.read_text("utf-8")))
         elif key in others:
             rows.append(others[key])
-    words.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    (words.out / "shared.md").write_text(page(rows), "utf-8")
+    (args.out / "shared.md").write_text(page(rows), "utf-8")
 
 
 if __name__ == "__main__":

@@ -58,27 +58,29 @@ def pipelines() -> Iterator[tuple[str, str, str, str]]:
     yield "sdxl", "onnx", "int8", "edit"
 
 
-def watch(pid: int, log: Path, found: dict[str, float], done: threading.Event) -> None:
+def watch(pid: int, log: Path, peaks: dict[str, float], done: threading.Event) -> None:
     """Largest anonymous resident memory of a process, GB, by the stage that the log has reached."""
     while not done.wait(0.2):
         try:
-            rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-            kb = next(int(row.split()[1]) for row in rows if row.startswith("RssAnon"))
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            kb = next(int(entry.split()[1]) for entry in lines if entry.startswith("RssAnon"))
         except (OSError, StopIteration):
             return
         passed = sum(line.startswith("✓") for line in log.read_text("utf-8").splitlines())
         key = str(passed)
-        found[key] = max(found.get(key, 0.0), round(kb * 1024 / 1e9, 2))
+        peaks[key] = max(peaks.get(key, 0.0), round(kb * 1024 / 1e9, 2))
 
 
-def measure(words: list[str], log: Path) -> dict[str, Any]:
+def measure(arguments: list[str], log: Path) -> dict[str, Any]:
     """Wall seconds, memory and exit code of one command of ours."""
-    start, found, done = time.monotonic(), {}, threading.Event()
+    start, peaks, done = time.monotonic(), {}, threading.Event()
     with log.open("w") as stream:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mtu_export", *words], stdout=subprocess.DEVNULL, stderr=stream
+            [sys.executable, "-m", "mtu_export", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
         )
-        thread = threading.Thread(target=watch, args=(child.pid, log, found, done))
+        thread = threading.Thread(target=watch, args=(child.pid, log, peaks, done))
         thread.start()
         _, status, usage = os.wait4(child.pid, 0)
     done.set()
@@ -90,7 +92,7 @@ def measure(words: list[str], log: Path) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - start, 1),
         "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
         "anonymous_gb": {
-            (stages[int(key)] if int(key) < len(stages) else "end"): gb for key, gb in found.items()
+            (stages[int(key)] if int(key) < len(stages) else "end"): gb for key, gb in peaks.items()
         },
         "error": next((line for line in lines if line.startswith("error: ")), None),
     }
@@ -110,14 +112,16 @@ def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
     resolved = options.resolve(
         target="onnx", model=model, task=task, height=int(height), width=int(width), out="none"
     )
-    family, row = models.load(resolved.family), resolved.tasks[0]
+    family, first_task = models.load(resolved.family), resolved.tasks[0]
     pipeline = family.load(resolved.checkpoint)
-    graph = family.graph(pipeline.components["unet"], resolved, row)
-    cases = golden_inputs.goldens(graph.inputs, row, replace(resolved, seed=FRESH_SEED), (), FRESH)
-    rows = {}
+    graph = family.graph(pipeline.components["unet"], resolved, first_task)
+    cases = golden_inputs.goldens(
+        graph.inputs, first_task, replace(resolved, seed=FRESH_SEED), (), FRESH
+    )
+    tensors = {}
     for i, pair in enumerate(zip(cases, capture.run(graph, cases), strict=True)):
-        rows |= {f"{i}/{name}": array for arrays in pair for name, array in arrays.items()}
-    save_file(rows, out)
+        tensors |= {f"{i}/{name}": array for arrays in pair for name, array in arrays.items()}
+    save_file(tensors, out)
 
 
 def compare(bundle_folder: str, task: str, reference: str) -> None:
@@ -127,26 +131,26 @@ def compare(bundle_folder: str, task: str, reference: str) -> None:
     from mtu_export import bundle, targets
     from mtu_export.bundle import metrics
 
-    found = bundle.read(Path(bundle_folder))
-    part, target = found.parts[0], targets.load(found.manifest["target"])
+    exported = bundle.read(Path(bundle_folder))
+    part, target = exported.parts[0], targets.load(exported.manifest.target)
     runner, reason = targets.runtime(target).runner()
     if runner is None:
         print(json.dumps({"fresh_db": None, "fresh_reason": reason}))
         return
-    rows = load_file(reference)
+    tensors = load_file(reference)
     session = targets.runtime(target).open(part.path, part.entries[task])
     worst = min(
-        metrics.psnr(rows[f"{i}/{name}"], array)
+        metrics.psnr(tensors[f"{i}/{name}"], array)
         for i in range(len(FRESH))
-        for name, array in session({s.name: rows[f"{i}/{s.name}"] for s in part.inputs}).items()
+        for name, array in session({s.name: tensors[f"{i}/{s.name}"] for s in part.inputs}).items()
     )
     print(json.dumps({"fresh_db": round(worst, 2), "fresh_reason": None}))
 
 
-def child(function: str, *words: str) -> str:
+def child(function: str, *arguments: str) -> str:
     """Run one function of this file in a process of its own; its standard output."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--call", function, *words],
+        [sys.executable, str(Path(__file__).resolve()), "--call", function, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -159,16 +163,16 @@ def child(function: str, *words: str) -> str:
 # ---------------------------------------------------------------------------------------- one row
 
 
-def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
+def row_of(root: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
     """Export, look at the manifest, compare on fresh inputs, delete the bundle."""
-    model, out, log = home / architecture / "checkpoint", home / "bundle", home / "log.txt"
+    model, out, log = root / architecture / "checkpoint", root / "bundle", root / "log.txt"
     height, width = SIZE[architecture]
     shutil.rmtree(out, ignore_errors=True)
-    words = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
-    words += ["--components", "unet"]
+    arguments = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
+    arguments += ["--components", "unet"]
     row: dict[str, Any] = {"target": target, "scheme": scheme, "task": task}
     row = {"model": architecture, "height": int(height), **row}
-    row |= measure([*words, "--height", height, "--width", width], log)
+    row |= measure([*arguments, "--height", height, "--width", width], log)
     if row["exit"]:
         return row
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
@@ -176,7 +180,7 @@ def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -
     row["cost"], row["proof"] = manifest["parts"][0]["cost"], manifest["proof"]
     row["of_fp32"] = round(row["bytes"] / (4 * row["cost"]["parameters"]), 4)
     row["options"], row["versions"] = manifest["options"], manifest["versions"]
-    reference = home / architecture / f"fresh-{task}.safetensors"
+    reference = root / architecture / f"fresh-{task}.safetensors"
     if not reference.is_file():
         child("fresh", str(model), height, width, task, str(reference))
     row |= json.loads(child("compare", str(out), task, str(reference)))
@@ -184,15 +188,15 @@ def row_of(home: Path, architecture: str, target: str, scheme: str, task: str) -
     return row
 
 
-def whole(home: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
+def whole(root: Path, architecture: str, target: str, scheme: str, task: str) -> dict[str, Any]:
     """Export every part of a task; bytes, cost and proof by part."""
-    model, out, log = home / architecture / "checkpoint", home / "bundle", home / "log.txt"
+    model, out, log = root / architecture / "checkpoint", root / "bundle", root / "log.txt"
     height, width = SIZE[architecture]
     shutil.rmtree(out, ignore_errors=True)
-    words = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
+    arguments = [target, "-m", str(model), "--task", task, "--scheme", scheme, "-o", str(out)]
     row: dict[str, Any] = {"model": architecture, "height": int(height), "target": target}
     row |= {"scheme": scheme, "task": task}
-    row |= measure([*words, "--height", height, "--width", width], log)
+    row |= measure([*arguments, "--height", height, "--width", width], log)
     if row["exit"]:
         return row
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
@@ -211,7 +215,7 @@ def whole(home: Path, architecture: str, target: str, scheme: str, task: str) ->
 
 
 def page(
-    made: list[dict[str, Any]], rows: list[dict[str, Any]], wholes: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]], rows: list[dict[str, Any]], wholes: list[dict[str, Any]]
 ) -> str:
     """The rows as Markdown."""
     lines = [
@@ -247,7 +251,7 @@ def page(
         )
     lines += ["", "## Whole pipelines", "", *_wholes(wholes)]
     lines += ["", "## Checkpoints", "", "| checkpoint | wall | peak RSS |", "|---|---|---|"]
-    for row in made:
+    for row in checkpoints:
         name = f"upcycle --arch {row['model']} --random"
         lines.append(f"| {name} | {row['wall_s']:.0f} s | {row['peak_rss_gb']:.1f} GB |")
     return "\n".join(lines) + "\n"
@@ -281,38 +285,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--only", help="[whole-]model/target/scheme/task begins with this")
     parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.call:
-        {"fresh": fresh, "compare": compare}[words.call[0]](*words.call[1:])
+    args = parser.parse_args()
+    if args.call:
+        {"fresh": fresh, "compare": compare}[args.call[0]](*args.call[1:])
         return
-    (words.home / "rows").mkdir(parents=True, exist_ok=True)
-    made, rows = [], []
+    (args.home / "rows").mkdir(parents=True, exist_ok=True)
+    checkpoints, rows = [], []
     for architecture in dict.fromkeys(row[0] for row in exports()):
-        kept = words.home / "rows" / f"{architecture}.json"
+        kept = args.home / "rows" / f"{architecture}.json"
         if not kept.is_file():
-            model = words.home / architecture / "checkpoint"
-            found = measure(
+            model = args.home / architecture / "checkpoint"
+            result = measure(
                 ["upcycle", "--arch", architecture, "--random", str(model), "--force"],
-                words.home / "log.txt",
+                args.home / "log.txt",
             )
-            kept.write_text(json.dumps({"model": architecture, **found}), "utf-8")
-        made.append(json.loads(kept.read_text("utf-8")))
+            kept.write_text(json.dumps({"model": architecture, **result}), "utf-8")
+        checkpoints.append(json.loads(kept.read_text("utf-8")))
     wholes = []
     jobs = [(key, "", row_of, rows) for key in exports()]
     jobs += [(key, "whole-", whole, wholes) for key in pipelines()]
     for key, prefix, run, kind in jobs:
-        kept = words.home / "rows" / f"{prefix}{'-'.join(key)}.json"
+        kept = args.home / "rows" / f"{prefix}{'-'.join(key)}.json"
         if not kept.is_file():
-            if not (prefix + "/".join(key)).startswith(words.only or ""):
+            if not (prefix + "/".join(key)).startswith(args.only or ""):
                 continue
-            row = run(words.home, *key)
+            row = run(args.home, *key)
             kept.write_text(json.dumps(row), "utf-8")
             print(json.dumps(row), flush=True)
         kind.append(json.loads(kept.read_text("utf-8")))
-    words.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"checkpoints": made, "rows": rows, "pipelines": wholes}, indent=1) + "\n"
-    (words.out / "sizes.json").write_text(text, "utf-8")
-    (words.out / "sizes.md").write_text(page(made, rows, wholes), "utf-8")
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = (
+        json.dumps({"checkpoints": checkpoints, "rows": rows, "pipelines": wholes}, indent=1) + "\n"
+    )
+    (args.out / "sizes.json").write_text(text, "utf-8")
+    (args.out / "sizes.md").write_text(page(checkpoints, rows, wholes), "utf-8")
     done = [*rows, *wholes]
     print(f"{sum(row['exit'] == 0 for row in done)} of {len(done)} exported")
 

@@ -55,10 +55,10 @@ TEXTS = (
 def drawing() -> Image.Image:
     """A picture [50 x 61] with waves of colour and a clear corner, lying on its side."""
     down, across = np.mgrid[0:61, 0:50]
-    rows = [127.5 + 127.5 * np.sin(a * down + b * across) for a, b in ((0.1, 0.02), (0.03, 0.13))]
+    waves = [127.5 + 127.5 * np.sin(a * down + b * across) for a, b in ((0.1, 0.02), (0.03, 0.13))]
     alpha = np.where(down + across < 30, 8.0 * (down + across), 255.0)
     return Image.fromarray(
-        np.stack([*rows, 4.0 * down, np.clip(alpha, 0, 255)], -1).astype(np.uint8)
+        np.stack([*waves, 4.0 * down, np.clip(alpha, 0, 255)], -1).astype(np.uint8)
     )
 
 
@@ -67,14 +67,19 @@ def make_bundle(out: Path) -> bundle.Bundle:
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "tiny-half"
         upcycle.write_random("tiny-half", source, tasks=["edit"], seed=SEED)
-        words: dict[str, Any] = {"target": "onnx", "task": "edit", "scheme": "int8", "seed": SEED}
-        words |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 20), "force": True}
-        return exporter.export(options.resolve(model=source, out=out, **words))
+        settings: dict[str, Any] = {
+            "target": "onnx",
+            "task": "edit",
+            "scheme": "int8",
+            "seed": SEED,
+        }
+        settings |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 20), "force": True}
+        return exporter.export(options.resolve(model=source, out=out, **settings))
 
 
-def make_request(found: bundle.Bundle) -> None:
+def make_request(exported: bundle.Bundle) -> None:
     """Write the request, its picture and the arrays on the way."""
-    loop = runner.open_loop(found)
+    loop = runner.open_loop(exported)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise
     drawing().save(HERE / FILES["image"], exif=exif)
@@ -85,28 +90,28 @@ def make_request(found: bundle.Bundle) -> None:
         image=images.fit(images.read(HERE / FILES["image"]), WIDTH, HEIGHT),
     )
     assert request.image is not None
-    latents, made = runner.generate(loop, request)
-    words = tokenizer.load(found.folder / "tokenizer")
-    given = {"noise": request.noise, "image": request.image, "ids": words.encode(PROMPT)[0]}
-    given |= {f"latents/{i}": x for i, x in enumerate(latents)}
-    save_file({**given, "picture": made}, HERE / FILES["tensors"])
+    latents, picture = runner.generate(loop, request)
+    clip = tokenizer.load(exported.folder / "tokenizer")
+    tensors = {"noise": request.noise, "image": request.image, "ids": clip.encode(PROMPT)[0]}
+    tensors |= {f"latents/{i}": x for i, x in enumerate(latents)}
+    save_file({**tensors, "picture": picture}, HERE / FILES["tensors"])
     np.save(HERE / FILES["noise"], request.noise)
-    images.save(made, HERE / FILES["picture"])
-    rows = [(text, *words.encode(text)) for text in TEXTS]
-    tokens = [{"text": text, "ids": ids[0].tolist(), "cut": cut} for text, ids, cut in rows]
+    images.save(picture, HERE / FILES["picture"])
+    texts = [(text, *clip.encode(text)) for text in TEXTS]
+    tokens = [{"text": text, "ids": ids[0].tolist(), "cut": cut} for text, ids, cut in texts]
     dump("tokens.json", tokens)
-    said = {"task": loop.task.name, "prompt": PROMPT, "steps": request.steps, "seed": SEED}
-    said |= {"runner": loop.runner}
-    dump("request.json", {**FILES, **said})
+    request_ = {"task": loop.task.name, "prompt": PROMPT, "steps": request.steps, "seed": SEED}
+    request_ |= {"runner": loop.runner}
+    dump("request.json", {**FILES, **request_})
 
 
-def dump(name: str, found: dict[str, Any] | list[Any]) -> None:
+def dump(name: str, document: dict[str, Any] | list[Any]) -> None:
     """Write JSON with one entry a line, ASCII alone."""
-    if isinstance(found, dict):
-        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items()]
-        text = "{\n" + ",\n".join(rows) + "\n}\n"
+    if isinstance(document, dict):
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
     else:
-        text = "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n"
+        text = "[\n" + ",\n".join(map(json.dumps, document)) + "\n]\n"
     (HERE / name).write_text(text, "utf-8")
 
 

@@ -128,14 +128,14 @@ def bundles(shared_folders: SharedFolders, make_tiny: Callable[..., Path]) -> Ca
         whole: bool = False,
         **options: object,
     ) -> Path:
-        words: dict[str, object] = {"target": target, "scheme": scheme, "task": list(tasks)}
-        words |= {"model": make_tiny(architecture, whole=whole), **options}
+        settings: dict[str, object] = {"target": target, "scheme": scheme, "task": list(tasks)}
+        settings |= {"model": make_tiny(architecture, whole=whole), **options}
 
         def export(out: Path) -> None:
-            exporter.export(resolve(out=out, **words))  # type: ignore[arg-type]
+            exporter.export(resolve(out=out, **settings))  # type: ignore[arg-type]
 
         name = f"{'-'.join(tasks)}-{target}-{scheme}"
-        return shared_folders.folder(name, sorted(words.items()), export)
+        return shared_folders.folder(name, sorted(settings.items()), export)
 
     return make
 

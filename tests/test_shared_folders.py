@@ -25,9 +25,9 @@ def test_two_workers_make_one_folder(tmp_path: Path) -> None:
         write(folder)
 
     workers = [SharedFolders(tmp_path) for _ in range(2)]
-    found: list[Path] = []
+    folders: list[Path] = []
     threads = [
-        threading.Thread(target=lambda w=w: found.append(w.folder("x", (1, "b"), slowly)))
+        threading.Thread(target=lambda w=w: folders.append(w.folder("x", (1, "b"), slowly)))
         for w in workers
     ]
     for thread in threads:
@@ -35,9 +35,9 @@ def test_two_workers_make_one_folder(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(calls) == 1
-    assert found[0] == found[1]
-    assert found[0].name == "x"
-    assert workers[0].folder("x", (2, "b"), write) != found[0]
+    assert folders[0] == folders[1]
+    assert folders[0].name == "x"
+    assert workers[0].folder("x", (2, "b"), write) != folders[0]
 
 
 def test_what_failed_is_made_again(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mtu_export.exporter import inspection
 from mtu_export.spec import Interrupted, MtuExportError
 
 CONFIGS = Path(__file__).parent / "configs"
-HOME = Path.home() / ".cache" / "mtu-export" / "shapes"
+CACHE = Path.home() / ".cache" / "mtu-export" / "shapes"
 ORDER = ("t2i", "edit", "sr", "inpaint", "mtu-n1", "mtu-n4")
 
 
@@ -39,48 +39,48 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="of the table, those with this in their name")
     parser.add_argument("--minutes", type=float, help="of all recipes; default: their own steps")
     parser.add_argument("--piece", type=float, help="minutes until this call stops")
-    words = parser.parse_args()
-    if words.piece:
-        alarm = threading.Timer(60 * words.piece, os.kill, (os.getpid(), signal.SIGINT))
+    args = parser.parse_args()
+    if args.piece:
+        alarm = threading.Timer(60 * args.piece, os.kill, (os.getpid(), signal.SIGINT))
         alarm.daemon = True
         alarm.start()
     try:
-        run(words.size, HOME / words.size, words.only, words.minutes, words.rows)
+        run(args.size, CACHE / args.size, args.only, args.minutes, args.rows)
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise SystemExit(f"stopped; the same command goes on. {stopped}") from None
     except (MtuExportError, FileNotFoundError) as error:
-        before = f"`python -m benchmarks.shapes {words.size}` does what comes before"
+        before = f"`python -m benchmarks.shapes {args.size}` does what comes before"
         raise SystemExit(f"{error}; {before}") from None
 
 
-def run(size: str, home: Path, only: str | None, minutes: float | None, rows: str = "") -> None:
+def run(size: str, root: Path, only: str | None, minutes: float | None, rows: str = "") -> None:
     """The stages of a size, or one of them."""
     configs = CONFIGS / size
     if only in (None, "parts"):
-        building.build(size, configs / "parts.toml", home)
+        building.build(size, configs / "parts.toml", root)
     recipes = {name: training.read(configs / f"{name}.toml") for name in ORDER}
     if minutes is not None:
-        pace.measure(recipes, home, minutes)
-    recipes = {name: pace.apply(recipe, name, home) for name, recipe in recipes.items()}
+        pace.measure(recipes, root, minutes)
+    recipes = {name: pace.apply(recipe, name, root) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
         if only in (None, name) and not (recipe.output / "model_index.json").is_file():
             training.train(recipe, console=Console())
     if only in (None, "guidance"):
-        guidance.choose(size, home, {task: table.single(home, task) for task in TASKS})
+        guidance.choose(size, root, {task: table.single(root, task) for task in TASKS})
     if only in (None, "table"):
-        shipping.ship(home)
-        table.make(size, home, rows)
+        shipping.ship(root)
+        table.make(size, root, rows)
     if only in (None, "pictures"):
-        grids.all_sheets(size, home)
-        world, model = WORLDS[size], home / shipping.SHIPPED
-        bundles = {"onnx int8": table.exported(home, "onnx", "int8")}
+        grids.all_sheets(size, root)
+        world, model = WORLDS[size], root / shipping.SHIPPED
+        bundles = {"onnx int8": table.exported(root, "onnx", "int8")}
         picture = table.RESULTS / f"shapes_{size}.png"
         grids.compare(world, model, bundles, dict.fromkeys(TASKS, 3), picture, blocks=2)
         weights = inspection.of_checkpoint(model)["expert weights"]
         plot.heat_map(weights, table.RESULTS / f"shapes_{size}_router.png", force=True)
-        done = {name: row for name, row in recipes.items() if row.output.is_dir()}
-        said = shipping.card(size, home, done, table.RESULTS)
-        (model / "README.md").write_text(said, "utf-8")
+        done = {name: each for name, each in recipes.items() if each.output.is_dir()}
+        card = shipping.card(size, root, done, table.RESULTS)
+        (model / "README.md").write_text(card, "utf-8")
 
 
 if __name__ == "__main__":

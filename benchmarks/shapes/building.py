@@ -26,43 +26,43 @@ VAE_DB, READ_SHARE, PROBE_SHARE = 33.0, 0.99, 0.99
 """Gates: held-out PSNR of the VAE, pictures read right, prompts' words read right."""
 
 
-def build(name: str, config: Path, home: Path, *, gated: bool = True) -> Path:
+def build(name: str, config: Path, root: Path, *, gated: bool = True) -> Path:
     """The pipeline folder ``home/parts``; figures of the gates go to ``home/gates.json``.
 
     Raises ``SystemExit`` where a gate is not passed, unless ``gated`` is off (a rehearsal).
     """
-    words = tomllib.loads(config.read_text("utf-8"))
-    world, folder, gates = WORLDS[name], home / "parts", home / "gates.json"
+    settings = tomllib.loads(config.read_text("utf-8"))
+    world, folder, gates = WORLDS[name], root / "parts", root / "gates.json"
     if (folder / "model_index.json").is_file() and gates.is_file():
         return folder
-    coder, vae_s = vae.train(world, words["vae"], home)
-    found: dict[str, Any] = {
+    coder, vae_s = vae.train(world, settings["vae"], root)
+    record: dict[str, Any] = {
         "vae_psnr_db": round(vae.psnr(coder, world), 2),
         "vae_seconds": round(vae_s),
         "vae_scaling_factor": coder.config["scaling_factor"],
         **reading(world, coder),
     }
-    _gate(found, "vae_psnr_db", VAE_DB, gated)
+    _gate(record, "vae_psnr_db", VAE_DB, gated)
     for key in ("read_true", "read_through_vae"):
-        _gate(found, key, READ_SHARE, gated)
-    private = home / "tokenizer"
+        _gate(record, key, READ_SHARE, gated)
+    private = root / "tokenizer"
     shutil.rmtree(private, ignore_errors=True)
-    text.write_tokenizer(world, private, words["text"]["length"])
-    encoder, encoder_config, text_s = text.train(world, words["text"], private, home)
+    text.write_tokenizer(world, private, settings["text"]["length"])
+    encoder, encoder_config, text_s = text.train(world, settings["text"], private, root)
     tokenizer = source_tokenizer.read(private)
-    found["probe"] = text.probe(world, encoder, tokenizer)
-    found["text_seconds"] = round(text_s)
-    found["probe_least"] = min(found["probe"].values())
-    _gate(found, "probe_least", PROBE_SHARE, gated)
-    _write(folder, coder, encoder.state_dict(), encoder_config, private, words["unet"], world)
-    gates.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    record["probe"] = text.probe(world, encoder, tokenizer)
+    record["text_seconds"] = round(text_s)
+    record["probe_least"] = min(record["probe"].values())
+    _gate(record, "probe_least", PROBE_SHARE, gated)
+    _write(folder, coder, encoder.state_dict(), encoder_config, private, settings["unet"], world)
+    gates.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return folder
 
 
-def _gate(found: Mapping[str, Any], key: str, least: float, gated: bool) -> None:
-    print(f"{key}: {found[key]:g} (gate {least:g})", flush=True)
-    if gated and not found[key] >= least:
-        raise SystemExit(f"gate {key} is not passed: {found[key]:g}, at least {least:g} is needed")
+def _gate(gates: Mapping[str, Any], key: str, least: float, gated: bool) -> None:
+    print(f"{key}: {gates[key]:g} (gate {least:g})", flush=True)
+    if gated and not gates[key] >= least:
+        raise SystemExit(f"gate {key} is not passed: {gates[key]:g}, at least {least:g} is needed")
 
 
 def reading(world: World, coder: Any, count: int = 500) -> dict[str, float]:
@@ -72,9 +72,9 @@ def reading(world: World, coder: Any, count: int = 500) -> dict[str, float]:
     pictures = draw(world, scenes)
     through = []
     with torch.no_grad():
-        for rows in pictures.split(128):
-            made = coder.decode(coder.encode(rows).latent_dist.mode()).sample
-            through.append(made.clamp(-1, 1))
+        for batch in pictures.split(128):
+            decoded = coder.decode(coder.encode(batch).latent_dist.mode()).sample
+            through.append(decoded.clamp(-1, 1))
     shares = {}
     for name, seen in (("read_true", pictures), ("read_through_vae", torch.cat(through))):
         right = checker.right(checker.read(world, seen), scenes)
@@ -95,13 +95,13 @@ def _write(
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
     coder.to(memory_format=torch.contiguous_format).save_pretrained(private / "vae")
-    said = {
+    card = {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
         **encoder_config,
     }
-    rows = ((n, v) for n, v in encoder.items() if n.startswith("text_model."))
-    checkpoint.write(private / "text_encoder", said, rows, stem=checkpoint.TEXT_WEIGHTS)
+    tensors = ((n, v) for n, v in encoder.items() if n.startswith("text_model."))
+    checkpoint.write(private / "text_encoder", card, tensors, stem=checkpoint.TEXT_WEIGHTS)
     shutil.copytree(tokenizer, private / "tokenizer")
     scheduler = STOCK_PARTS["sd15"]["scheduler"]
     (private / "scheduler").mkdir()

@@ -58,16 +58,18 @@ def case(world: World, task: str, split: str, index: int) -> Case:
     """
     rng = random.Random(f"{world.side}/{task}/{split}/{index}")
     while True:
-        found = _MAKERS[task](world, rng)
-        seen = (*found.after.things, *(found.before.things if found.before else ()))
+        made_case = _MAKERS[task](world, rng)
+        seen = (*made_case.after.things, *(made_case.before.things if made_case.before else ()))
         fresh = any(is_fresh(world, thing) for thing in seen)
         if split != "test":
             if not fresh:
-                return found
+                return made_case
             continue
-        counted = found.before if found.verb == "remove" and found.before else found.after
+        counted = (
+            made_case.before if made_case.verb == "remove" and made_case.before else made_case.after
+        )
         if any(is_fresh(world, thing) for thing in counted.things):
-            return found
+            return made_case
 
 
 def _t2i(world: World, rng: random.Random) -> Case:
@@ -174,9 +176,9 @@ def halved(world: World, cases: Sequence[Case], pictures: Tensor) -> Tensor:
     blur.scatter_add_(2, index.expand(len(cases), -1, -1), kernel[:, None].expand(-1, side, -1))
     soft = torch.einsum("bij,bcjk,blk->bcil", blur, pictures, blur)
     small = torch.nn.functional.avg_pool2d(soft, 2)
-    for i, row in enumerate(cases):
-        generator = torch.Generator().manual_seed(row.seed)
-        small[i] += 2 * row.noise * torch.randn(small[i].shape, generator=generator)
+    for i, item in enumerate(cases):
+        generator = torch.Generator().manual_seed(item.seed)
+        small[i] += 2 * item.noise * torch.randn(small[i].shape, generator=generator)
     return ((small.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -219,21 +221,21 @@ class Shapes:
 
     def batch(self, indices: Sequence[int]) -> list[Sample]:
         """Samples drawn together."""
-        found: dict[int, Sample] = {}
+        samples: dict[int, Sample] = {}
         for task, end in self.ends.items():
             start = end - self.counts[task]
             chosen = [index for index in indices if start <= index < end]
             if not chosen:
                 continue
-            rows = [case(self.world, task, "train", index - start) for index in chosen]
-            images = draw(self.world, [row.after for row in rows])
-            given = inputs(self.world, rows)
-            for i, (index, row) in enumerate(zip(chosen, rows, strict=True)):
-                condition = None if given is None else given[i]
-                found[index] = Sample(
-                    task=task, prompt=row.prompt, image=images[i], condition=condition
+            batch = [case(self.world, task, "train", index - start) for index in chosen]
+            images = draw(self.world, [item.after for item in batch])
+            conditions = inputs(self.world, batch)
+            for i, (index, item) in enumerate(zip(chosen, batch, strict=True)):
+                condition = None if conditions is None else conditions[i]
+                samples[index] = Sample(
+                    task=task, prompt=item.prompt, image=images[i], condition=condition
                 )
-        return [found[index] for index in indices]
+        return [samples[index] for index in indices]
 
 
 def small() -> Shapes:

@@ -65,7 +65,7 @@ def read(world: World, pictures: Tensor) -> list[Reading]:
     grounds = _backgrounds(pixels)
     distance = (pixels - grounds[:, :, None, None]).norm(dim=1)
     labels = components(distance > _APART)
-    found = []
+    scenes = []
     for i, ground in enumerate(grounds):
         names = list(BACKGROUNDS)
         background = min(names, key=lambda n: (ground - BACKGROUNDS[n]).norm().item())
@@ -80,8 +80,8 @@ def read(world: World, pictures: Tensor) -> list[Reading]:
                 clear = False
             else:
                 kinds.add(thing)
-        found.append(Reading(background=background, kinds=frozenset(kinds), clear=clear))
-    return found
+        scenes.append(Reading(background=background, kinds=frozenset(kinds), clear=clear))
+    return scenes
 
 
 def _thing(

@@ -45,31 +45,33 @@ def psnr(errors: Tensor, where: Tensor | None = None) -> Tensor:
 
 def surroundings(world: World, cases: Sequence[Case]) -> Tensor:
     """Where the changed thing is or was, [B, side, side]."""
-    found = torch.zeros(len(cases), world.side, world.side, dtype=torch.bool)
+    changed = torch.zeros(len(cases), world.side, world.side, dtype=torch.bool)
     middles = (torch.arange(world.side) + 0.5) / world.side
-    for i, row in enumerate(cases):
-        if row.changed is None:
+    for i, item in enumerate(cases):
+        if item.changed is None:
             continue
-        scene = row.before if row.verb == "remove" else row.after
+        scene = item.before if item.verb == "remove" else item.after
         assert scene is not None
-        thing = scene.things[row.changed]
+        thing = scene.things[item.changed]
         x, y = world.places[thing.place]
         reach = _ROUND * world.radii[SIZES.index(thing.size)]
         across = (middles - x - thing.offset[0]).abs() < reach
-        found[i] = ((middles - y - thing.offset[1]).abs() < reach)[:, None] & across[None]
-    return found
+        changed[i] = ((middles - y - thing.offset[1]).abs() < reach)[:, None] & across[None]
+    return changed
 
 
-def measures(world: World, cases: Sequence[Case], made: Tensor) -> dict[str, Tensor]:
+def measures(world: World, cases: Sequence[Case], pictures: Tensor) -> dict[str, Tensor]:
     """Numbers [B] for pictures ``made`` [B, 3, side, side] of cases of one task.
 
     They are those of :data:`MEASURES`, in their order.
     """
-    task, truth = cases[0].task, draw(world, [row.after for row in cases])
-    errors = (made - truth).square()
+    task, truth = cases[0].task, draw(world, [item.after for item in cases])
+    errors = (pictures - truth).square()
     if task == "sr":
         return dict(zip(MEASURES[task], [psnr(errors)], strict=True))
-    right = torch.tensor(checker.right(checker.read(world, made), [row.after for row in cases]))
+    right = torch.tensor(
+        checker.right(checker.read(world, pictures), [item.after for item in cases])
+    )
     if task == "t2i":
         return dict(zip(MEASURES[task], [right.float()], strict=True))
     where = surroundings(world, cases)
@@ -81,7 +83,7 @@ def measures(world: World, cases: Sequence[Case], made: Tensor) -> dict[str, Ten
 
 def bicubic(world: World, cases: Sequence[Case]) -> Tensor:
     """The half-size pictures of sr at full size by Pillow's bicubic filter."""
-    small = halved(world, cases, draw(world, [row.after for row in cases]))
+    small = halved(world, cases, draw(world, [item.after for item in cases]))
     return doubled(small, Image.Resampling.BICUBIC)
 
 

@@ -24,7 +24,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def fit(
     module: nn.Module,
     loss: Callable[[int], Tensor],
-    home: Path,
+    root: Path,
     *,
     steps: int,
     rate: float,
@@ -40,7 +40,7 @@ def fit(
     named = dict(module.named_parameters())
     optimiser = torch.optim.AdamW(named.values(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-4)
     identity, progress = {"steps": steps, "rate": rate}, Progress()
-    last = state.newest(home)
+    last = state.newest(root)
     if last is not None:
         progress, tensors = state.read(last, identity)
         _restore(optimiser, named, progress, tensors)
@@ -59,21 +59,21 @@ def fit(
         progress.seconds = time.monotonic() - begin
         if progress.step == steps or time.monotonic() - saved > _EVERY_S:
             if not math.isfinite(value.item()):
-                raise SystemExit(f"{home.name}: the loss of step {progress.step} is {value.item()}")
-            state.save(home, progress, identity, _tensors(optimiser, named))
+                raise SystemExit(f"{root.name}: the loss of step {progress.step} is {value.item()}")
+            state.save(root, progress, identity, _tensors(optimiser, named))
             saved = time.monotonic()
             print(
-                f"{home.name}: step {progress.step} of {steps}, loss {value.item():.5f}", flush=True
+                f"{root.name}: step {progress.step} of {steps}, loss {value.item():.5f}", flush=True
             )
     module.to("cpu")
     return progress.seconds
 
 
 def _tensors(optimiser: torch.optim.AdamW, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    found = {f"weight/{name}": parameter.detach() for name, parameter in named.items()}
+    tensors = {f"weight/{name}": parameter.detach() for name, parameter in named.items()}
     for name, parameter in named.items():
-        found |= {f"{key}/{name}": optimiser.state[parameter][key] for key in _MOMENTS}
-    return found
+        tensors |= {f"{key}/{name}": optimiser.state[parameter][key] for key in _MOMENTS}
+    return tensors
 
 
 @torch.no_grad()

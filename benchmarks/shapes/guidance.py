@@ -36,32 +36,32 @@ def grid(task: Task) -> list[Guidance]:
     return []
 
 
-def choose(size: str, home: Path, single: Mapping[str, tuple[sampling.Denoiser, Task]]) -> None:
+def choose(size: str, root: Path, single: Mapping[str, tuple[sampling.Denoiser, Task]]) -> None:
     """Write ``guidance.json`` of the size's home: the best scales and every score, by task."""
-    path = home / "guidance.json"
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    world, parts = WORLDS[size], sampling.Parts.of(home / "parts")
+    path = root / "guidance.json"
+    document: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    world, parts = WORLDS[size], sampling.Parts.of(root / "parts")
     for name, (denoise, task) in single.items():
         cases = [case(world, name, "valid", index) for index in range(_CASES)]
-        files = [*(home / "parts" / part for part in PARTS), *(home / name / n for n in UNET)]
+        files = [*(root / "parts" / part for part in PARTS), *(root / name / n for n in UNET)]
         of = stamp(files, _CASES)
-        kept = found.get(name, {})
+        kept = document.get(name, {})
         tried = kept.get("tried", []) if kept.get("of") == of else []
         before = {(row["text"], row["image"]): row for row in tried}
         scores = []
         for scales in grid(task):
             row = before.get((scales.text, scales.image))
             if row is None:
-                made = sampling.pictures(world, parts, (denoise, task), cases, scales)
-                values = next(iter(checks.measures(world, cases, made).values()))
+                pictures = sampling.pictures(world, parts, (denoise, task), cases, scales)
+                values = next(iter(checks.measures(world, cases, pictures).values()))
                 row = {"text": scales.text, "image": scales.image, "score": values.mean().item()}
                 print(f"{name}: {row}", flush=True)
             scores.append(row)
         if scores:
             best = middle_best(scores)
             scales = {key: best[key] for key in ("text", "image") if best[key] is not None}
-            found[name] = {"kind": task.guidance.kind, **scales, "of": of, "tried": scores}
-            path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            document[name] = {"kind": task.guidance.kind, **scales, "of": of, "tried": scores}
+            path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 def middle_best(scores: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -71,13 +71,13 @@ def middle_best(scores: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return equals[len(equals) // 2]
 
 
-def chosen(home: Path, name: str) -> dict[str, Any]:
+def chosen(root: Path, name: str) -> dict[str, Any]:
     """The scales that were chosen for a task; empty where there was nothing to choose."""
-    row = dict(json.loads((home / "guidance.json").read_text("utf-8")).get(name, {}))
+    row = dict(json.loads((root / "guidance.json").read_text("utf-8")).get(name, {}))
     return {key: row[key] for key in ("kind", "text", "image") if key in row}
 
 
-def guided(task: Task, home: Path) -> Task:
+def guided(task: Task, root: Path) -> Task:
     """The task with the scales that were chosen for it."""
-    row = chosen(home, task.name)
+    row = chosen(root, task.name)
     return replace(task, guidance=Guidance(**row)) if row else task

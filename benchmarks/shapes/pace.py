@@ -19,23 +19,26 @@ _SECONDS = 8.0
 """For which a recipe is measured."""
 
 
-def measure(recipes: Mapping[str, Recipe], home: Path, minutes: float) -> dict[str, int]:
+def measure(recipes: Mapping[str, Recipe], root: Path, minutes: float) -> dict[str, int]:
     """Steps by recipe, in the proportions of their own, that take ``minutes`` in all.
 
     More than a recipe asks for is never done. A recipe whose model is not made yet is measured as
     the dense one is.
     """
-    path = home / "pace.json"
+    path = root / "pace.json"
     if path.is_file():
         print(f"the steps are those of {path}; remove it to measure again", flush=True)
         return json.loads(path.read_text("utf-8"))
-    parts = str(home / "parts")
+    parts = str(root / "parts")
     seconds = {}
     for name, recipe in recipes.items():
         tried = recipe if Path(recipe.model).is_dir() else replace(recipe, model=parts)
-        found = training.rehearse(tried, console=Console(), force=True, seconds=_SECONDS)
-        seconds[name] = found.seconds_a_step
-        print(f"{name}: {found.samples_per_second:.0f} samples/s on {found.device}", flush=True)
+        rehearsal = training.rehearse(tried, console=Console(), force=True, seconds=_SECONDS)
+        seconds[name] = rehearsal.seconds_a_step
+        print(
+            f"{name}: {rehearsal.samples_per_second:.0f} samples/s on {rehearsal.device}",
+            flush=True,
+        )
     whole = sum(seconds[name] * recipe.steps for name, recipe in recipes.items()) / 60
     share = min(1.0, minutes / whole)
     steps = {name: max(1, int(recipe.steps * share)) for name, recipe in recipes.items()}
@@ -44,9 +47,9 @@ def measure(recipes: Mapping[str, Recipe], home: Path, minutes: float) -> dict[s
     return steps
 
 
-def apply(recipe: Recipe, name: str, home: Path) -> Recipe:
+def apply(recipe: Recipe, name: str, root: Path) -> Recipe:
     """The recipe with the steps of ``pace.json``, where there is one."""
-    path = home / "pace.json"
+    path = root / "pace.json"
     if not path.is_file():
         return recipe
     return replace(recipe, steps=json.loads(path.read_text("utf-8"))[name])

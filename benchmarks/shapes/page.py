@@ -14,9 +14,9 @@ MULTI = ("MTU N=1", "MTU N=4")
 """Models of several tasks, which single-task ones are compared with."""
 
 
-def cells(found: Mapping[str, Sequence[float]]) -> str:
+def cells(by_measure: Mapping[str, Sequence[float]]) -> str:
     """Means with their intervals, one a measure, from one number a case."""
-    return ", ".join(f"{name} {_cell(name, values)}" for name, values in found.items())
+    return ", ".join(f"{name} {_cell(name, values)}" for name, values in by_measure.items())
 
 
 def _cell(name: str, values: Sequence[float]) -> str:
@@ -35,9 +35,9 @@ def paired(exports: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str
                     torch.tensor(values) - torch.tensor(reference[task][name][: len(values)]),
                     checks.is_share(name),
                 )
-                for name, values in found.items()
+                for name, values in differences.items()
             }
-            for task, found in tasks.items()
+            for task, differences in tasks.items()
             if task in reference
         }
         for model, tasks in exports.items()
@@ -52,15 +52,15 @@ def _difference(name: str, values: Sequence[float]) -> str:
 
 def page(
     size: str,
-    said: str,
+    text: str,
     rows: Mapping[str, Any],
     exports: Mapping[str, Any],
-    rungs: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    stages: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     notes: Mapping[str, str],
 ) -> str:
     """The rows and the ladder as Markdown; ``notes`` stand below the tables of their tasks."""
     pictures = f"[pictures](shapes_{size}.png), [the routers' weights](shapes_{size}_router.png)"
-    lines = [f"# The small world, size `{size}`", "", said, "", f"Beside it: {pictures}.", ""]
+    lines = [f"# The small world, size `{size}`", "", text, "", f"Beside it: {pictures}.", ""]
     reference = rows.get("MTU N=4", {})
     for task in TASKS:
         if task not in reference:
@@ -68,31 +68,31 @@ def page(
         names = list(reference[task])
         lines += [f"## {task}", "", "| model | " + " | ".join(names) + " |"]
         lines += ["|---|" + "---|" * len(names)]
-        for model, found in rows.items():
-            if task in found:
-                cells = [_cell(name, found[task][name]) for name in names]
+        for model, by_task in rows.items():
+            if task in by_task:
+                cells = [_cell(name, by_task[task][name]) for name in names]
                 lines.append(f"| {model} | " + " | ".join(cells) + " |")
         if task in notes:
             lines += ["", notes[task]]
-        several = {model: found for model, found in rows.items() if model in MULTI}
+        several = {model: by_task for model, by_task in rows.items() if model in MULTI}
         for head, pairs in (
             ("MTU less single-task, paired", paired(several, rows.get("single-task", {}))),
             ("artefact less PyTorch, paired", paired(exports, reference)),
         ):
             lines += ["", f"| {head} | " + " | ".join(names) + " |"]
             lines += ["|---|" + "---|" * len(names)]
-            for model, found in pairs.items():
-                if task in found:
-                    cells = [_difference(name, found[task][name]) for name in names]
+            for model, by_task in pairs.items():
+                if task in by_task:
+                    cells = [_difference(name, by_task[task][name]) for name in names]
                     lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
-    if rungs:
-        lines += _ladder_page(rungs)
+    if stages:
+        lines += _ladder_page(stages)
     return "\n".join(lines)
 
 
 def _ladder_page(
-    found: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    stages: Mapping[str, Mapping[str, Mapping[str, float | None]]],
 ) -> list[str]:
     lines = [
         "## The ladder",
@@ -100,22 +100,22 @@ def _ladder_page(
         "dB (PSNR, the worst of the export's proofs): each part and the loop against PyTorch with "
         "the live router. An empty cell is a part that the task does not need.",
         "",
-        "| artefact | task | " + " | ".join(_RUNGS.values()) + " |",
-        "|---" * (2 + len(_RUNGS)) + "|",
+        "| artefact | task | " + " | ".join(_STAGES.values()) + " |",
+        "|---" * (2 + len(_STAGES)) + "|",
     ]
-    for model, tasks in found.items():
-        for task, said in tasks.items():
-            cells = [_rung(said, name) for name in _RUNGS]
+    for model, tasks in stages.items():
+        for task, by_stage in tasks.items():
+            cells = [_stage(by_stage, name) for name in _STAGES]
             lines.append(f"| {model} | {task} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _rung(said: Mapping[str, float | None], name: str) -> str:
-    value = said.get(name)
-    return f"{value:.1f}" if value is not None else "not run" if name in said else ""
+def _stage(by_stage: Mapping[str, float | None], name: str) -> str:
+    value = by_stage.get(name)
+    return f"{value:.1f}" if value is not None else "not run" if name in by_stage else ""
 
 
-_RUNGS = {
+_STAGES = {
     "text_encoder": "text encoder",
     "vae_encoder": "VAE encoder",
     "folded": "UNet folded",

@@ -52,8 +52,8 @@ class Parts:
 
     def states(self, prompts: Sequence[str]) -> Tensor:
         """Hidden states [B, tokens, d]."""
-        rows = np.concatenate([self.tokenizer.encode(prompt)[0] for prompt in prompts])
-        return self.text(input_ids=torch.from_numpy(rows).long()).last_hidden_state
+        ids = np.concatenate([self.tokenizer.encode(prompt)[0] for prompt in prompts])
+        return self.text(input_ids=torch.from_numpy(ids).long()).last_hidden_state
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Scaled latents [B, 4, h, w] of pictures."""
@@ -61,8 +61,8 @@ class Parts:
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W], clipped."""
-        made = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample
-        return made.clamp(-1, 1)
+        decoded = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample
+        return decoded.clamp(-1, 1)
 
 
 def live(folder: Path, name: str) -> tuple[Denoiser, Task]:
@@ -106,19 +106,19 @@ def pictures(
     denoise, task = model
     scales = guidance or task.guidance
     table = schedule.table(schedule.load(parts.folder, None), task.steps)
-    found = []
+    pictures_ = []
     for start in range(0, len(cases), _BATCH):
-        rows = cases[start : start + _BATCH]
-        given = inputs(world, rows)
-        full = None if given is None or not task.conditioning else parts.latents(given)
-        prompts = [row.prompt if task.prompt is None else task.prompt for row in rows]
-        words, empty = parts.states(prompts), parts.states([""]).expand(len(rows), -1, -1)
+        batch = cases[start : start + _BATCH]
+        conditions = inputs(world, batch)
+        full = None if conditions is None or not task.conditioning else parts.latents(conditions)
+        prompts = [item.prompt if task.prompt is None else task.prompt for item in batch]
+        embeddings, empty = parts.states(prompts), parts.states([""]).expand(len(batch), -1, -1)
 
         def guided(
             x: np.ndarray,
             timestep: float,
             full: Tensor | None = full,
-            words: Tensor = words,
+            embeddings: Tensor = embeddings,
             empty: Tensor = empty,
         ) -> np.ndarray:
             latent, outputs = torch.from_numpy(x), []
@@ -127,11 +127,11 @@ def pictures(
                 if full is not None:
                     shown = full if branch.image else torch.zeros_like(full)
                     wide = torch.cat([latent, shown], 1)
-                text = words if branch.text else empty
+                text = embeddings if branch.text else empty
                 outputs.append(denoise(wide, timestep, text).numpy())
             return sampler.guide(scales, outputs)
 
-        start_noise = noise(parts, range(start, start + len(rows)), world.side)
+        start_noise = noise(parts, range(start, start + len(batch)), world.side)
         *_, last = sampler.latents(table, start_noise, guided)
-        found.append(parts.decoded(torch.from_numpy(last)))
-    return torch.cat(found)
+        pictures_.append(parts.decoded(torch.from_numpy(last)))
+    return torch.cat(pictures_)

@@ -25,21 +25,21 @@ MOST_BYTES = 24_000_000
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 
 
-def ship(home: Path) -> Path:
+def ship(root: Path) -> Path:
     """``home/shipped``, made of the trained model; raises ``SystemExit`` where it is too large.
 
     One that is there and is the same stays, with its card.
     """
-    out, private = home / SHIPPED, home / f".{SHIPPED}.{os.getpid()}.partial"
+    out, private = root / SHIPPED, root / f".{SHIPPED}.{os.getpid()}.partial"
     shutil.rmtree(private, ignore_errors=True)
-    shutil.copytree(home / MODEL, private)
+    shutil.copytree(root / MODEL, private)
     for path in private.rglob("*.safetensors"):
         _halve(path)
     shutil.copyfile(LICENCE, private / LICENCE.name)
     path = private / "unet" / "config.json"
     config = checkpoint.read_json(path)
     tasks = checkpoint.tasks(config)
-    config["tasks"] = [guided(task, home).to_json() for task in tasks]
+    config["tasks"] = [guided(task, root).to_json() for task in tasks]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     size = sum(one.stat().st_size for one in private.rglob("*") if one.is_file())
     if size > MOST_BYTES:
@@ -52,39 +52,39 @@ def ship(home: Path) -> Path:
     return out
 
 
-def _same(made: Path, there: Path) -> bool:
+def _same(built: Path, there: Path) -> bool:
     """Whether ``there`` has every file of ``made`` with its bytes."""
-    names = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+    names = [path.relative_to(built) for path in built.rglob("*") if path.is_file()]
     return all(
-        (there / name).is_file() and (there / name).read_bytes() == (made / name).read_bytes()
+        (there / name).is_file() and (there / name).read_bytes() == (built / name).read_bytes()
         for name in names
     )
 
 
 def _halve(path: Path) -> None:
-    with safe_open(path, "pt") as found:
-        said: dict[str, Any] = found.metadata() or {}
-        rows = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
-    for name, value in rows.items():
-        rows[name] = value.half() if value.dtype == torch.float32 else value
-        if not bool(torch.isfinite(rows[name]).all()):
+    with safe_open(path, "pt") as file:
+        metadata: dict[str, Any] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in tensors.items():
+        tensors[name] = value.half() if value.dtype == torch.float32 else value
+        if not bool(torch.isfinite(tensors[name]).all()):
             raise SystemExit(f"{path}: {name} does not fit float16")
     mode = path.stat().st_mode
-    save_file(rows, path, said)
+    save_file(tensors, path, metadata)
     path.chmod(mode)
 
 
 # ---------------------------------------------------------------------------------------- card
 
 
-def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) -> str:
+def card(size: str, root: Path, recipes: Mapping[str, Recipe], results: Path) -> str:
     """The model card: recipe, data, seed, hardware, hours, figures."""
-    gates = read_gates(home)
+    gates = read_gates(root)
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
     kept, every = fresh(WORLDS[size])
-    layers = analysis.expert_weights(analysis.read(home / SHIPPED)).values()
-    mixes = [row for tasks in layers for row in tasks]
-    mixed = [weight for row in mixes for weight in row]
+    layers = analysis.expert_weights(analysis.read(root / SHIPPED)).values()
+    mixes = [mix for tasks in layers for mix in tasks]
+    mixed = [weight for mix in mixes for weight in mix]
     hours = {name: _hours(recipe) for name, recipe in recipes.items()}
     whole = sum(hours.values()) + (gates["vae_seconds"] + gates["text_seconds"]) / 3600
     trained = {"all": "every weight", "mtu": "experts, routers, norms, input convolutions"}
@@ -95,8 +95,8 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
     )
     figures = "\n".join(
         f"| {task} | {name} | {_shown(name, values)} |"
-        for task, rows in table.items()
-        for name, values in rows.items()
+        for task, measures in table.items()
+        for name, values in measures.items()
     )
     return (
         "# A small world of shapes: MTU, N = 4\n\n"
@@ -120,9 +120,9 @@ def card(size: str, home: Path, recipes: Mapping[str, Recipe], results: Path) ->
     )
 
 
-def read_gates(home: Path) -> dict[str, Any]:
+def read_gates(root: Path) -> dict[str, Any]:
     """What the parts reached before a UNet was trained on them."""
-    return json.loads((home / "gates.json").read_text("utf-8"))
+    return json.loads((root / "gates.json").read_text("utf-8"))
 
 
 def gates_said(gates: Mapping[str, Any]) -> str:
@@ -141,9 +141,9 @@ def _shown(name: str, values: Sequence[float]) -> str:
 
 
 def _hours(recipe: Recipe) -> float:
-    rows = (recipe.state_folder() / "log.csv").read_text("utf-8").splitlines()
-    place = rows[0].split(",").index("seconds")
-    return float(rows[-1].split(",")[place]) / 3600
+    lines = (recipe.state_folder() / "log.csv").read_text("utf-8").splitlines()
+    place = lines[0].split(",").index("seconds")
+    return float(lines[-1].split(",")[place]) / 3600
 
 
 def _processor() -> str:

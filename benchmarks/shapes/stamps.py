@@ -18,9 +18,9 @@ PARTS = (
 )
 
 
-def stamp(files: Sequence[Path], *said: Any) -> str:
+def stamp(files: Sequence[Path], *facts: Any) -> str:
     """Eight hexadecimal digits that change with the content of files and with what is said."""
-    basis = [json.dumps(said, sort_keys=True).encode(), *(_digest(path) for path in files)]
+    basis = [json.dumps(facts, sort_keys=True).encode(), *(_digest(path) for path in files)]
     return hashlib.sha256(b"".join(basis)).hexdigest()[:8]
 
 

@@ -39,7 +39,7 @@ ARTEFACTS = [
     ("coreml", "fp16"),
     ("coreml", "int8"),
 ]
-Made = Callable[[Sequence[Case]], Tensor]
+Sampler = Callable[[Sequence[Case]], Tensor]
 
 
 def held_out(world: World, task: str, count: int) -> list[Case]:
@@ -54,73 +54,75 @@ class Row:
     name: str
     task: str
     count: int
-    made: Made
+    sample: Sampler
     of: str
     exported: bool = False
 
-    def kept(self, home: Path) -> Path:
+    def kept(self, root: Path) -> Path:
         """Where its numbers lie."""
-        words = [*self.name.split(), self.task, str(self.count), self.of]
-        return home / "rows" / f"{'-'.join(words)}.json"
+        names = [*self.name.split(), self.task, str(self.count), self.of]
+        return root / "rows" / f"{'-'.join(names)}.json"
 
 
-def stamp(home: Path, folder: str, task: str = "") -> str:
+def stamp(root: Path, folder: str, task: str = "") -> str:
     """What changes with a model's weights, its parts' or its task's scales."""
-    files = [home / SHIPPED / name for name in PARTS] + [home / folder / name for name in UNET]
-    return stamps.stamp(files, guidance.chosen(home, task) if task else {})
+    files = [root / SHIPPED / name for name in PARTS] + [root / folder / name for name in UNET]
+    return stamps.stamp(files, guidance.chosen(root, task) if task else {})
 
 
-def torch_rows(size: str, home: Path) -> list[Row]:
+def torch_rows(size: str, root: Path) -> list[Row]:
     """The models of a size in PyTorch, as far as they are trained, and what they are to beat."""
-    world, parts = WORLDS[size], sampling.Parts.of(home / SHIPPED)
+    world, parts = WORLDS[size], sampling.Parts.of(root / SHIPPED)
 
     def through(cases: Sequence[Case]) -> Tensor:
         with torch.no_grad():
             truth = draw(world, [one.after for one in cases])
             return torch.cat([parts.decoded(parts.latents(some)) for some in truth.split(100)])
 
-    found: list[tuple[str, str, Made, str]] = [
+    entries: list[tuple[str, str, Sampler, str]] = [
         ("bicubic", "sr", lambda cases: checks.bicubic(world, cases), size),
         ("input unchanged", "inpaint", lambda cases: _given(world, cases), size),
         ("wiped", "inpaint", lambda cases: wiped(world, cases), size),
-        *(("truth through the VAE", task, through, stamp(home, SHIPPED)) for task in TASKS),
+        *(("truth through the VAE", task, through, stamp(root, SHIPPED)) for task in TASKS),
     ]
     models: list[tuple[str, str, Callable[[str], Any]]] = [
-        ("single-task", "", lambda task: single(home, task)),
-        ("MTU N=1", "mtu-n1", lambda task: sampling.live(home / "mtu-n1", task)),
-        ("MTU N=4", SHIPPED, lambda task: sampling.live(home / SHIPPED, task)),
-        ("MTU N=4 folded", SHIPPED, lambda task: sampling.folded(home / SHIPPED, task)),
+        ("single-task", "", lambda task: single(root, task)),
+        ("MTU N=1", "mtu-n1", lambda task: sampling.live(root / "mtu-n1", task)),
+        ("MTU N=4", SHIPPED, lambda task: sampling.live(root / SHIPPED, task)),
+        ("MTU N=4 folded", SHIPPED, lambda task: sampling.folded(root / SHIPPED, task)),
     ]
     for name, folder, load in models:
         for task in TASKS:
-            if (home / (folder or task) / "model_index.json").is_file():
-                made = _sampled(home, world, parts, task, load)
-                found.append((name, task, made, stamp(home, folder or task, task)))
-    return [Row(name=n, task=t, count=TORCH_CASES, made=made, of=of) for n, t, made, of in found]
+            if (root / (folder or task) / "model_index.json").is_file():
+                sample = _sampled(root, world, parts, task, load)
+                entries.append((name, task, sample, stamp(root, folder or task, task)))
+    return [
+        Row(name=n, task=t, count=TORCH_CASES, sample=sample, of=of) for n, t, sample, of in entries
+    ]
 
 
 def _sampled(
-    home: Path, world: World, parts: sampling.Parts, task: str, load: Callable[[str], Any]
-) -> Made:
-    def made(cases: Sequence[Case]) -> Tensor:
-        denoise, said = load(task)
-        chosen = guidance.guided(said, home)
+    root: Path, world: World, parts: sampling.Parts, task: str, load: Callable[[str], Any]
+) -> Sampler:
+    def sample(cases: Sequence[Case]) -> Tensor:
+        denoise, manifest = load(task)
+        chosen = guidance.guided(manifest, root)
         return sampling.pictures(world, parts, (denoise, chosen), cases)
 
-    return made
+    return sample
 
 
-def single(home: Path, task: str) -> tuple[sampling.Denoiser, Task]:
+def single(root: Path, task: str) -> tuple[sampling.Denoiser, Task]:
     """The model that was trained for one task alone."""
     if task == "t2i":
-        return sampling.dense(home / "t2i", TASK_PRESETS["t2i"]["sd"])
-    return sampling.live(home / task, task)
+        return sampling.dense(root / "t2i", TASK_PRESETS["t2i"]["sd"])
+    return sampling.live(root / task, task)
 
 
 def _given(world: World, cases: Sequence[Case]) -> Tensor:
-    found = inputs(world, cases)
-    assert found is not None
-    return found
+    images = inputs(world, cases)
+    assert images is not None
+    return images
 
 
 def wiped(world: World, cases: Sequence[Case]) -> Tensor:
@@ -131,51 +133,55 @@ def wiped(world: World, cases: Sequence[Case]) -> Tensor:
 # ----------------------------------------------------------------------------------- artefacts
 
 
-def _folder(home: Path, target: str, scheme: str) -> Path:
-    return home / "bundles" / f"{target}-{scheme}-{stamp(home, SHIPPED)}"
+def _folder(root: Path, target: str, scheme: str) -> Path:
+    return root / "bundles" / f"{target}-{scheme}-{stamp(root, SHIPPED)}"
 
 
-def exported(home: Path, target: str, scheme: str) -> Path:
+def exported(root: Path, target: str, scheme: str) -> Path:
     """The bundle of all tasks of the model, exported where it is not there."""
-    out = _folder(home, target, scheme)
+    out = _folder(root, target, scheme)
     if not (out / "manifest.json").is_file():
-        words = [target, "--scheme", scheme, "--all-tasks", "-m", str(home / SHIPPED)]
-        subprocess.run([sys.executable, "-m", "mtu_export", *words, "-o", str(out)], check=True)
+        arguments = [target, "--scheme", scheme, "--all-tasks", "-m", str(root / SHIPPED)]
+        subprocess.run([sys.executable, "-m", "mtu_export", *arguments, "-o", str(out)], check=True)
     return out
 
 
-def artefact(folder: Path, world: World, task: str) -> Made:
+def artefact(folder: Path, world: World, task: str) -> Sampler:
     """Pictures of a bundle in its own runtime; case i has the noise of number i, as in PyTorch."""
 
-    def made(cases: Sequence[Case]) -> Tensor:
-        loop, given, found = runner.open_loop(bundle.read(folder), task), inputs(world, cases), []
+    def sample(cases: Sequence[Case]) -> Tensor:
+        loop, arguments, opened = (
+            runner.open_loop(bundle.read(folder), task),
+            inputs(world, cases),
+            [],
+        )
         for number, one in enumerate(cases):
             request = denoising.Request(
                 prompt=one.prompt if loop.task.prompt is None else loop.task.prompt,
                 noise=denoising.noise((1, *loop.latent), number),
                 steps=loop.task.steps,
-                image=None if given is None else given[number : number + 1].numpy(),
+                image=None if arguments is None else arguments[number : number + 1].numpy(),
             )
             _, picture = runner.generate(loop, request)
-            found.append(torch.from_numpy(picture).clamp(-1, 1))
-        return torch.cat(found)
+            opened.append(torch.from_numpy(picture).clamp(-1, 1))
+        return torch.cat(opened)
 
-    return made
+    return sample
 
 
-def artefact_rows(size: str, home: Path) -> list[Row]:
+def artefact_rows(size: str, root: Path) -> list[Row]:
     """The shipped model's bundles, each exported when its first row is made."""
 
-    def made(target: str, scheme: str, task: str) -> Made:
-        return lambda cases: artefact(exported(home, target, scheme), WORLDS[size], task)(cases)
+    def sample(target: str, scheme: str, task: str) -> Sampler:
+        return lambda cases: artefact(exported(root, target, scheme), WORLDS[size], task)(cases)
 
     return [
         Row(
             name=f"{target} {scheme}",
             task=task,
             count=ARTEFACT_CASES,
-            made=made(target, scheme, task),
-            of=stamp(home, SHIPPED),
+            sample=sample(target, scheme, task),
+            of=stamp(root, SHIPPED),
             exported=True,
         )
         for target, scheme in ARTEFACTS
@@ -183,17 +189,17 @@ def artefact_rows(size: str, home: Path) -> list[Row]:
     ]
 
 
-def ladder(home: Path) -> dict[str, dict[str, dict[str, float | None]]]:
-    """dB by artefact, task and rung, as the proofs of the bundles that are there say."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+def ladder(root: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+    """dB by artefact, task and stage or part, from the proofs of the bundles."""
+    stages: dict[str, dict[str, dict[str, float | None]]] = {}
     for target, scheme in ARTEFACTS:
-        folder = _folder(home, target, scheme)
+        folder = _folder(root, target, scheme)
         if (folder / "manifest.json").is_file():
-            tasks = found.setdefault(f"{target} {scheme}", {})
+            tasks = stages.setdefault(f"{target} {scheme}", {})
             for one in bundle.read(folder).proof:
-                rung = "folded" if one.stage == "folded" else one.component
-                tasks.setdefault(one.task, {})[rung] = one.psnr_db
-    return found
+                column = "folded" if one.stage == "folded" else one.component
+                tasks.setdefault(one.task, {})[column] = one.psnr_db
+    return stages
 
 
 def _changed(world: World) -> str:
@@ -210,8 +216,8 @@ def _changed(world: World) -> str:
 
 def _left(world: World) -> str:
     """In how many removals nothing is to stay, and what dB say of them."""
-    rows = held_out(world, "inpaint", TORCH_CASES)
-    count = sum(not one.after.things for one in rows)
+    held = held_out(world, "inpaint", TORCH_CASES)
+    count = sum(not one.after.things for one in held)
     return (
         f"Nothing is to stay in {count} of the {TORCH_CASES} cases: there a picture that is wiped "
         f"is right, and means of PSNR are high. {checks.MOST_DB:.1f} dB is the limit of the "
@@ -219,20 +225,20 @@ def _left(world: World) -> str:
     )
 
 
-def make(size: str, home: Path, rows: str = "") -> None:
+def make(size: str, root: Path, rows: str = "") -> None:
     """Run the rows that are not done and whose name has ``rows`` in it, then write the page.
 
     The page has the rows that are done: ``results/shapes_SIZE.{json,md}``.
     """
     found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-    for row in [*torch_rows(size, home), *artefact_rows(size, home)]:
-        path = row.kept(home)
+    for row in [*torch_rows(size, root), *artefact_rows(size, root)]:
+        path = row.kept(root)
         if not _numbers(row, path) and rows in row.name:
             _measure(WORLDS[size], row, path)
         if numbers := _numbers(row, path):
             found[row.exported].setdefault(row.name, {})[row.task] = numbers
-    said = (
-        f"Made by `python -m benchmarks.shapes {size}`: {TORCH_CASES} held-out cases a task in "
+    note = (
+        f"Sampler by `python -m benchmarks.shapes {size}`: {TORCH_CASES} held-out cases a task in "
         f"PyTorch, the first {ARTEFACT_CASES} of them for artefacts, each in its own runtime (Core "
         "ML: the evaluator of saved packages); every row from the same noise. 95 % intervals. "
         "Every model begins with the dense T2I UNet, which is the single-task model of t2i; each "
@@ -240,8 +246,8 @@ def make(size: str, home: Path, rows: str = "") -> None:
         "is trained on. Not as in the paper: Min-SNR weights, value rows times N at the start, and "
         "a learning rate of the routers' own."
     )
-    gates = read_gates(home)
-    said += f" Gates: {gates_said(gates)}."
+    gates = read_gates(root)
+    note += f" Gates: {gates_said(gates)}."
     RESULTS.mkdir(exist_ok=True)
     several = {model: tasks for model, tasks in found[0].items() if model in page.MULTI}
     figures = {
@@ -250,14 +256,14 @@ def make(size: str, home: Path, rows: str = "") -> None:
         "artefacts": _means({**_first(found[0]), **found[1]}),
         "multi": page.paired(several, found[0].get("single-task", {})),
         "paired": page.paired(found[1], found[0].get("MTU N=4", {})),
-        "ladder": ladder(home),
+        "ladder": ladder(root),
         "gates": gates,
     }
     text = json.dumps(figures, indent=1)
     (RESULTS / f"shapes_{size}.json").write_text(text + "\n", "utf-8")
     world = WORLDS[size]
     notes = {"edit": _changed(world), "inpaint": _left(world)}
-    written = page.page(size, said, *found, figures["ladder"], notes)
+    written = page.page(size, note, *found, figures["ladder"], notes)
     (RESULTS / f"shapes_{size}.md").write_text(written, "utf-8")
 
 
@@ -279,8 +285,8 @@ def _numbers(row: Row, path: Path) -> dict[str, Any]:
 
 def _measure(world: World, row: Row, path: Path) -> None:
     cases = held_out(world, row.task, row.count)
-    found = checks.measures(world, cases, row.made(cases))
-    numbers = {key: values.tolist() for key, values in found.items()}
+    measured = checks.measures(world, cases, row.sample(cases))
+    numbers = {key: values.tolist() for key, values in measured.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     private = path.with_suffix(".partial")
     private.write_text(json.dumps(numbers), "utf-8")
@@ -296,9 +302,9 @@ def _means(rows: Mapping[str, Any]) -> dict[str, Any]:
                     round(x, 6)
                     for x in checks.interval(torch.tensor(values), checks.is_share(name))
                 ]
-                for name, values in found.items()
+                for name, values in by_task.items()
             }
-            for task, found in tasks.items()
+            for task, by_task in tasks.items()
         }
         for model, tasks in rows.items()
     }

@@ -39,16 +39,16 @@ def write_tokenizer(world: World, folder: Path, length: int) -> int:
     return size
 
 
-def config(size: int, words: Mapping[str, Any]) -> dict[str, Any]:
+def config(size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A stock config of CLIP's text model."""
     return {
         "vocab_size": size,
-        "hidden_size": words["width"],
-        "intermediate_size": 2 * words["width"],
-        "num_hidden_layers": words["layers"],
-        "num_attention_heads": words["heads"],
-        "projection_dim": words["width"],
-        "max_position_embeddings": words["length"],
+        "hidden_size": settings["width"],
+        "intermediate_size": 2 * settings["width"],
+        "num_hidden_layers": settings["layers"],
+        "num_attention_heads": settings["heads"],
+        "projection_dim": settings["width"],
+        "max_position_embeddings": settings["length"],
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
         "bos_token_id": size - 2,
@@ -60,15 +60,17 @@ def config(size: int, words: Mapping[str, Any]) -> dict[str, Any]:
 class _Pair(nn.Module):
     """Text encoder, and a small convolutional net for the pictures before and after."""
 
-    def __init__(self, world: World, found: Mapping[str, Any]) -> None:
+    def __init__(self, world: World, fields: Mapping[str, Any]) -> None:
         super().__init__()
-        self.text = CLIPTextModelWithProjection(CLIPTextConfig(**found))
-        side, width, rows, channels = world.side, 32, [], 6
+        self.text = CLIPTextModelWithProjection(CLIPTextConfig(**fields))
+        side, width, layers, channels = world.side, 32, [], 6
         while side > 4:
-            rows += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
+            layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
             side, channels, width = side // 2, width, min(2 * width, 128)
         flat = channels * side * side
-        self.pictures = nn.Sequential(*rows, nn.Flatten(), nn.Linear(flat, found["projection_dim"]))
+        self.pictures = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(flat, fields["projection_dim"])
+        )
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, ids: Tensor, pictures: Tensor) -> Tensor:
@@ -80,112 +82,114 @@ class _Pair(nn.Module):
 
 def seen(world: World, cases: Sequence[Case]) -> Tensor:
     """Pictures before and after [B, 6, side, side]; a caption has zeros before."""
-    after = draw(world, [row.after for row in cases])
+    after = draw(world, [item.after for item in cases])
     before = torch.zeros_like(after)
     for task in _SPOKEN[1:]:
-        places = [i for i, row in enumerate(cases) if row.task == task]
+        places = [i for i, item in enumerate(cases) if item.task == task]
         if places:
-            given = inputs(world, [cases[i] for i in places])
-            assert given is not None
-            before[places] = given
+            conditions = inputs(world, [cases[i] for i in places])
+            assert conditions is not None
+            before[places] = conditions
     return torch.cat([before, after], 1)
 
 
-def ids(words: Tokenizer, prompts: Sequence[str]) -> Tensor:
+def ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
     """Token ids [B, tokens], padded as the pipeline pads them."""
-    rows = [torch.from_numpy(words.encode(prompt)[0]) for prompt in prompts]
-    return torch.cat(rows).long()
+    encoded = [torch.from_numpy(tokenizer.encode(prompt)[0]) for prompt in prompts]
+    return torch.cat(encoded).long()
 
 
 def train(
-    world: World, words: Mapping[str, Any], folder: Path, home: Path
+    world: World, settings: Mapping[str, Any], folder: Path, root: Path
 ) -> tuple[CLIPTextModelWithProjection, dict[str, Any], float]:
     """The trained encoder of the tokenizer in ``folder``, its config, and seconds."""
-    torch.manual_seed(words["seed"])
+    torch.manual_seed(settings["seed"])
     tokenizer = source_tokenizer.read(folder)
-    found = config(tokenizer.largest + 1, words)
-    model = _Pair(world, found)
-    batch = words["batch_size"]
+    fields = config(tokenizer.largest + 1, settings)
+    model = _Pair(world, fields)
+    batch = settings["batch_size"]
 
     def loss(step: int) -> Tensor:
-        rng = random.Random(f"text/{words['seed']}/{step}")
-        rows = [
+        rng = random.Random(f"text/{settings['seed']}/{step}")
+        chosen = [
             case(world, rng.choice(_MIX), "train", i) for i in rng.sample(range(1 << 24), batch)
         ]
-        given = ids(tokenizer, [row.prompt for row in rows])
-        longest = int((given != tokenizer.eos).sum(1).max()) + 1
-        cosines = model(given[:, :longest].to(DEVICE), seen(world, rows).to(DEVICE))
-        same = (given[:, None] == given[None]).all(2).float()
-        wanted = (same / same.sum(1, keepdim=True)).to(DEVICE)
-        return (F.cross_entropy(cosines, wanted) + F.cross_entropy(cosines.T, wanted)) / 2
+        tokens = ids(tokenizer, [item.prompt for item in chosen])
+        longest = int((tokens != tokenizer.eos).sum(1).max()) + 1
+        cosines = model(tokens[:, :longest].to(DEVICE), seen(world, chosen).to(DEVICE))
+        same = (tokens[:, None] == tokens[None]).all(2).float()
+        target = (same / same.sum(1, keepdim=True)).to(DEVICE)
+        return (F.cross_entropy(cosines, target) + F.cross_entropy(cosines.T, target)) / 2
 
-    seconds = fit(model, loss, home / "text_encoder", steps=words["steps"], rate=words["rate"])
-    return model.text.eval().requires_grad_(False), found, seconds
+    seconds = fit(
+        model, loss, root / "text_encoder", steps=settings["steps"], rate=settings["rate"]
+    )
+    return model.text.eval().requires_grad_(False), fields, seconds
 
 
 # --------------------------------------------------------------------------------------- probe
 
 
-def answers(world: World, row: Case) -> dict[str, str]:
+def answers(world: World, item: Case) -> dict[str, str]:
     """What a reader of the prompt knows, by question.
 
     Of a caption: what is at which place, as pictures have no order of things.
     """
-    if row.verb is None:
-        there = {thing.place: thing for thing in row.after.things}
-        found = {f"thing {place}": str(place in there) for place in world.places}
+    if item.verb is None:
+        there = {thing.place: thing for thing in item.after.things}
+        answers_ = {f"thing {place}": str(place in there) for place in world.places}
         for place, thing in there.items():
-            found |= {f"{kind} {place}": getattr(thing, kind) for kind in ("shape", "colour")}
-        return found
-    assert row.before is not None
-    assert row.changed is not None
-    thing = (row.after if row.verb == "add" else row.before).things[row.changed]
-    found = {"verb": row.verb, "shape": thing.shape}
-    if row.verb == "make":
-        found["colour"] = row.after.things[row.changed].colour
-    if row.verb == "turn":
-        found["shape after"] = row.after.things[row.changed].shape
-    if row.verb == "add":
-        found |= {"colour": thing.colour, "place": thing.place}
-    return found
+            answers_ |= {f"{kind} {place}": getattr(thing, kind) for kind in ("shape", "colour")}
+        return answers_
+    assert item.before is not None
+    assert item.changed is not None
+    thing = (item.after if item.verb == "add" else item.before).things[item.changed]
+    answers_ = {"verb": item.verb, "shape": thing.shape}
+    if item.verb == "make":
+        answers_["colour"] = item.after.things[item.changed].colour
+    if item.verb == "turn":
+        answers_["shape after"] = item.after.things[item.changed].shape
+    if item.verb == "add":
+        answers_ |= {"colour": thing.colour, "place": thing.place}
+    return answers_
 
 
 def probe(
     world: World, model: CLIPTextModelWithProjection, tokenizer: Tokenizer, count: int = 4000
 ) -> dict[str, float]:
     """Share of right answers on held-out prompts, by kind of prompt and question."""
-    found: dict[str, float] = {}
+    accuracy: dict[str, float] = {}
     for kind, tasks in (("caption", ("t2i",)), ("instruction", ("edit", "inpaint"))):
-        rows = {
+        by_split = {
             split: [case(world, task, split, i) for task in tasks for i in range(count)]
             for split in ("train", "test")
         }
-        states = {split: _states(model, tokenizer, some) for split, some in rows.items()}
-        told = {split: [answers(world, row) for row in some] for split, some in rows.items()}
-        for question in sorted({name for row in told["train"] for name in row}):
+        states = {split: _states(model, tokenizer, some) for split, some in by_split.items()}
+        told = {split: [answers(world, item) for item in some] for split, some in by_split.items()}
+        for question in sorted({name for item in told["train"] for name in item}):
             x, y, names = {}, {}, sorted({r[question] for r in told["train"] if question in r})
             for split in ("train", "test"):
-                asked = [i for i, row in enumerate(told[split]) if question in row]
+                asked = [i for i, item in enumerate(told[split]) if question in item]
                 x[split] = states[split][asked]
                 y[split] = torch.tensor([names.index(told[split][i][question]) for i in asked])
             right = _linear(x["train"], y["train"], len(names))(x["test"]).argmax(1) == y["test"]
-            found[f"{kind}: {question}"] = right.float().mean().item()
-    return found
+            accuracy[f"{kind}: {question}"] = right.float().mean().item()
+    return accuracy
 
 
 @torch.no_grad()
 def _states(
-    model: CLIPTextModelWithProjection, tokenizer: Tokenizer, rows: Sequence[Case]
+    model: CLIPTextModelWithProjection, tokenizer: Tokenizer, items: Sequence[Case]
 ) -> Tensor:
     """The state at the end token after the last norm [B, width], as the UNet sees it."""
-    found = []
-    for start in range(0, len(rows), 256):
-        given = ids(tokenizer, [row.prompt for row in rows[start : start + 256]])
-        given = given[:, : model.config.max_position_embeddings]
-        states = model(input_ids=given).last_hidden_state
-        ends = (given == tokenizer.eos).int().argmax(1)
-        found.append(states[torch.arange(len(given)), ends])
-    return torch.cat(found)
+    outputs = []
+    for start in range(0, len(items), 256):
+        tokens = ids(tokenizer, [item.prompt for item in items[start : start + 256]])
+        tokens = tokens[:, : model.config.max_position_embeddings]
+        states = model(input_ids=tokens).last_hidden_state
+        ends = (tokens == tokenizer.eos).int().argmax(1)
+        outputs.append(states[torch.arange(len(tokens)), ends])
+    return torch.cat(outputs)
 
 
 def _linear(x: Tensor, y: Tensor, classes: int) -> nn.Module:

@@ -23,14 +23,14 @@ _POOL = 2048
 
 def pictures(world: World, split: str, start: int, count: int) -> Tensor:
     """What an encoder sees: pictures to make and inputs of all tasks, [~2·count, 3, side, side]."""
-    found: list[Tensor] = []
+    images: list[Tensor] = []
     for number, task in enumerate(TASKS):
-        rows = [case(world, task, split, start + i) for i in range(number, count, len(TASKS))]
-        found.append(draw(world, [row.after for row in rows]))
-        given = inputs(world, rows)
-        if given is not None:
-            found.append(given)
-    return torch.cat(found)
+        batch = [case(world, task, split, start + i) for i in range(number, count, len(TASKS))]
+        images.append(draw(world, [item.after for item in batch]))
+        conditions = inputs(world, batch)
+        if conditions is not None:
+            images.append(conditions)
+    return torch.cat(images)
 
 
 def config(world: World, widths: Sequence[int], groups: int) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def config(world: World, widths: Sequence[int], groups: int) -> dict[str, Any]:
     }
 
 
-def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Any, float]:
+def train(world: World, settings: Mapping[str, Any], root: Path) -> tuple[Any, float]:
     """The trained VAE, with the scaling factor that gives its latents unit variance; seconds."""
-    torch.manual_seed(words["seed"])
-    model: Any = AutoencoderKL(**config(world, words["widths"], words["groups"]))
+    torch.manual_seed(settings["seed"])
+    model: Any = AutoencoderKL(**config(world, settings["widths"], settings["groups"]))
     model.to(memory_format=torch.channels_last)
-    batch, pool = words["batch_size"], pictures(world, "train", 0, _POOL)
+    batch, pool = settings["batch_size"], pictures(world, "train", 0, _POOL)
     at = 0
 
     def loss(step: int) -> Tensor:
@@ -63,17 +63,17 @@ def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Any, floa
         if step // turns != at:
             at = step // turns
             pool = pictures(world, "train", at * _POOL, _POOL)
-        generator = torch.Generator().manual_seed(words["seed"] * 1_000_003 + step)
-        rows = torch.randint(len(pool), (batch,), generator=generator)
-        given = pool[rows].to(DEVICE).contiguous(memory_format=torch.channels_last)
-        posterior = model.encode(given).latent_dist
+        generator = torch.Generator().manual_seed(settings["seed"] * 1_000_003 + step)
+        chosen = torch.randint(len(pool), (batch,), generator=generator)
+        images = pool[chosen].to(DEVICE).contiguous(memory_format=torch.channels_last)
+        posterior = model.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
-        made = model.decode(posterior.mean + posterior.std * noise.to(DEVICE)).sample
-        error = made - given
+        decoded = model.decode(posterior.mean + posterior.std * noise.to(DEVICE)).sample
+        error = decoded - images
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.square().mean() + 0.1 * error.abs().mean() + _KL * divergence
 
-    seconds = fit(model, loss, home / "vae", steps=words["steps"], rate=words["rate"])
+    seconds = fit(model, loss, root / "vae", steps=settings["steps"], rate=settings["rate"])
     model.eval().requires_grad_(False)
     with torch.no_grad():
         spread = model.encode(pictures(world, "train", 0, 1024)).latent_dist.mean.std().item()
@@ -83,11 +83,11 @@ def train(world: World, words: Mapping[str, Any], home: Path) -> tuple[Any, floa
 
 def psnr(model: Any, world: World, count: int = 1000) -> float:
     """Mean PSNR, dB, of held-out pictures through the VAE; peak is the range of −1..1."""
-    given = pictures(world, "test", 0, count)
+    images = pictures(world, "test", 0, count)
     total = 0.0
     with torch.no_grad():
-        for rows in given.split(128):
-            made = model.decode(model.encode(rows).latent_dist.mode()).sample.clamp(-1, 1)
-            errors = (made - rows).square().mean((1, 2, 3)).clamp_min(1e-12)
+        for batch in images.split(128):
+            decoded = model.decode(model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
+            errors = (decoded - batch).square().mean((1, 2, 3)).clamp_min(1e-12)
             total += (10 * torch.log10(4 / errors)).sum().item()
-    return total / len(given) if math.isfinite(total) else 0.0
+    return total / len(images) if math.isfinite(total) else 0.0

@@ -143,8 +143,8 @@ class Scene:
 
     def caption(self) -> str:
         """``a small red circle at the left and ... on a white background``."""
-        rows = [f"a {thing.words()} {thing.place}" for thing in self.things]
-        return f"{' and '.join(rows) or 'nothing'} on a {self.background} background"
+        phrases = [f"a {thing.words()} {thing.place}" for thing in self.things]
+        return f"{' and '.join(phrases) or 'nothing'} on a {self.background} background"
 
     @property
     def kinds(self) -> frozenset[tuple[str, str, str, str]]:

@@ -30,8 +30,17 @@ def test_it_is_small_and_has_a_card() -> None:
         kinds = {header.dtype for header in checkpoint.headers(EMBEDDED / part, stem).values()}
         assert kinds <= {"F16", "I64"}
     card = (EMBEDDED / "README.md").read_text("utf-8")
-    for word in ("Seed", "Hardware", "hours", "Data", "| t2i |", "| edit |", "| sr |", "| inpaint"):
-        assert word in card
+    for heading in (
+        "Seed",
+        "Hardware",
+        "hours",
+        "Data",
+        "| t2i |",
+        "| edit |",
+        "| sr |",
+        "| inpaint",
+    ):
+        assert heading in card
 
 
 def test_experts_are_mixed_by_task() -> None:
@@ -39,22 +48,22 @@ def test_experts_are_mixed_by_task() -> None:
     names = [task.name for task in checkpoint.tasks(source.config)]
     assert names == ["t2i", "edit", "sr", "inpaint"]
     for name, weights in analysis.expert_weights(source).items():
-        assert all(len(row) == 4 for row in weights)
+        assert all(len(task_weights) == 4 for task_weights in weights)
         for one, other in itertools.combinations(weights, 2):
             apart = max(abs(a - b) for a, b in zip(one, other, strict=True))
             assert apart > 1e-3, f"{name}: two tasks have the same experts"
 
 
-def _mean(task: str, count: int, made: table.Made | None = None) -> dict[str, float]:
+def _mean(task: str, count: int, sample: table.Sampler | None = None) -> dict[str, float]:
     """Means of measures over held-out cases; by the live router where no ``made`` is given."""
     cases = table.held_out(WORLD, task, count)
-    if made is None:
+    if sample is None:
         parts, model = sampling.Parts.of(EMBEDDED), sampling.live(EMBEDDED, task)
         pictures = sampling.pictures(WORLD, parts, model, cases)
     else:
-        pictures = made(cases)
-    found = checks.measures(WORLD, cases, pictures)
-    return {name: values.mean().item() for name, values in found.items()}
+        pictures = sample(cases)
+    measured = checks.measures(WORLD, cases, pictures)
+    return {name: values.mean().item() for name, values in measured.items()}
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from typing import Any
 BENCHMARKS = Path(__file__).parents[1]
 
 
-def run(script: str, home: Path, *words: str) -> None:
+def run(script: str, work: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *words, "--out", str(home)],
-        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(BENCHMARKS.parent)},
+        [sys.executable, str(BENCHMARKS / script), *arguments, "--out", str(work)],
+        env={**os.environ, "HOME": str(work), "PYTHONPATH": str(BENCHMARKS.parent)},
         capture_output=True,
         text=True,
     )
@@ -39,8 +39,8 @@ def test_conformance(tmp_path: Path) -> None:
     for target in ("onnx", "executorch"):
         write(rows / f"tiny-{target}-int8-t2i.json", conformance_row(target, 40.0))
     run("conformance.py", tmp_path, "--done", "--targets", "executorch")
-    found = json.loads((tmp_path / "conformance.json").read_text("utf-8"))
-    assert [(row["target"], row["proof"]["unet"]) for row in found] == [
+    document = json.loads((tmp_path / "conformance.json").read_text("utf-8"))
+    assert [(row["target"], row["proof"]["unet"]) for row in document] == [
         ("onnx", 30.0),
         ("executorch", 40.0),
     ]

@@ -23,9 +23,9 @@ def _task(name: str) -> Task:
 
 def test_text_to_image_is_that_of_diffusers(dense: Path) -> None:
     parts = sampling.Parts.of(dense)
-    rows = [cases.case(world.SMALL, "t2i", "test", i) for i in range(3)]
+    batch = [cases.case(world.SMALL, "t2i", "test", i) for i in range(3)]
     task = _task("t2i")
-    found = sampling.pictures(world.SMALL, parts, sampling.dense(dense, task), rows)
+    pictures = sampling.pictures(world.SMALL, parts, sampling.dense(dense, task), batch)
     stock: Any = StableDiffusionPipeline.from_pretrained(
         dense,
         text_encoder=CLIPTextModel.from_pretrained(dense / "text_encoder"),
@@ -36,8 +36,8 @@ def test_text_to_image_is_that_of_diffusers(dense: Path) -> None:
     )
     stock.set_progress_bar_config(disable=True)
     noise = sampling.noise(parts, range(3), world.SMALL.side)
-    wanted = stock(
-        [row.prompt for row in rows],
+    expected = stock(
+        [item.prompt for item in batch],
         height=32,
         width=32,
         latents=torch.from_numpy(noise),
@@ -45,17 +45,17 @@ def test_text_to_image_is_that_of_diffusers(dense: Path) -> None:
         guidance_scale=task.guidance.text,
         output_type="pt",
     ).images
-    assert torch.allclose(found, wanted * 2 - 1, atol=1e-4)
+    assert torch.allclose(pictures, expected * 2 - 1, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_live_and_folded_models_make_the_same_pictures(four_tasks: Path) -> None:
     parts = sampling.Parts.of(four_tasks)
     for name in ("edit", "sr"):
-        rows = [cases.case(world.SMALL, name, "test", i) for i in range(2)]
+        batch = [cases.case(world.SMALL, name, "test", i) for i in range(2)]
         pairs = [load(four_tasks, name) for load in (sampling.live, sampling.folded)]
         one, other = (
-            sampling.pictures(world.SMALL, parts, (denoise, replace(task, steps=3)), rows)
+            sampling.pictures(world.SMALL, parts, (denoise, replace(task, steps=3)), batch)
             for denoise, task in pairs
         )
         assert np.abs((one - other).numpy()).max() < 1e-4

@@ -33,9 +33,9 @@ def test_shapes_are_those_of_pillow(shape: str) -> None:
         pen.polygon([(x + a * r, y + b * r) for a, b in corners], fill=255)
     else:
         pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
-    wanted = np.asarray(canvas.resize((side, side), Image.Resampling.BOX)) / 255
-    assert np.abs(drawn.numpy() - wanted).mean() < 0.01
-    assert abs(drawn.sum() - wanted.sum()) / wanted.sum() < 0.02
+    expected = np.asarray(canvas.resize((side, side), Image.Resampling.BOX)) / 255
+    assert np.abs(drawn.numpy() - expected).mean() < 0.01
+    assert abs(drawn.sum() - expected.sum()) / expected.sum() < 0.02
 
 
 @pytest.mark.slow
@@ -79,8 +79,8 @@ def test_noise_and_half_drawn_things_are_unclear() -> None:
     some = world.SMALL
     noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert not any(reading.clear for reading in checker.read(some, noise))
-    rows = [cases.case(some, "t2i", "test", i).after for i in range(60)]
-    scenes = [scene for scene in rows if len(scene.things) == 1]
+    drawn = [cases.case(some, "t2i", "test", i).after for i in range(60)]
+    scenes = [scene for scene in drawn if len(scene.things) == 1]
     pictures = world.draw(some, scenes)
     for picture, scene in zip(pictures, scenes, strict=True):
         _, down = some.places[scene.things[0].place]
@@ -92,11 +92,11 @@ def test_noise_and_half_drawn_things_are_unclear() -> None:
 @given(st.sampled_from(NAMES), st.sampled_from(cases.TASKS), st.integers(0, 10**6))
 def test_training_never_shows_a_fresh_combination(name: str, task: str, index: int) -> None:
     some = world.WORLDS[name]
-    for split, wanted in (("train", False), ("valid", False), ("test", True)):
+    for split, expected in (("train", False), ("valid", False), ("test", True)):
         one = cases.case(some, task, split, index)
         scenes = [one.after, *([one.before] if one.before else [])]
         fresh = [world.is_fresh(some, thing) for scene in scenes for thing in scene.things]
-        assert any(fresh) == wanted
+        assert any(fresh) == expected
         assert one == cases.case(some, task, split, index)
 
 
@@ -113,32 +113,34 @@ def test_an_edit_changes_one_thing(name: str, index: int) -> None:
 def test_the_changed_surroundings_hold_all_that_changes() -> None:
     some = world.SMALL
     for task in ("edit", "inpaint"):
-        rows = [cases.case(some, task, "test", i) for i in range(100)]
-        given = cases.inputs(some, rows)
-        assert given is not None
-        differs = (world.draw(some, [row.after for row in rows]) - given).abs().amax(1) > 0.02
-        assert not bool((differs & ~checks.surroundings(some, rows)).any())
+        batch = [cases.case(some, task, "test", i) for i in range(100)]
+        images = cases.inputs(some, batch)
+        assert images is not None
+        differs = (world.draw(some, [item.after for item in batch]) - images).abs().amax(1) > 0.02
+        assert not bool((differs & ~checks.surroundings(some, batch)).any())
 
 
 def test_doubling_is_the_product_s_fit() -> None:
-    rows = [cases.case(world.SMALL, "sr", "test", i) for i in range(4)]
-    small = cases.halved(world.SMALL, rows, world.draw(world.SMALL, [row.after for row in rows]))
+    batch = [cases.case(world.SMALL, "sr", "test", i) for i in range(4)]
+    small = cases.halved(
+        world.SMALL, batch, world.draw(world.SMALL, [item.after for item in batch])
+    )
     for one, wide in zip(small, cases.doubled(small), strict=True):
         fitted = product.fit(product.to_image(one[None].numpy()), 32, 32)
         assert np.abs(fitted - wide[None].numpy()).max() <= 1.5 / 127.5
 
 
 def test_samples_come_by_index() -> None:
-    found = cases.Shapes(world.SMALL, {"t2i": 3, "edit": 2, "sr": 1, "inpaint": 2})
-    assert [found.task(i) for i in range(len(found))] == [
+    samples = cases.Shapes(world.SMALL, {"t2i": 3, "edit": 2, "sr": 1, "inpaint": 2})
+    assert [samples.task(i) for i in range(len(samples))] == [
         *(["t2i"] * 3),
         *(["edit"] * 2),
         "sr",
         *(["inpaint"] * 2),
     ]
-    together = found.batch([6, 0, 5])
-    assert [row.task for row in together] == ["inpaint", "t2i", "sr"]
-    assert torch.equal(together[0].image, found[6].image)
+    together = samples.batch([6, 0, 5])
+    assert [sample.task for sample in together] == ["inpaint", "t2i", "sr"]
+    assert torch.equal(together[0].image, samples[6].image)
     assert together[1].condition is None
     assert together[2].condition is not None
 
@@ -181,17 +183,17 @@ def test_a_part_that_is_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     monkeypatch.setattr(fitting, "_EVERY_S", -1.0)  # a state after every step
 
-    def fitted(home: Path, stop: int | None) -> torch.nn.Module:
+    def fitted(work: Path, stop: int | None) -> torch.nn.Module:
         torch.manual_seed(0)
         module = torch.nn.Linear(4, 3)
 
         def loss(step: int) -> torch.Tensor:
             if step == stop:
                 raise KeyboardInterrupt
-            given = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-            return (module(given) - given[:, :3]).square().mean()
+            noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            return (module(noise) - noise[:, :3]).square().mean()
 
-        fitting.fit(module, loss, home, steps=8, rate=0.1, warmup=2)
+        fitting.fit(module, loss, work, steps=8, rate=0.1, warmup=2)
         return module
 
     whole = fitted(tmp_path / "whole", None)

@@ -17,14 +17,14 @@ from mtu_export import bundle
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the sizes' homes are, with configs of two steps and few samples and cases."""
     monkeypatch.setenv("HOME", str(tmp_path))
     configs = tmp_path / "configs"
     shutil.copytree(program.CONFIGS, configs)
     for path in configs.rglob("*.toml"):
-        said = re.sub(r"(?m)^steps = \d+", "steps = 2", path.read_text("utf-8"))
-        path.write_text(re.sub(r"(?m)^batch_size = \d+", "batch_size = 4", said), "utf-8")
+        config = re.sub(r"(?m)^steps = \d+", "steps = 2", path.read_text("utf-8"))
+        path.write_text(re.sub(r"(?m)^batch_size = \d+", "batch_size = 4", config), "utf-8")
     few: dict[str, int] = dict.fromkeys(cases.TASKS, 8)
     patches: list[tuple[Any, str, Any]] = [
         (program, "CONFIGS", configs),
@@ -51,11 +51,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
-def test_the_full_configs_train(home: Path) -> None:
+def test_the_full_configs_train(root: Path) -> None:
     """bf16 and three levels; the parts, the dense UNet and the MTU of them."""
     for stage in ("parts", "t2i", "mtu-n4"):
-        program.run("full", home / "full", stage, None)
-    config = json.loads((home / "full" / "mtu-n4" / "unet" / "config.json").read_text("utf-8"))
+        program.run("full", root / "full", stage, None)
+    config = json.loads((root / "full" / "mtu-n4" / "unet" / "config.json").read_text("utf-8"))
     assert config["num_experts"] == 4
     assert config["sample_size"] == 16
 
@@ -63,13 +63,13 @@ def test_the_full_configs_train(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
-def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
-    home = home / "small"
-    program.run("small", home, None, None)
-    found = json.loads((tmp_path / "results" / "shapes_small.json").read_text("utf-8"))
-    assert set(found["torch"]["MTU N=4"]) == set(cases.TASKS)
+def test_every_stage_ends_in_a_table(root: Path, tmp_path: Path) -> None:
+    root = root / "small"
+    program.run("small", root, None, None)
+    results = json.loads((tmp_path / "results" / "shapes_small.json").read_text("utf-8"))
+    assert set(results["torch"]["MTU N=4"]) == set(cases.TASKS)
     for task in cases.TASKS:  # the fold changes no picture by more than rounding
-        live, folded = (found["torch"][name][task] for name in ("MTU N=4", "MTU N=4 folded"))
+        live, folded = (results["torch"][name][task] for name in ("MTU N=4", "MTU N=4 folded"))
         for measure, (mean, _, _) in live.items():
             assert folded[measure][0] == pytest.approx(mean, abs=0.02)
     page = (tmp_path / "results" / "shapes_small.md").read_text("utf-8")
@@ -77,13 +77,13 @@ def test_every_stage_ends_in_a_table(home: Path, tmp_path: Path) -> None:
     for picture in ("shapes_small.png", "shapes_small_router.png"):
         assert picture in page
         assert (tmp_path / "results" / picture).is_file()
-    said = (home / shipping.SHIPPED / "README.md").read_text("utf-8")
-    assert "| mtu-n4 | t2i, edit, sr, inpaint |" in said
-    assert len(list((home / "sheets").iterdir())) == len(cases.TASKS)
-    made = bundle.read(table.exported(home, "onnx", "int8"))
-    scales = {task.name: task.guidance.text for task in made.tasks}
-    chosen = json.loads((home / "guidance.json").read_text("utf-8"))
+    card = (root / shipping.SHIPPED / "README.md").read_text("utf-8")
+    assert "| mtu-n4 | t2i, edit, sr, inpaint |" in card
+    assert len(list((root / "sheets").iterdir())) == len(cases.TASKS)
+    exported = bundle.read(table.exported(root, "onnx", "int8"))
+    scales = {task.name: task.guidance.text for task in exported.tasks}
+    chosen = json.loads((root / "guidance.json").read_text("utf-8"))
     assert scales["edit"] == chosen["edit"]["text"]
     assert scales["sr"] is None
-    size = sum(p.stat().st_size for p in (home / shipping.SHIPPED).rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in (root / shipping.SHIPPED).rglob("*") if p.is_file())
     assert size < shipping.MOST_BYTES

@@ -45,9 +45,9 @@ def test_an_adopted_example_equals_its_own_forward(kind: str, tmp_path: Path) ->
     for task in foreign.tasks:
         want = foreign(task, *inputs(task))
         with torch.no_grad():
-            found = ours(*inputs(task), task=task).sample
+            actual = ours(*inputs(task), task=task).sample
         outputs.append(want)
-        decibels = psnr(want.numpy(), found.numpy())
+        decibels = psnr(want.numpy(), actual.numpy())
         print(f"{kind} {task}: adopted {decibels:.1f} dB")
         assert decibels >= 110
     assert psnr(outputs[0].numpy(), outputs[1].numpy()) < 40  # the tasks are not alike
@@ -69,8 +69,8 @@ def test_an_exported_example_equals_its_own_forward(kind: str, task: str, tmp_pa
 
     foreign, weights = save(kind, tmp_path / "foreign")
     adopt(weights, tmp_path / "out", EXAMPLES / f"{kind}.json")
-    words = {"model": tmp_path / "out", "task": task, "scheme": "fp32"}
-    bundle = exporter.export(options.resolve(target="onnx", out=tmp_path / task, **words))
+    settings = {"model": tmp_path / "out", "task": task, "scheme": "fp32"}
+    bundle = exporter.export(options.resolve(target="onnx", out=tmp_path / task, **settings))
     (model,) = bundle.folder.rglob("*.onnx")
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     x = inputs(task)
@@ -106,12 +106,12 @@ def test_inverse_operations_come_back_to_the_byte(
     source = make_tiny("tiny", tasks=["t2i", "fill"], experts=4)
     file = source / "unet" / "diffusion_pytorch_model.safetensors"
     state = {name: value.to(dtype) for name, value in load_file(file).items()}
-    home = tmp_path_factory.mktemp("algebra")
-    save_file(state, home / "wanted.safetensors", metadata={"format": "pt"})
+    folder = tmp_path_factory.mktemp("algebra")
+    save_file(state, folder / "wanted.safetensors", metadata={"format": "pt"})
 
     def pop(names: list[str], swapped: bool = False) -> list[Tensor]:
-        rows = [state.pop(name) for name in names]
-        return [torch.cat(row.chunk(2)[::-1]) if swapped else row for row in rows]
+        tensors = [state.pop(name) for name in names]
+        return [torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor for tensor in tensors]
 
     for path in sorted({name.split(".ff.")[0] for name in state if ".ff." in name}):
         experts = [f"{path}.ff.experts.{i}" for i in range(4)]
@@ -147,16 +147,16 @@ def test_inverse_operations_come_back_to_the_byte(
         {"from": "e.{n}", "to": "task_embedding.weight", "stack": {"axis": 0, "by": "n"}},
         {"from": "{all...}", "to": "{all}"},
     ]
-    save_file(state, home / "foreign.safetensors")
-    shutil.copy(source / "unet" / "config.json", home / "config.json")
+    save_file(state, folder / "foreign.safetensors")
+    shutil.copy(source / "unet" / "config.json", folder / "config.json")
     table = {"values": {"task": ["t2i", "fill"]}, "rules": rules}
-    (home / "map.json").write_text(json.dumps(table))
-    adopt(home / "foreign.safetensors", home / "out", home / "map.json")
-    made = home / "out" / "unet"
-    assert (made / file.name).read_bytes() == (home / "wanted.safetensors").read_bytes()
-    wanted = json.loads((home / "config.json").read_text())
-    assert json.loads((made / "config.json").read_text()) == wanted
-    shutil.rmtree(home)
+    (folder / "map.json").write_text(json.dumps(table))
+    adopt(folder / "foreign.safetensors", folder / "out", folder / "map.json")
+    adopted = folder / "out" / "unet"
+    assert (adopted / file.name).read_bytes() == (folder / "wanted.safetensors").read_bytes()
+    expected = json.loads((folder / "config.json").read_text())
+    assert json.loads((adopted / "config.json").read_text()) == expected
+    shutil.rmtree(folder)
 
 
 # --------------------------------------------------------------------------------- the config
@@ -196,47 +196,50 @@ def test_a_config_that_describes_no_checkpoint_is_refused(
 def test_the_config_beside_is_merged_and_null_leaves_a_foreign_key_out(
     tmp_path: Path, relight: str
 ) -> None:
-    found = example()
-    beside = {**found["config"], "_class_name": "Other", "gate_first": True, "num_experts": 9}
+    document = example()
+    beside = {**document["config"], "_class_name": "Other", "gate_first": True, "num_experts": 9}
     beside |= {"_rescale": 4, "_diffusers_version": "0.30.0"}
     task = {**json.loads(Path(relight).read_text()), "name": "fill"}
     task["conditioning"] = [{"kind": "image_latent", "channels": 5}]
-    found["config"] = {"gate_first": None, "num_experts": 4, "tasks": ["t2i", "edit", task]}
-    weights, table = put(tmp_path, stacked_state(), found)
+    document["config"] = {"gate_first": None, "num_experts": 4, "tasks": ["t2i", "edit", task]}
+    weights, table = put(tmp_path, stacked_state(), document)
     (tmp_path / "config.json").write_text(json.dumps(beside))
     adopt(weights, tmp_path / "out", table)
-    made = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
-    assert made["_class_name"] == "MTUUNet2DConditionModel"
-    assert made["_rescale"] == 4
-    assert "gate_first" not in made
-    assert (made["num_experts"], made["mtu_format"], made["sample_size"]) == (4, 1, 16)
-    assert made["tasks"][2] == {**task, "conditioning": [{"kind": "image_latent", "channels": 5}]}
+    written = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
+    assert written["_class_name"] == "MTUUNet2DConditionModel"
+    assert written["_rescale"] == 4
+    assert "gate_first" not in written
+    assert (written["num_experts"], written["mtu_format"], written["sample_size"]) == (4, 1, 16)
+    assert written["tasks"][2] == {
+        **task,
+        "conditioning": [{"kind": "image_latent", "channels": 5}],
+    }
 
 
 def test_what_the_source_lacks_is_filled_and_one_tensor_serves_several(tmp_path: Path) -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in stacked_state().items()}
     for name in [n for n in state if n.endswith((".ff.b2", ".norm.1.weight", ".norm.2.weight"))]:
         del state[name]
-    found = example(fill=[{"to": "{b...}.ff.experts.{i}.out.bias", "value": 0}])
-    found["rules"] = [row for row in found["rules"] if not row["from"].endswith(".b2")]
+    document = example(fill=[{"to": "{b...}.ff.experts.{i}.out.bias", "value": 0}])
+    document["rules"] = [entry for entry in document["rules"] if not entry["from"].endswith(".b2")]
     targets = [f"{{b}}.norm3.{task}.weight" for task in ("t2i", "edit", "fill")]
-    found["rules"].insert(0, {"from": "unet.{b...}.ff.norm.0.weight", "to": targets})
-    adopt(*put(tmp_path, state, found)[:1], tmp_path / "out", tmp_path / "map.json")
-    made = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert {value.dtype for value in made.values()} == {torch.float16}
-    assert not made[f"{BLOCK}.ff.experts.2.out.bias"].any()
+    document["rules"].insert(0, {"from": "unet.{b...}.ff.norm.0.weight", "to": targets})
+    adopt(*put(tmp_path, state, document)[:1], tmp_path / "out", tmp_path / "map.json")
+    adopted = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in adopted.values()} == {torch.float16}
+    assert not adopted[f"{BLOCK}.ff.experts.2.out.bias"].any()
     for task in ("t2i", "edit", "fill"):
-        assert torch.equal(made[f"{BLOCK}.norm3.{task}.weight"], state[f"{FF}.norm.0.weight"])
+        assert torch.equal(adopted[f"{BLOCK}.norm3.{task}.weight"], state[f"{FF}.norm.0.weight"])
 
 
 def test_one_expert_needs_no_router(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = make_tiny("tiny", tasks=["edit"], experts=1)
     state = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     fill = [{"to": to, "value": 0} for to in ("{b...}.ff.router.{r...}", "task_embedding.weight")]
-    found = {"rules": [{"from": "{a...}", "to": "{a}"}], "fill": fill}
+    document = {"rules": [{"from": "{a...}", "to": "{a}"}], "fill": fill}
     bare = {n: v for n, v in state.items() if ".router." not in n and "embedding.w" not in n}
     shutil.copy(source / "unet" / "config.json", tmp_path)
-    adopt(*put(tmp_path, bare, found)[:1], tmp_path / "out", tmp_path / "map.json")
+    adopt(*put(tmp_path, bare, document)[:1], tmp_path / "out", tmp_path / "map.json")
     outputs = []
     for folder in (source, tmp_path / "out"):
         unet = MTUUNet2DConditionModel.from_pretrained(str(folder), subfolder="unet").eval()
@@ -249,25 +252,25 @@ def test_one_expert_needs_no_router(make_tiny: Callable[..., Path], tmp_path: Pa
 
 
 def test_a_pipeline_keeps_its_other_parts(tmp_path: Path) -> None:
-    source, found = tmp_path / "pipe", example()
+    source, document = tmp_path / "pipe", example()
     (source / "unet").mkdir(parents=True)
     save_file(dict(stacked_state()), source / "unet" / "model.safetensors")
-    (source / "unet" / "config.json").write_text(json.dumps(found.pop("config")))
+    (source / "unet" / "config.json").write_text(json.dumps(document.pop("config")))
     (source / "scheduler").mkdir()
     (source / "scheduler" / "scheduler_config.json").write_text("{}")
     (source / "LICENSE").write_text("terms")
     index = {"_class_name": "X", "unet": ["a", "B"], "scheduler": ["diffusers", "DDIMScheduler"]}
     (source / "model_index.json").write_text(json.dumps(index))
-    (tmp_path / "map.json").write_text(json.dumps(found))
+    (tmp_path / "map.json").write_text(json.dumps(document))
     adopt(source, tmp_path / "out", tmp_path / "map.json")
-    made = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
-    assert "scheduler/scheduler_config.json" in made
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert "scheduler/scheduler_config.json" in names
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
     with pytest.raises(PlanError, match="lies inside the source"):
         adopt(source, source / "out", tmp_path / "map.json")
     with pytest.raises(OutputExists):
         adopt(source, tmp_path / "out", tmp_path / "map.json")
-    (tmp_path / "out" / "map.json").write_text(json.dumps(found))
+    (tmp_path / "out" / "map.json").write_text(json.dumps(document))
     with pytest.raises(PlanError, match="is or holds the source"):
         adopt(source, tmp_path / "out", tmp_path / "out" / "map.json", force=True)
     adopt(source, tmp_path / "out", tmp_path / "map.json", force=True)
@@ -322,9 +325,9 @@ def test_pickles_and_damaged_files_are_refused(tmp_path: Path) -> None:
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    def run(*words: str) -> tuple[int, str, str]:
+    def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["mtu-export", "adopt", *words])
+        monkeypatch.setattr(sys, "argv", ["mtu-export", "adopt", *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capfd.readouterr()
@@ -340,20 +343,20 @@ def test_a_dry_run_prints_what_maps_to_what(
     code, out, err = run("w.safetensors", "out", "--map", "map.json", "--dry-run")
     assert code == 0
     assert err == "✓ map\n"
-    rows = {tuple(part for part in line.split("  ") if part) for line in out.splitlines()}
-    rows = {tuple(part.strip() for part in row) for row in rows}
-    assert ("source", "stored", "operations", "target", "shape") in rows
-    words = "transpose [0, 2, 1], axis 0 [3], swap halves of axis 0"
+    lines = {tuple(part for part in line.split("  ") if part) for line in out.splitlines()}
+    lines = {tuple(part.strip() for part in line_) for line_ in lines}
+    assert ("source", "stored", "operations", "target", "shape") in lines
+    operations = "transpose [0, 2, 1], axis 0 [3], swap halves of axis 0"
     target = f"{BLOCK}.ff.experts.3.proj.weight"
-    assert (f"{FF}.w1", "F32 [4, 64, 128]", words, target, "[128, 64]") in rows
-    assert ("ema_steps", "I64 []", "(dropped)") in rows
+    assert (f"{FF}.w1", "F32 [4, 64, 128]", operations, target, "[128, 64]") in lines
+    assert ("ema_steps", "I64 []", "(dropped)") in lines
     assert (
         "task_embed.edit",
         "F32 [24]",
         "stack on axis 0 as edit",
         "task_embedding.weight",
         "[3, 24]",
-    ) in rows
+    ) in lines
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.json", "w.safetensors"]
 
 
@@ -372,12 +375,12 @@ def test_a_dry_run_that_does_not_fit_prints_how_far_it_goes(
     assert line.startswith("error: map.json does not fit: no rule takes 'vae.")
     assert "nothing makes 'conv_out.bias'" in line
     code, out, err = run("w.safetensors", "--map", "map.json", "--dry-run", "--json")
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 3
-    assert found["missing"] == ["conv_out.bias"]
-    assert found["leftover"] == ["vae.\x1b[2J"]
-    assert found["dropped"] == ["ema_steps"]
-    assert len(found["problems"]) == 2
+    assert result["missing"] == ["conv_out.bias"]
+    assert result["leftover"] == ["vae.\x1b[2J"]
+    assert result["dropped"] == ["ema_steps"]
+    assert len(result["problems"]) == 2
     code, out, err = run("w.safetensors", "out", "--map", "map.json")
     assert (code, out) == (3, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.json", "w.safetensors"]

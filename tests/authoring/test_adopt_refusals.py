@@ -18,24 +18,24 @@ from tests.support.foreign import BLOCK, FF, ZERO, example, put, stacked_state
 
 
 @given(st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4), st.text("ab."))
-def test_a_match_gives_the_name_back(words: list[str], text: str) -> None:
+def test_a_match_gives_the_name_back(literals: list[str], text: str) -> None:
     holes = ["{x...}", "{y}", "{z:a|b.|}"]
-    row = "".join(a + b for a, b in zip(words, holes, strict=False)) + "".join(words[3:])
-    made = mapping.pattern(row)
-    held = made.match(text)
+    rule = "".join(a + b for a, b in zip(literals, holes, strict=False)) + "".join(literals[3:])
+    parsed = mapping.pattern(rule)
+    held = parsed.match(text)
     if held is not None:
-        pieces = [t if isinstance(t, str) else held[t.name] for t in made.tokens]
+        pieces = [t if isinstance(t, str) else held[t.name] for t in parsed.tokens]
         assert "".join(pieces) == text
-    filled = made.match(
-        "".join(t if isinstance(t, str) else "b."[: 1 + t.rest] for t in made.tokens)
+    filled = parsed.match(
+        "".join(t if isinstance(t, str) else "b."[: 1 + t.rest] for t in parsed.tokens)
     )
-    assert filled is not None or "z" in made.names
+    assert filled is not None or "z" in parsed.names
 
 
 def test_no_pattern_takes_long() -> None:
-    row = "".join(f"{{h{i}...}}a" for i in range(8)) + "b"
-    assert mapping.pattern(row).match("a" * 399 + "b") is not None
-    assert mapping.pattern(row).match("a" * 399 + "cb") is None
+    rule = "".join(f"{{h{i}...}}a" for i in range(8)) + "b"
+    assert mapping.pattern(rule).match("a" * 399 + "b") is not None
+    assert mapping.pattern(rule).match("a" * 399 + "cb") is None
     assert mapping.pattern("{x...}").match("a" * 401) is None
 
 
@@ -46,7 +46,7 @@ JOIN = {"axis": 0, "by": "a"}
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("document", "message"),
     [
         ([], "must be an object, got"),
         ({}, "key 'rules' is missing"),
@@ -94,9 +94,9 @@ JOIN = {"axis": 0, "by": "a"}
         ({"rules": [RULE], "fill": [{"to": "x", "value": 2}]}, "an integer from 0 to 1, got 2"),
     ],
 )
-def test_a_wrong_map_is_refused(found: object, message: str) -> None:
+def test_a_wrong_map_is_refused(document: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        mapping.parse(found)
+        mapping.parse(document)
 
 
 @pytest.mark.parametrize(
@@ -121,17 +121,17 @@ def test_a_file_that_is_no_map_is_refused(text: str | None, message: str, tmp_pa
 # ------------------------------------------------------------- what fits no checkpoint of format 1
 
 
-def refusal(home: Path, state: Mapping[str, Tensor], found: dict[str, Any]) -> str:
+def refusal(folder: Path, state: Mapping[str, Tensor], document: dict[str, Any]) -> str:
     """The line with which a source is refused; nothing of it is left."""
-    weights, table = put(home, state, found)
+    weights, table = put(folder, state, document)
     with pytest.raises(CheckpointError) as caught:
-        adopt(weights, home / "out", table)
-    assert sorted(p.name for p in home.iterdir()) == ["map.json", "w.safetensors"]
+        adopt(weights, folder / "out", table)
+    assert sorted(p.name for p in folder.iterdir()) == ["map.json", "w.safetensors"]
     (line,) = str(caught.value).splitlines()
     return line
 
 
-W1 = next(row for row in example()["rules"] if row["from"].endswith(".ff.w1"))
+W1 = next(rule for rule in example()["rules"] if rule["from"].endswith(".ff.w1"))
 NORM = "unet.{b...}.ff.expert_norm.{leaf}"
 REFUSED: dict[str, tuple[dict[str, Tensor | None], dict[str, Any], str]] = {
     "leftover": ({"vae.w": ZERO}, {}, "no rule takes 'vae.w'"),

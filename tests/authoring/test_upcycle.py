@@ -34,24 +34,24 @@ def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
     return unet.eval()
 
 
-def predict(unet: torch.nn.Module, channels: int = 4, **words: object) -> torch.Tensor:
+def predict(unet: torch.nn.Module, channels: int = 4, **arguments: object) -> torch.Tensor:
     random = torch.Generator().manual_seed(1)
     x = torch.randn(1, channels, 16, 16, generator=random)
     text = torch.randn(1, 77, 32, generator=random)
     with torch.no_grad():
-        return unet(x, torch.tensor([300.0]), text, **words).sample
+        return unet(x, torch.tensor([300.0]), text, **arguments).sample
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experts", [1, 3, 4])
 def test_rescale_starts_equal_to_the_dense_model(tmp_path: Path, experts: int) -> None:
     want = predict(dense(tmp_path / "dense"))
-    words = {"tasks": ["t2i", "edit"], "experts": experts, "sizes": (16, 16)}
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "equal", rescale=True, **words)  # type: ignore[arg-type]
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "plain", **words)  # type: ignore[arg-type]
+    settings = {"tasks": ["t2i", "edit"], "experts": experts, "sizes": (16, 16)}
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "equal", rescale=True, **settings)  # type: ignore[arg-type]
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "plain", **settings)  # type: ignore[arg-type]
     equal = mtu.load(tmp_path / "equal")
-    found = predict(equal.components["unet"], task="t2i")
-    assert psnr(want.numpy(), found.numpy()) > 110
+    upcycled = predict(equal.components["unet"], task="t2i")
+    assert psnr(want.numpy(), upcycled.numpy()) > 110
     # channels that the dense model lacks start at zero: the condition does not count yet
     x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     x[:, :4] = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -64,20 +64,20 @@ def test_rescale_starts_equal_to_the_dense_model(tmp_path: Path, experts: int) -
 def test_experts_are_the_slices_of_the_format(tmp_path: Path) -> None:
     stock = dense(tmp_path / "dense").state_dict()
     upcycle.upcycle(tmp_path / "dense", tmp_path / "out", tasks=["t2i"], sizes=(8, 8))
-    found = checkpoint.headers(tmp_path / "out" / "unet")
+    headers = checkpoint.headers(tmp_path / "out" / "unet")
     path = "mid_block.attentions.0.transformer_blocks.0"
     width = stock[f"{path}.ff.net.2.weight"].shape[1]
     part = width // 4
     for i in range(4):
-        rows = [*range(i * part, (i + 1) * part)]
-        rows += [width + row for row in rows]
-        proj = checkpoint.tensor(found, f"{path}.ff.experts.{i}.proj.weight")
-        assert torch.equal(proj, stock[f"{path}.ff.net.0.proj.weight"][rows])
-        bias = checkpoint.tensor(found, f"{path}.ff.experts.{i}.proj.bias")
-        assert torch.equal(bias, stock[f"{path}.ff.net.0.proj.bias"][rows])
-        out = checkpoint.tensor(found, f"{path}.ff.experts.{i}.out.weight")
+        indices = [*range(i * part, (i + 1) * part)]
+        indices += [width + index for index in indices]
+        proj = checkpoint.tensor(headers, f"{path}.ff.experts.{i}.proj.weight")
+        assert torch.equal(proj, stock[f"{path}.ff.net.0.proj.weight"][indices])
+        bias = checkpoint.tensor(headers, f"{path}.ff.experts.{i}.proj.bias")
+        assert torch.equal(bias, stock[f"{path}.ff.net.0.proj.bias"][indices])
+        out = checkpoint.tensor(headers, f"{path}.ff.experts.{i}.out.weight")
         assert torch.equal(out, stock[f"{path}.ff.net.2.weight"][:, i * part : (i + 1) * part])
-        down = checkpoint.tensor(found, f"{path}.ff.experts.{i}.out.bias")
+        down = checkpoint.tensor(headers, f"{path}.ff.experts.{i}.out.bias")
         assert torch.equal(down, stock[f"{path}.ff.net.2.bias"])
 
 
@@ -127,8 +127,8 @@ def test_edit_of_instruct_pix2pix_takes_the_image_latent_of_diffusers(
     kind = getattr(diffusers, index["_class_name"])
     theirs = SimpleNamespace(vae=vae, is_cosxl_edit=cosxl)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    given = (image, 1, 1, torch.float32, "cpu", False)
-    expected = kind.prepare_image_latents(theirs, *given)
+    arguments = (image, 1, 1, torch.float32, "cpu", False)
+    expected = kind.prepare_image_latents(theirs, *arguments)
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -172,14 +172,14 @@ def test_a_pipeline_keeps_its_other_parts_but_no_pickles(tmp_path: Path) -> None
     del index["vae"]
     (source / "model_index.json").write_text(json.dumps(index))
     upcycle.upcycle(source, tmp_path / "out", tasks=["sr"], sizes=(8, 8))
-    found = sorted(
+    names = sorted(
         p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")
     )
-    assert "scheduler/scheduler_config.json" in found
-    assert "LICENSE.md" in found
-    assert "scheduler/evil.bin" not in found
-    made = json.loads((tmp_path / "out" / "model_index.json").read_text())
-    assert made == {
+    assert "scheduler/scheduler_config.json" in names
+    assert "LICENSE.md" in names
+    assert "scheduler/evil.bin" not in names
+    written = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert written == {
         "_class_name": "MTUPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["mtu_export", "MTUUNet2DConditionModel"],
@@ -220,19 +220,19 @@ def test_a_hostile_pipeline_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key").write_text("s")
     out = tmp_path / "out" / "deep"
-    words = {"tasks": ["sr"], "sizes": (8, 8)}
+    settings = {"tasks": ["sr"], "sizes": (8, 8)}
     with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
-        upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+        upcycle.upcycle(source, out, **settings)  # type: ignore[arg-type]
     for name in ("../secret", ".", "unet/", "/etc"):
         (source / "model_index.json").write_text(json.dumps({name: ["a", "b"]}))
         with pytest.raises(CheckpointError, match="is not a valid part name"):
-            upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+            upcycle.upcycle(source, out, **settings)  # type: ignore[arg-type]
     (source / "vae").symlink_to(tmp_path / "secret")
     (source / "model_index.json").write_text(json.dumps({"vae": ["a", "b"]}))
     with pytest.raises(CheckpointError, match="link that leaves"):
-        upcycle.upcycle(source, out, **words)  # type: ignore[arg-type]
+        upcycle.upcycle(source, out, **settings)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="lies inside the source"):
-        upcycle.upcycle(source, source / "vae2" / "x", **words)  # type: ignore[arg-type]
+        upcycle.upcycle(source, source / "vae2" / "x", **settings)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
@@ -265,18 +265,18 @@ def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -
     widths, xl = 0, name == "pipeline_sdxl"
     for part in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
         library, kind = index[part]
-        wanted, report = getattr(transformers, kind).from_pretrained(
+        expected, report = getattr(transformers, kind).from_pretrained(
             folder / part, output_loading_info=True
         )
         assert library == "transformers"
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
-        found = stock.load_text_encoder(folder, part)
-        words = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
-        tokenizer.matches(words, wanted.config.to_dict())
-        assert wanted.config.pad_token_id == words.pad
-        ids, cut = words.encode("a photo of a red circle")
+        loaded = stock.load_text_encoder(folder, part)
+        clip_tokenizer = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
+        tokenizer.matches(clip_tokenizer, expected.config.to_dict())
+        assert expected.config.pad_token_id == clip_tokenizer.pad
+        ids, cut = clip_tokenizer.encode("a photo of a red circle")
         assert cut == ""
-        graph = stock.text_encoder_graph(found, found.config, penultimate=xl, pooled=xl)
+        graph = stock.text_encoder_graph(loaded, loaded.config, penultimate=xl, pooled=xl)
         (out,) = capture.run(graph, [{"input_ids": ids}])
         for value in out.values():
             assert 0.3 < value.std() < 3
@@ -333,8 +333,8 @@ def test_the_index_opens_as_a_stock_pipeline(pipeline: Path, tmp_path: Path) -> 
 
 def test_every_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        words = {"tasks": ["sr"], "seed": seed, "dtype": "fp16"}
-        upcycle.write_random("tiny-sdxl", tmp_path / name, **words)  # type: ignore[arg-type]
+        settings = {"tasks": ["sr"], "seed": seed, "dtype": "fp16"}
+        upcycle.write_random("tiny-sdxl", tmp_path / name, **settings)  # type: ignore[arg-type]
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
     assert len(files) == 18
     for file in files:
@@ -342,20 +342,20 @@ def test_every_part_depends_on_the_seed_alone(tmp_path: Path) -> None:
         assert a == b
         assert (a == c) == (file.suffix != ".safetensors")
     for part, stem in (("text_encoder_2", "model"), ("vae", checkpoint.WEIGHTS)):
-        found = checkpoint.headers(tmp_path / "a" / part, stem)
-        assert {header.dtype for header in found.values()} == {"F16"}
+        headers = checkpoint.headers(tmp_path / "a" / part, stem)
+        assert {header.dtype for header in headers.values()} == {"F16"}
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_real_sizes_are_the_published_ones(name: str) -> None:
     """Parameters of CLIP ViT-L/14 text, OpenCLIP bigG text with its projection, and the VAE."""
-    wanted = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
-    rows = architectures.STOCK_PARTS[name]
-    for part, count in wanted.items():
-        if part not in rows:
+    expected = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
+    parts = architectures.STOCK_PARTS[name]
+    for part, count in expected.items():
+        if part not in parts:
             continue
         with torch.device("meta"):
-            config: dict[str, Any] = dict(rows[part])
+            config: dict[str, Any] = dict(parts[part])
             if part == "vae":
                 module: Any = stock.AutoencoderKL(**config)
             else:

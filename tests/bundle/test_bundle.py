@@ -40,51 +40,51 @@ def reseal(folder: Path) -> None:
     """Make the manifest fit the files again, as somebody would who edits a bundle."""
 
     def change(manifest: dict[str, Any]) -> None:
-        for row in (*manifest["parts"], *manifest["files"]):
-            path = folder / row["path"]
+        for entry in (*manifest["parts"], *manifest["files"]):
+            path = folder / entry["path"]
             if path.exists():
-                row.update(sha256=bundle.sha256(path), bytes=bundle.size(path))
+                entry.update(sha256=bundle.sha256(path), bytes=bundle.size(path))
 
     edit(folder, change)
 
 
 @pytest.mark.slow
 def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
-    found = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
-    assert list(found) == [
+    manifest = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
+    assert list(manifest) == [
         *("schema_version", "name", "created", "versions", "source", "target", "options"),
         *("scheme", "image", "tasks", "parts", "tokenizers", "text", "latent", "mask", "loop"),
         *("files", "proof"),
     ]
-    assert found["name"] == "edit-onnx-int8"
-    assert found["image"] == {
+    assert manifest["name"] == "edit-onnx-int8"
+    assert manifest["image"] == {
         "height": 64,
         "width": 64,
         "range": [-1, 1],
         "fit": "cover",
         "filter": "lanczos",
     }
-    assert found["tasks"][0]["conditioning"] == [
+    assert manifest["tasks"][0]["conditioning"] == [
         {"kind": "image_latent", "channels": 4, "scaled": True}
     ]
-    part = found["parts"][0]
-    assert [row["name"] for row in part["inputs"]] == [
+    part = manifest["parts"][0]
+    assert [entry["name"] for entry in part["inputs"]] == [
         "sample",
         "timestep",
         "encoder_hidden_states",
     ]
     assert part["inputs"][0] == {"name": "sample", "shape": [1, 8, 8, 8], "dtype": "float32"}
     assert part["outputs"][0]["name"] == "out_sample"
-    assert found["scheme"]["weights"] == {"bits": 8, "granularity": "per_channel"}
-    kept = {row["layer"] for row in found["scheme"]["kept_float"]}
+    assert manifest["scheme"]["weights"] == {"bits": 8, "granularity": "per_channel"}
+    kept = {entry["layer"] for entry in manifest["scheme"]["kept_float"]}
     assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= kept
-    assert {row["rung"] for row in found["proof"]} == {"folded", "quantised"}
+    assert {entry["rung"] for entry in manifest["proof"]} == {"folded", "quantised"}
     assert part["notes"]["simplifier"] == "none"
-    assert part["scheme"] == found["scheme"]
-    assert [row["path"] for row in found["files"]] == ["goldens.safetensors"]
-    assert found["tasks"][0]["parts"] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
-    assert found["loop"]["scheduler"] == "PNDMScheduler"
-    assert list(found["loop"]["schedules"]) == ["4", "8", "12", "20", "25", "30", "50"]
+    assert part["scheme"] == manifest["scheme"]
+    assert [entry["path"] for entry in manifest["files"]] == ["goldens.safetensors"]
+    assert manifest["tasks"][0]["parts"] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+    assert manifest["loop"]["scheduler"] == "PNDMScheduler"
+    assert list(manifest["loop"]["schedules"]) == ["4", "8", "12", "20", "25", "30", "50"]
     assert {path.name for path in onnx_bundle.iterdir()} == {
         *("manifest.json", "goldens.safetensors", "README.md", "unet", "model_index.json"),
         "scheduler",
@@ -94,17 +94,17 @@ def test_the_manifest_has_the_keys_of_the_format(onnx_bundle: Path) -> None:
 def test_an_app_can_check_itself_with_onnx_runtime_and_numpy_alone(onnx_bundle: Path) -> None:
     """Goldens and file names, read without our code."""
     session = onnxruntime.InferenceSession(str(onnx_bundle / "unet" / "model.onnx"))
-    rows = load_file(onnx_bundle / "goldens.safetensors")
+    tensors = load_file(onnx_bundle / "goldens.safetensors")
     for case in "012":
-        given = {i.name: rows[f"unet/edit/{case}/{i.name}"] for i in session.get_inputs()}
-        (found,) = session.run(["out_sample"], given)
-        assert psnr(rows[f"unet/edit/{case}/out_sample"], np.asarray(found)) > 35
+        inputs = {i.name: tensors[f"unet/edit/{case}/{i.name}"] for i in session.get_inputs()}
+        (actual,) = session.run(["out_sample"], inputs)
+        assert psnr(tensors[f"unet/edit/{case}/out_sample"], np.asarray(actual)) > 35
 
 
 def test_the_artefact_carries_identity_and_nothing_of_the_exporter(onnx_bundle: Path) -> None:
     model = onnx.load(onnx_bundle / "unet" / "model.onnx")
     onnx.checker.check_model(model)
-    identity = {row.key: row.value for row in model.metadata_props}
+    identity = {entry.key: entry.value for entry in model.metadata_props}
     assert identity["name"] == "edit-onnx-int8"
     assert identity["tasks"] == "edit"
     assert identity["source_sha256"]
@@ -133,17 +133,17 @@ def test_the_floor_is_the_schemes_whatever_the_bundle_says(
         manifest["proof"][1]["floor_db"] = 0.0
 
     edit(copied, lower)
-    (row,) = verification.verify_bundle(bundle.read(copied))
-    assert row.floor_db == SCHEMES["int8"].floor_db
-    (row,) = verification.verify_bundle(bundle.read(copied), 70.0)
-    assert (row.passed, row.floor_db) == (False, 70.0)
+    (verdict,) = verification.verify_bundle(bundle.read(copied))
+    assert verdict.floor_db == SCHEMES["int8"].floor_db
+    (verdict,) = verification.verify_bundle(bundle.read(copied), 70.0)
+    assert (verdict.passed, verdict.floor_db) == (False, 70.0)
     high = {**SCHEMES, "int8": replace(SCHEMES["int8"], floor_db=80.0)}
     monkeypatch.setattr(verification, "SCHEMES", high)
-    (row,) = verification.verify_bundle(bundle.read(copied))
-    assert row.passed is False
-    assert row.reason == "it was exported with --min-psnr 0: give the same to verify"
-    (row,) = verification.verify_bundle(bundle.read(copied), 0.0)
-    assert row.passed is True
+    (verdict,) = verification.verify_bundle(bundle.read(copied))
+    assert verdict.passed is False
+    assert verdict.reason == "it was exported with --min-psnr 0: give the same to verify"
+    (verdict,) = verification.verify_bundle(bundle.read(copied), 0.0)
+    assert verdict.passed is True
     with pytest.raises(PlanError, match="--min-psnr must be from 0 to 300"):
         verification.verify_bundle(bundle.read(copied), -1.0)
 
@@ -161,8 +161,8 @@ def test_changed_weights_fail_even_with_new_hashes(copied: Path) -> None:
         bundle.read(copied)
 
     reseal(copied)
-    (row,) = verification.verify_bundle(bundle.read(copied))
-    assert row.passed is False
+    (verdict,) = verification.verify_bundle(bundle.read(copied))
+    assert verdict.passed is False
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_a_greater_minor_and_its_new_keys_are_read(copied: Path) -> None:
 
 def test_damaged_goldens_are_refused(copied: Path) -> None:
     path = copied / "goldens.safetensors"
-    rows = load_file(path)
-    save_file({k: v for k, v in rows.items() if "/1/" not in k and "sample" not in k}, path)
+    tensors = load_file(path)
+    save_file({k: v for k, v in tensors.items() if "/1/" not in k and "sample" not in k}, path)
     with pytest.raises(BundleError, match=r"goldens.safetensors"):
         bundle.read(copied)
     reseal(copied)
@@ -262,9 +262,9 @@ def test_costs_are_checked(copied: Path) -> None:
 def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value: float) -> None:
     """With an infinite reference every output would be near enough."""
     path = copied / "goldens.safetensors"
-    rows = load_file(path)
-    rows[f"unet/edit/1/{name}"][0, 0] = value
-    save_file(rows, path)
+    tensors = load_file(path)
+    tensors[f"unet/edit/1/{name}"][0, 0] = value
+    save_file(tensors, path)
     reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
         verification.verify_bundle(bundle.read(copied))
@@ -272,9 +272,9 @@ def test_goldens_that_are_not_finite_are_refused(copied: Path, name: str, value:
 
 def test_goldens_of_another_dtype_are_refused(copied: Path) -> None:
     path = copied / "goldens.safetensors"
-    rows = load_file(path)
-    rows["unet/edit/1/timestep"] = rows["unet/edit/1/timestep"].astype(np.float16)
-    save_file(rows, path)
+    tensors = load_file(path)
+    tensors["unet/edit/1/timestep"] = tensors["unet/edit/1/timestep"].astype(np.float16)
+    save_file(tensors, path)
     reseal(copied)
     with pytest.raises(BundleError, match="is not finite float32"):
         verification.verify_bundle(bundle.read(copied))

@@ -31,22 +31,22 @@ def encode(image: np.ndarray) -> np.ndarray:
     return np.repeat(red, 4, 1).astype(np.float32)
 
 
-def request(name: str, **words: Any) -> Request:
+def request(name: str, **overrides: Any) -> Request:
     kinds = {entry.kind for entry in handmade.task(name).conditioning}
-    given = {
+    fields = {
         "prompt": "a red cat",
         "noise": denoising.noise((1, 4, *CELLS), 1),
         "steps": 4,
         "image": IMAGE if kinds - {"mask"} else None,
         "mask": MASK if "mask" in kinds else None,
     }
-    return Request(**{**given, **words})
+    return Request(**{**fields, **overrides})
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("bundles")
-    return {name: handmade.write(home / name, name) for name in handmade.TASKS}
+    root = tmp_path_factory.mktemp("bundles")
+    return {name: handmade.write(root / name, name) for name in handmade.TASKS}
 
 
 # ---------------------------------------------------------------------------------- conditioning
@@ -68,8 +68,8 @@ def test_conditioning_of_every_kind_in_the_order_of_the_task() -> None:
     assert not without.any()
 
     t2i = handmade.task("t2i")
-    for found in denoising.conditioning(t2i, request("t2i"), encode, 0.5, CELLS):
-        assert found.shape == (1, 0, *CELLS)
+    for channels in denoising.conditioning(t2i, request("t2i"), encode, 0.5, CELLS):
+        assert channels.shape == (1, 0, *CELLS)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -82,11 +82,11 @@ def test_a_latent_is_scaled_unless_the_task_says_no(scaled: bool) -> None:
     assert not without.any()
 
 
-@pytest.mark.parametrize(("name", "word"), [("edit", "image"), ("fill", "mask"), ("sr", "image")])
-def test_what_a_task_needs(name: str, word: str) -> None:
-    with pytest.raises(PlanError, match=f"task '{name}' needs --{word}"):
+@pytest.mark.parametrize(("name", "field"), [("edit", "image"), ("fill", "mask"), ("sr", "image")])
+def test_what_a_task_needs(name: str, field: str) -> None:
+    with pytest.raises(PlanError, match=f"task '{name}' needs --{field}"):
         denoising.conditioning(
-            handmade.task(name), request(name, **{word: None}), encode, 0.5, CELLS
+            handmade.task(name), request(name, **{field: None}), encode, 0.5, CELLS
         )
 
 
@@ -120,13 +120,13 @@ def test_any_batch_gives_what_one_branch_after_the_other_gives(
         TensorSpec(name="timestep", shape=(1,)),
         TensorSpec(name="words", shape=(batch, 5, 7)),
     ]
-    words = tuple({"words": np.full((1, 5, 7), v, np.float32)} for v in (0.25, -1.0))
+    text_inputs = tuple({"words": np.full((1, 5, 7), v, np.float32)} for v in (0.25, -1.0))
     channels = (np.ones((1, 2, *CELLS), np.float32), np.zeros((1, 2, *CELLS), np.float32))
     x = denoising.noise((1, 4, *CELLS), 3)
-    found = denoising.denoiser(session, specs, guidance, words, channels)(x, 981.0)  # type: ignore[arg-type]
-    rows = [0.25 if branch.text else -1.0 for branch in sampler.branches(guidance)]
-    wanted = sampler.guide(guidance, [x + np.float32(v) for v in rows])
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    actual = denoising.denoiser(session, specs, guidance, text_inputs, channels)(x, 981.0)  # type: ignore[arg-type]
+    offsets = [0.25 if branch.text else -1.0 for branch in sampler.branches(guidance)]
+    expected = sampler.guide(guidance, [x + np.float32(v) for v in offsets])
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert shapes == [(batch, 6, *CELLS)] * -(-guidance.passes // batch)
 
 
@@ -135,18 +135,18 @@ def test_any_batch_gives_what_one_branch_after_the_other_gives(
 
 @pytest.mark.parametrize("name", list(handmade.TASKS))
 def test_every_task_makes_a_picture(bundles: dict[str, Path], name: str) -> None:
-    found = runner.open_loop(bundle.read(bundles[name]))
+    loop = runner.open_loop(bundle.read(bundles[name]))
     seen: list[tuple[int, int]] = []
     latents, image = runner.generate(
-        found, request(name), lambda number, count, x: seen.append((number, count))
+        loop, request(name), lambda number, count, x: seen.append((number, count))
     )
     assert seen == [(i, 5) for i in range(1, 6)]
     assert (len(latents), image.shape) == (5, (1, 3, *SIZE))
     assert 0.05 < image.std() < 1
-    np.testing.assert_array_equal(runner.preview(found, latents[-1]), image)
-    _, again = runner.generate(found, request(name))
+    np.testing.assert_array_equal(runner.preview(loop, latents[-1]), image)
+    _, again = runner.generate(loop, request(name))
     np.testing.assert_array_equal(again, image)
-    _, other = runner.generate(found, request(name, steps=2))
+    _, other = runner.generate(loop, request(name, steps=2))
     assert np.abs(other - image).max() > 1e-3
 
 
@@ -162,16 +162,16 @@ def test_the_batch_of_the_denoiser_does_not_change_the_picture(
 
 def test_what_is_asked_counts(bundles: dict[str, Path]) -> None:
     """Prompt, image, noise and both scales change the picture; a fixed prompt's words do not."""
-    found = runner.open_loop(bundle.read(bundles["edit"]))
-    base = runner.generate(found, request("edit"))[1]
-    for words in (
+    loop = runner.open_loop(bundle.read(bundles["edit"]))
+    base = runner.generate(loop, request("edit"))[1]
+    for changes in (
         {"prompt": "a blue dog"},
         {"image": -IMAGE},
         {"noise": denoising.noise((1, 4, *CELLS), 2)},
         {"guidance": Guidance(kind="text_image", text=1.0, image=1.5)},
         {"guidance": Guidance(kind="text_image", text=3.0, image=4.0)},
     ):
-        assert np.abs(runner.generate(found, request("edit", **words))[1] - base).max() > 1e-4
+        assert np.abs(runner.generate(loop, request("edit", **changes))[1] - base).max() > 1e-4
     sr = runner.open_loop(bundle.read(bundles["sr"]))
     one, other = (runner.generate(sr, request("sr", prompt=p))[1] for p in ("a cat", ""))
     np.testing.assert_array_equal(one, other)
@@ -188,12 +188,12 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
         row["component"]: onnxruntime.InferenceSession(folder / row["path"] / "model.onnx")
         for row in manifest["parts"]
     }
-    found = runner.open_loop(bundle.read(folder))
+    loop = runner.open_loop(bundle.read(folder))
     from mtu_export.bundle import tokenizer
 
     ids, _ = tokenizer.load(folder / "tokenizer").encode("a red cat")
-    (words,) = sessions["text_encoder"].run(None, {"input_ids": ids})
-    empty = found.constants["empty/encoder_hidden_states"]
+    (embeddings,) = sessions["text_encoder"].run(None, {"input_ids": ids})
+    empty = loop.constants["empty/encoder_hidden_states"]
     x = request("t2i").noise
     for row in manifest["loop"]["schedules"]["4"]["passes"]:
         outputs = [
@@ -205,25 +205,25 @@ def test_the_loop_is_the_formula_by_hand(bundles: dict[str, Path]) -> None:
                     "encoder_hidden_states": text,
                 },
             )[0]
-            for text in (empty, words)
+            for text in (empty, embeddings)
         ]
         m = outputs[0] + 4.0 * (outputs[1] - outputs[0])
         x = (row["x"][0] * x + row["m"][0] * m).astype(np.float32)
     scaled = x / np.float32(handmade.SCALING)
     (image,) = sessions["vae_decoder"].run(None, {"latent_sample": scaled})
-    np.testing.assert_allclose(runner.generate(found, request("t2i"))[1], image, atol=1e-5)
+    np.testing.assert_allclose(runner.generate(loop, request("t2i"))[1], image, atol=1e-5)
 
 
 def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
-    found = runner.open_loop(bundle.read(bundles["edit"]))
-    assert runner.truncated_text(found, "photo " * 75) == ""
-    assert runner.truncated_text(found, "photo " * 75 + "of a Cat") == "of a Cat"
+    loop = runner.open_loop(bundle.read(bundles["edit"]))
+    assert runner.truncated_text(loop, "photo " * 75) == ""
+    assert runner.truncated_text(loop, "photo " * 75 + "of a Cat") == "of a Cat"
     with pytest.raises(PlanError, match="half a character"):
-        runner.truncated_text(found, "\ud800")
+        runner.truncated_text(loop, "\ud800")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         ({"steps": 3}, "no table for 3 steps; it has: 2, 4"),
         ({"steps": 0}, "no table for 0 steps"),
@@ -234,18 +234,18 @@ def test_a_long_prompt_says_what_is_cut(bundles: dict[str, Path]) -> None:
     ],
 )
 def test_requests_that_are_refused(
-    bundles: dict[str, Path], words: dict[str, Any], message: str
+    bundles: dict[str, Path], overrides: dict[str, Any], message: str
 ) -> None:
-    found = runner.open_loop(bundle.read(bundles["fill"]))
+    loop = runner.open_loop(bundle.read(bundles["fill"]))
     with pytest.raises(PlanError, match=message):
-        runner.generate(found, request("fill", **words))
+        runner.generate(loop, request("fill", **overrides))
 
 
 def test_the_task_is_named_where_it_must_be(bundles: dict[str, Path]) -> None:
-    found = bundle.read(bundles["edit"])
-    assert runner.open_loop(found, "edit").task.name == "edit"
+    exported = bundle.read(bundles["edit"])
+    assert runner.open_loop(exported, "edit").task.name == "edit"
     with pytest.raises(PlanError, match="unknown task 'x'; choose from: edit"):
-        runner.open_loop(found, "x")
+        runner.open_loop(exported, "x")
 
 
 def test_a_file_that_is_not_what_the_manifest_says(
@@ -257,9 +257,9 @@ def test_a_file_that_is_not_what_the_manifest_says(
         (bundles["edit"] / "unet" / "model.onnx").read_bytes()
     )
     handmade.reseal(folder)
-    found = runner.open_loop(bundle.read(folder))
+    loop = runner.open_loop(bundle.read(folder))
     with pytest.raises(BundleError, match="not those of the manifest"):
-        runner.generate(found, request("t2i"))
+        runner.generate(loop, request("t2i"))
 
 
 def test_a_target_that_does_not_run_here_says_so(
@@ -268,7 +268,7 @@ def test_a_target_that_does_not_run_here_says_so(
     from mtu_export.targets.onnx import running as target
 
     monkeypatch.setattr(target, "runner", lambda: (None, "no runtime here"))
-    found = runner.open_loop(bundle.read(bundles["t2i"]))
-    assert found.runner == "no runtime here"
+    loop = runner.open_loop(bundle.read(bundles["t2i"]))
+    assert loop.runner == "no runtime here"
     with pytest.raises(ToolchainError, match="cannot run here: no runtime here"):
-        runner.generate(found, request("t2i"))
+        runner.generate(loop, request("t2i"))

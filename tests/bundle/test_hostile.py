@@ -37,7 +37,7 @@ def copied(valid: Path, tmp_path: Path) -> Path:
 
 
 SAMPLE: Path_ = ("parts", 2, "inputs", 0)
-WORDS: Path_ = ("text", "inputs", "encoder_hidden_states")
+TEXT_INPUT: Path_ = ("text", "inputs", "encoder_hidden_states")
 PASS: Path_ = ("loop", "schedules", "4", "passes", 1)
 CASES: list[tuple[Path_, Any, str]] = [
     (("schema_version",), "2.0", "schema 2.0 is not readable"),
@@ -45,12 +45,16 @@ CASES: list[tuple[Path_, Any, str]] = [
     (("text",), [], "text: must be an object"),
     (("text",), None, "manifest has no loop"),
     (("text",), {}, "key 'inputs' is missing"),
-    ((*WORDS,), [], "encoder_hidden_states: must have at least 1 item"),
-    ((*WORDS,), "text_encoder", "encoder_hidden_states: must be a list"),
-    ((*WORDS, 0), 7, r"encoder_hidden_states\[0\]: must be an object"),
-    ((*WORDS, 0, "component"), "vae_encoder", "vae_encoder is not an output of a text encoder"),
-    ((*WORDS, 0, "component"), "../x", "component: must be 'text_encoder'"),
-    ((*WORDS, 0, "output"), "pooled", "'pooled' of text_encoder is not an output"),
+    ((*TEXT_INPUT,), [], "encoder_hidden_states: must have at least 1 item"),
+    ((*TEXT_INPUT,), "text_encoder", "encoder_hidden_states: must be a list"),
+    ((*TEXT_INPUT, 0), 7, r"encoder_hidden_states\[0\]: must be an object"),
+    (
+        (*TEXT_INPUT, 0, "component"),
+        "vae_encoder",
+        "vae_encoder is not an output of a text encoder",
+    ),
+    ((*TEXT_INPUT, 0, "component"), "../x", "component: must be 'text_encoder'"),
+    ((*TEXT_INPUT, 0, "output"), "pooled", "'pooled' of text_encoder is not an output"),
     (("text", "inputs"), {}, "no outputs make the UNet's input"),
     (("text", "tokenizers"), {}, "is not an output of a text encoder"),
     (("text", "tokenizers", "text_encoder"), "../tokenizer", "files has no hash of"),
@@ -138,8 +142,8 @@ def test_a_manifest_that_is_refused(copied: Path, path: Path_, value: Any, messa
 
 
 def attempt(folder: Path) -> np.ndarray:
-    found = runner.open_loop(bundle.read(folder))
-    return runner.generate(found, request("fill"))[1]
+    loop = runner.open_loop(bundle.read(folder))
+    return runner.generate(loop, request("fill"))[1]
 
 
 def test_the_valid_one_is_a_picture(copied: Path) -> None:
@@ -166,11 +170,17 @@ def test_json_that_readers_would_read_differently(copied: Path, text: str, messa
 
 def test_ids_that_are_not_the_tokenizers(copied: Path) -> None:
     """A row of another folder says nothing; one of this folder must be true."""
-    words = tokenizer.load(copied / "tokenizer")
-    row = {"path": "tokenizer", "bos": words.bos, "eos": words.eos, "pad": words.pad, "length": 77}
-    handmade.edit(copied, "tokenizers", value=[row, {**row, "path": "other", "bos": 7}])
+    loaded = tokenizer.load(copied / "tokenizer")
+    entry = {
+        "path": "tokenizer",
+        "bos": loaded.bos,
+        "eos": loaded.eos,
+        "pad": loaded.pad,
+        "length": 77,
+    }
+    handmade.edit(copied, "tokenizers", value=[entry, {**entry, "path": "other", "bos": 7}])
     attempt(copied)
-    handmade.edit(copied, "tokenizers", 0, "eos", value=words.eos - 1)
+    handmade.edit(copied, "tokenizers", 0, "eos", value=loaded.eos - 1)
     with pytest.raises(BundleError, match="tokenizers: 'tokenizer' has"):
         attempt(copied)
 
@@ -197,11 +207,11 @@ def test_constants_that_are_refused(copied: Path, value: np.ndarray | None, mess
 
 
 def test_constants_and_goldens_without_a_hash_are_not_read(copied: Path) -> None:
-    rows = load_file(copied / bundle.CONSTANTS)
-    found = json.loads((copied / bundle.MANIFEST).read_text())
-    found["files"] = [row for row in found["files"] if row["path"] == "tokenizer"]
-    (copied / bundle.MANIFEST).write_text(json.dumps(found))
-    assert rows
+    tensors = load_file(copied / bundle.CONSTANTS)
+    manifest = json.loads((copied / bundle.MANIFEST).read_text())
+    manifest["files"] = [record for record in manifest["files"] if record["path"] == "tokenizer"]
+    (copied / bundle.MANIFEST).write_text(json.dumps(manifest))
+    assert tensors
     with pytest.raises(BundleError, match="it is missing"):
         attempt(copied)
     with pytest.raises(BundleError, match="not among the files of the manifest"):
@@ -209,16 +219,16 @@ def test_constants_and_goldens_without_a_hash_are_not_read(copied: Path) -> None
 
 
 def test_files_that_the_manifest_does_not_name_are_left_alone(copied: Path) -> None:
-    wanted = attempt(copied)
+    expected = attempt(copied)
     (copied / "notes.txt").write_text("mine")
     (copied / "link").symlink_to("/etc")
     (copied / ".hidden").mkdir()
-    np.testing.assert_array_equal(attempt(copied), wanted)
-    for home in ("unet", "tokenizer"):
-        (copied / home / "extra").write_text("x")
-        with pytest.raises(BundleError, match=f"{home} has .* bytes"):
+    np.testing.assert_array_equal(attempt(copied), expected)
+    for name in ("unet", "tokenizer"):
+        (copied / name / "extra").write_text("x")
+        with pytest.raises(BundleError, match=f"{name} has .* bytes"):
             bundle.read(copied)
-        (copied / home / "extra").unlink()
+        (copied / name / "extra").unlink()
     (copied / "tokenizer" / "more").symlink_to("vocab.json")
     with pytest.raises(BundleError, match="link"):
         bundle.read(copied)
@@ -233,9 +243,9 @@ def test_a_missing_part_is_named(copied: Path, name: str) -> None:
 
 
 def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied: Path) -> None:
-    found = json.loads((copied / bundle.MANIFEST).read_text())
-    found["parts"] = [row for row in found["parts"] if row["component"] != "vae_encoder"]
-    (copied / bundle.MANIFEST).write_text(json.dumps(found))
+    manifest = json.loads((copied / bundle.MANIFEST).read_text())
+    manifest["parts"] = [part for part in manifest["parts"] if part["component"] != "vae_encoder"]
+    (copied / bundle.MANIFEST).write_text(json.dumps(manifest))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match="has no vae_encoder: task 'fill' needs it"):
         runner.open_loop(read)
@@ -253,11 +263,11 @@ def test_a_bundle_without_a_part_of_the_loop_is_read_but_makes_no_picture(copied
 def test_a_second_task_that_does_not_name_what_its_loop_needs(
     copied: Path, parts: list[str], missing: str
 ) -> None:
-    found = json.loads((copied / bundle.MANIFEST).read_text())
-    found["tasks"].append({**found["tasks"][0], "name": "other", "parts": parts})
-    for row in found["parts"]:
-        row["entries"] |= {"other": "model.onnx"} if row["component"] in parts else {}
-    (copied / bundle.MANIFEST).write_text(json.dumps(found))
+    manifest = json.loads((copied / bundle.MANIFEST).read_text())
+    manifest["tasks"].append({**manifest["tasks"][0], "name": "other", "parts": parts})
+    for part in manifest["parts"]:
+        part["entries"] |= {"other": "model.onnx"} if part["component"] in parts else {}
+    (copied / bundle.MANIFEST).write_text(json.dumps(manifest))
     read = bundle.read(copied)
     with pytest.raises(BundleError, match=f"{missing} has no entry for task 'other'"):
         runner.open_loop(read, "other")
@@ -293,23 +303,23 @@ def test_a_model_that_gives_nan_is_no_picture(copied: Path) -> None:
 
 def slots(node: Any, path: Path_ = ()) -> Iterator[Path_]:
     """Where in a JSON value anything can be changed."""
-    rows = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in rows:
+    children = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in children:
         yield (*path, key)
         if isinstance(value, (dict, list)):
             yield from slots(value, (*path, key))
 
 
-def changed(found: Any, path: Path_, value: Any, delete: bool) -> Any:
-    found = copy.deepcopy(found)
-    node = found
+def changed(document: Any, path: Path_, value: Any, delete: bool) -> Any:
+    document = copy.deepcopy(document)
+    node = document
     for key in path[:-1]:
         node = node[key]
     if delete:
         del node[path[-1]]
     else:
         node[path[-1]] = value
-    return found
+    return document
 
 
 # Names, hashes and costs are read by none; the rest of the manifest is what counts.
@@ -331,7 +341,7 @@ def test_any_change_is_a_picture_or_one_line(
 ) -> None:
     manifest = json.loads((valid / bundle.MANIFEST).read_text())
     if data is not None:
-        places = [row for row in slots(manifest) if row[0] in INNER or len(row) == 1]
+        places = [place for place in slots(manifest) if place[0] in INNER or len(place) == 1]
         for _ in range(data.draw(st.integers(1, 2))):
             path = data.draw(st.sampled_from(places))
             value, gone = data.draw(st.sampled_from(ODD)), data.draw(st.integers(0, 3)) == 0
@@ -343,15 +353,15 @@ def test_any_change_is_a_picture_or_one_line(
     shutil.copytree(valid, folder)
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     try:
-        made = attempt(folder)
+        picture = attempt(folder)
     except MtuExportError as error:
         text = str(error)
         assert text
         assert "\n" not in text
         assert len(text) < 1000
     else:
-        assert made.shape == (1, 3, handmade.HEIGHT, handmade.WIDTH)
-        assert np.isfinite(made).all()
+        assert picture.shape == (1, 3, handmade.HEIGHT, handmade.WIDTH)
+        assert np.isfinite(picture).all()
     finally:
         shutil.rmtree(folder)
 

@@ -56,15 +56,15 @@ def with_golden(folder: Path, **changes: Any) -> Path:
 
 
 def test_the_golden_of_a_loop_is_met(copied: Path) -> None:
-    found = bundle.read(with_golden(copied))
-    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    exported = bundle.read(with_golden(copied))
+    passes, free = prove_loop(exported, exported.tasks[0], 60.0)
     assert (passes.component, passes.stage, passes.passed) == ("pipeline", "passes", True)
     assert passes.psnr_db == free.psnr_db == 300.0
     assert (free.stage, free.passed, free.floor_db) == ("loop", None, 0.0)
     assert free.runner
     wrong = bundle.read(with_golden(copied, image=np.ones((1, 3, 16, 24), np.float32)))
-    row = prove_loop(wrong, wrong.tasks[0], 60.0)[0]
-    assert (row.passed, row.reason) == (False, "the worst is image")
+    verdict = prove_loop(wrong, wrong.tasks[0], 60.0)[0]
+    assert (verdict.passed, verdict.reason) == (False, "the worst is image")
 
 
 def test_a_pass_is_proved_from_the_references_history(copied: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_pass_is_proved_from_the_references_history(copied: Path) -> None:
         x = sampler.advance(schedule.passes[index], states)
         golden |= {f"outputs/{index}": states[0][1], f"latents/{index}": x}
     golden["image"] = runner.open_decoder(loop)(x)
-    found = bundle.read(write_golden(copied, golden))
-    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    exported = bundle.read(write_golden(copied, golden))
+    passes, free = prove_loop(exported, exported.tasks[0], 60.0)
     assert (passes.passed, passes.reason) == (True, None)
     assert passes.psnr_db is not None
     assert free.psnr_db is not None
@@ -101,14 +101,14 @@ def test_a_pass_is_proved_from_the_references_history(copied: Path) -> None:
 def test_goldens_before_outputs_were_stored_are_not_run(copied: Path) -> None:
     lost: dict[str, Any] = {f"outputs_{i}": None for i in range(5)}
     handmade.edit(with_golden(copied, **lost), "schema_version", value="1.2")
-    found = bundle.read(copied)
-    passes, free = prove_loop(found, found.tasks[0], 60.0)
+    exported = bundle.read(copied)
+    passes, free = prove_loop(exported, exported.tasks[0], 60.0)
     assert (passes.passed, free.psnr_db) == (None, 300.0)
     assert "older than schema 1.3" in str(passes.reason)
     handmade.edit(copied, "schema_version", value="1.3")
-    found = bundle.read(copied)
+    exported = bundle.read(copied)
     with pytest.raises(BundleError, match="outputs/0 is missing"):
-        prove_loop(found, found.tasks[0], 60.0)
+        prove_loop(exported, exported.tasks[0], 60.0)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_goldens_of_a_loop_that_are_refused(
     if golden is not None:
         handmade.edit(copied, "loop", "golden", value=golden)
     with pytest.raises(BundleError, match=message):
-        prove_loop(found := bundle.read(copied), found.tasks[0], 60.0)
+        prove_loop(exported := bundle.read(copied), exported.tasks[0], 60.0)
 
 
 def of_two_tasks(folder: Path, *lost: str) -> Path:
     """A bundle with a second task that runs the files of the first, proved but for what is lost."""
-    found = json.loads((folder / bundle.MANIFEST).read_text())
-    found["tasks"].append({**found["tasks"][0], "name": "other"})
-    for row in found["parts"]:
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    manifest["tasks"].append({**manifest["tasks"][0], "name": "other"})
+    for row in manifest["parts"]:
         row["entries"]["other"] = "model.onnx"
-    (folder / bundle.MANIFEST).write_text(json.dumps(found))
-    read, given, cases = bundle.read(folder), request("fill"), {}
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest))
+    read, asked, cases = bundle.read(folder), request("fill"), {}
     for part in read.parts:
         session = targets.runtime(targets.load("onnx")).open(part.path, "model.onnx")
         inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in part.inputs}
@@ -155,15 +155,15 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
     loops = {f"loop/{task}": loop for task in ("fill", "other")}
     bundle.write_goldens(
         folder,
-        {name: rows for name, rows in cases.items() if name not in lost},
-        {name[5:]: rows for name, rows in loops.items() if name not in lost},
+        {name: tensors for name, tensors in cases.items() if name not in lost},
+        {name[5:]: tensors for name, tensors in loops.items() if name not in lost},
     )
     handmade.reseal(folder)
-    handmade.edit(folder, "loop", "golden", value={"prompt": given.prompt, "steps": given.steps})
+    handmade.edit(folder, "loop", "golden", value={"prompt": asked.prompt, "steps": asked.steps})
     row = {"psnr_db": 200.0, "max_abs": 0.0, "floor_db": 60, "runner": "none", "reason": None}
     proof = [
-        {**row, "component": component, "task": task, "rung": rung, "passed": True}
-        for component, rung in (("unet", "exported"), ("pipeline", "passes"))
+        {**row, "component": component, "task": task, "rung": stage, "passed": True}
+        for component, stage in (("unet", "exported"), ("pipeline", "passes"))
         for task in ("fill", "other")
     ]
     handmade.edit(folder, "proof", value=proof)
@@ -173,15 +173,17 @@ def of_two_tasks(folder: Path, *lost: str) -> Path:
 def test_what_the_export_proved_must_have_its_goldens(copied: Path, tmp_path: Path) -> None:
     """A task whose goldens are gone would be left out in silence, whatever it runs."""
     whole = shutil.copytree(copied, tmp_path / "whole")
-    rows = verification.verify_bundle(bundle.read(of_two_tasks(Path(whole))))
-    assert all(row.passed for row in rows if row.stage != "loop")
-    assert {(row.component, row.task) for row in rows if row.task == "other"} == {
+    verdicts = verification.verify_bundle(bundle.read(of_two_tasks(Path(whole))))
+    assert all(verdict.passed for verdict in verdicts if verdict.stage != "loop")
+    assert {
+        (verdict.component, verdict.task) for verdict in verdicts if verdict.task == "other"
+    } == {
         ("unet", "other"),
         ("pipeline", "other"),
     }
-    for lost, said in (("unet/other", "3 cases of unet/other"), ("loop/other", "no loop/other")):
+    for lost, message in (("unet/other", "3 cases of unet/other"), ("loop/other", "no loop/other")):
         folder = Path(shutil.copytree(copied, tmp_path / lost.replace("/", "-")))
-        with pytest.raises(BundleError, match=said):
+        with pytest.raises(BundleError, match=message):
             verification.verify_bundle(bundle.read(of_two_tasks(folder, lost)))
 
 

@@ -42,7 +42,7 @@ BLEND = {**PATCH, "name": "blend", "prompt": None} | {
 
 
 @pytest.fixture
-def said() -> dict[str, Any]:
+def request_() -> dict[str, Any]:
     return json.loads((TESTDATA / "request.json").read_text("utf-8"))
 
 
@@ -50,16 +50,16 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(np.float32)
 
 
-def alone(folder: Path, out: Path, *words: str) -> np.ndarray:
+def alone(folder: Path, out: Path, *arguments: str) -> np.ndarray:
     """The script's picture; it runs where no module of ours can be found."""
-    command = [sys.executable, "-I", str(SCRIPT), str(folder), "-o", str(out), *words]
+    command = [sys.executable, "-I", str(SCRIPT), str(folder), "-o", str(out), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return pixels(out)
 
 
-def ours(folder: Path, out: Path, *words: str) -> np.ndarray:
-    command = [sys.executable, "-m", "mtu_export", "run", str(folder), "-o", str(out), *words]
+def ours(folder: Path, out: Path, *arguments: str) -> np.ndarray:
+    command = [sys.executable, "-m", "mtu_export", "run", str(folder), "-o", str(out), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return pixels(out)
@@ -73,68 +73,68 @@ def test_the_script_imports_nothing_of_ours() -> None:
     assert third == {"numpy", "onnxruntime", "PIL", "regex"}
 
 
-def test_it_makes_the_picture_of_run(said: dict[str, Any], tmp_path: Path) -> None:
-    words = ["--prompt", said["prompt"], "--image", str(TESTDATA / said["image"])]
-    words += ["--noise", str(TESTDATA / said["noise"]), "--steps", str(said["steps"])]
-    folder = TESTDATA / said["bundle"]
-    found = alone(folder, tmp_path / "alone.png", *words)
-    assert psnr(ours(folder, tmp_path / "ours.png", *words), found) >= FLOOR_DB
-    assert psnr(pixels(TESTDATA / said["picture"]), found) >= FLOOR_DB
+def test_it_makes_the_picture_of_run(request_: dict[str, Any], tmp_path: Path) -> None:
+    arguments = ["--prompt", request_["prompt"], "--image", str(TESTDATA / request_["image"])]
+    arguments += ["--noise", str(TESTDATA / request_["noise"]), "--steps", str(request_["steps"])]
+    folder = TESTDATA / request_["bundle"]
+    picture = alone(folder, tmp_path / "alone.png", *arguments)
+    assert psnr(ours(folder, tmp_path / "ours.png", *arguments), picture) >= FLOOR_DB
+    assert psnr(pixels(TESTDATA / request_["picture"]), picture) >= FLOOR_DB
 
 
-def test_every_word_of_a_request_matters(said: dict[str, Any]) -> None:
+def test_every_word_of_a_request_matters(request_: dict[str, Any]) -> None:
     """Otherwise an equal picture would prove little."""
-    found = independent_loop.Bundle(TESTDATA / said["bundle"], None)
-    height, width = (found.m["image"][side] for side in ("height", "width"))
-    image = independent_loop.read_image(TESTDATA / said["image"], height, width)
-    noise = np.load(TESTDATA / said["noise"])
-    words: dict[str, Any] = {"prompt": said["prompt"], "image": image, "noise": noise}
-    words |= {"steps": said["steps"], "mask": None}
-    wanted = found.picture(**words)
+    exported = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
+    height, width = (exported.m["image"][side] for side in ("height", "width"))
+    image = independent_loop.read_image(TESTDATA / request_["image"], height, width)
+    noise = np.load(TESTDATA / request_["noise"])
+    fields: dict[str, Any] = {"prompt": request_["prompt"], "image": image, "noise": noise}
+    fields |= {"steps": request_["steps"], "mask": None}
+    expected = exported.picture(**fields)
     other = {"prompt": "a dog", "image": image[..., ::-1], "noise": noise[..., ::-1]}
-    for word, value in other.items():
-        assert psnr(wanted, found.picture(**{**words, word: value})) < 40, word
+    for field, value in other.items():
+        assert psnr(expected, exported.picture(**{**fields, field: value})) < 40, field
     for scale in ("text", "image"):
-        guidance = {**found.task["guidance"], scale: 0.0}
-        changed = independent_loop.Bundle(TESTDATA / said["bundle"], None)
+        guidance = {**exported.task["guidance"], scale: 0.0}
+        changed = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
         changed.task = {**changed.task, "guidance": guidance}
-        assert psnr(wanted, changed.picture(**words)) < 40, scale
+        assert psnr(expected, changed.picture(**fields)) < 40, scale
 
 
-def test_its_ids_are_those_of_the_tokenizer(said: dict[str, Any]) -> None:
-    folder = TESTDATA / said["bundle"]
-    (row,) = json.loads((folder / "manifest.json").read_text("utf-8"))["tokenizers"]
-    theirs = independent_loop.Tokenizer(folder / row["path"], row)
+def test_its_ids_are_those_of_the_tokenizer(request_: dict[str, Any]) -> None:
+    folder = TESTDATA / request_["bundle"]
+    (record,) = json.loads((folder / "manifest.json").read_text("utf-8"))["tokenizers"]
+    theirs = independent_loop.Tokenizer(folder / record["path"], record)
     for case in json.loads((TESTDATA / "tokens.json").read_text("utf-8")):
         assert theirs(case["text"])[0].tolist() == case["ids"], case["text"]
-    random, words = np.random.default_rng(0), tokenizer.load(folder / row["path"])
+    random, loaded = np.random.default_rng(0), tokenizer.load(folder / record["path"])
     letters = [*"aÉ½²!'<|> \t_中😀\u0301\u00a0\x1c", "<|endoftext|>", "<|ENDOFTEXT|>", "'S", "'ll"]
     for _ in range(2000):
         text = "".join(random.choice(letters, random.integers(1, 12)))
-        assert theirs(text).tolist() == words.encode(text)[0].tolist(), repr(text)
+        assert theirs(text).tolist() == loaded.encode(text)[0].tolist(), repr(text)
 
 
-def test_an_app_checks_itself_on_first_start(said: dict[str, Any]) -> None:
+def test_an_app_checks_itself_on_first_start(request_: dict[str, Any]) -> None:
     """The goldens against the floors of the proof, by the contract's section of that name."""
-    found = independent_loop.Bundle(TESTDATA / said["bundle"], None)
-    rows = independent_loop.read_safetensors(found.root / "goldens.safetensors")
+    exported = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
+    tensors = independent_loop.read_safetensors(exported.root / "goldens.safetensors")
     floors = {
-        row["component"]: row["floor_db"]
-        for row in found.m["proof"]
-        if row["rung"] in ("exported", "quantised", "loop")
+        entry["component"]: entry["floor_db"]
+        for entry in exported.m["proof"]
+        if entry["rung"] in ("exported", "quantised", "loop")
     }
-    for part in found.m["parts"]:
+    for part in exported.m["parts"]:
         name, inputs = part["component"], part["inputs"]
         for case in range(3):
             prefix = f"{name}/edit/{case}/"
-            got = found.run(name, {s["name"]: rows[prefix + s["name"]] for s in inputs})
+            got = exported.run(name, {s["name"]: tensors[prefix + s["name"]] for s in inputs})
             assert len(got) == len(part["outputs"])
             for output, value in got.items():
-                assert psnr(rows[prefix + output], value) >= floors[name]
-    golden, noise = found.m["loop"]["golden"], rows["loop/edit/noise"]
-    image = rows["loop/edit/input"]
-    made = found.picture(golden["prompt"], image, None, noise, golden["steps"])
-    assert psnr(rows["loop/edit/image"], made) >= floors["pipeline"]
+                assert psnr(tensors[prefix + output], value) >= floors[name]
+    golden, noise = exported.m["loop"]["golden"], tensors["loop/edit/noise"]
+    image = tensors["loop/edit/input"]
+    picture = exported.picture(golden["prompt"], image, None, noise, golden["steps"])
+    assert psnr(tensors["loop/edit/image"], picture) >= floors["pipeline"]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_it_refuses_what_the_contract_refuses(
 
 
 def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle:
-    words: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
-    words |= {"height": 48, "width": 32, "batch": batch}
-    return exporter.export(options.resolve(model=folder, task=task, out=out, **words))
+    settings: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
+    settings |= {"height": 48, "width": 32, "batch": batch}
+    return exporter.export(options.resolve(model=folder, task=task, out=out, **settings))
 
 
 @pytest.mark.slow
@@ -195,30 +195,30 @@ def test_fresh_bundles_with_a_mask(
     assert targets.runtime(targets.load("onnx")).runner()[0]
     (tmp_path / "task.json").write_text(json.dumps(task), "utf-8")
     source = make_tiny(architecture, whole=True, tasks=[str(tmp_path / "task.json")])
-    found = export(source, task["name"], tmp_path / "bundle", batch)
+    exported = export(source, task["name"], tmp_path / "bundle", batch)
     y, x = np.mgrid[0:71, 0:97]
     disc = 255 * np.exp(-((x - 50) ** 2 + (y - 30) ** 2) / 400)
     alpha = np.where(x < 12, 0, 255)
     mask = np.stack([disc, disc * 0.8, disc, alpha], -1)
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.open_loop(found).latent), 3))
-    words = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
-    words += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
-    words += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
-    wanted = ours(found.folder, tmp_path / "ours.png", *words)
-    assert psnr(wanted, alone(found.folder, tmp_path / "alone.png", *words)) >= FLOOR_DB
+    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.open_loop(exported).latent), 3))
+    arguments = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
+    arguments += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
+    arguments += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
+    expected = ours(exported.folder, tmp_path / "ours.png", *arguments)
+    assert psnr(expected, alone(exported.folder, tmp_path / "alone.png", *arguments)) >= FLOOR_DB
 
 
 @pytest.mark.slow
 def test_a_bundle_of_several_tasks(atom_pipeline: Path, tmp_path: Path) -> None:
-    found = export(atom_pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
-    assert not (found.folder / "model_index.json").exists()  # it would name one UNet
-    shape = (1, *runner.open_loop(found, "t2i").latent)
+    exported = export(atom_pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
+    assert not (exported.folder / "model_index.json").exists()  # it would name one UNet
+    shape = (1, *runner.open_loop(exported, "t2i").latent)
     np.save(tmp_path / "noise.npy", denoising.noise(shape, 3))
     for task in ("t2i", "edit", "sr"):
-        words = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
-        words += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []
-        words += ["--prompt", "a green star"] if task != "sr" else []
-        wanted = ours(found.folder, tmp_path / f"{task}.png", *words)
-        made = alone(found.folder, tmp_path / f"{task}-alone.png", *words)
-        assert psnr(wanted, made) >= FLOOR_DB
+        arguments = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
+        arguments += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []
+        arguments += ["--prompt", "a green star"] if task != "sr" else []
+        expected = ours(exported.folder, tmp_path / f"{task}.png", *arguments)
+        picture = alone(exported.folder, tmp_path / f"{task}-alone.png", *arguments)
+        assert psnr(expected, picture) >= FLOOR_DB

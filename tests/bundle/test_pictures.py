@@ -49,22 +49,22 @@ def grey_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("size", "target"),
     [((64, 64), (32, 32)), ((120, 60), (32, 32)), ((60, 120), (32, 48)), ((16, 16), (64, 32))],
 )
 def test_fit_is_scale_to_cover_then_centre_crop(
-    size: tuple[int, int], wanted: tuple[int, int]
+    size: tuple[int, int], target: tuple[int, int]
 ) -> None:
     """In two steps with whole pixels, as an app may do it, where the ratio leaves no fraction."""
     image = photo(*size)
-    scale = max(wanted[0] / size[0], wanted[1] / size[1])
+    scale = max(target[0] / size[0], target[1] / size[1])
     large = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.LANCZOS)
-    left, top = (large.width - wanted[0]) // 2, (large.height - wanted[1]) // 2
-    by_hand = np.asarray(large.crop((left, top, left + wanted[0], top + wanted[1])), np.float32)
-    found = images.fit(image, *wanted)
-    assert found.shape == (1, 3, wanted[1], wanted[0])
-    assert found.dtype == np.float32
-    assert np.abs((found[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
+    left, top = (large.width - target[0]) // 2, (large.height - target[1]) // 2
+    by_hand = np.asarray(large.crop((left, top, left + target[0], top + target[1])), np.float32)
+    fitted = images.fit(image, *target)
+    assert fitted.shape == (1, 3, target[1], target[0])
+    assert fitted.dtype == np.float32
+    assert np.abs((fitted[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
 
 
 def lanczos(image: np.ndarray, count: int, first: float, scale: float) -> np.ndarray:
@@ -124,9 +124,9 @@ def test_the_tolerance_of_the_contract_tells_a_right_picture_from_a_wrong_one() 
 
 
 def test_values_are_from_minus_one_to_one() -> None:
-    for value, wanted in ((0, -1.0), (255, 1.0)):
-        found = images.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
-        np.testing.assert_array_equal(found, np.full((1, 3, 8, 8), wanted, np.float32))
+    for value, expected in ((0, -1.0), (255, 1.0)):
+        fitted = images.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
+        np.testing.assert_array_equal(fitted, np.full((1, 3, 8, 8), expected, np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,18 +140,18 @@ def test_values_are_from_minus_one_to_one() -> None:
 def test_any_size_gives_the_size_asked_and_keeps_a_flat_colour(
     width: int, height: int, to_width: int, to_height: int, filter: str
 ) -> None:
-    found = images.fit(
+    fitted = images.fit(
         Image.new("RGB", (width, height), (10, 200, 90)), to_width, to_height, filter
     )
-    assert found.shape == (1, 3, to_height, to_width)
-    np.testing.assert_allclose((found[0, :, 0, 0] + 1) * 127.5, (10, 200, 90), atol=1e-3)
-    assert np.ptp(found.reshape(3, -1), axis=1).max() == 0
+    assert fitted.shape == (1, 3, to_height, to_width)
+    np.testing.assert_allclose((fitted[0, :, 0, 0] + 1) * 127.5, (10, 200, 90), atol=1e-3)
+    assert np.ptp(fitted.reshape(3, -1), axis=1).max() == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (10, 20_000), (1, 20_000)])
 def test_extreme_pictures_work(size: tuple[int, int]) -> None:
-    found = images.fit(Image.new("RGB", size, (255, 0, 0)), 512, 512)
-    np.testing.assert_array_equal(found[0, :, 5, 5], (1, -1, -1))
+    fitted = images.fit(Image.new("RGB", size, (255, 0, 0)), 512, 512)
+    np.testing.assert_array_equal(fitted[0, :, 5, 5], (1, -1, -1))
 
 
 def sixteen(value: int) -> Image.Image:
@@ -178,9 +178,9 @@ MODES: list[tuple[str, Image.Image, tuple[int, int, int]]] = [
 
 @pytest.mark.parametrize(("name", "image", "colour"), MODES, ids=[row[0] for row in MODES])
 def test_every_mode(name: str, image: Image.Image, colour: tuple[int, int, int]) -> None:
-    found = images.upright_rgb(image)
-    assert (found.mode, found.size) == ("RGB", (4, 4))
-    assert np.abs(np.asarray(found)[2, 2].astype(int) - colour).max() <= 1
+    converted = images.upright_rgb(image)
+    assert (converted.mode, converted.size) == ("RGB", (4, 4))
+    assert np.abs(np.asarray(converted)[2, 2].astype(int) - colour).max() <= 1
 
 
 def test_a_palette_with_a_clear_colour_lies_on_white(tmp_path: Path) -> None:
@@ -199,10 +199,10 @@ def test_exif_turns_the_picture_upright(tmp_path: Path, suffix: str) -> None:
     wide.paste((0, 0, 0), (0, 0, 20, 20))  # black on the left: after the turn, at the top
     path = tmp_path / f"a.{suffix}"
     wide.save(path, exif=exif)
-    found = images.upright_rgb(images.read(path))
-    assert found.size == (20, 40)
-    assert max(found.getpixel((10, 5))) < 20  # type: ignore[arg-type]
-    assert min(found.getpixel((10, 35))) > 235  # type: ignore[arg-type]
+    upright = images.upright_rgb(images.read(path))
+    assert upright.size == (20, 40)
+    assert max(upright.getpixel((10, 5))) < 20  # type: ignore[arg-type]
+    assert min(upright.getpixel((10, 35))) > 235  # type: ignore[arg-type]
 
 
 def test_no_pixels_and_no_size_are_refused() -> None:
@@ -254,11 +254,11 @@ def test_damaged_files_give_a_picture_or_an_error_of_ours(
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     try:
-        found = images.fit(images.read(path), 8, 8)
+        fitted = images.fit(images.read(path), 8, 8)
     except (PlanError, ResourceError) as error:
         assert "\n" not in str(error)
     else:
-        assert np.isfinite(found).all()
+        assert np.isfinite(fitted).all()
 
 
 # ----------------------------------------------------------------------------------------- masks
@@ -266,10 +266,10 @@ def test_damaged_files_give_a_picture_or_an_error_of_ours(
 
 def test_a_mask_is_zero_or_one_at_one_half() -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    found = images.fit_mask(ramp, 16, 16)
-    assert found.shape == (1, 1, 16, 16)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found.reshape(-1), (np.arange(256) / 255 >= 0.5))
+    mask = images.fit_mask(ramp, 16, 16)
+    assert mask.shape == (1, 1, 16, 16)
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask.reshape(-1), (np.arange(256) / 255 >= 0.5))
 
 
 @settings(max_examples=60, deadline=None)
@@ -277,14 +277,14 @@ def test_a_mask_is_zero_or_one_at_one_half() -> None:
 def test_a_mask_takes_the_nearest_pixels(sides: tuple[int, int, int, int], seed: int) -> None:
     """The pixel under each centre, in fractions; Pillow's floating point errs at borders."""
     across, down, width, height = sides
-    given = np.random.default_rng(seed).integers(0, 256, (down, across)).astype(np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (down, across)).astype(np.uint8)
     scale = min(Fraction(across, width), Fraction(down, height))
     rows, columns = (
         [floor((Fraction(side) - scale * count) / 2 + (i + Fraction(1, 2)) * scale) for i in every]
         for side, count, every in ((down, height, range(height)), (across, width, range(width)))
     )
-    found = images.fit_mask(Image.fromarray(given), width, height)
-    np.testing.assert_array_equal(found[0, 0], given[rows][:, columns] >= 128)
+    mask = images.fit_mask(Image.fromarray(pixels), width, height)
+    np.testing.assert_array_equal(mask[0, 0], pixels[rows][:, columns] >= 128)
 
 
 def test_mask_and_picture_are_cut_alike() -> None:
@@ -300,15 +300,15 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
 
     image = photo(64, 32)
     mask = Image.fromarray((RANDOM.random((32, 64)) * 255).astype(np.uint8))
-    found, cut = images.fit(image, 64, 32), images.fit_mask(mask, 64, 32)
+    fitted, cut = images.fit(image, 64, 32), images.fit_mask(mask, 64, 32)
     theirs = VaeImageProcessor(vae_scale_factor=8).preprocess(image, height=32, width=64)
     cut_theirs = VaeImageProcessor(
         vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     ).preprocess(mask, height=32, width=64)
-    np.testing.assert_allclose(found, theirs.numpy(), atol=1e-6)
+    np.testing.assert_allclose(fitted, theirs.numpy(), atol=1e-6)
     np.testing.assert_array_equal(cut, cut_theirs.numpy())
-    wanted = theirs * (cut_theirs < 0.5)
-    np.testing.assert_allclose(images.masked_image(found, cut), wanted.numpy(), atol=1e-6)
+    expected = theirs * (cut_theirs < 0.5)
+    np.testing.assert_allclose(images.masked_image(fitted, cut), expected.numpy(), atol=1e-6)
     small = torch.nn.functional.interpolate(cut_theirs, size=(4, 8))
     np.testing.assert_array_equal(images.latent_mask(cut, 8), small.numpy())
     with pytest.raises(PlanError, match="1/7"):
@@ -320,10 +320,10 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "new/b.png"])
 def test_what_is_written_can_be_read(tmp_path: Path, name: str) -> None:
-    wanted = images.fit(photo(48, 32), 48, 32)
-    images.save(wanted, tmp_path / name)
-    found = images.fit(images.read(tmp_path / name), 48, 32)
-    assert np.abs(found - wanted).max() <= (0 if name.lower().endswith("png") else 0.15)
+    fitted = images.fit(photo(48, 32), 48, 32)
+    images.save(fitted, tmp_path / name)
+    read_back = images.fit(images.read(tmp_path / name), 48, 32)
+    assert np.abs(read_back - fitted).max() <= (0 if name.lower().endswith("png") else 0.15)
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 
 
@@ -356,7 +356,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
 
-    def fail(self: Image.Image, target: Path, *words: object, **named: object) -> None:
+    def fail(self: Image.Image, target: Path, *arguments: object, **named: object) -> None:
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

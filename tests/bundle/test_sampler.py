@@ -37,10 +37,10 @@ def fake_numpy(scaled: np.ndarray, timestep: float) -> np.ndarray:
 
 @cache
 def prepared(name: str, prediction: str) -> Any:
-    found = schedule.load(None, name)
-    found.register_to_config(prediction_type=prediction)
-    return type(found).from_config(
-        {k: v for k, v in found.config.items() if k != "_use_default_values"}
+    scheduler = schedule.load(None, name)
+    scheduler.register_to_config(prediction_type=prediction)
+    return type(scheduler).from_config(
+        {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
     )
 
 
@@ -48,12 +48,12 @@ def by_diffusers(scheduler: Any, steps: int) -> tuple[list[float], list[np.ndarr
     """Timesteps and latents of a pipeline's loop, float32."""
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(NOISE) * scheduler.init_noise_sigma
-    found = []
+    latents = []
     for t in scheduler.timesteps:
         output = fake(scheduler.scale_model_input(x, t), float(t))
         x = scheduler.step(output, t, x, return_dict=False)[0]
-        found.append(x.numpy().copy())
-    return [float(t) for t in scheduler.timesteps], found
+        latents.append(x.numpy().copy())
+    return [float(t) for t in scheduler.timesteps], latents
 
 
 @pytest.mark.parametrize("steps", [4, 8, 12, 20, 50])
@@ -63,23 +63,23 @@ def test_loop_is_that_of_diffusers(name: str, prediction: str, steps: int) -> No
     scheduler = prepared(name, prediction)
     assert scheduler.config.prediction_type == prediction
     table = schedule.table(scheduler, steps)
-    timesteps, wanted = by_diffusers(scheduler, steps)
-    found = list(sampler.latents(table, NOISE, fake_numpy))
-    assert [row.timestep for row in table.passes] == timesteps
-    assert all(x.dtype == np.float32 and x.shape == SHAPE for x in found)
-    assert min(psnr(a, b) for a, b in zip(wanted, found, strict=True)) >= FLOOR_DB
+    timesteps, expected = by_diffusers(scheduler, steps)
+    latents = list(sampler.latents(table, NOISE, fake_numpy))
+    assert [step.timestep for step in table.passes] == timesteps
+    assert all(x.dtype == np.float32 and x.shape == SHAPE for x in latents)
+    assert min(psnr(a, b) for a, b in zip(expected, latents, strict=True)) >= FLOOR_DB
 
 
 def test_a_wrong_coefficient_would_show() -> None:
     """The measure is sharp: 1e-4 in one coefficient of 21 passes falls under the floor."""
     scheduler = prepared("pndm", "epsilon")
     table = schedule.table(scheduler, 20)
-    row = table.passes[9]
+    step = table.passes[9]
     bent = Pass(
-        timestep=row.timestep,
-        input_scale=row.input_scale,
-        x=(row.x[0] * 1.0001, *row.x[1:]),
-        m=row.m,
+        timestep=step.timestep,
+        input_scale=step.input_scale,
+        x=(step.x[0] * 1.0001, *step.x[1:]),
+        m=step.m,
     )
     passes = (*table.passes[:9], bent, *table.passes[10:])
     wrong = Schedule(init_noise_sigma=table.init_noise_sigma, passes=passes)
@@ -107,10 +107,10 @@ def test_latents_are_made_pass_by_pass() -> None:
 def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
     """x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}, written out with plain indices in float64."""
     random = np.random.default_rng(seed)
-    rows = []
+    passes = []
     for i in range(count):
         a, b = (random.normal(0, 0.4, 4) * (np.arange(4) <= i) for _ in range(2))
-        rows.append(
+        passes.append(
             Pass(
                 timestep=float(i),
                 input_scale=float(random.uniform(0.1, 2)),
@@ -118,20 +118,20 @@ def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
                 m=tuple(map(float, b)),
             )
         )
-    table = Schedule(init_noise_sigma=float(random.uniform(0.5, 15)), passes=tuple(rows))
+    table = Schedule(init_noise_sigma=float(random.uniform(0.5, 15)), passes=tuple(passes))
     noise = random.standard_normal((1, 2, 3, 3)).astype(np.float32)
-    found = list(sampler.latents(table, noise, lambda x, t: np.tanh(x + t).astype(np.float32)))
+    latents = list(sampler.latents(table, noise, lambda x, t: np.tanh(x + t).astype(np.float32)))
     x: list[np.ndarray] = [table.init_noise_sigma * noise.astype(np.float64)]
     m: list[np.ndarray] = []
-    for i, row in enumerate(rows):
-        m.append(np.tanh(row.input_scale * x[i] + row.timestep))
+    for i, step in enumerate(passes):
+        m.append(np.tanh(step.input_scale * x[i] + step.timestep))
         total = np.zeros_like(x[0])
         for k in range(min(i + 1, 4)):
-            total += row.x[k] * x[i - k] + row.m[k] * m[i - k]
+            total += step.x[k] * x[i - k] + step.m[k] * m[i - k]
         x.append(total)
     scale = max(np.abs(each).max() for each in x)
-    for wanted, got in zip(x[1:], found, strict=True):
-        assert np.abs(wanted - got).max() <= 2e-5 * scale
+    for expected, got in zip(x[1:], latents, strict=True):
+        assert np.abs(expected - got).max() <= 2e-5 * scale
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_guidance_is_that_of_diffusers_pipelines() -> None:
     wide = [torch.from_numpy(x).double() for x in (nothing, image, full)]
     classifier_free = wide[0] + 7.5 * (wide[2] - wide[0])
     pix2pix = wide[0] + 4.0 * (wide[2] - wide[1]) + 1.5 * (wide[1] - wide[0])
-    for guidance, outputs, wanted in (
+    for guidance, outputs, expected in (
         (NONE, [full], wide[2]),
         (TEXT, [nothing, full], classifier_free),
         (BOTH, [nothing, image, full], pix2pix),
     ):
-        found = sampler.guide(guidance, outputs)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6, atol=1e-6)
+        guided = sampler.guide(guidance, outputs)
+        assert guided.dtype == np.float32
+        np.testing.assert_allclose(guided, expected.numpy(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [[], [NOISE], [NOISE] * 3, [NOISE, NOISE[:, :2]]])
@@ -198,8 +198,10 @@ def test_the_sampler_needs_no_torch() -> None:
     code = (
         "import sys\nfrom mtu_export.bundle import images, sampler\nprint('torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("text", [-1.0, 0.0, 0.5, 1.0, 1.001, 7.5])

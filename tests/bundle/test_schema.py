@@ -20,9 +20,9 @@ BUNDLE = RUNTIME / "testdata" / "edit-onnx-int8"
 
 @pytest.fixture(scope="module")
 def schema() -> Draft202012Validator:
-    found = json.loads((RUNTIME / "manifest.schema.json").read_text("utf-8"))
-    Draft202012Validator.check_schema(found)
-    return Draft202012Validator(found)
+    document = json.loads((RUNTIME / "manifest.schema.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(document)
+    return Draft202012Validator(document)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_real_manifests_are_valid(
 ) -> None:
     """A whole bundle, and one of the UNet alone, fresh from the exporter."""
     fresh = json.loads((onnx_bundle / "manifest.json").read_text("utf-8"))
-    for found in (manifest, fresh):
-        assert list(schema.iter_errors(found)) == []
+    for document in (manifest, fresh):
+        assert list(schema.iter_errors(document)) == []
     for key in ("text", "files", "loop"):  # schema 1.0
         del manifest[key]
     assert schema.is_valid({**manifest, "schema_version": "1.0"})
@@ -57,19 +57,19 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def put(*path: str | int, value: object) -> Change:
-    def change(found: Any) -> None:
+    def change(document: Any) -> None:
         for key in path[:-1]:
-            found = found[key]
-        found[path[-1]] = value
+            document = document[key]
+        document[path[-1]] = value
 
     return change
 
 
 def drop(*path: str | int) -> Change:
-    def change(found: Any) -> None:
+    def change(document: Any) -> None:
         for key in path[:-1]:
-            found = found[key]
-        del found[path[-1]]
+            document = document[key]
+        del document[path[-1]]
 
     return change
 
@@ -112,7 +112,7 @@ CHANGES: list[tuple[str, Change]] = [
     *(
         (
             f"too many {key}",
-            lambda found, key=key, most=most: found.update({key: found[key][:1] * most}),
+            lambda document, key=key, most=most: document.update({key: document[key][:1] * most}),
         )
         for key, most in (("files", 65), ("tasks", 65), ("tokenizers", 17), ("proof", 1025))
     ),

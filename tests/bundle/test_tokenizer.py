@@ -40,10 +40,10 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("tokenizers")
+    root = tmp_path_factory.mktemp("tokenizers")
     for name, pad in zip(PARTS, (tokenizer.END, "!"), strict=True):
-        vocabulary.write(home / name, start=49406, end=49407, pad=pad)
-    return home
+        vocabulary.write(root / name, start=49406, end=49407, pad=pad)
+    return root
 
 
 def transformers_ids(reference: Any, text: str) -> list[int]:
@@ -92,8 +92,10 @@ def test_neither_torch_nor_transformers_is_imported() -> None:
         "import sys, mtu_export.bundle.tokenizer; "
         "print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "set()"
 
 
 # ---------------------------------------------------------------------------------- vocabulary
@@ -112,10 +114,10 @@ def test_the_vocabulary_is_real_byte_pair_encoding(folder: Path, tmp_path: Path)
     )
     lines = [line.replace(",", " ,") for line in vocabulary.captions()]
     trained.train_from_iterator(lines, trainer)
-    theirs = [tuple(row) for row in json.loads(trained.to_str())["model"]["merges"]]
+    theirs = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     assert merges[:13] == theirs[:13]
     spoken = {f"{word}</w>" for line in lines for word in line.split()}
-    ours, whole = ({"".join(row) for row in rows} & spoken for rows in (merges, theirs))
+    ours, whole = ({"".join(merge) for merge in pairs} & spoken for pairs in (merges, theirs))
     assert len(ours) > 0.85 * len(whole) > 100  # ties go in another order there
     engine = tokenizer.load(folder / "tokenizer").engine
     assert engine.encode("a photo of the red circle", add_special_tokens=False).tokens == [
@@ -141,32 +143,32 @@ def test_export_from_either_form(folder: Path, tmp_path: Path) -> None:
     reference = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
     reference.save_pretrained(source)
     assert not (source / "vocab.json").exists()
-    for name, home in (("files", folder / "tokenizer_2"), ("whole", source)):
-        made = source_tokenizer.export(home, tmp_path / name / "out")
+    for name, tokenizer_folder in (("files", folder / "tokenizer_2"), ("whole", source)):
+        exported = source_tokenizer.export(tokenizer_folder, tmp_path / name / "out")
         files = {path.name for path in (tmp_path / name / "out").iterdir()}
         assert {"tokenizer.json", "vocab.json", "merges.txt"} < files
-        assert (made.bos, made.eos, made.pad) == (49406, 49407, 0)
+        assert (exported.bos, exported.eos, exported.pad) == (49406, 49407, 0)
         again = CLIPTokenizer.from_pretrained(tmp_path / name / "out")
         for line in LINES:
-            wanted = transformers_ids(reference, line)
-            assert made.encode(line)[0][0].tolist() == wanted == transformers_ids(again, line)
+            expected = transformers_ids(reference, line)
+            assert exported.encode(line)[0][0].tolist() == expected == transformers_ids(again, line)
 
 
 def test_the_tokenizers_of_old_checkpoints_load(folder: Path, tmp_path: Path) -> None:
     """Special tokens as objects, carriage returns, no config at all."""
-    made = tmp_path / "old"
-    made.mkdir()
+    path = tmp_path / "old"
+    path.mkdir()
     for name in ("vocab.json", "merges.txt"):
         data = (folder / "tokenizer" / name).read_bytes()
-        (made / name).write_bytes(data.replace(b"\n", b"\r\n"))
-    bare = tokenizer.load(made)
+        (path / name).write_bytes(data.replace(b"\n", b"\r\n"))
+    bare = tokenizer.load(path)
     assert (bare.bos, bare.eos, bare.pad, bare.limit) == (49406, 49407, 49407, None)
-    row = {"__type": "AddedToken", "content": tokenizer.END, "lstrip": False, "normalized": True}
-    config = {"eos_token": row, "pad_token": "!", "model_max_length": 77}
-    (made / "tokenizer_config.json").write_text(json.dumps(config))
-    for found in (tokenizer.load(made), source_tokenizer.read(made)):
-        assert (found.eos, found.pad) == (49407, 0)
-    assert source_tokenizer.read(made).limit == 77
+    token = {"__type": "AddedToken", "content": tokenizer.END, "lstrip": False, "normalized": True}
+    config = {"eos_token": token, "pad_token": "!", "model_max_length": 77}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    for loaded in (tokenizer.load(path), source_tokenizer.read(path)):
+        assert (loaded.eos, loaded.pad) == (49407, 0)
+    assert source_tokenizer.read(path).limit == 77
 
 
 # --------------------------------------------------------------------------------- added tokens
@@ -183,7 +185,7 @@ def write_added(folder: Path, layout: str) -> None:
     reference.add_tokens(["<cat-toy>", AddedToken("Wow", single_word=True, lstrip=True)])
     reference.add_special_tokens({"additional_special_tokens": ["<sks>"]})
     reference.add_tokens([AddedToken("red", normalized=False, rstrip=True)])
-    rows = reference.added_tokens_decoder.items()
+    tokens = reference.added_tokens_decoder.items()
     if layout in ("5", "4 fast"):
         reference.save_pretrained(folder / "5")
         for path in (folder / "5").iterdir():
@@ -194,12 +196,13 @@ def write_added(folder: Path, layout: str) -> None:
             (folder / name).unlink()
         return
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    added = {row.content: number for number, row in rows if number > 863}
+    added = {added_token.content: number for number, added_token in tokens if number > 863}
     (folder / "added_tokens.json").write_text(json.dumps(added), "utf-8")
     if layout.startswith("4"):
         names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
         config["added_tokens_decoder"] = {
-            str(number): {name: getattr(row, name) for name in names} for number, row in rows
+            str(number): {name: getattr(added_token, name) for name in names}
+            for number, added_token in tokens
         }
         config["additional_special_tokens"] = ["<sks>"]
     else:
@@ -225,8 +228,8 @@ def test_added_tokens_are_those_of_transformers(layout: str, tmp_path: Path) -> 
     whole, plain = (Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")) for _ in "12")
     plain.no_padding()
     plain.no_truncation()
-    row = {"bos": bundle.bos, "eos": bundle.eos, "pad": bundle.pad, "length": bundle.length}
-    contract = independent_loop.Tokenizer(tmp_path / "out", row)
+    record = {"bos": bundle.bos, "eos": bundle.eos, "pad": bundle.pad, "length": bundle.length}
+    contract = independent_loop.Tokenizer(tmp_path / "out", record)
     ids = json.loads((tmp_path / "out" / "vocab.json").read_text("utf-8"))
     assert (ids["<cat-toy>"], ids["<sks>"]) == (864, 866)
     pieces = ["<cat-toy>", "<CAT-TOY>", "wow", "WOW", " Wow ", "wowed", "<sks>", "<SKS>", "red"]
@@ -408,15 +411,15 @@ def test_links_that_leave_the_checkpoint_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
-    found = tokenizer.load(folder / "tokenizer")
+    loaded = tokenizer.load(folder / "tokenizer")
     config = {
         "vocab_size": 49408,
         "max_position_embeddings": 77,
         "bos_token_id": 49406,
         "eos_token_id": 49407,
     }
-    tokenizer.matches(found, config)
-    tokenizer.matches(found, {**config, "bos_token_id": 0, "eos_token_id": 2})  # as SD 1.5 ships
+    tokenizer.matches(loaded, config)
+    tokenizer.matches(loaded, {**config, "bos_token_id": 0, "eos_token_id": 2})  # as SD 1.5 ships
     for change, message in (
         ({"vocab_size": 49407}, "ids up to 49407, the text encoder's vocab_size is 49407"),
         ({"vocab_size": None}, "vocab_size is None"),
@@ -425,7 +428,7 @@ def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path)
         ({"max_position_embeddings": 64}, "reads 77, the text encoder's max_position"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            tokenizer.matches(found, {**config, **change})
+            tokenizer.matches(loaded, {**config, **change})
     vocabulary.write(tmp_path / "t", start=49407, end=49406)
     with pytest.raises(CheckpointError, match="greatest id, 49407; the tokenizer's end is 49406"):
         tokenizer.matches(tokenizer.load(tmp_path / "t"), {**config, "eos_token_id": 2})

@@ -10,19 +10,19 @@ from mtu_export.bundle import metrics
 
 def test_psnr_is_the_published_formula() -> None:
     reference = np.array([1.0, -2.0, 4.0], np.float32)
-    found = reference + np.array([0.1, -0.1, 0.1], np.float32)
-    assert metrics.psnr(reference, found) == pytest.approx(20 * np.log10(4 / 0.1), abs=1e-4)
+    actual = reference + np.array([0.1, -0.1, 0.1], np.float32)
+    assert metrics.psnr(reference, actual) == pytest.approx(20 * np.log10(4 / 0.1), abs=1e-4)
     assert metrics.psnr(reference, reference) == metrics.CEILING_DB
-    assert metrics.psnr(reference, found * np.nan) == -np.inf
-    assert metrics.psnr(reference, found[:2]) == -np.inf
+    assert metrics.psnr(reference, actual * np.nan) == -np.inf
+    assert metrics.psnr(reference, actual[:2]) == -np.inf
     assert metrics.psnr(np.zeros(3), np.ones(3)) == -np.inf
 
 
-def _judge(found: np.ndarray, floor: float) -> metrics.Verdict:
+def _judge(actual: np.ndarray, floor: float) -> metrics.Verdict:
     reference = np.linspace(-1, 1, 50, dtype=np.float32)
     return metrics.judge(
         [{"y": reference}, {"y": reference}],
-        [{"y": reference}, {"y": found}],
+        [{"y": reference}, {"y": actual}],
         component="unet",
         task="edit",
         stage="exported",
@@ -43,22 +43,22 @@ def test_the_worst_case_decides() -> None:
 
 
 def test_nan_fails_with_a_reason() -> None:
-    row = _judge(np.full(50, np.nan, np.float32), 10)
-    assert row.passed is False
-    assert row.psnr_db is None
-    assert "NaN" in str(row.reason)
+    verdict = _judge(np.full(50, np.nan, np.float32), 10)
+    assert verdict.passed is False
+    assert verdict.psnr_db is None
+    assert "NaN" in str(verdict.reason)
 
 
 def test_not_run_is_never_a_pass() -> None:
-    row = metrics.not_run(component="unet", task="t", stage="r", floor_db=1, reason="no Mac")
-    assert row.passed is None
-    assert metrics.failure([row]) is None
+    verdict = metrics.not_run(component="unet", task="t", stage="r", floor_db=1, reason="no Mac")
+    assert verdict.passed is None
+    assert metrics.failure([verdict]) is None
 
 
 def test_a_verdict_without_a_figure_is_a_line_too() -> None:
     """NaN has no PSNR: the reason alone is shown."""
-    given = {"component": "unet", "task": "edit", "stage": "folded", "floor_db": 90.0}
-    verdict = metrics.broken(**given, runner="torch", reason="NaN first appears in conv_in")
+    labels = {"component": "unet", "task": "edit", "stage": "folded", "floor_db": 90.0}
+    verdict = metrics.broken(**labels, runner="torch", reason="NaN first appears in conv_in")
     assert metrics.failure([verdict]) == (
         "unet of task 'edit' (folded, torch): NaN first appears in conv_in"
     )

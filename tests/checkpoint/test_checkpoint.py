@@ -28,10 +28,10 @@ def unet(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_headers_match_the_file(unet: Path) -> None:
-    found = checkpoint.headers(unet)
-    row = found["conv_in.edit.weight"]
-    assert (row.dtype, row.shape) == ("F32", (32, 8, 3, 3))
-    assert checkpoint.tensor(found, "conv_in.edit.weight").shape == (32, 8, 3, 3)
+    headers = checkpoint.headers(unet)
+    header = headers["conv_in.edit.weight"]
+    assert (header.dtype, header.shape) == ("F32", (32, 8, 3, 3))
+    assert checkpoint.tensor(headers, "conv_in.edit.weight").shape == (32, 8, 3, 3)
 
 
 def test_a_pickle_is_refused_and_never_opened(unet: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_cut_file_is_refused(unet: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    "entry",
     [
         {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
@@ -72,8 +72,8 @@ def test_a_cut_file_is_refused(unet: Path, keep: int) -> None:
         7,
     ],
 )
-def test_absurd_headers_are_refused(unet: Path, row: object) -> None:
-    header = json.dumps({"a": row}).encode()
+def test_absurd_headers_are_refused(unet: Path, entry: object) -> None:
+    header = json.dumps({"a": entry}).encode()
     (unet / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
     with pytest.raises(CheckpointError, match="is not a whole safetensors file: Error while"):
         checkpoint.headers(unet)
@@ -146,16 +146,16 @@ def test_a_hub_id_is_read_from_the_hub_cache(
 ) -> None:
     from huggingface_hub import constants
 
-    home = tmp_path / "models--someone--shapes-mtu"
-    shutil.copytree(tiny, home / "snapshots" / "abc123")
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("abc123")
+    repository = tmp_path / "models--someone--shapes-mtu"
+    shutil.copytree(tiny, repository / "snapshots" / "abc123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert checkpoint.locate("someone/shapes-mtu") == home / "snapshots" / "abc123"
-    (home / "refs" / "v2").write_text("def456")
-    shutil.copytree(tiny, home / "snapshots" / "def456")
-    found = checkpoint.locate("someone/shapes-mtu", "v2")
-    assert found == home / "snapshots" / "def456"
+    assert checkpoint.locate("someone/shapes-mtu") == repository / "snapshots" / "abc123"
+    (repository / "refs" / "v2").write_text("def456")
+    shutil.copytree(tiny, repository / "snapshots" / "def456")
+    located = checkpoint.locate("someone/shapes-mtu", "v2")
+    assert located == repository / "snapshots" / "def456"
 
 
 _REPOSITORY = """LICENSE model_index.json scheduler/scheduler_config.json tokenizer/merges.txt
@@ -188,20 +188,20 @@ def test_of_a_pipeline_on_the_hub_only_what_is_read_is_fetched(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     checkpoint.locate("someone/shapes-mtu", "v2")
     files = {path for path in tmp_path.rglob("*") if path.is_file()}
-    found = {path.relative_to(tmp_path).as_posix() for path in files}
+    fetched = {path.relative_to(tmp_path).as_posix() for path in files}
     if pipeline:
         unwanted = ("fp16", "non_ema", "safety", "pruned", ".bin", ".md")
-        assert found == {name for name in names if not any(word in name for word in unwanted)}
+        assert fetched == {name for name in names if not any(part in name for part in unwanted)}
     else:
-        assert found == set(names[:2])
+        assert fetched == set(names[:2])
 
 
 def test_shards_hold_no_more_than_asked(tmp_path: Path) -> None:
-    rows = [(f"t{i}", torch.full((100,), float(i))) for i in range(7)]
-    checkpoint.write(tmp_path / "w", {"a": 1}, iter(rows), shard_bytes=900)
-    found = checkpoint.headers(tmp_path / "w")
-    assert len({row.file for row in found.values()}) == 4
-    assert all(torch.equal(checkpoint.tensor(found, name), value) for name, value in rows)
+    tensors = [(f"t{i}", torch.full((100,), float(i))) for i in range(7)]
+    checkpoint.write(tmp_path / "w", {"a": 1}, iter(tensors), shard_bytes=900)
+    headers = checkpoint.headers(tmp_path / "w")
+    assert len({header.file for header in headers.values()}) == 4
+    assert all(torch.equal(checkpoint.tensor(headers, name), value) for name, value in tensors)
 
 
 def test_stock_defaults_are_those_of_diffusers() -> None:
@@ -275,9 +275,9 @@ def test_an_output_of_another_shape_is_refused(unet: Path) -> None:
     path = unet / "config.json"
     config = {**json.loads(path.read_text()), "conv_out_kernel": 4}
     path.write_text(json.dumps(config), "utf-8")
-    rows = load_file(unet / WEIGHTS)
-    rows["conv_out.weight"] = torch.zeros(4, 32, 4, 4)
-    save_file(rows, unet / WEIGHTS)
+    tensors = load_file(unet / WEIGHTS)
+    tensors["conv_out.weight"] = torch.zeros(4, 32, 4, 4)
+    save_file(tensors, unet / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"its output is \[1, 4, 3, 3\], not"):
         mtu.load(unet.parent)
 
@@ -311,12 +311,12 @@ def test_impossible_names_of_a_checkpoint_are_one_line(name: str) -> None:
 
 
 def test_a_damaged_header_is_one_printable_line(unet: Path) -> None:
-    row = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    entry = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     for text, message in (
-        ("{" + row.replace('"a"', r'"a\u001b[2J"') + "}", "is not a tensor name"),
-        ("{" + row.replace("[1]", "[true]") + "}", "not a whole safetensors file"),
-        ("{" + row.replace("F32", r"F\u001b32") + "}", "not a whole safetensors file"),
-        ("{" + row.replace("F32", "I32") + "}", "'a' has dtype 'I32'; legal: F64"),
+        ("{" + entry.replace('"a"', r'"a\u001b[2J"') + "}", "is not a tensor name"),
+        ("{" + entry.replace("[1]", "[true]") + "}", "not a whole safetensors file"),
+        ("{" + entry.replace("F32", r"F\u001b32") + "}", "not a whole safetensors file"),
+        ("{" + entry.replace("F32", "I32") + "}", "'a' has dtype 'I32'; legal: F64"),
     ):
         header = text.encode()
         (unet / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
@@ -326,8 +326,8 @@ def test_a_damaged_header_is_one_printable_line(unet: Path) -> None:
 
 
 def test_an_index_says_where_every_tensor_is(tmp_path: Path) -> None:
-    rows = [(f"t{i}", torch.full((100,), float(i))) for i in range(3)]
-    checkpoint.write(tmp_path / "w", {"a": 1}, iter(rows), shard_bytes=500)
+    tensors = [(f"t{i}", torch.full((100,), float(i))) for i in range(3)]
+    checkpoint.write(tmp_path / "w", {"a": 1}, iter(tensors), shard_bytes=500)
     path = tmp_path / "w" / f"{WEIGHTS}.index.json"
     index = json.loads(path.read_text("utf-8"))
     files = sorted(set(index["weight_map"].values()))

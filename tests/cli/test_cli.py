@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("arguments", "code", "message"),
     [
         (["tflite"], 2, "unknown command 'tflite'; choose from: coreml, executorch, onnx"),
         (["onnx", "--task", "paint"], 2, "unknown task 'paint'; choose from: t2i, edit, sr"),
@@ -44,15 +44,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str],
+    arguments: list[str],
     code: int,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    found, out, err = run(words, monkeypatch, capfd)
-    assert found == code
+    code_, out, err = run(arguments, monkeypatch, capfd)
+    assert code_ == code
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("error: ")
@@ -60,11 +60,11 @@ def test_mistakes_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["onnx", "--help"], ["--version"], ["list"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["onnx", "--help"], ["--version"], ["list"]])
 def test_help_and_list(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(words, monkeypatch, capfd)
+    code, out, err = run(arguments, monkeypatch, capfd)
     assert (code, err) == (0, "")
     assert out
 
@@ -73,10 +73,10 @@ def test_inspect_counts_the_embedded_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(["inspect", "--json"], monkeypatch, capfd)
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert [row["task"] for row in found["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
-    kinds = found["parameters"]
+    assert [entry["task"] for entry in result["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
+    kinds = result["parameters"]
     assert sum(kinds.values()) == 2 * kinds["total"]
 
 
@@ -108,19 +108,19 @@ def test_doctor_compares_with_what_was_tried(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(["doctor", "--json"], monkeypatch, capfd)
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    states = {row["package"]: row for row in found["packages"]}
+    states = {entry["package"]: entry for entry in result["packages"]}
     assert states["torch"]["found"] == importlib.metadata.version("torch")
-    assert {row["target"] for row in found["runners"]} == set(targets.names())
+    assert {entry["target"] for entry in result["runners"]} == set(targets.names())
 
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     _, out, _ = run(["doctor", "--json"], monkeypatch, capfd)
-    row = next(r for r in json.loads(out)["packages"] if r["package"] == "coremltools")
-    assert row["state"] == "missing: pip install 'mtu-export[coreml]'"
+    entry = next(r for r in json.loads(out)["packages"] if r["package"] == "coremltools")
+    assert entry["state"] == "missing: pip install 'mtu-export[coreml]'"
 
 
 def test_an_internal_error_is_one_line(
@@ -150,9 +150,9 @@ def test_nothing_is_sent() -> None:
     environment = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     need = next(
-        row
-        for row in importlib.metadata.requires("mtu-export") or ()
-        if row.startswith("onnxruntime") and "<1.29" in row
+        requirement
+        for requirement in importlib.metadata.requires("mtu-export") or ()
+        if requirement.startswith("onnxruntime") and "<1.29" in requirement
     )
     assert need
     major, minor, *_ = importlib.metadata.version("onnxruntime").split(".")
@@ -180,8 +180,8 @@ def test_the_environment_is_the_user_s() -> None:
 # ----------------------------------------------------------------- whole commands, as a user types
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "mtu_export", *words]
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mtu_export", *arguments]
 
 
 @pytest.mark.slow
@@ -191,18 +191,18 @@ def test_an_export_prints_json_alone_and_verifies(
     """The export in a process of its own, as a toolchain may write to its streams."""
     export = ["onnx", "-m", str(atom), "--task", "inpaint", "--int8", "--components", "unet"]
     done = subprocess.run(command(*export, "--json"), capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["name"] == "inpaint-onnx-int8"
-    assert [row for row in found["proof"] if not row["passed"]] == []
+    result = json.loads(done.stdout)
+    assert result["name"] == "inpaint-onnx-int8"
+    assert [entry for entry in result["proof"] if not entry["passed"]] == []
     assert [line for line in done.stderr.splitlines() if not line.startswith("✓")] == []
     code, _, err = run(export, monkeypatch, capfd)
     assert (code, "exists; choose another -o or pass --force" in err) == (2, True)
     code, out, _ = run(["verify", "inpaint-onnx-int8", "--json"], monkeypatch, capfd)
-    (row,) = json.loads(out)
-    at_the_export = [v["psnr_db"] for v in found["proof"] if v["rung"] != "folded"]
+    (entry,) = json.loads(out)
+    at_the_export = [v["psnr_db"] for v in result["proof"] if v["rung"] != "folded"]
     assert code == 0
-    assert [v["psnr_db"] for v in row["proof"]] == at_the_export
-    assert [(v["component"], v["runner"].partition(" ")[0]) for v in row["recorded"]] == [
+    assert [v["psnr_db"] for v in entry["proof"]] == at_the_export
+    assert [(v["component"], v["runner"].partition(" ")[0]) for v in entry["recorded"]] == [
         ("unet", "torch")
     ]
     failing = ["verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"]
@@ -217,10 +217,10 @@ def test_a_proof_of_no_part_is_shown_without_a_size(
 ) -> None:
     source = Path(__file__).parents[2] / "runtime" / "testdata" / "edit-onnx-int8"
     folder = Path(shutil.copytree(source, tmp_path / "b"))
-    found = json.loads((folder / "manifest.json").read_text("utf-8"))
-    for row in found["proof"]:
-        row["component"] = "nobody"
-    (folder / "manifest.json").write_text(json.dumps(found), "utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for entry in manifest["proof"]:
+        entry["component"] = "nobody"
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     code, out, err = run(["verify", str(folder)], monkeypatch, capfd)
     assert (code, "nobody" in out, "error" in err) == (0, True, False)
 
@@ -229,8 +229,8 @@ def test_a_proof_of_no_part_is_shown_without_a_size(
 def test_parity_below_the_floor_leaves_nothing(
     atom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--task", "sr", "--int8", "--min-psnr", "90", "--components", "unet"]
-    code, _, err = run(["reference", "-m", str(atom), *words], monkeypatch, capfd)
+    arguments = ["--task", "sr", "--int8", "--min-psnr", "90", "--components", "unet"]
+    code, _, err = run(["reference", "-m", str(atom), *arguments], monkeypatch, capfd)
     last = err.splitlines()[-1]
     assert (code, last[:45]) == (1, "error: parity below the floor: unet of task '")
     assert list(tmp_path.iterdir()) == []

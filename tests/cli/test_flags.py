@@ -34,8 +34,8 @@ def test_values_are_what_the_user_gave() -> None:
 
 
 def test_a_string_is_a_sequence_of_one() -> None:
-    made = ExportOptions(target="onnx", task="edit", lora="a.safetensors")
-    assert (made.task, made.lora) == (("edit",), ("a.safetensors",))
+    resolved = ExportOptions(target="onnx", task="edit", lora="a.safetensors")
+    assert (resolved.task, resolved.lora) == (("edit",), ("a.safetensors",))
 
 
 def test_scripts_call_what_the_commands_call(tmp_path: Path) -> None:

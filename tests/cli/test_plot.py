@@ -45,17 +45,17 @@ def test_heat_map(tmp_path: Path, shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
 def test_bars(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"bars{suffix}"
-    rows = [{"kind": KINDS[i % 12], "deviation": 100.0 - i} for i in range(60)]
+    layers = [{"kind": KINDS[i % 12], "deviation": 100.0 - i} for i in range(60)]
     kinds = [{"kind": kind, "deviation": float(i)} for i, kind in enumerate(KINDS)]
-    plot.bars(rows, kinds, path)
+    plot.bars(layers, kinds, path)
     assert path.stat().st_size > 8_000
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    (row,) = weights(1, 1, 2)
-    row["tasks"] = {"$\\frac{x$": [0.5, 0.5], "a" * 64: [0.5, 0.5]}
-    row["layer"] = "$x^$\x1b[2J_{"
-    plot.heat_map([row], tmp_path / "odd.svg")
+    (layer,) = weights(1, 1, 2)
+    layer["tasks"] = {"$\\frac{x$": [0.5, 0.5], "a" * 64: [0.5, 0.5]}
+    layer["layer"] = "$x^$\x1b[2J_{"
+    plot.heat_map([layer], tmp_path / "odd.svg")
     assert "\x1b" not in (tmp_path / "odd.svg").read_text("utf-8")
 
 
@@ -89,7 +89,7 @@ def test_a_failure_leaves_the_older_picture(
     path = tmp_path / "map.png"
     path.write_text("mine")
 
-    def full(self: Figure, out: Path, **words: object) -> None:
+    def full(self: Figure, out: Path, **arguments: object) -> None:
         Path(out).write_text("half")
         raise OSError(28, os.strerror(28))
 
@@ -118,9 +118,9 @@ def test_inspect_plots_and_prints_one_line_a_block(
     assert len([line for line in out.splitlines() if ".attn.0.block.0" in line]) == 3
     assert "conv + linear" in out
     code, out, _ = run([*inspect, "--json", "--height", "64"], monkeypatch, capfd)
-    found = json.loads(out)
-    assert found["image"] == "64 x 128"
-    assert len(found["expert weights"][0]["tasks"]["edit"]) == found["config"]["num_experts"]
+    result = json.loads(out)
+    assert result["image"] == "64 x 128"
+    assert len(result["expert weights"][0]["tasks"]["edit"]) == result["config"]["num_experts"]
     code, out, err = run([*inspect, "--plot", "map.png"], monkeypatch, capfd)
     assert (code, out) == (2, "")
     assert err == ("error: picture 'map.png' exists; choose another --plot or pass --force\n")
@@ -134,17 +134,17 @@ def test_inspect_against_prints_the_first_rows(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["inspect", str(tiny), "--against", str(tiny), "--plot", "bars.png"]
-    code, out, _ = run(words, monkeypatch, capfd)
+    arguments = ["inspect", str(tiny), "--against", str(tiny), "--plot", "bars.png"]
+    code, out, _ = run(arguments, monkeypatch, capfd)
     assert code == 0
     assert (tmp_path / "bars.png").read_bytes().startswith(PNG)
     assert "more (--json has all)" in out
-    code, out, _ = run([*words[:4], "--json"], monkeypatch, capfd)
-    found = json.loads(out)
-    assert len(found["layers"]) > 20
-    assert found["not compared"] == []
-    assert {row["relative"] for row in found["layers"]} == {0.0}
-    code, _, err = run([*words[:4], "--height", "64"], monkeypatch, capfd)
+    code, out, _ = run([*arguments[:4], "--json"], monkeypatch, capfd)
+    result = json.loads(out)
+    assert len(result["layers"]) > 20
+    assert result["not compared"] == []
+    assert {layer["relative"] for layer in result["layers"]} == {0.0}
+    code, _, err = run([*arguments[:4], "--height", "64"], monkeypatch, capfd)
     assert (code, err[:30]) == (2, "error: --against compares weig")
 
 
@@ -154,10 +154,10 @@ def test_a_bundle_has_nothing_to_measure(
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "manifest.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    for words in (["--plot", "a.png"], ["--against", "b"], ["--height", "64"]):
-        code, out, err = run(["inspect", "b", *words], monkeypatch, capfd)
+    for arguments in (["--plot", "a.png"], ["--against", "b"], ["--height", "64"]):
+        code, out, err = run(["inspect", "b", *arguments], monkeypatch, capfd)
         assert (code, out) == (2, "")
-        assert err == f"error: {words[0]} is for a checkpoint; 'b' is a bundle\n"
+        assert err == f"error: {arguments[0]} is for a checkpoint; 'b' is a bundle\n"
 
 
 def test_matplotlib_is_silent_and_loaded_when_asked(tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_matplotlib_is_silent_and_loaded_when_asked(tmp_path: Path) -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     (tmp_path / "file").write_text("")
-    home = {**os.environ, "HOME": "/proc/none", "MPLCONFIGDIR": str(tmp_path / "file")}
+    environment = {**os.environ, "HOME": "/proc/none", "MPLCONFIGDIR": str(tmp_path / "file")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout + done.stderr == ""

@@ -26,8 +26,8 @@ SHAPE = (1, 4, 2, 3)
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("run")
-    return {name: handmade.write(home / name, name) for name in handmade.TASKS}
+    root = tmp_path_factory.mktemp("run")
+    return {name: handmade.write(root / name, name) for name in handmade.TASKS}
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def run(
 ) -> Run:
     """`run` of the bundle of a task in this process: exit code, standard output and error."""
 
-    def call(name: str | Path, *words: str, out: str = "out.png") -> tuple[int, str, str]:
+    def call(name: str | Path, *arguments: str, out: str = "out.png") -> tuple[int, str, str]:
         folder = bundles[name] if isinstance(name, str) else name
-        monkeypatch.setattr(sys, "argv", ["mtu-export", "run", str(folder), "-o", out, *words])
+        monkeypatch.setattr(sys, "argv", ["mtu-export", "run", str(folder), "-o", out, *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         printed, err = capfd.readouterr()
@@ -61,7 +61,7 @@ def run(
 
 EDIT = ("--prompt", "make it red", "--image", "in.png")
 FILL = (*EDIT, "--mask", "m.png")
-GIVEN = {"t2i": EDIT[:2], "edit": EDIT, "fill": FILL, "sr": EDIT[2:]}
+REQUESTS = {"t2i": EDIT[:2], "edit": EDIT, "fill": FILL, "sr": EDIT[2:]}
 
 
 def pixels(path: str) -> np.ndarray:
@@ -71,9 +71,9 @@ def pixels(path: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------- what it does
 
 
-@pytest.mark.parametrize("name", list(GIVEN))
+@pytest.mark.parametrize("name", list(REQUESTS))
 def test_every_task_writes_its_picture(run: Run, name: str) -> None:
-    code, printed, err = run(name, *GIVEN[name])
+    code, printed, err = run(name, *REQUESTS[name])
     assert code == 0
     assert printed.startswith(f"out.png: {name}, 4 steps, ")
     assert [line for line in err.splitlines() if not line.startswith("✓")] == []
@@ -83,11 +83,11 @@ def test_every_task_writes_its_picture(run: Run, name: str) -> None:
 
 def test_json_alone(run: Run, bundles: dict[str, Path]) -> None:
     code, printed, _ = run("edit", *EDIT, "--steps", "2", "--json")
-    found = json.loads(printed)
+    result = json.loads(printed)
     assert code == 0
-    assert found.pop("seconds") >= 0
-    assert found.pop("runner").startswith("onnxruntime ")
-    assert found == {
+    assert result.pop("seconds") >= 0
+    assert result.pop("runner").startswith("onnxruntime ")
+    assert result == {
         "picture": "out.png",
         "bundle": str(bundles["edit"]),
         "task": "edit",
@@ -97,8 +97,8 @@ def test_json_alone(run: Run, bundles: dict[str, Path]) -> None:
 
 
 def test_a_seed_is_a_picture(run: Run) -> None:
-    for out, words in (("a", ("--seed", "7")), ("b", ("--seed", "7")), ("c", ("--seed", "8"))):
-        assert run("edit", *EDIT, *words, out=f"{out}.png")[0] == 0
+    for out, arguments in (("a", ("--seed", "7")), ("b", ("--seed", "7")), ("c", ("--seed", "8"))):
+        assert run("edit", *EDIT, *arguments, out=f"{out}.png")[0] == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     assert (pixels("a.png") != pixels("c.png")).any()
 
@@ -144,9 +144,9 @@ def test_the_mask_is_where_it_is_repainted(run: Run) -> None:
     assert (pixels("a.png") != pixels("b.png")).any()
 
 
-@pytest.mark.parametrize("words", [("t2i", "EDIT"), ("fill", "FILL")])
+@pytest.mark.parametrize("names", [("t2i", "EDIT"), ("fill", "FILL")])
 def test_neither_torch_nor_a_toolchain_is_imported(
-    bundles: dict[str, Path], words: tuple[str, str]
+    bundles: dict[str, Path], names: tuple[str, str]
 ) -> None:
     """A whole `run`, in a process of its own; modules are counted at its end."""
     code = (
@@ -154,8 +154,8 @@ def test_neither_torch_nor_a_toolchain_is_imported(
         "bad = {'torch', 'diffusers', 'transformers', 'coremltools', 'executorch', 'onnxscript',\n"
         "       'accelerate', 'torchao', 'huggingface_hub'}\n"
         "atexit.register(lambda: print(sorted(bad & set(sys.modules))))\n"
-        f"sys.argv = ['mtu-export', 'run', {str(bundles[words[0]])!r}, '-o', 'out.png',\n"
-        f"            *{GIVEN[words[0]]!r}]\n"
+        f"sys.argv = ['mtu-export', 'run', {str(bundles[names[0]])!r}, '-o', 'out.png',\n"
+        f"            *{REQUESTS[names[0]]!r}]\n"
         "from mtu_export import cli\n"
         "cli.main()\n"
     )
@@ -173,34 +173,38 @@ def test_an_export_with_a_mask_runs(
     from mtu_export import exporter
     from mtu_export.exporter import options
 
-    words: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "height": 16,
         "width": 24,
         "batch": 2,
         "bake_steps": [2],
         "scheme": "int8",
     }
-    made = exporter.export(
+    exported = exporter.export(
         options.resolve(
-            target="onnx", model=atom_pipeline, task="fill", out=tmp_path / "b", **words
+            target="onnx", model=atom_pipeline, task="fill", out=tmp_path / "b", **settings
         )
     )
-    assert made.part("unet").inputs[0].shape == (2, 9, 8, 12)
-    assert all(row.passed for row in verification.verify_bundle(made) if row.stage != "loop")
-    assert run(made.folder, *FILL, "--steps", "2", "--seed", "3", "--save-every", "1")[0] == 0
+    assert exported.part("unet").inputs[0].shape == (2, 9, 8, 12)
+    assert all(
+        verdict.passed
+        for verdict in verification.verify_bundle(exported)
+        if verdict.stage != "loop"
+    )
+    assert run(exported.folder, *FILL, "--steps", "2", "--seed", "3", "--save-every", "1")[0] == 0
     assert Image.open("out.png").size == Image.open("out-001.png").size == (24, 16)
-    found = runner.open_loop(made)
+    loop = runner.open_loop(exported)
     request = denoising.Request(
         prompt="make it red",
-        noise=denoising.noise((1, *found.latent), 3),
+        noise=denoising.noise((1, *loop.latent), 3),
         steps=2,
         image=images.fit(images.read(Path("in.png")), 24, 16),
         mask=images.fit_mask(images.read(Path("m.png")), 24, 16),
     )
-    wanted = np.asarray(images.to_image(runner.generate(found, request)[1]))
-    np.testing.assert_array_equal(pixels("out.png"), wanted)
-    assert made.tasks[0].steps == 2
-    code, _, err = run(made.folder, *FILL, "--steps", "20", out="more.png")
+    expected = np.asarray(images.to_image(runner.generate(loop, request)[1]))
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+    assert exported.tasks[0].steps == 2
+    code, _, err = run(exported.folder, *FILL, "--steps", "20", out="more.png")
     assert (code, "no table for 20 steps; it has: 2" in err) == (2, True)
 
 
@@ -224,8 +228,8 @@ def test_a_picture_is_turned_upright_as_its_mask_is(run: Run) -> None:
     photo(32, 48).save("upright.png")
     Image.new("L", (32, 48), 255).save("white.png")
     for name in ("turned", "upright"):
-        words = ("--prompt", "x", "--image", f"{name}.png", "--mask", "white.png")
-        code, _, err = run("fill", *words, out=f"{name}-out.png")
+        arguments = ("--prompt", "x", "--image", f"{name}.png", "--mask", "white.png")
+        code, _, err = run("fill", *arguments, out=f"{name}-out.png")
         assert (code, "warning" in err) == (0, False)
     assert (pixels("turned-out.png") == pixels("upright-out.png")).all()
 
@@ -243,14 +247,14 @@ def test_a_mask_of_another_size_is_cut_to_fit_and_of_another_shape_warned_of(run
 
 
 def test_a_long_prompt_is_cut_and_says_where(run: Run) -> None:
-    words = ("--image", "in.png", "--prompt")
-    code, _, err = run("edit", *words, "photo " * 75 + "of a [red]Cat\x1b[2J", out="a.png")
+    arguments = ("--image", "in.png", "--prompt")
+    code, _, err = run("edit", *arguments, "photo " * 75 + "of a [red]Cat\x1b[2J", out="a.png")
     assert code == 0
     assert "the prompt is longer than the text encoder reads; left out: 'of a [red]Cat" in err
     assert "\x1b" not in err
-    assert run("edit", *words, "photo " * 75, out="b.png")[2].count("warning") == 0
-    _, _, err = run("edit", *words, "photo " * 9_000, out="c.png")
-    (line,) = [row for row in err.splitlines() if "warning" in row]
+    assert run("edit", *arguments, "photo " * 75, out="b.png")[2].count("warning") == 0
+    _, _, err = run("edit", *arguments, "photo " * 9_000, out="c.png")
+    (line,) = [line_ for line_ in err.splitlines() if "warning" in line_]
     assert len(line) < 200
     assert (pixels("a.png") == pixels("b.png")).all()
 
@@ -331,7 +335,7 @@ def test_a_folder_without_permission(run: Run) -> None:
 
 
 def test_the_disk_is_full_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Image.Image, target: Path, *words: object, **named: object) -> None:
+    def fail(self: Image.Image, target: Path, *arguments: object, **named: object) -> None:
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -20,7 +20,7 @@ __all__ = ["bundles", "here", "run"]
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "message"),
+    ("name", "arguments", "message"),
     [
         ("edit", ("--prompt", "x"), "task 'edit' needs --image FILE"),
         ("edit", EDIT[2:], "task 'edit' needs --prompt TEXT"),
@@ -46,13 +46,15 @@ __all__ = ["bundles", "here", "run"]
         ("edit", (*EDIT, "--noise", "in.png"), "in.png: not a .npy file of numbers"),
     ],
 )
-def test_words_that_are_refused(run: Run, name: str, words: tuple[str, ...], message: str) -> None:
-    code, printed, err = run(name, *words)
+def test_words_that_are_refused(
+    run: Run, name: str, arguments: tuple[str, ...], message: str
+) -> None:
+    code, printed, err = run(name, *arguments)
     *stages, line = err.splitlines()
     assert (code, printed) == (2, "")
     assert line.startswith("error: ")
     assert message in line
-    assert all(row.startswith("✓") for row in stages)
+    assert all(stage.startswith("✓") for stage in stages)
     assert not Path("out.png").exists()
 
 
@@ -74,8 +76,8 @@ def test_places_that_are_refused_before_any_work(
     Path("folder.png").mkdir()
     Path("link.png").symlink_to("nowhere")
     monkeypatch.setattr(bundle, "read", lambda folder: pytest.fail("it was read"))
-    found, _, err = run("edit", *EDIT, out=out)
-    assert found == code
+    exit_code, _, err = run("edit", *EDIT, out=out)
+    assert exit_code == code
     assert message in err.splitlines()[-1]
     assert len(err.splitlines()) == 1
 
@@ -144,12 +146,12 @@ def test_archives_of_noise_are_refused(run: Run) -> None:
     ],
     ids=["empty", "text", "eps", "cut", "no pixels", "bomb", "large bomb"],
 )
-@pytest.mark.parametrize("word", ["--image", "--mask"])
-def test_pictures_that_are_none(run: Run, data: bytes, message: str, word: str) -> None:
+@pytest.mark.parametrize("flag", ["--image", "--mask"])
+def test_pictures_that_are_none(run: Run, data: bytes, message: str, flag: str) -> None:
     Path("bad.png").write_bytes(data)
-    words = ["--prompt", "x", "--image", "in.png", "--mask", "m.png"]
-    words[words.index(word) + 1] = "bad.png"
-    code, _, err = run("fill", *words)
+    arguments = ["--prompt", "x", "--image", "in.png", "--mask", "m.png"]
+    arguments[arguments.index(flag) + 1] = "bad.png"
+    code, _, err = run("fill", *arguments)
     line = err.splitlines()[-1]
     assert code == 2
     assert message in line

@@ -97,7 +97,9 @@ def test_what_is_missing_is_named_with_its_extra(
     bundle = str(TESTDATA / "edit-onnx-int8")
     places = {"BUNDLE": bundle, "OUT": str(tmp_path / "out")}
     output = ["-o", places["OUT"]] if arguments[1] == "--task" else []
-    ended = run(*(places.get(word, word) for word in arguments), *output, without=without)
+    ended = run(
+        *(places.get(argument, argument) for argument in arguments), *output, without=without
+    )
     assert ended.stderr.splitlines()[-1:] == [
         f"error: {package} is not installed; get it with: pip install 'mtu-export[{extra}]'"
     ]

@@ -20,17 +20,17 @@ from mtu_export.exporter.options import resolve
 def test_a_bundle_knows_the_trained_tokens(atom_pipeline: Path, tmp_path: Path) -> None:
     """The textual inversion of field reports: a token more in tokenizer and text encoder."""
     folder = Path(shutil.copytree(atom_pipeline, tmp_path / "ti"))
-    words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    reference = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    words.add_tokens(["<cat-toy>"])
-    encoder.resize_token_embeddings(len(words))
-    for part, saved in (("tokenizer", words), ("text_encoder", encoder)):
+    reference.add_tokens(["<cat-toy>"])
+    encoder.resize_token_embeddings(len(reference))
+    for part, saved in (("tokenizer", reference), ("text_encoder", encoder)):
         shutil.rmtree(folder / part)
         saved.save_pretrained(folder / part)
     options = {"components": ["text_encoder"], "scheme": "fp32", "out": tmp_path / "b"}
     bundle = exporter.export(resolve(target="onnx", model=folder, task="t2i", **options))  # type: ignore[arg-type]
     prompt = "a photo of <cat-toy> in the snow"
-    batch = words(prompt, padding="max_length", max_length=77, return_tensors="pt")
+    batch = reference(prompt, padding="max_length", max_length=77, return_tensors="pt")
     ids, cut = tokenizer.load(bundle.folder / "tokenizer").encode(prompt)
     assert (ids.tolist(), cut) == (batch.input_ids.tolist(), "")
     with torch.no_grad():

@@ -48,7 +48,7 @@ def test_every_artefact_is_hashed_once_and_its_structure_read_once(
         return read(self, path, entry)
 
     monkeypatch.setattr(type(target), "structure", count)
-    made = exporter.export(
+    exported = exporter.export(
         options.resolve(
             target="reference",
             model=make_tiny("atom", whole=True),
@@ -57,13 +57,16 @@ def test_every_artefact_is_hashed_once_and_its_structure_read_once(
             out=tmp_path / "b",
         )
     )
-    artefacts = [file for part in made.parts for file in bundle.files_of(part.path)]
+    artefacts = [file for part in exported.parts for file in bundle.files_of(part.path)]
     assert len(artefacts) == 4
     for file in artefacts:
         times = [n for name, n in counted.items() if name.endswith(f"/{file.name}")]
         assert times == [1], file.name
     assert set(reads.values()) == {1}
-    assert {row.task for row in made.proof if row.stage == "passes"} == {"edit", "sr"}
+    assert {verdict.task for verdict in exported.proof if verdict.stage == "passes"} == {
+        "edit",
+        "sr",
+    }
 
 
 def test_a_program_is_taken_once() -> None:

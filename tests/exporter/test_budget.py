@@ -68,29 +68,29 @@ def test_a_full_disk_is_refused_before_any_work(
 def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {"target": "onnx", "model": pipeline, "scheme": "fp32", "task": "edit"}
-    made = options.resolve(**words, out=tmp_path / "o")
+    settings = {"target": "onnx", "model": pipeline, "scheme": "fp32", "task": "edit"}
+    plan = options.resolve(**settings, out=tmp_path / "o")
     alone = {
-        name: options.resolve(**words, components=[name], out=tmp_path / "o")
-        for name in made.components
+        name: options.resolve(**settings, components=[name], out=tmp_path / "o")
+        for name in plan.components
     }
 
-    def disk(row: options.Plan) -> float:
+    def disk(plan_: options.Plan) -> float:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
         with pytest.raises(ResourceError) as caught:
-            budget.require_resources(row)
+            budget.require_resources(plan_)
         return float(str(caught.value).split("needs about ")[1].split(" MB")[0])
 
-    def memory(row: options.Plan) -> str:
+    def memory(plan_: options.Plan) -> str:
         with pytest.raises(ResourceError) as caught:
-            budget.require_resources(replace(row, memory=1.0))
+            budget.require_resources(replace(plan_, memory=1.0))
         return str(caught.value)
 
     assert len(alone) == 4
-    assert disk(made) == pytest.approx(sum(map(disk, alone.values())), abs=0.3)
+    assert disk(plan) == pytest.approx(sum(map(disk, alone.values())), abs=0.3)
     assert disk(alone["text_encoder"]) < disk(alone["unet"]) / 5
-    assert memory(made) == memory(alone["unet"])
-    assert memory(alone["vae_decoder"]) != memory(made)
+    assert memory(plan) == memory(alone["unet"])
+    assert memory(alone["vae_decoder"]) != memory(plan)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -103,8 +103,8 @@ def test_a_control_group_limits_what_is_available(
     monkeypatch.setattr(budget, "_PROC", tmp_path / "proc")
     assert budget.available_memory() == pytest.approx(free, rel=0.5)
     (tmp_path / "proc" / "self").mkdir(parents=True)
-    row = "4:memory:/jobs/1" if version == 1 else "0::/jobs/1"
-    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/\n{row}\n")
+    line = "4:memory:/jobs/1" if version == 1 else "0::/jobs/1"
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/\n{line}\n")
     group = tmp_path / "cgroup" / ("memory/jobs" if version == 1 else "jobs")
     (group / "1").mkdir(parents=True)
     limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")

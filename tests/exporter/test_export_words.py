@@ -47,22 +47,22 @@ def remove(folder: Path, *parts: str) -> None:
     path.write_text(json.dumps(index), "utf-8")
 
 
-def export(folder: Path, task: str = "edit", **words: Any) -> None:
+def export(folder: Path, task: str = "edit", **overrides: Any) -> None:
     out = folder.parent / "out"
-    words = {"target": "onnx", "scheme": "fp32", "bake_steps": [2], **words}
+    overrides = {"target": "onnx", "scheme": "fp32", "bake_steps": [2], **overrides}
     try:
-        exporter.export(options.resolve(model=folder, task=task, out=out, **words))
+        exporter.export(options.resolve(model=folder, task=task, out=out, **overrides))
     finally:
         assert [path.name for path in folder.parent.iterdir() if path != folder] == []
 
 
-def change(*path: str, **rows: Any) -> Callable[[Path], None]:
+def change(*path: str, **values: Any) -> Callable[[Path], None]:
     """Set keys of a JSON file; None takes one out."""
 
     def damage(folder: Path) -> None:
         file = folder.joinpath(*path)
-        found = {**json.loads(file.read_text()), **rows}
-        file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+        document = {**json.loads(file.read_text()), **values}
+        file.write_text(json.dumps({k: v for k, v in document.items() if v is not None}))
 
     return damage
 
@@ -267,9 +267,9 @@ def test_a_part_that_the_index_names_is_missing(copied: Path, part: str, task: s
 def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
     from transformers import CLIPTokenizer
 
-    found = CLIPTokenizer.from_pretrained(copied / "tokenizer")
+    reference = CLIPTokenizer.from_pretrained(copied / "tokenizer")
     shutil.rmtree(copied / "tokenizer")
-    found.save_pretrained(copied / "tokenizer")
+    reference.save_pretrained(copied / "tokenizer")
     assert not (copied / "tokenizer" / "vocab.json").exists()
     assert source_tokenizer.read(copied / "tokenizer").bos == 862
     with pytest.raises(Began, match="text_encoder"):
@@ -277,7 +277,7 @@ def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words", "message"),
+    ("task", "settings", "message"),
     [
         ("edit", {"components": ["lora"]}, "unknown component 'lora'; choose from: text_encoder"),
         ("edit", {"components": [""]}, "unknown component ''"),
@@ -303,27 +303,27 @@ def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
     ],
 )
 def test_words_that_are_refused(
-    copied: Path, task: str, words: dict[str, Any], message: str
+    copied: Path, task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MtuExportError, match=message) as caught:
-        export(copied, task, **words)
+        export(copied, task, **settings)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, (PlanError, CheckpointError))
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "vae_encoder"])
 def test_a_component_that_the_checkpoint_lacks(copied: Path, name: str) -> None:
-    home = layout.source_folder(name)
-    remove(copied, home)
-    with pytest.raises(CheckpointError, match=rf"has no {home}/: no {name} to export"):
+    folder = layout.source_folder(name)
+    remove(copied, folder)
+    with pytest.raises(CheckpointError, match=rf"has no {folder}/: no {name} to export"):
         export(copied, components=[name])
 
 
 def test_picks_are_in_the_order_of_a_loop_and_bring_the_words_of_the_unet(copied: Path) -> None:
-    found = options.resolve(
+    plan = options.resolve(
         target="onnx", model=copied, task="edit", components=["vae_decoder", "text_encoder"]
     )
-    assert found.components == ("text_encoder", "vae_decoder")
+    assert plan.components == ("text_encoder", "vae_decoder")
     with pytest.raises(Began, match="vae_decoder"):
         export(copied, components=["vae_decoder"])
     with pytest.raises(Began, match="text_encoder"):  # what the empty prompt is made with
@@ -341,12 +341,14 @@ def test_a_scheduler_that_no_table_holds(copied: Path) -> None:
         export(copied)
 
 
-@pytest.mark.parametrize(("name", "said"), [(None, "no scheduler/ in the"), ("ddim", "ddim with")])
+@pytest.mark.parametrize(
+    ("name", "message"), [(None, "no scheduler/ in the"), ("ddim", "ddim with")]
+)
 def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
-    copied: Path, name: str | None, said: str
+    copied: Path, name: str | None, message: str
 ) -> None:
     remove(copied, "scheduler")
-    words = {"target": "onnx", "task": "edit", "bake_steps": [2], "scheduler": name}
+    settings = {"target": "onnx", "task": "edit", "bake_steps": [2], "scheduler": name}
     stages: list[str] = []
 
     def watch(stage: str) -> Any:
@@ -354,12 +356,12 @@ def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
         return exporter.unwatched(stage)
 
     with pytest.raises(Began):
-        exporter.export(options.resolve(model=copied, out=copied.parent / "out", **words), watch)
-    assert any(said in stage for stage in stages)
+        exporter.export(options.resolve(model=copied, out=copied.parent / "out", **settings), watch)
+    assert any(message in stage for stage in stages)
 
 
 @pytest.mark.parametrize("parts", [["text_encoder"], ["vae_encoder", "vae_decoder"]])
 def test_keep_float_names_layers_of_the_unet_alone(pipeline: Path, parts: list[str]) -> None:
-    words = {"task": "edit", "scheme": "int8", "out": "none", "keep_float": ["mlp.fc1"]}
+    settings = {"task": "edit", "scheme": "int8", "out": "none", "keep_float": ["mlp.fc1"]}
     with pytest.raises(PlanError, match="--keep-float names layers of the UNet, which is not"):
-        options.resolve(target="onnx", model=pipeline, components=parts, **words)
+        options.resolve(target="onnx", model=pipeline, components=parts, **settings)

@@ -19,9 +19,9 @@ from mtu_export import spec
 from mtu_export.testing.campaigns import mutations
 from tests.support.shared import SharedFolders
 
-ERRORS = [row for row in vars(spec).values() if isinstance(row, type)]
+ERRORS = [kind for kind in vars(spec).values() if isinstance(kind, type)]
 ENDS = {mutations.CORRECT, mutations.VERIFIED} | {
-    row.__name__ for row in ERRORS if issubclass(row, spec.MtuExportError)
+    kind.__name__ for kind in ERRORS if issubclass(kind, spec.MtuExportError)
 }
 PHASES = (Phase.explicit, Phase.generate)  # an example takes a second: shrinking would take hours
 

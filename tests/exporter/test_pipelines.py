@@ -29,24 +29,24 @@ def _few() -> list[Any]:
 
     One of each pipeline stays where time is short; ``make pipelines`` runs all there are.
     """
-    found: dict[object, pipelines.Case] = {}
+    cases: dict[object, pipelines.Case] = {}
     for case in pipelines.CASES:
         stock = case.pipeline == "StableDiffusionPipeline"
         key = (case.task, case.pipeline, case.prediction, case.scheduler if stock else None)
-        found.setdefault(key, case)
-    corners = {case.pipeline: case for case in reversed(found.values())}.values()
+        cases.setdefault(key, case)
+    corners = {case.pipeline: case for case in reversed(cases.values())}.values()
     return [
         pytest.param(case, marks=() if case in corners else pytest.mark.exhaustive)
-        for case in found.values()
+        for case in cases.values()
     ]
 
 
 @pytest.mark.parametrize("case", _few(), ids=str)
 def test_the_loop_is_that_of_diffusers(pairs: pipelines.Pairs, case: pipelines.Case) -> None:
     theirs, ours = pairs.make(case)
-    found = pipelines.compare(theirs, ours)
-    assert found.latents_db >= pipelines.FLOOR_DB
-    assert found.image_db >= pipelines.FLOOR_DB
+    compared = pipelines.compare(theirs, ours)
+    assert compared.latents_db >= pipelines.FLOOR_DB
+    assert compared.image_db >= pipelines.FLOOR_DB
     assert theirs.image.std() > 0.1  # a picture, not one grey
 
 
@@ -57,13 +57,13 @@ def test_the_floor_tells_prompts_and_guidance_apart(tmp_path: Path, case: pipeli
     With ``tiny``: what an ``atom`` makes hardly depends on the prompt.
     """
     loop = pipelines.Pairs(tmp_path, "tiny").loop(case)
-    wanted = pipelines.by_us(loop)
+    expected = pipelines.by_us(loop)
     other = pipelines.by_us(loop, pipelines.PROMPT.replace("table", "chair"))
-    assert pipelines.compare(wanted, other).latents_db < 45
+    assert pipelines.compare(expected, other).latents_db < 45
     assert loop.task.guidance == Guidance(kind="text", text=7.5)
     weaker = replace(loop, task=replace(loop.task, guidance=Guidance(kind="text", text=7.4)))
-    found = pipelines.compare(wanted, pipelines.by_us(weaker))
-    assert found.latents_db < pipelines.FLOOR_DB
+    compared = pipelines.compare(expected, pipelines.by_us(weaker))
+    assert compared.latents_db < pipelines.FLOOR_DB
 
 
 @needs_peft
@@ -76,8 +76,8 @@ def test_the_floor_tells_prompts_and_guidance_apart(tmp_path: Path, case: pipeli
 )
 def test_a_folded_lora_is_that_of_diffusers(pairs: pipelines.Pairs, pipeline: str) -> None:
     """UNet and text encoders at once, through a whole bundle."""
-    found = pipelines_lora.measure(pairs, pipeline)
-    assert found.without_db < 40  # it does something
-    assert found.pass_db >= pipelines_lora.FLOOR_DB
-    assert found.loop.latents_db >= pipelines.FLOOR_DB
-    assert found.loop.image_db >= pipelines.FLOOR_DB
+    measured = pipelines_lora.measure(pairs, pipeline)
+    assert measured.without_db < 40  # it does something
+    assert measured.pass_db >= pipelines_lora.FLOOR_DB
+    assert measured.loop.latents_db >= pipelines.FLOOR_DB
+    assert measured.loop.image_db >= pipelines.FLOOR_DB

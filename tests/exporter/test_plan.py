@@ -24,12 +24,12 @@ from mtu_export.spec import (
 
 
 def test_defaults(tiny: Path) -> None:
-    found = options.resolve(target="onnx", model=tiny, task="edit")
-    assert (found.height, found.width, found.factor, found.batch) == (128, 128, 8, 1)
-    assert found.latent_size == (16, 16)
-    assert found.out == Path("edit-onnx-fp32")
-    assert found.scheme.name == "fp32"
-    assert found.options.opset == 20
+    plan = options.resolve(target="onnx", model=tiny, task="edit")
+    assert (plan.height, plan.width, plan.factor, plan.batch) == (128, 128, 8, 1)
+    assert plan.latent_size == (16, 16)
+    assert plan.out == Path("edit-onnx-fp32")
+    assert plan.scheme.name == "fp32"
+    assert plan.options.opset == 20
     assert options.resolve(target="coreml", task="sr").checkpoint == checkpoint.EMBEDDED
 
 
@@ -38,7 +38,7 @@ def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "message"),
+    ("overrides", "kind", "message"),
     [
         ({"task": "paint"}, UnknownName, "unknown task 'paint'; choose from: t2i, edit, sr"),
         ({"task": None}, PlanError, "name a --task; this checkpoint has: t2i"),
@@ -60,11 +60,11 @@ def test_the_only_task_needs_no_name(make_tiny: Callable[..., Path]) -> None:
     ],
 )
 def test_refusals(
-    tiny: Path, words: dict[str, object], kind: type[Exception], message: str
+    tiny: Path, overrides: dict[str, object], kind: type[Exception], message: str
 ) -> None:
-    given = {"target": "onnx", "model": tiny, "task": "edit", **words}
+    arguments = {"target": "onnx", "model": tiny, "task": "edit", **overrides}
     with pytest.raises(kind, match=message):
-        options.resolve(**given)  # type: ignore[arg-type]
+        options.resolve(**arguments)  # type: ignore[arg-type]
 
 
 def test_an_existing_output_is_refused_before_any_work(tiny: Path, tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
     record |= {"entries": {"edit": "main"}, "inputs": [], "outputs": [], "scheme": scheme}
     part = bundle.validated(bundle.PartRecord, json.dumps(record))
     for baked, steps in (([4, 8], 8), ([4, 20, 50], 20), ((), 20)):
-        made = options.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
-        (task,) = manifest.describe(made, manifest.identity(made), [part]).tasks
+        plan = options.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
+        (task,) = manifest.describe(plan, manifest.identity(plan), [part]).tasks
         assert task.steps == steps
 
 
 def options_of(tiny: Path, task: object, **options: object) -> Any:
-    words: Any = {"target": "coreml", "model": tiny, "task": task, "options": options}
-    return resolve(**words).options
+    settings: Any = {"target": "coreml", "model": tiny, "task": task, "options": options}
+    return resolve(**settings).options
 
 
 def test_several_tasks_get_a_system_that_knows_functions(tiny: Path) -> None:
@@ -116,14 +116,14 @@ def test_a_hub_source_is_its_name_and_commit(tiny: Path, monkeypatch: pytest.Mon
         return tiny
 
     monkeypatch.setattr(checkpoint, "locate", locate)
-    words: Any = {"target": "onnx", "task": "edit"}
-    plan = options.resolve(model="owner/name", revision="main", **words)
+    settings: Any = {"target": "onnx", "task": "edit"}
+    plan = options.resolve(model="owner/name", revision="main", **settings)
     assert asked == [("owner/name", "main")]
     assert (plan.source, plan.revision) == ("owner/name", tiny.name)
     assert manifest.identity(plan)["source"] == "owner/name"
     monkeypatch.undo()
     with pytest.raises(PlanError, match=r"--revision is for a checkpoint on the hub"):
-        options.resolve(model=tiny, revision="main", **words)
+        options.resolve(model=tiny, revision="main", **settings)
 
 
 # ----------------------------------------------------------------- limits of the bundle's contract

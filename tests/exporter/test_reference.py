@@ -20,40 +20,40 @@ PROMPTS = {"sr": "", "edit": PROMPT}
 ZEROS = "force_zeros_for_empty_prompt"
 
 
-def empty_prompt(source: Path, out: Path, said: bool | None) -> dict[str, np.ndarray]:
+def empty_prompt(source: Path, out: Path, flag: bool | None) -> dict[str, np.ndarray]:
     """The constants of the empty prompt, of encoders that give ones for every prompt."""
     shutil.copytree(source, out)
     index = json.loads((out / "model_index.json").read_text("utf-8"))
     index.pop(ZEROS, None)
     (out / "model_index.json").write_text(
-        json.dumps(index if said is None else {**index, ZEROS: said}), "utf-8"
+        json.dumps(index if flag is None else {**index, ZEROS: flag}), "utf-8"
     )
-    row = options.resolve(target="onnx", model=out, task="t2i")
+    plan = options.resolve(target="onnx", model=out, task="t2i")
     scheduler = schedule.load(out, None)
-    reference = Reference(row, row.tasks[0], schedule.bake(scheduler, [4], required=True))
+    reference = Reference(plan, plan.tasks[0], schedule.bake(scheduler, [4], required=True))
     ones = {"hidden_states": np.ones((1, 77, 8), np.float32), "pooled": np.ones((1, 8), np.float32)}
     for encoder in reference.encoders:
         reference.add(encoder, Contribution(text=(ones,) * len(reference.prompts)))
-    found = reference.constants()
-    return {name: value for name, value in found.items() if name.startswith("empty/")}
+    constants = reference.constants()
+    return {name: value for name, value in constants.items() if name.startswith("empty/")}
 
 
-@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("flag", [True, False, None])
 def test_the_empty_prompt_of_sdxl_is_what_diffusers_takes(
-    pipeline_sdxl: Path, tmp_path: Path, said: bool | None
+    pipeline_sdxl: Path, tmp_path: Path, flag: bool | None
 ) -> None:
     default = inspect.signature(StableDiffusionXLPipeline.__init__).parameters[ZEROS].default
-    found = empty_prompt(pipeline_sdxl, tmp_path / "xl", said)
-    assert set(found) == {"empty/encoder_hidden_states", "empty/text_embeds"}
-    zero = default if said is None else said
-    assert all((value == (0 if zero else 1)).all() for value in found.values())
+    constants = empty_prompt(pipeline_sdxl, tmp_path / "xl", flag)
+    assert set(constants) == {"empty/encoder_hidden_states", "empty/text_embeds"}
+    zero = default if flag is None else flag
+    assert all((value == (0 if zero else 1)).all() for value in constants.values())
 
 
-@pytest.mark.parametrize("said", [True, None])
+@pytest.mark.parametrize("flag", [True, None])
 def test_the_empty_prompt_of_sd_is_encoded(
-    pipeline: Path, tmp_path: Path, said: bool | None
+    pipeline: Path, tmp_path: Path, flag: bool | None
 ) -> None:
-    (value,) = empty_prompt(pipeline, tmp_path / "sd", said).values()
+    (value,) = empty_prompt(pipeline, tmp_path / "sd", flag).values()
     assert (value == 1).all()
 
 
@@ -62,13 +62,13 @@ def test_the_golden_request_is_that_of_a_task_which_takes_a_prompt(
 ) -> None:
     """`sr` comes first and has a prompt of its own, which is none of `edit`'s."""
     folder = make_tiny("tiny", whole=True, tasks=["sr", "edit"])
-    row = options.resolve(target="onnx", model=folder, task=list(PROMPTS))
+    plan = options.resolve(target="onnx", model=folder, task=list(PROMPTS))
     scheduler = schedule.load(folder, None)
     baked = schedule.bake(scheduler, [8], required=True)
-    references = [Reference(row, task, baked) for task in row.tasks]
+    references = [Reference(plan, task, baked) for task in plan.tasks]
     assert {one.task.name: one.request.prompt for one in references} == PROMPTS
     for one in references:
-        image = np.zeros((1, 3, row.height, row.width), np.float32)
+        image = np.zeros((1, 3, plan.height, plan.width), np.float32)
         one.add("unet", Contribution())
         one.add("vae_decoder", Contribution(image=image))
     both = describe_loop(scheduler, baked, references)

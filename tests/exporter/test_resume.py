@@ -29,9 +29,17 @@ PARTS = ["text_encoder", "vae_encoder"]
 """Two small parts of `edit` are enough to stop between."""
 
 
-def resolved(checkpoint: Path, out: Path, **words: Any) -> Any:
-    given = {"target": "onnx", "task": "edit", "components": PARTS, "bake_steps": [2], "height": 8}
-    return options.resolve(model=checkpoint, out=out, **{**given, "skip_existing": True, **words})
+def resolved(checkpoint: Path, out: Path, **overrides: Any) -> Any:
+    settings = {
+        "target": "onnx",
+        "task": "edit",
+        "components": PARTS,
+        "bake_steps": [2],
+        "height": 8,
+    }
+    return options.resolve(
+        model=checkpoint, out=out, **{**settings, "skip_existing": True, **overrides}
+    )
 
 
 class Stopped(BaseException):
@@ -39,7 +47,7 @@ class Stopped(BaseException):
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def components(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts that are made, not taken."""
     names: list[str] = []
     true = component.make
@@ -76,16 +84,20 @@ def inode(folder: Path) -> int:
     return (folder / "text_encoder" / "model.onnx").stat().st_ino
 
 
-def whole(found: Bundle) -> None:
+def whole(exported: Bundle) -> None:
     """The bundle is as one that was made in one go."""
-    assert [part.component for part in found.parts] == PARTS
-    assert all(row.passed for row in verification.verify_bundle(found) if row.stage != "loop")
-    assert not (found.folder / ".state").exists()
-    assert [path.name for path in found.folder.parent.iterdir()] == [found.folder.name]
+    assert [part.component for part in exported.parts] == PARTS
+    assert all(
+        verdict.passed
+        for verdict in verification.verify_bundle(exported)
+        if verdict.stage != "loop"
+    )
+    assert not (exported.folder / ".state").exists()
+    assert [path.name for path in exported.folder.parent.iterdir()] == [exported.folder.name]
 
 
 def test_a_killed_export_goes_on_where_it_was(
-    pipeline: Path, tmp_path: Path, made: list[str]
+    pipeline: Path, tmp_path: Path, components: list[str]
 ) -> None:
     out = tmp_path / "out"
     root = Path(__file__).parents[2]
@@ -106,25 +118,25 @@ def test_a_killed_export_goes_on_where_it_was(
         seen.append(stage)
         return exporter.unwatched(stage)
 
-    found = exporter.export(resolved(pipeline, out), watch)
-    assert made == ["vae_encoder"]
+    exported = exporter.export(resolved(pipeline, out), watch)
+    assert components == ["vae_encoder"]
     assert "text_encoder: kept from the interrupted export" in seen
     assert inode(out) == before
-    whole(found)
+    whole(exported)
 
     # complete: it returns at once, and only to the plan that made it
-    made.clear()
+    components.clear()
     again = exporter.export(resolved(pipeline, out, memory=0.001))
-    assert (made, again.manifest) == ([], found.manifest)
-    for words in ({"seed": 1}, {"batch": 2}, {"bake_steps": [4]}, {"scheme": "int8"}):
+    assert (components, again.manifest) == ([], exported.manifest)
+    for arguments in ({"seed": 1}, {"batch": 2}, {"bake_steps": [4]}, {"scheme": "int8"}):
         with pytest.raises(PlanError, match="bundle of another plan or version; choose another -o"):
-            exporter.export(resolved(pipeline, out, **words))
-    assert made == []
-    assert bundle.read(out).manifest == found.manifest
+            exporter.export(resolved(pipeline, out, **arguments))
+    assert components == []
+    assert bundle.read(out).manifest == exported.manifest
 
 
 def test_a_complete_bundle_of_another_version_is_refused(
-    pipeline: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, tmp_path: Path, components: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.support import handmade
 
@@ -138,14 +150,16 @@ def test_a_complete_bundle_of_another_version_is_refused(
     assert (tmp_path / "mine" / "diary.txt").read_text() == "x"
     one = resolved(pipeline, out)
     identity, versions = manifest.identity(one), manifest.versions(one)
-    mark = resume.fingerprint(one, identity, versions)
-    assert mark == resume.fingerprint(resolved(pipeline, out, memory=9.0), identity, versions)
-    assert mark != resume.fingerprint(one, identity, {**versions, "torch": "0"})
-    assert mark != resume.fingerprint(one, {**identity, "source_sha256": "0"}, versions)
-    assert made == []
+    fingerprint = resume.fingerprint(one, identity, versions)
+    assert fingerprint == resume.fingerprint(
+        resolved(pipeline, out, memory=9.0), identity, versions
+    )
+    assert fingerprint != resume.fingerprint(one, identity, {**versions, "torch": "0"})
+    assert fingerprint != resume.fingerprint(one, {**identity, "source_sha256": "0"}, versions)
+    assert components == []
 
 
-def mark(one: Any) -> str:
+def fingerprint(one: Any) -> str:
     return resume.fingerprint(one, manifest.identity(one), manifest.versions(one))
 
 
@@ -173,10 +187,10 @@ def test_a_source_that_was_changed_is_another(pipeline: Path, tmp_path: Path, na
     (source / "LICENSE").write_text("mine")
     (source / "tokenizer" / "tokenizer_config.json").write_text("{}\n")
     one = resolved(source, tmp_path / "out", task="sr", components=())
-    before = mark(one)
-    assert before == mark(one)
+    before = fingerprint(one)
+    assert before == fingerprint(one)
     flip(source / name)
-    assert before != mark(one)
+    assert before != fingerprint(one)
 
 
 def test_the_same_export_from_elsewhere_is_the_same(
@@ -192,34 +206,39 @@ def test_the_same_export_from_elsewhere_is_the_same(
     monkeypatch.chdir(tmp_path / "elsewhere")
     two = resolved(Path("moved"), Path("out"), lora=["other.safetensors:0.5"])
     other.rename(lora)
-    before = mark(one)
+    before = fingerprint(one)
     lora.rename(other)
-    assert mark(two) == before
-    assert mark(resolved(moved, tmp_path / "x", lora=["other.safetensors:0.4"])) != before
-    assert mark(resolved(moved, tmp_path / "x")) != before
+    assert fingerprint(two) == before
+    assert fingerprint(resolved(moved, tmp_path / "x", lora=["other.safetensors:0.4"])) != before
+    assert fingerprint(resolved(moved, tmp_path / "x")) != before
     for change in ({"seed": 1}, {"batch": 2}, {"min_psnr": 9.0}, {"scheme": "int8"}):
         assert (
-            mark(resolved(moved, Path("out"), lora=["other.safetensors:0.5"], **change)) != before
+            fingerprint(resolved(moved, Path("out"), lora=["other.safetensors:0.5"], **change))
+            != before
         )
 
 
 def test_an_export_is_taken_up_with_a_checkpoint_that_was_moved(
-    stopped: Path, pipeline: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    stopped: Path,
+    pipeline: Path,
+    tmp_path: Path,
+    components: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
     shutil.copytree(pipeline, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     whole(exporter.export(resolved(Path("moved"), Path("home/out"))))
-    assert (made, home.is_dir()) == ([], True)
+    assert (components, work.is_dir()) == ([], True)
 
 
 def test_a_bug_is_not_taken_for_a_half_written_state(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
-    monkeypatch.setattr(resume, "_decoded", lambda *words: {}["bug"])
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
+    monkeypatch.setattr(resume, "_decoded", lambda *arguments: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
-        exporter.export(resolved(pipeline, home / "out"))
+        exporter.export(resolved(pipeline, work / "out"))
 
 
 def test_the_config_beside_a_lora_counts(pipeline: Path, tmp_path: Path) -> None:
@@ -227,33 +246,33 @@ def test_the_config_beside_a_lora_counts(pipeline: Path, tmp_path: Path) -> None
     file.write_bytes(b"x")
     config.write_text("{}")
     one = resolved(pipeline, tmp_path / "out", lora=[str(file)])
-    before = mark(one)
+    before = fingerprint(one)
     config.write_text('{"lora_alpha": 9}')
-    assert before != mark(one)
+    assert before != fingerprint(one)
 
 
 @pytest.fixture(scope="module")
 def stopped(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the draft of an export that was stopped after its last part."""
-    home = tmp_path_factory.mktemp("stopped") / "home"
-    home.mkdir()
+    work = tmp_path_factory.mktemp("stopped") / "home"
+    work.mkdir()
     patch = pytest.MonkeyPatch()
 
-    def stop(*words: object) -> None:
+    def stop(*arguments: object) -> None:
         raise Stopped
 
     patch.setattr(assembly, "_write_bundle", stop)
     with pytest.raises(Stopped):
-        exporter.export(resolved(pipeline, home / "out"))
+        exporter.export(resolved(pipeline, work / "out"))
     patch.undo()
-    (left,) = home.iterdir()
+    (left,) = work.iterdir()
     assert left.suffix == ".partial"
     assert {path.name for path in left.iterdir()} >= {".state", *PARTS}
-    return home
+    return work
 
 
-def draft_of(home: Path) -> Path:
-    (left,) = home.iterdir()
+def draft_of(work: Path) -> Path:
+    (left,) = work.iterdir()
     return left
 
 
@@ -279,8 +298,8 @@ def test_what_is_not_as_it_was_is_made_again(
     again: str,
 ) -> None:
     """The first part that is asked for is the damaged one; those before it were taken."""
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
-    damage(draft_of(home))
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
+    damage(draft_of(work))
     asked: list[str] = []
 
     def make(job: component.Job, reference: Any) -> None:
@@ -289,23 +308,23 @@ def test_what_is_not_as_it_was_is_made_again(
 
     monkeypatch.setattr(component, "make", make)
     with pytest.raises(Stopped):
-        exporter.export(resolved(pipeline, home / "out"))
+        exporter.export(resolved(pipeline, work / "out"))
     assert asked == [again]
 
 
 def test_a_part_that_was_changed_is_whole_again(
-    stopped: Path, pipeline: Path, tmp_path: Path, made: list[str]
+    stopped: Path, pipeline: Path, tmp_path: Path, components: list[str]
 ) -> None:
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
-    (draft_of(home) / "text_encoder" / "model.onnx").write_bytes(b"x")
-    whole(exporter.export(resolved(pipeline, home / "out")))
-    assert made == ["text_encoder"]
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
+    (draft_of(work) / "text_encoder" / "model.onnx").write_bytes(b"x")
+    whole(exporter.export(resolved(pipeline, work / "out")))
+    assert components == ["text_encoder"]
 
 
 def test_another_plan_begins_anew(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
 
     def make(job: component.Job, reference: Any) -> None:
         assert not (job.folder / "text_encoder").exists()
@@ -313,21 +332,21 @@ def test_another_plan_begins_anew(
 
     monkeypatch.setattr(component, "make", make)
     with pytest.raises(Stopped):
-        exporter.export(resolved(pipeline, home / "out", seed=5))
-    assert len(list(home.iterdir())) == 2  # what was stopped first still waits for its plan
+        exporter.export(resolved(pipeline, work / "out", seed=5))
+    assert len(list(work.iterdir())) == 2  # what was stopped first still waits for its plan
     with pytest.raises(Stopped):  # without the word nothing is kept
-        exporter.export(resolved(pipeline, home / "out", skip_existing=False))
-    assert list(home.iterdir()) == []
+        exporter.export(resolved(pipeline, work / "out", skip_existing=False))
+    assert list(work.iterdir()) == []
 
 
 def test_a_failure_keeps_the_finished_parts_too(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = Path(shutil.copytree(stopped, tmp_path / "home"))
+    work = Path(shutil.copytree(stopped, tmp_path / "home"))
     monkeypatch.setattr(manifest, "describe", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        exporter.export(resolved(pipeline, home / "out"))
-    assert (draft_of(home) / ".state" / "vae_encoder.json").is_file()
+        exporter.export(resolved(pipeline, work / "out"))
+    assert (draft_of(work) / ".state" / "vae_encoder.json").is_file()
 
 
 def test_a_stop_after_the_parts_goes_on_too(
@@ -335,39 +354,39 @@ def test_a_stop_after_the_parts_goes_on_too(
     pipeline: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    made: list[str],
+    components: list[str],
 ) -> None:
     """When tokenizer and goldens are written, as while the loops are proved."""
-    home, write = Path(shutil.copytree(stopped, tmp_path / "home")), bundle.write_manifest
+    work, write = Path(shutil.copytree(stopped, tmp_path / "home")), bundle.write_manifest
 
-    def stop(*words: Any) -> None:
+    def stop(*arguments: Any) -> None:
         monkeypatch.setattr(bundle, "write_manifest", write)
         raise Stopped
 
     monkeypatch.setattr(bundle, "write_manifest", stop)
     with pytest.raises(Stopped):
-        exporter.export(resolved(pipeline, home / "out"))
-    assert (draft_of(home) / "tokenizer").is_dir()
-    whole(exporter.export(resolved(pipeline, home / "out")))
-    assert made == []
+        exporter.export(resolved(pipeline, work / "out"))
+    assert (draft_of(work) / "tokenizer").is_dir()
+    whole(exporter.export(resolved(pipeline, work / "out")))
+    assert components == []
 
 
 def test_a_source_that_changes_meanwhile_is_refused(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(shutil.copytree(pipeline, tmp_path / "source"))
-    true, home = component.make, tmp_path / "home"
-    home.mkdir()
+    true, work = component.make, tmp_path / "home"
+    work.mkdir()
 
     def make(job: component.Job, reference: Any) -> Any:
         (source / "vae" / "config.json").touch()
         return true(job, reference)
 
     monkeypatch.setattr(component, "make", make)
-    plan = resolved(source, home / "out", target="reference", skip_existing=False)
+    plan = resolved(source, work / "out", target="reference", skip_existing=False)
     with pytest.raises(CheckpointError, match="was changed while it was exported"):
         exporter.export(plan)
-    assert list(home.iterdir()) == []
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -377,19 +396,19 @@ def test_the_message_of_ctrl_c_says_how_to_go_on(
     capfd: pytest.CaptureFixture[str],
     keep: bool,
 ) -> None:
-    def stop(*words: object) -> None:
+    def stop(*command: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exporter, "export", stop)
-    words = ["mtu-export", "onnx", "--task", "sr", *(["--skip-existing"] if keep else [])]
-    monkeypatch.setattr(sys, "argv", words)
+    command = ["mtu-export", "onnx", "--task", "sr", *(["--skip-existing"] if keep else [])]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as end:
         cli.main()
     (line,) = capfd.readouterr().err.splitlines()
     assert end.value.code == 130
-    wanted = "finished parts are kept: the same command with --skip-existing continues"
-    assert line == f"error: interrupted; {wanted if keep else 'nothing was written'}"
+    expected = "finished parts are kept: the same command with --skip-existing continues"
+    assert line == f"error: interrupted; {expected if keep else 'nothing was written'}"
 
 
 def test_force_and_skip_existing_contradict_one_another(pipeline: Path, tmp_path: Path) -> None:

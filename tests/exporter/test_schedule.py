@@ -40,18 +40,18 @@ def folder_with(tmp_path: Path, config: object) -> Path:
 
 @pytest.mark.parametrize("name", schedule.NAMES)
 def test_names_load_with_the_config_of_stable_diffusion(name: str) -> None:
-    found = schedule.load(None, name)
-    assert type(found).__name__ == schedule.SCHEDULERS[name][0]
-    assert found.config.beta_end == 0.012
-    assert found.config.num_train_timesteps == 1000
-    assert bool(found.config.get("use_karras_sigmas")) == name.endswith("karras")
+    scheduler = schedule.load(None, name)
+    assert type(scheduler).__name__ == schedule.SCHEDULERS[name][0]
+    assert scheduler.config.beta_end == 0.012
+    assert scheduler.config.num_train_timesteps == 1000
+    assert bool(scheduler.config.get("use_karras_sigmas")) == name.endswith("karras")
 
 
 def test_a_checkpoint_without_scheduler_gets_pndm_and_says_so(tmp_path: Path) -> None:
-    found = schedule.load(tmp_path, None)
+    scheduler = schedule.load(tmp_path, None)
     stock: Any = diffusers.PNDMScheduler.from_config(SD)
-    assert isinstance(found, diffusers.PNDMScheduler)
-    assert torch.equal(found.alphas_cumprod, stock.alphas_cumprod)
+    assert isinstance(scheduler, diffusers.PNDMScheduler)
+    assert torch.equal(scheduler.alphas_cumprod, stock.alphas_cumprod)
     assert "no scheduler/ in the checkpoint" in schedule.origin(tmp_path, None)
 
 
@@ -69,10 +69,10 @@ def test_the_checkpoints_config_is_carried_over_as_diffusers_does(
         "a_key_of_tomorrow": [1, {"a": 2}],
     }
     folder = folder_with(tmp_path, config)
-    found = schedule.load(folder, name)
-    stock: Any = type(found).from_pretrained(folder, subfolder="scheduler")
+    scheduler = schedule.load(folder, name)
+    stock: Any = type(scheduler).from_pretrained(folder, subfolder="scheduler")
     for key in ("beta_start", "prediction_type", "steps_offset", "timestep_spacing"):
-        assert found.config[key] == stock.config[key] == config[key]
+        assert scheduler.config[key] == stock.config[key] == config[key]
     assert "no scheduler/" not in schedule.origin(folder, name)
 
 
@@ -113,9 +113,9 @@ def test_a_bad_config_is_one_line(tmp_path: Path, change: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("change", [{"timestep_spacing": "x"}, {"prediction_type": "x"}])
 def test_what_only_a_step_finds_is_one_line_too(tmp_path: Path, change: dict[str, Any]) -> None:
-    found = schedule.load(folder_with(tmp_path, {**SD, **change}), "ddim")
+    scheduler = schedule.load(folder_with(tmp_path, {**SD, **change}), "ddim")
     with pytest.raises(Unsupported) as caught:
-        schedule.table(found, 4)
+        schedule.table(scheduler, 4)
     assert "\n" not in str(caught.value)
 
 
@@ -137,15 +137,15 @@ def test_an_unknown_name_lists_the_legal_ones(name: str) -> None:
 def test_ddim_gives_the_published_coefficients() -> None:
     """Song et al. 2021, equation 12 with σ = 0, written out in float64."""
     scheduler = schedule.load(None, "ddim")
-    found = schedule.table(scheduler, 20)
+    table = schedule.table(scheduler, 20)
     alphas = scheduler.alphas_cumprod.double()
-    for row in found.passes:
-        t = int(row.timestep)
+    for step in table.passes:
+        t = int(step.timestep)
         now, then = alphas[t], alphas[t - 50] if t >= 50 else alphas[0]
         x = (then / now).sqrt()
         m = (1 - then).sqrt() - (then * (1 - now) / now).sqrt()
-        assert row.x == pytest.approx((float(x), 0, 0, 0), rel=1e-5)
-        assert row.m == pytest.approx((float(m), 0, 0, 0), rel=1e-4)
+        assert step.x == pytest.approx((float(x), 0, 0, 0), rel=1e-5)
+        assert step.m == pytest.approx((float(m), 0, 0, 0), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ def test_ddim_gives_the_published_coefficients() -> None:
     ],
 )
 def test_passes_and_history(name: str, passes: int, depth: int) -> None:
-    found = schedule.table(schedule.load(None, name), 20)
-    assert (len(found.passes), found.depth) == (passes, depth)
+    table = schedule.table(schedule.load(None, name), 20)
+    assert (len(table.passes), table.depth) == (passes, depth)
 
 
 def test_plms_is_read_as_it_is_written() -> None:
     """From its fifth pass on PLMS mixes four outputs as 55, −59, 37, −9 (Adams–Bashforth)."""
-    found = schedule.table(schedule.load(None, "pndm"), 20)
-    for row in found.passes[6:]:
-        assert [24 * m / sum(row.m) for m in row.m] == pytest.approx([55, -59, 37, -9], rel=1e-4)
-        assert row.x[1:] == pytest.approx((0, 0, 0), abs=1e-6)
+    table = schedule.table(schedule.load(None, "pndm"), 20)
+    for step in table.passes[6:]:
+        assert [24 * m / sum(step.m) for m in step.m] == pytest.approx([55, -59, 37, -9], rel=1e-4)
+        assert step.x[1:] == pytest.approx((0, 0, 0), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_clipping_is_refused_with_its_cause(
 class Offset(diffusers.DDIMScheduler):
     """A step that adds a constant."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        return (super().step(*words, **named)[0] + 1e-3,)
+    def step(self, *arguments: Any, **named: Any) -> Any:
+        return (super().step(*arguments, **named)[0] + 1e-3,)
 
 
 class Bent(diffusers.DDIMScheduler):
@@ -232,9 +232,9 @@ class Bent(diffusers.DDIMScheduler):
 class Long(diffusers.DDIMScheduler):
     """A step that uses what was seven passes ago."""
 
-    def set_timesteps(self, *words: Any, **named: Any) -> None:
+    def set_timesteps(self, *arguments: Any, **named: Any) -> None:
         self.seen: list[torch.Tensor] = []
-        super().set_timesteps(*words, **named)
+        super().set_timesteps(*arguments, **named)
 
     def step(self, model_output: Any, timestep: Any, sample: Any, **named: Any) -> Any:
         self.seen.append(model_output)
@@ -300,9 +300,9 @@ def test_a_count_that_the_scheduler_cannot_do_names_both() -> None:
 
 def test_tables_are_by_count() -> None:
     scheduler = schedule.load(None, "euler")
-    found = schedule.tables(scheduler, (8, 4, 8))
-    assert list(found) == [4, 8]
-    assert found[4] == schedule.table(scheduler, 4)
+    tables = schedule.tables(scheduler, (8, 4, 8))
+    assert list(tables) == [4, 8]
+    assert tables[4] == schedule.table(scheduler, 4)
     with pytest.raises(PlanError):
         schedule.tables(scheduler, ())
 
@@ -347,7 +347,7 @@ def test_the_golden_loop_has_a_short_count_of_its_own() -> None:
 
 
 def test_running_out_of_memory_is_no_fault_of_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(*words: Any, **named: Any) -> None:
+    def exhaust(*arguments: Any, **named: Any) -> None:
         raise MemoryError
 
     scheduler = schedule.load(None, "ddim")
@@ -391,13 +391,15 @@ PASSES = st.lists(
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    rows = []
-    for index, row in enumerate(draw(PASSES)):
+    passes = []
+    for index, coefficients in enumerate(draw(PASSES)):
         keep = [float(k <= index) for k in range(4)]
-        x = tuple(a * b for a, b in zip(row.x, keep, strict=True))
-        m = tuple(a * b for a, b in zip(row.m, keep, strict=True))
-        rows.append(Pass(timestep=row.timestep, input_scale=row.input_scale, x=x, m=m))
-    return Schedule(init_noise_sigma=draw(POSITIVE), passes=tuple(rows))
+        x = tuple(a * b for a, b in zip(coefficients.x, keep, strict=True))
+        m = tuple(a * b for a, b in zip(coefficients.m, keep, strict=True))
+        passes.append(
+            Pass(timestep=coefficients.timestep, input_scale=coefficients.input_scale, x=x, m=m)
+        )
+    return Schedule(init_noise_sigma=draw(POSITIVE), passes=tuple(passes))
 
 
 BAD = st.sampled_from(
@@ -409,45 +411,45 @@ def read(record: Any) -> Schedule:
     return validated(ScheduleRecord, json.dumps(record)).schedule()
 
 
-@given(found=schedules())
-def test_json_round_trip(found: Schedule) -> None:
-    assert read(found.to_json()) == found
+@given(schedule_=schedules())
+def test_json_round_trip(schedule_: Schedule) -> None:
+    assert read(schedule_.to_json()) == schedule_
 
 
-@given(found=schedules())
-def test_json_of_a_newer_minor_schema_is_read(found: Schedule) -> None:
-    row = found.to_json()
-    row["colour"] = "blue"
-    row["passes"][0]["noise"] = [1, 2]
-    assert read(row) == found
+@given(schedule_=schedules())
+def test_json_of_a_newer_minor_schema_is_read(schedule_: Schedule) -> None:
+    record = schedule_.to_json()
+    record["colour"] = "blue"
+    record["passes"][0]["noise"] = [1, 2]
+    assert read(record) == schedule_
 
 
 @settings(max_examples=300)
-@given(found=schedules(), bad=BAD, data=st.data())
-def test_a_mutation_is_a_bundle_error(found: Schedule, bad: Any, data: st.DataObject) -> None:
+@given(schedule_=schedules(), bad=BAD, data=st.data())
+def test_a_mutation_is_a_bundle_error(schedule_: Schedule, bad: Any, data: st.DataObject) -> None:
     """Any one value replaced by one of the wrong kind, or taken away, or one too many."""
-    row = found.to_json()
-    one = data.draw(st.sampled_from(row["passes"]))
-    places: list[tuple[Any, Any]] = [(row, key) for key in row] + [(one, key) for key in one]
+    record = schedule_.to_json()
+    one = data.draw(st.sampled_from(record["passes"]))
+    places: list[tuple[Any, Any]] = [(record, key) for key in record] + [(one, key) for key in one]
     places += [(one[key], k) for key in ("x", "m") for k in range(4)]
-    home, key = data.draw(st.sampled_from(places))
+    parent, key = data.draw(st.sampled_from(places))
     how = data.draw(st.sampled_from(["replace", "take", "add"]))
     if how == "replace":
-        home[key] = bad
+        parent[key] = bad
     elif how == "take":
-        del home[key]
+        del parent[key]
     else:
         one[data.draw(st.sampled_from(["x", "m"]))].append(0.0)
     with pytest.raises(BundleError, match=r"^manifest.json: ") as caught:
-        read(row)
+        read(record)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("found", [None, [], "x", 3, {"passes": []}, {"init_noise_sigma": 1}])
-def test_no_schedule_is_a_bundle_error(found: Any) -> None:
+@pytest.mark.parametrize("document", [None, [], "x", 3, {"passes": []}, {"init_noise_sigma": 1}])
+def test_no_schedule_is_a_bundle_error(document: Any) -> None:
     with pytest.raises(BundleError):
-        read(found)
+        read(document)
 
 
 def test_absurd_sizes_are_refused() -> None:
@@ -462,7 +464,7 @@ def test_absurd_sizes_are_refused() -> None:
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_pass_cannot_look_back_before_the_start(index: int) -> None:
     plain = {"timestep": 1, "input_scale": 1, "x": [1, 0, 0, 0], "m": [1, 0, 0, 0]}
-    rows = [copy.deepcopy(plain) for _ in range(4)]
-    rows[index]["m"][index + 1] = 1e-3
+    passes = [copy.deepcopy(plain) for _ in range(4)]
+    passes[index]["m"][index + 1] = 1e-3
     with pytest.raises(BundleError, match=rf"passes\[{index}\] looks back"):
-        read({"init_noise_sigma": 1, "passes": rows})
+        read({"init_noise_sigma": 1, "passes": passes})

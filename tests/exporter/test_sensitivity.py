@@ -41,17 +41,17 @@ def test_each_layer_alone_is_what_rounding_its_weights_by_hand_gives() -> None:
     x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
     x[:, 0] = 0
     together, losses = sensitivity.measure(graph, net, INT8, [{"x": x}])
-    assert [row.psnr_db for row in losses] == sorted(row.psnr_db for row in losses)
+    assert [loss.psnr_db for loss in losses] == sorted(loss.psnr_db for loss in losses)
     want = reference(torch.from_numpy(x)).detach().numpy()
-    for row in losses:
+    for loss in losses:
         twin = copy.deepcopy(reference)
-        layer = twin.get_submodule(row.layer)
+        layer = twin.get_submodule(loss.layer)
         assert isinstance(layer, nn.Linear)
         weight = layer.weight.detach().numpy()
         step = np.abs(weight).max(1, keepdims=True) / 127
         layer.weight.data = torch.from_numpy(np.round(weight / step) * step)
-        found = twin(torch.from_numpy(x)).detach().numpy()
-        assert row.psnr_db == pytest.approx(metrics.psnr(want, found), abs=0.1)
+        actual = twin(torch.from_numpy(x)).detach().numpy()
+        assert loss.psnr_db == pytest.approx(metrics.psnr(want, actual), abs=0.1)
     assert losses[0].layer == "2"
     assert together <= losses[0].psnr_db + 1
     line = sensitivity.describe(together, losses, (64, 32), 8)
@@ -61,32 +61,32 @@ def test_each_layer_alone_is_what_rounding_its_weights_by_hand_gives() -> None:
 
 def test_the_model_is_quantised_in_the_end() -> None:
     graph, net = _graph()
-    wanted = copy.deepcopy(net)
-    quantize.quantize([wanted], INT8)
+    expected = copy.deepcopy(net)
+    quantize.quantize([expected], INT8)
     sensitivity.measure(graph, net, INT8, [{"x": np.ones((5, 16), np.float32)}])
-    assert net.state_dict().keys() == wanted.state_dict().keys()
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in wanted.state_dict().items())
+    assert net.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
 @pytest.mark.slow
 def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
     atom: Path, tmp_path: Path
 ) -> None:
-    def words(**more: Any) -> options.Plan:
+    def plan(**more: Any) -> options.Plan:
         return options.resolve(
             target="reference", model=atom, task="edit", scheme="int8", out=tmp_path / "o", **more
         )
 
     with pytest.raises(ParityError, match="the layer that costs most alone is") as caught:
-        exporter.export(words(min_psnr=80.0))
+        exporter.export(plan(min_psnr=80.0))
     assert list(tmp_path.iterdir()) == []
     line = str(caught.value)
     worst = line.partition("most alone is ")[2].partition(" with")[0]
     before = float(line.partition("torch")[2].partition(": ")[2].partition(" dB")[0])
-    found = exporter.export(words(keep_float=[worst]))
-    kept = {kept.layer: kept.why for kept in found.manifest.scheme.kept_float}
+    exported = exporter.export(plan(keep_float=[worst]))
+    kept = {kept.layer: kept.why for kept in exported.manifest.scheme.kept_float}
     assert kept[worst] == "asked for"
-    after = next(row.psnr_db for row in found.proof if row.stage == "quantised")
+    after = next(verdict.psnr_db for verdict in exported.proof if verdict.stage == "quantised")
     assert after is not None
     assert after > before
 
@@ -95,14 +95,14 @@ def test_a_failed_parity_names_four_layers_and_keeping_them_helps(
 def test_passes_below_their_floor_refuse_an_export_and_a_free_loop_does_not(
     atom_pipeline: Path, tmp_path: Path
 ) -> None:
-    words: Any = {"target": "reference", "task": "sr", "scheme": "int8", "out": tmp_path / "o"}
-    asked = options.resolve(model=atom_pipeline, **words)
+    plan: Any = {"target": "reference", "task": "sr", "scheme": "int8", "out": tmp_path / "o"}
+    asked = options.resolve(model=atom_pipeline, **plan)
     high = replace(asked, scheme=replace(asked.scheme, pass_floor_db=200.0))
     line = r"pipeline of .*\(passes, .*floor 200 dB; the worst"
     with pytest.raises(ParityError, match=line):
         exporter.export(high)
     assert list(tmp_path.iterdir()) == []
-    verdicts = {row.stage: row for row in exporter.export(asked).proof}
+    verdicts = {verdict.stage: verdict for verdict in exporter.export(asked).proof}
     assert verdicts["passes"].passed is True
     assert (verdicts["loop"].passed, verdicts["loop"].floor_db) == (None, 0.0)
     assert verdicts["loop"].runner

@@ -28,9 +28,11 @@ THREE = ("t2i", "sr", "fill")
 """4, 8 and 9 input channels; a prompt of its own; a mask."""
 
 
-def export(folder: Path, out: Path, tasks: tuple[str, ...], scheme: str, **words: Any) -> Bundle:
-    words = {"target": "onnx", "model": folder, "scheme": scheme, "out": out, **words}
-    return exporter.export(options.resolve(task=list(tasks), **words))
+def export(
+    folder: Path, out: Path, tasks: tuple[str, ...], scheme: str, **overrides: Any
+) -> Bundle:
+    overrides = {"target": "onnx", "model": folder, "scheme": scheme, "out": out, **overrides}
+    return exporter.export(options.resolve(task=list(tasks), **overrides))
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +41,8 @@ def shared(bundles: Callable[..., Path]) -> Bundle:
     return bundle.read(bundles("onnx", "int8", THREE))
 
 
-def psnr(found: Bundle) -> dict[tuple[str, str], float]:
-    return {(row.task, row.stage): row.psnr_db or 0 for row in found.proof}
+def psnr(exported: Bundle) -> dict[tuple[str, str], float]:
+    return {(verdict.task, verdict.stage): verdict.psnr_db or 0 for verdict in exported.proof}
 
 
 @pytest.mark.slow
@@ -49,23 +51,23 @@ def psnr(found: Bundle) -> dict[tuple[str, str], float]:
     [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("fp32", "fp16")), "int8"],
 )
 def test_each_task_is_as_near_as_alone(scheme: str, bundles: Callable[..., Path]) -> None:
-    found = bundle.read(bundles("onnx", scheme, THREE))
-    rung, sizes = ("quantised" if scheme == "int8" else "exported"), []
+    exported = bundle.read(bundles("onnx", scheme, THREE))
+    stage, sizes = ("quantised" if scheme == "int8" else "exported"), []
     for task in THREE:
         alone = bundle.read(bundles("onnx", scheme, (task,)))
         sizes.append(alone.manifest.parts[0].cost.weight_bytes)
-        one, together = psnr(alone)[task, rung], psnr(found)[task, rung]
+        one, together = psnr(alone)[task, stage], psnr(exported)[task, stage]
         assert abs(one - together) < NEAR_DB[scheme]
         assert bundle.Goldens(alone).cases("unet", task)[0][1]["out_sample"].tobytes() == (
-            bundle.Goldens(found).cases("unet", task)[0][1]["out_sample"].tobytes()
+            bundle.Goldens(exported).cases("unet", task)[0][1]["out_sample"].tobytes()
         )
-    cost = found.manifest.parts[0].cost
+    cost = exported.manifest.parts[0].cost
     assert cost.weight_bytes == cost.shared_weight_bytes + sum(cost.task_weight_bytes.values())
     assert cost.weight_bytes < 1.2 * max(sizes)  # of atom: 1.08 and less of larger ones
     assert all(
-        row.passed
-        for row in verification.verify_bundle(bundle.read(found.folder))
-        if row.stage != "loop"
+        verdict.passed
+        for verdict in verification.verify_bundle(bundle.read(exported.folder))
+        if verdict.stage != "loop"
     )
 
 
@@ -85,20 +87,20 @@ def dequantised(path: Path) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.slow
 def test_codes_are_the_same_bytes_and_scales_the_tasks_own(shared: Bundle) -> None:
-    home = shared.part("unet").path
-    rows = [dequantised(home / shared.part("unet").entries[task]) for task in THREE]
-    assert sorted(path.name for path in home.iterdir()) == [
+    folder = shared.part("unet").path
+    weights = [dequantised(folder / shared.part("unet").entries[task]) for task in THREE]
+    assert sorted(path.name for path in folder.iterdir()) == [
         *sorted(f"{task}.onnx" for task in THREE if task < "model"),
         "model.onnx_data",
         *sorted(f"{task}.onnx" for task in THREE if task > "model"),
     ]
-    assert rows[0].keys() == rows[1].keys() == rows[2].keys()
+    assert weights[0].keys() == weights[1].keys() == weights[2].keys()
     gated = 0
-    for name, (codes, scales) in rows[0].items():
-        assert all(row[name][0] == codes for row in rows)
-        differ = len({row[name][1] for row in rows}) == len(rows)
+    for name, (codes, scales) in weights[0].items():
+        assert all(task_weights[name][0] == codes for task_weights in weights)
+        differ = len({task_weights[name][1] for task_weights in weights}) == len(weights)
         assert differ == (".net.0.proj" in name)
-        assert differ or all(row[name][1] == scales for row in rows)
+        assert differ or all(task_weights[name][1] == scales for task_weights in weights)
         gated += differ
     assert gated == 1  # the one block of atom
 
@@ -109,9 +111,9 @@ def test_no_weight_is_there_twice(shared: Bundle) -> None:
     data = (part.path / "model.onnx_data").read_bytes()
     for entry in part.entries.values():
         for tensor in onnx.load(part.path / entry, load_external_data=False).graph.initializer:
-            found = {item.key: item.value for item in tensor.external_data}
-            if found:
-                key = (int(found["offset"]), int(found["length"]))
+            location = {item.key: item.value for item in tensor.external_data}
+            if location:
+                key = (int(location["offset"]), int(location["length"]))
                 places.setdefault(key, set()).add(tensor.name)
     contents = [data[begin : begin + length] for begin, length in places]
     assert len(set(contents)) == len(contents)
@@ -141,8 +143,8 @@ def test_nothing_stays_of_weights_that_a_killed_export_wrote(tmp_path: Path) -> 
             writer.write(model(number), f"{task}.onnx")
         sizes.append((tmp_path / "unet" / "model.onnx_data").stat().st_size)
     assert sizes[0] == sizes[1]
-    found = onnx.load(tmp_path / "unet" / "fill.onnx").graph.initializer[0]
-    assert onnx.numpy_helper.to_array(found)[0] == 2
+    initializer = onnx.load(tmp_path / "unet" / "fill.onnx").graph.initializer[0]
+    assert onnx.numpy_helper.to_array(initializer)[0] == 2
 
 
 def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
@@ -156,9 +158,9 @@ def test_inputs_differ_in_width_alone(shared: Bundle) -> None:
 @pytest.mark.slow
 def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny("atom", experts=1)
-    found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32")
-    cost = found.manifest.parts[0].cost
-    model = onnx.load(found.part("unet").path / "edit.onnx", load_external_data=False)
+    exported = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32")
+    cost = exported.manifest.parts[0].cost
+    model = onnx.load(exported.part("unet").path / "edit.onnx", load_external_data=False)
     assert not any("gain" in tensor.name for tensor in model.graph.initializer)
     assert cost.task_weight_bytes["edit"] < 0.03 * cost.shared_weight_bytes
 
@@ -167,16 +169,16 @@ def test_experts_of_one_need_no_gates(make_tiny: Callable[..., Path], tmp_path: 
 def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
     atom_pipeline: Path, tmp_path: Path
 ) -> None:
-    words = {"target": "reference", "components": ["vae_encoder", "vae_decoder"]}
-    found = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
-    assert {part.component: set(part.entries) for part in found.parts} == {
+    settings = {"target": "reference", "components": ["vae_encoder", "vae_decoder"]}
+    exported = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
+    assert {part.component: set(part.entries) for part in exported.parts} == {
         "vae_encoder": {"edit"},
         "vae_decoder": {"t2i", "edit"},
     }
     assert all(
-        row.passed
-        for row in verification.verify_bundle(bundle.read(found.folder))
-        if row.stage != "loop"
+        verdict.passed
+        for verdict in verification.verify_bundle(bundle.read(exported.folder))
+        if verdict.stage != "loop"
     )
 
 
@@ -186,8 +188,8 @@ def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> N
 
     Of ``tiny``, beside whose weights the exporter's own constants are below 2 %.
     """
-    found = bundle.read(bundles("onnx", "fp16", THREE, architecture="tiny"))
-    part, held = found.part("unet"), {}
+    exported = bundle.read(bundles("onnx", "fp16", THREE, architecture="tiny"))
+    part, held = exported.part("unet"), {}
     for entry in part.entries.values():
         model = onnx.load(part.path / entry)
         wide = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
@@ -195,7 +197,7 @@ def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> N
             max(len(t.raw_data) for t in wide if len(t.dims) > 1) <= 3072
         )  # of three small ones that the optimiser joins
         held |= {(t.name, t.raw_data): len(t.raw_data) for t in model.graph.initializer}
-    part = found.manifest.parts[0]
+    part = exported.manifest.parts[0]
     assert part.scheme is not None
     assert part.scheme.kept_float == ()
     assert part.cost.weight_bytes == pytest.approx(sum(held.values()), rel=0.02)
@@ -204,19 +206,19 @@ def test_float16_is_all_matrices_gated_or_not(bundles: Callable[..., Path]) -> N
 @pytest.mark.slow
 def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny("atom", task_norm="stacked")
-    found = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32", target="reference")
-    assert all(row.passed for row in found.proof if row.stage != "loop")
+    exported = export(folder, tmp_path / "b", ("t2i", "edit"), "fp32", target="reference")
+    assert all(verdict.passed for verdict in exported.proof if verdict.stage != "loop")
 
 
 @pytest.mark.slow
 def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) -> None:
-    words = {"target": "reference", "bake_steps": [4]}
-    found = export(atom_pipeline, tmp_path / "b", THREE, "fp32", **words)
-    entries = {part.component: part.entries for part in found.parts}
+    settings = {"target": "reference", "bake_steps": [4]}
+    exported = export(atom_pipeline, tmp_path / "b", THREE, "fp32", **settings)
+    entries = {part.component: part.entries for part in exported.parts}
     assert set(entries["text_encoder"]) == {"t2i", "fill"}
     assert set(entries["vae_encoder"]) == {"sr", "fill"}
     assert entries["unet"].keys() == set(THREE)
-    rows = {(row.component, row.task) for row in found.proof}
+    rows = {(row.component, row.task) for row in exported.proof}
     assert rows == {
         ("text_encoder", "t2i"),
         ("vae_encoder", "sr"),
@@ -224,11 +226,11 @@ def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) ->
         *(("unet", task) for task in THREE),
         *(("pipeline", task) for task in THREE),
     }
-    assert all(row.psnr_db and row.psnr_db > 90 for row in found.proof)
+    assert all(row.psnr_db and row.psnr_db > 90 for row in exported.proof)
     with pytest.raises(PlanError, match="name a --task; this bundle has: t2i, sr, fill"):
-        runner.open_loop(found)
-    alone = export(atom_pipeline, tmp_path / "alone", ("sr",), "fp32", **words)
-    golden, own = (bundle.Goldens(row).loop("sr") for row in (found, alone))
+        runner.open_loop(exported)
+    alone = export(atom_pipeline, tmp_path / "alone", ("sr",), "fp32", **settings)
+    golden, own = (bundle.Goldens(row).loop("sr") for row in (exported, alone))
     assert {name: value.tobytes() for name, value in golden.items()} == {
         name: value.tobytes() for name, value in own.items()
     }
@@ -238,27 +240,30 @@ def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) ->
 def test_a_stopped_export_goes_on_with_all_tasks(
     atom_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {"target": "reference", "bake_steps": [4], "skip_existing": True}
-    make, made, stops = component.make, [], ["once"]
+    settings = {"target": "reference", "bake_steps": [4], "skip_existing": True}
+    make, components, stops = component.make, [], ["once"]
 
     def stop(job: component.Job, references: Any) -> Any:
         if job.component == "vae_decoder" and stops:
             stops.clear()
             raise KeyboardInterrupt
-        made.append(job.component)
+        components.append(job.component)
         return make(job, references)
 
     monkeypatch.setattr(component, "make", stop)
     with pytest.raises(KeyboardInterrupt):
-        export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
-    assert made == ["text_encoder", "vae_encoder", "unet"]
-    found = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **words)
-    assert made[3:] == ["vae_decoder"]
-    assert {row.task for row in found.proof if row.component == "pipeline"} == {"t2i", "edit"}
+        export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
+    assert components == ["text_encoder", "vae_encoder", "unet"]
+    exported = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
+    assert components[3:] == ["vae_decoder"]
+    assert {verdict.task for verdict in exported.proof if verdict.component == "pipeline"} == {
+        "t2i",
+        "edit",
+    }
     assert all(
-        row.passed
-        for row in verification.verify_bundle(bundle.read(found.folder))
-        if row.stage != "loop"
+        verdict.passed
+        for verdict in verification.verify_bundle(bundle.read(exported.folder))
+        if verdict.stage != "loop"
     )
 
 
@@ -275,10 +280,10 @@ def test_graphs_that_are_not_alike_are_refused(
             return x * 1.0
 
     def odd(pipeline: Any, tasks: Any) -> Any:
-        found = specialise(pipeline, tasks)
-        unet: Any = next(iter(found.values())).module
+        folded = specialise(pipeline, tasks)
+        unet: Any = next(iter(folded.values())).module
         unet.conv_out = nn.Sequential(unet.conv_out, Once())
-        return found
+        return folded
 
     monkeypatch.setattr(mtu, "specialise", odd)
     with pytest.raises(ToolchainError, match="graphs of t2i, edit differ"):
@@ -286,11 +291,11 @@ def test_graphs_that_are_not_alike_are_refused(
     assert not (tmp_path / "b").exists()
 
 
-def spoil(found: Bundle, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    shutil.copytree(found.folder, out)
-    said = json.loads((out / "manifest.json").read_text("utf-8"))
-    change(said["parts"][0])
-    (out / "manifest.json").write_text(json.dumps(said), "utf-8")
+def spoil(exported: Bundle, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    shutil.copytree(exported.folder, out)
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    change(manifest["parts"][0])
+    (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     return out
 
 
@@ -319,7 +324,7 @@ def _negative(part: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_renamed, "names are not those of inputs"),
         (_foreign, "'unknown' is not a task of entries"),
@@ -330,9 +335,9 @@ def _negative(part: dict[str, Any]) -> None:
     ],
 )
 def test_a_manifest_that_lies_is_refused(
-    change: Callable[[dict[str, Any]], None], said: str, shared: Bundle, tmp_path: Path
+    change: Callable[[dict[str, Any]], None], message: str, shared: Bundle, tmp_path: Path
 ) -> None:
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         bundle.read(spoil(shared, tmp_path / "b", change))
 
 
@@ -348,30 +353,33 @@ def test_a_task_with_another_ones_graph_fails(shared: Bundle, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_tasks_of_one_width_are_told_apart_by_their_numbers(atom: Path, tmp_path: Path) -> None:
-    found = export(atom, tmp_path / "b", ("edit", "inpaint"), "fp32")
+    exported = export(atom, tmp_path / "b", ("edit", "inpaint"), "fp32")
 
     def swap(part: dict[str, Any]) -> None:
         part["entries"] = {"edit": "inpaint.onnx", "inpaint": "edit.onnx"}
 
-    rows = verification.verify_bundle(bundle.read(spoil(found, tmp_path / "c", swap)))
-    assert [row.passed for row in rows] == [False, False]
+    verdicts = verification.verify_bundle(bundle.read(spoil(exported, tmp_path / "c", swap)))
+    assert [verdict.passed for verdict in verdicts] == [False, False]
 
     def same(part: dict[str, Any]) -> None:
         part["entries"]["inpaint"] = "edit.onnx"
 
-    rows = verification.verify_bundle(bundle.read(spoil(found, tmp_path / "d", same)))
-    assert {row.task: row.passed for row in rows} == {"edit": True, "inpaint": False}
+    verdicts = verification.verify_bundle(bundle.read(spoil(exported, tmp_path / "d", same)))
+    assert {verdict.task: verdict.passed for verdict in verdicts} == {
+        "edit": True,
+        "inpaint": False,
+    }
 
 
 def test_inspect_says_what_is_shared(shared: Bundle) -> None:
     done = CliRunner().invoke(app, ["inspect", str(shared.folder), "--json"])
-    said = json.loads(done.output)
-    assert said["weights"].startswith("3 tasks = ")
-    rows = said["weights by task"]
-    assert [row["task"] for row in rows] == list(THREE)
-    assert len({row["shared bytes"] for row in rows}) == 1
+    result = json.loads(done.output)
+    assert result["weights"].startswith("3 tasks = ")
+    weights = result["weights by task"]
+    assert [entry["task"] for entry in weights] == list(THREE)
+    assert len({entry["shared bytes"] for entry in weights}) == 1
     data = np.fromfile(shared.part("unet").path / "model.onnx_data", np.uint8)
-    held = rows[0]["shared bytes"] + sum(row["own bytes"] for row in rows)
+    held = weights[0]["shared bytes"] + sum(entry["own bytes"] for entry in weights)
     assert 0.8 * held < len(data) < held  # equal vectors are there once, small ones in the graphs
 
 
@@ -379,15 +387,15 @@ def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
     """A bundle made here is unpacked on file systems that do not tell case."""
     source = options.resolve(target="onnx", all_tasks=True).checkpoint
     folder = Path(shutil.copytree(source, tmp_path / "c"))
-    said = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
-    said["tasks"][0]["name"] = "Edit"
-    (folder / "unet" / "config.json").write_text(json.dumps(said), "utf-8")
-    words = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
+    config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+    config["tasks"][0]["name"] = "Edit"
+    (folder / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
+    settings = {"target": "onnx", "model": folder, "out": tmp_path / "b"}
     with pytest.raises(Unsupported, match=r"tasks 'Edit' and 'edit' .* one file"):
-        options.resolve(task=["Edit", "edit"], **words)  # type: ignore[arg-type]
-    assert options.resolve(task=["Edit", "sr"], **words).tasks  # type: ignore[arg-type]
+        options.resolve(task=["Edit", "edit"], **settings)  # type: ignore[arg-type]
+    assert options.resolve(task=["Edit", "sr"], **settings).tasks  # type: ignore[arg-type]
     parts = ["vae_decoder"]
-    assert options.resolve(task=["Edit", "edit"], components=parts, **words)  # type: ignore[arg-type]
+    assert options.resolve(task=["Edit", "edit"], components=parts, **settings)  # type: ignore[arg-type]
 
 
 def test_all_tasks_and_a_task_contradict_one_another() -> None:

@@ -35,11 +35,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def export(atom: Path) -> list[str]:
     """An export into `out`, whose toolchain is PyTorch alone."""
-    return ["reference", *(word.replace("ATOM", str(atom)) for word in EXPORT), "-o", "out"]
+    return ["reference", *(argument.replace("ATOM", str(atom)) for argument in EXPORT), "-o", "out"]
 
 
-def ours(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*OURS, *words], capture_output=True, text=True, check=False)
+def ours(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*OURS, *arguments], capture_output=True, text=True, check=False)
 
 
 def last(text: str) -> str:
@@ -51,7 +51,9 @@ def last(text: str) -> str:
 # --------------------------------------------------------------------------- disks and permissions
 
 
-def mounted(folder: Path, options: str, then: str, words: Sequence[str]) -> tuple[int, str, str]:
+def mounted(
+    folder: Path, options: str, then: str, arguments: Sequence[str]
+) -> tuple[int, str, str]:
     """Run a command with a tmpfs of its own at ``folder``; what is in there afterwards.
 
     ``then`` is a shell command that runs before it, inside. Returns exit code, standard error
@@ -59,7 +61,7 @@ def mounted(folder: Path, options: str, then: str, words: Sequence[str]) -> tupl
     """
     folder.mkdir(exist_ok=True)
     script = f"mount -t tmpfs -o {options} tmpfs {folder} || exit 99\n{then}\n"
-    script += f"{shlex.join(words)} >/dev/null\ncode=$?\nls -A {folder}\nexit $code\n"
+    script += f"{shlex.join(arguments)} >/dev/null\ncode=$?\nls -A {folder}\nexit $code\n"
     try:
         done = subprocess.run(
             ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
@@ -97,7 +99,7 @@ cli.main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "moment", "left"),
+    ("template", "moment", "left"),
     [
         (("onnx", *EXPORT, "-o"), "import PyTorch", 100_000),  # full inside model.onnx
         (("reference", *EXPORT, "-o"), "lower to reference", 50_000),  # full behind it: goldens
@@ -111,11 +113,20 @@ cli.main()
     ],
 )
 def test_a_disk_that_fills_up(
-    tmp_path: Path, atom: Path, words: tuple[str, ...], moment: str, left: int
+    tmp_path: Path, atom: Path, template: tuple[str, ...], moment: str, left: int
 ) -> None:
     disk = tmp_path / "disk"
-    given = [word.replace("ATOM", str(atom)) for word in words]
-    command = [sys.executable, "-c", FILL, str(disk), moment, str(left), *given, str(disk / "out")]
+    arguments = [argument.replace("ATOM", str(atom)) for argument in template]
+    command = [
+        sys.executable,
+        "-c",
+        FILL,
+        str(disk),
+        moment,
+        str(left),
+        *arguments,
+        str(disk / "out"),
+    ]
     code, err, listing = mounted(disk, "size=16M", "", command)
     assert last(err).startswith("error: cannot write ")
     assert last(err).endswith("No space left on device")
@@ -176,12 +187,12 @@ def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     assert line.endswith("Permission denied")
 
 
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"]])
-def test_an_output_that_takes_nothing(words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"]])
+def test_an_output_that_takes_nothing(arguments: list[str]) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*OURS, *words], stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run([*OURS, *arguments], stdout=full, stderr=subprocess.PIPE, check=False)
     (line,) = done.stderr.decode().splitlines()
     assert line.endswith("No space left on device")
     assert done.returncode == 6
@@ -190,12 +201,12 @@ def test_an_output_that_takes_nothing(words: list[str]) -> None:
 # -------------------------------------------------------------------------------------------- pipes
 
 
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["--help"], ["doctor"]])
-def test_a_reader_that_goes_away(words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"], ["doctor"]])
+def test_a_reader_that_goes_away(arguments: list[str]) -> None:
     """As in `mtu-export list | head`: quiet, and the exit code of any Unix tool."""
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([*OURS, *words], stdout=write, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run([*OURS, *arguments], stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 
@@ -308,10 +319,10 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path: Path, counts: tuple[int,
 # -------------------------------------------------------------------------------------------- races
 
 
-def together(*words: str) -> list[tuple[int, str]]:
+def together(*arguments: str) -> list[tuple[int, str]]:
     """Exit code and last line of two processes that are started at the same moment."""
     children = [
-        subprocess.Popen([*OURS, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.Popen([*OURS, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     errors = [child.communicate(timeout=900)[1].decode() for child in children]
@@ -366,10 +377,10 @@ def test_many_drafts_of_one_place(tmp_path: Path, force: str) -> None:
         )
         for number in range(3)
     ]
-    found = [child.communicate(timeout=120) for child in children]
-    assert [error for _, error in found] == ["", "", ""]
-    ends = [json.loads(out) for out, _ in found]
+    outputs = [child.communicate(timeout=120) for child in children]
+    assert [error for _, error in outputs] == ["", "", ""]
+    ends = [json.loads(out) for out, _ in outputs]
     assert sum(done for done, _ in ends) == (450 if force == "force" else 1)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["schema_version"]
-    assert (tmp_path / "out" / "also").read_text() == said
+    version = json.loads((tmp_path / "out" / "manifest.json").read_text())["schema_version"]
+    assert (tmp_path / "out" / "also").read_text() == version

@@ -73,15 +73,15 @@ def test_fold_is_exact(widths: list[int], dim: int, dtype: str, seed: int) -> No
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), experts=st.integers(1, 5))
 def test_integer_codes_do_not_depend_on_the_task(seed: int, experts: int) -> None:
-    rows = make_experts([7] * experts, 9, torch.float32, seed)
+    experts_ = make_experts([7] * experts, 9, torch.float32, seed)
     random = torch.Generator().manual_seed(seed)
-    found = []
+    codes = []
     for _ in range(2):
         weights = torch.randn(experts, generator=random, dtype=torch.float64).softmax(0)
-        module = fold.fold_experts(rows, [weights])[0]
+        module = fold.fold_experts(experts_, [weights])[0]
         quantize.quantize([module], SCHEMES["int8"])
-        found.append((module, weights))
-    (one, w_one), (two, w_two) = found
+        codes.append((module, weights))
+    (one, w_one), (two, w_two) = codes
     assert torch.equal(one.net[0].proj.codes, two.net[0].proj.codes)
     assert torch.equal(one.net[2].codes, two.net[2].codes)
     ratio = one.net[0].proj.scales / two.net[0].proj.scales
@@ -170,7 +170,7 @@ def test_experts_in_float64_go_block_by_block(tiny: Path, monkeypatch: pytest.Mo
     prove = fold.prove
 
     def watch(block: str, live: torch.nn.Module, *rest: Any) -> float:
-        alive.append(sum(row() is not None for row in seen))
+        alive.append(sum(reference() is not None for reference in seen))
         seen.append(weakref.ref(live))
         return prove(block, live, *rest)
 

@@ -91,9 +91,11 @@ def test_other_granularities_are_refused() -> None:
         quantize.quantize([_net()], scheme)
 
 
-@pytest.mark.parametrize("words", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}])
-def test_other_paddings_than_zeros_are_refused(words: dict[str, Any]) -> None:
-    module = nn.Sequential(nn.Conv2d(4, 4, 3, **words))
+@pytest.mark.parametrize(
+    "options", [{"padding_mode": "reflect", "padding": 1}, {"padding": "same"}]
+)
+def test_other_paddings_than_zeros_are_refused(options: dict[str, Any]) -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, **options))
     with pytest.raises(Unsupported, match=r"^0: padding .* --keep-float 0$"):
         quantize.quantize([module], SCHEMES["int8"])
     assert isinstance(module[0], nn.Conv2d)

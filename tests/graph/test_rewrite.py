@@ -22,24 +22,26 @@ def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequ
     pipeline = mtu.load(folder)
     unet = mtu.specialise(pipeline, [pipeline.components["unet"].task("sr")])["sr"].module
     random = torch.Generator().manual_seed(0)
-    given = [torch.randn(2, 8, 16, 16, generator=random), torch.tensor([7.0])]
-    given.append(torch.randn(2, 77, 32, generator=random))
+    inputs = [torch.randn(2, 8, 16, 16, generator=random), torch.tensor([7.0])]
+    inputs.append(torch.randn(2, 77, 32, generator=random))
     added = None
     if name == "tiny_sdxl":
         added = {"text_embeds": torch.randn(2, 32), "time_ids": torch.full((2, 6), 128.0)}
     with torch.no_grad():
-        want = unet(*given, added_cond_kwargs=added).sample
+        want = unet(*inputs, added_cond_kwargs=added).sample
         for step in ("attention", "geglu"):
             before = str(
-                torch.export.export(unet, tuple(given), {"added_cond_kwargs": added}).graph
+                torch.export.export(unet, tuple(inputs), {"added_cond_kwargs": added}).graph
             )
             rewrite.apply(unet, [step])
-            after = str(torch.export.export(unet, tuple(given), {"added_cond_kwargs": added}).graph)
+            after = str(
+                torch.export.export(unet, tuple(inputs), {"added_cond_kwargs": added}).graph
+            )
             gone = {"attention": "scaled_dot_product_attention", "geglu": "chunk"}[step]
             assert gone in before
             assert gone not in after or step == "geglu"
             assert after.count("chunk") < before.count("chunk") or step == "attention"
-            assert psnr(want.numpy(), unet(*given, added_cond_kwargs=added).sample.numpy()) > 110
+            assert psnr(want.numpy(), unet(*inputs, added_cond_kwargs=added).sample.numpy()) > 110
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
@@ -59,8 +61,8 @@ def test_the_attention_of_a_vae_is_rewritten(half: str, pipeline: Path) -> None:
 
 def test_attention_on_sequences_with_a_norm_and_a_residual_is_rewritten() -> None:
     torch.manual_seed(0)
-    words = {"heads": 2, "dim_head": 8, "norm_num_groups": 4, "residual_connection": True}
-    block = Attention(16, **words, bias=True).eval()  # type: ignore[arg-type]
+    options = {"heads": 2, "dim_head": 8, "norm_num_groups": 4, "residual_connection": True}
+    block = Attention(16, **options, bias=True).eval()  # type: ignore[arg-type]
     x = torch.randn(2, 10, 16)
     want = block(x).detach()
     rewrite.apply(block, ["attention"])

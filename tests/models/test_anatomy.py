@@ -71,15 +71,15 @@ def unequal(folder: Path, out: Path) -> Path:
 
 def folded_cost(folder: Path, task: str) -> object:
     """The cost that an export records."""
-    made = options.resolve(target="onnx", model=folder, task=task, out=folder / "none")
+    plan = options.resolve(target="onnx", model=folder, task=task, out=folder / "none")
     family = models.load("mtu")
-    module = family.specialise(family.load(folder), made.tasks[:1])[made.tasks[0].name].module
-    return capture.cost(family.graph(module, made, made.tasks[0]))
+    module = family.specialise(family.load(folder), plan.tasks[:1])[plan.tasks[0].name].module
+    return capture.cost(family.graph(module, plan, plan.tasks[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "words", "task"),
+    ("architecture", "settings", "task"),
     [
         ("tiny", {}, "fill"),
         ("tiny", {"task_norm": "stacked", "experts": 1}, "t2i"),
@@ -88,9 +88,9 @@ def folded_cost(folder: Path, task: str) -> object:
     ],
 )
 def test_cost_is_that_of_the_folded_module(
-    make_tiny: Callable[..., Path], architecture: str, words: dict[str, object], task: str
+    make_tiny: Callable[..., Path], architecture: str, settings: dict[str, object], task: str
 ) -> None:
-    folder = make_tiny(architecture, **words)
+    folder = make_tiny(architecture, **settings)
     source = analysis.read(folder)
     size, latent, reason = analysis.image_size(source, None, None)
     assert (size, reason) == ((128, 128), "")
@@ -100,9 +100,9 @@ def test_cost_is_that_of_the_folded_module(
 @pytest.mark.slow
 def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     folder = unequal(tiny, tmp_path / "unequal")
-    found = analysis.costs(analysis.read(folder), (16, 16))["edit"]
-    assert found == folded_cost(folder, "edit")
-    assert found.flops_total < analysis.costs(analysis.read(tiny), (16, 16))["edit"].flops_total
+    cost = analysis.costs(analysis.read(folder), (16, 16))["edit"]
+    assert cost == folded_cost(folder, "edit")
+    assert cost.flops_total < analysis.costs(analysis.read(tiny), (16, 16))["edit"].flops_total
 
 
 @pytest.mark.parametrize(
@@ -117,23 +117,25 @@ def test_published_sizes(architecture: str, narrow: float, whole: float, paramet
     config = {**architectures.ARCHITECTURES[architecture], "tasks": [task]}
     family = models.load("mtu")
     source = analysis.Source(folder=Path(), config=config, headers={}, family=family)
-    found = analysis.costs(source, (64, 64))["t2i"]
-    assert round(found.flops_conv_linear / 1e12, 3) == narrow
-    assert round(found.flops_total / 1e12, 3) == whole
-    assert found.parameters == parameters
+    cost = analysis.costs(source, (64, 64))["t2i"]
+    assert round(cost.flops_conv_linear / 1e12, 3) == narrow
+    assert round(cost.flops_total / 1e12, 3) == whole
+    assert cost.parameters == parameters
 
 
 def test_parameters_of_the_published_checkpoint() -> None:
     stock = architectures.ARCHITECTURES["sd15"]
-    rows = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
-    config = upcycle._config(stock, rows, 4, (768, 768), "replace")
+    tasks = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
+    config = upcycle._config(stock, tasks, 4, (768, 768), "replace")
     with torch.device("meta"):
         live = mtu.MTUUNet2DConditionModel.from_config(config)
-    found = {
+    counts = {
         name: checkpoint.Header(dtype="F32", shape=tuple(value.shape), file=Path())
         for name, value in live.state_dict().items()
     }
-    source = analysis.Source(folder=Path(), config=config, headers=found, family=models.load("mtu"))
+    source = analysis.Source(
+        folder=Path(), config=config, headers=counts, family=models.load("mtu")
+    )
     kinds = analysis.parameters(source)
     assert round(sum(kinds.values()) / 1e6) == 869
     assert sum(kinds.values()) == sum(p.numel() for p in live.parameters())
@@ -148,9 +150,9 @@ def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
         analysis.image_size(source, 50, None)
     folder = changed(tiny, tmp_path / "unsized")
     config_of(folder, sample_size=None)
-    found = inspection.of_checkpoint(folder)
-    assert found["FLOPs"] == []
-    assert found["not counted"] == "give --height and --width"
+    described = inspection.of_checkpoint(folder)
+    assert described["FLOPs"] == []
+    assert described["not counted"] == "give --height and --width"
     assert inspection.of_checkpoint(folder, 64, 64)["FLOPs"][0]["flops_total"] > 0
     with pytest.raises(PlanError, match="give --width in pixels"):
         inspection.of_checkpoint(folder, 64)
@@ -161,7 +163,7 @@ def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "words"),
+    ("architecture", "settings"),
     [
         ("tiny-sdxl", {}),
         ("tiny", {"tasks": ["sr"], "experts": 1}),
@@ -169,18 +171,18 @@ def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
     ],
 )
 def test_expert_weights_are_those_of_the_live_routers(
-    make_tiny: Callable[..., Path], architecture: str, words: dict[str, object]
+    make_tiny: Callable[..., Path], architecture: str, settings: dict[str, object]
 ) -> None:
-    folder = make_tiny(architecture, **words)
-    found = analysis.expert_weights(analysis.read(folder))
+    folder = make_tiny(architecture, **settings)
+    weights = analysis.expert_weights(analysis.read(folder))
     live = mtu.load(folder).components["unet"].double()
     blocks = dict(transformer_blocks(live))
-    assert set(found) == set(blocks)
-    for path, rows in found.items():
+    assert set(weights) == set(blocks)
+    for path, by_task in weights.items():
         want = torch.stack([blocks[path].ff.router(e) for e in live.task_embedding.weight])  # type: ignore[operator]
-        assert torch.allclose(torch.tensor(rows, dtype=torch.float64), want, rtol=0, atol=1e-15)
-        assert all(abs(sum(row) - 1) < 1e-12 for row in rows)
-    order = [path.partition("_")[0] for path in found]
+        assert torch.allclose(torch.tensor(by_task, dtype=torch.float64), want, rtol=0, atol=1e-15)
+        assert all(abs(sum(task_weights) - 1) < 1e-12 for task_weights in by_task)
+    order = [path.partition("_")[0] for path in weights]
     assert order == sorted(order, key=["down", "mid", "up"].index)
 
 
@@ -192,11 +194,11 @@ def compare(one: Path, other: Path) -> deviation.Deviation:
 
 
 def test_nothing_deviates_from_itself(tiny: Path) -> None:
-    found = compare(tiny, tiny)
-    assert {row.deviation for row in found.layers} == {0.0}
-    assert found.left_out == ()
-    count = sum(row.parameters for row in found.layers)
-    assert count == sum(row.parameters for row in found.kinds)
+    compared = compare(tiny, tiny)
+    assert {entry.deviation for entry in compared.layers} == {0.0}
+    assert compared.left_out == ()
+    count = sum(entry.parameters for entry in compared.layers)
+    assert count == sum(entry.parameters for entry in compared.kinds)
     assert count == sum(analysis.parameters(analysis.read(tiny)).values())
 
 
@@ -221,18 +223,18 @@ def test_known_changes_are_found_where_they_are(tiny: Path, tmp_path: Path) -> N
     moved = {name: before[name].clone() for name in CHANGES}
     for size, tensor in enumerate(moved.values(), 1):
         tensor.view(-1)[:2] += torch.tensor([3.0 * size, -4.0 * size])
-    found = compare(changed(tiny, tmp_path / "changed", **moved), tiny)
+    compared = compare(changed(tiny, tmp_path / "changed", **moved), tiny)
     want = {
         CHANGES[name]: float((tensor.double() - before[name].double()).norm())
         for name, tensor in moved.items()
     }
-    rows = {(row.layer, row.kind): row.deviation for row in found.layers if row.deviation}
+    rows = {(row.layer, row.kind): row.deviation for row in compared.layers if row.deviation}
     assert rows == pytest.approx(want, rel=1e-12)
     assert list(want.values()) == pytest.approx([5 * n for n in range(1, 13)], rel=1e-5)
-    assert [row.deviation for row in found.layers] == sorted(rows.values(), reverse=True) + [
+    assert [row.deviation for row in compared.layers] == sorted(rows.values(), reverse=True) + [
         0.0
-    ] * (len(found.layers) - len(rows))
-    kinds = {row.kind: row.deviation for row in found.kinds}
+    ] * (len(compared.layers) - len(rows))
+    kinds = {row.kind: row.deviation for row in compared.kinds}
     assert kinds["convolution in/out"] == pytest.approx(5 * (9**2 + 10**2) ** 0.5, rel=1e-5)
     assert kinds["norm"] == pytest.approx(20, rel=1e-5)
 
@@ -253,22 +255,22 @@ def test_an_upcycled_model_is_its_dense_source(
         sizes=(8, 8),
         task_norm=task_norm,
     )
-    found = compare(tmp_path / "mtu", source)
-    assert {row.deviation for row in found.layers} == {0.0}
-    left_out = dict(found.left_out)
+    deviations = compare(tmp_path / "mtu", source)
+    assert {entry.deviation for entry in deviations.layers} == {0.0}
+    left_out = dict(deviations.left_out)
     assert left_out["task_embedding.weight"] == "a dense UNet has none"
     assert left_out[f"{BLOCK}.ff.router.fc2.bias"] == "a dense UNet has none"
     assert left_out["conv_in.edit.weight"].startswith("another shape: [32, 8, 3, 3]")
     assert (f"{BLOCK}.norm3.edit.bias" in left_out) == (task_norm == "stacked")
-    own = analysis.read(tmp_path / "mtu").headers
-    compared = sum(row.parameters for row in found.layers)
+    headers = analysis.read(tmp_path / "mtu").headers
+    compared = sum(entry.parameters for entry in deviations.layers)
     assert compared == sum(
-        math.prod(header.shape) for name, header in own.items() if name not in left_out
+        math.prod(header.shape) for name, header in headers.items() if name not in left_out
     )
     if experts == 3:
         turned = compare(source, tmp_path / "mtu")
-        assert {row.deviation for row in turned.layers} == {0.0}
-        assert sorted(turned.left_out) == sorted(found.left_out)
+        assert {entry.deviation for entry in turned.layers} == {0.0}
+        assert sorted(turned.left_out) == sorted(deviations.left_out)
 
 
 @pytest.mark.slow
@@ -282,11 +284,11 @@ def test_an_expert_stands_against_its_slice(tmp_path: Path) -> None:
     state[proj][width, 0] += 4  # a gate row of the first
     state[down][0] += 6  # every expert has a copy of it
     folder = changed(source, tmp_path / "moved", **{proj: state[proj], down: state[down]})
-    (row, *_) = compare(folder, tmp_path / "mtu").layers
-    assert (row.layer, row.kind) == (BLOCK, "ffn")
-    assert row.deviation == pytest.approx((9 + 16 + 4 * 36) ** 0.5, rel=1e-5)
+    (entry, *_) = compare(folder, tmp_path / "mtu").layers
+    assert (entry.layer, entry.kind) == (BLOCK, "ffn")
+    assert entry.deviation == pytest.approx((9 + 16 + 4 * 36) ** 0.5, rel=1e-5)
     (same, *_) = compare(tmp_path / "mtu", folder).layers
-    assert same.deviation == pytest.approx(row.deviation, rel=1e-12)
+    assert same.deviation == pytest.approx(entry.deviation, rel=1e-12)
     (plain, *_) = compare(folder, source).layers
     assert plain.deviation == pytest.approx((9 + 16 + 36) ** 0.5, rel=1e-5)
 
@@ -294,8 +296,8 @@ def test_an_expert_stands_against_its_slice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_is_not_compared_is_named(tiny: Path, tmp_path: Path) -> None:
     source = dense(tmp_path / "dense")
-    found = compare(unequal(tiny, tmp_path / "unequal"), source)
-    reasons = dict(found.left_out)
+    compared = compare(unequal(tiny, tmp_path / "unequal"), source)
+    reasons = dict(compared.left_out)
     assert reasons[f"{BLOCK}.ff.experts.0.out.weight"].startswith("experts together are no dense")
     assert f"{BLOCK}.ff.experts.0.out.bias" not in reasons
     against = compare(tmp_path / "unequal", tiny)
@@ -328,11 +330,11 @@ def write_pair(folder: Path, seed: int) -> Path:
 def test_deviation_is_a_distance(
     tmp_path_factory: pytest.TempPathFactory, seeds: tuple[int, int, int], chunk: int
 ) -> None:
-    home = tmp_path_factory.mktemp("pairs")
-    a, b, c = (write_pair(home / name, seed) for name, seed in zip("abc", seeds, strict=True))
+    root = tmp_path_factory.mktemp("pairs")
+    a, b, c = (write_pair(root / name, seed) for name, seed in zip("abc", seeds, strict=True))
 
     def by_layer(one: Path, other: Path) -> dict[str, float]:
-        return {row.layer: row.deviation for row in compare(one, other).layers}
+        return {entry.layer: entry.deviation for entry in compare(one, other).layers}
 
     whole = by_layer(a, c)
     with pytest.MonkeyPatch.context() as patch:

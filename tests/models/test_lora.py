@@ -57,25 +57,25 @@ def make_text(kind: type[Any]) -> Any:
 def predict(unet: Any) -> torch.Tensor:
     random = torch.Generator().manual_seed(2)
     config = unet.config
-    words = {}
+    arguments = {}
     if config.addition_embed_type == "text_time":
-        words["added_cond_kwargs"] = {
+        arguments["added_cond_kwargs"] = {
             "text_embeds": torch.randn(1, 32, generator=random),
             "time_ids": torch.full((1, 6), 16.0),
         }
     x = torch.randn(1, config.in_channels, 16, 16, generator=random)
     text = torch.randn(1, 77, config.cross_attention_dim, generator=random)
     with torch.no_grad():
-        return unet(x, torch.tensor([300.0]), text, **words).sample
+        return unet(x, torch.tensor([300.0]), text, **arguments).sample
 
 
 def encode(text: Any) -> torch.Tensor:
     ids = torch.randint(1, 60, (2, 77), generator=torch.Generator().manual_seed(3))
     ids[:, -1] = 63
     with torch.no_grad():
-        found = text(ids)
-    pooled = getattr(found, "text_embeds", None)
-    return found.last_hidden_state if pooled is None else pooled
+        outputs = text(ids)
+    pooled = getattr(outputs, "text_embeds", None)
+    return outputs.last_hidden_state if pooled is None else pooled
 
 
 def pipeline(unet: Any, text: Any, text_2: Any = None) -> Any:
@@ -110,9 +110,9 @@ def compare_unet(
     report = fold({"unet": ours}, files)
     want = predict(theirs).numpy()
     assert psnr(want, plain.numpy()) < 60
-    found = psnr(want, predict(ours).numpy())
-    print(f"{found:.1f} dB")
-    assert found >= floor
+    likeness = psnr(want, predict(ours).numpy())
+    print(f"{likeness:.1f} dB")
+    assert likeness >= floor
     return report
 
 
@@ -123,9 +123,9 @@ def test_peft_names_of_every_layer(tmp_path: Path, wrapper: str) -> None:
     unet = make_unet()
     paths = loras.layers(unet)
     assert {"conv_in", "conv_out", f"{BLOCK}.ff.net.0.proj"} <= set(paths)
-    rows = loras.pairs(unet, paths)
-    file = loras.write(tmp_path / "reference.safetensors", loras.peft(rows))
-    wrapped = loras.write(tmp_path / "ours.safetensors", loras.peft(rows, wrapper=wrapper))
+    pairs = loras.pairs(unet, paths)
+    file = loras.write(tmp_path / "reference.safetensors", loras.peft(pairs))
+    wrapped = loras.write(tmp_path / "ours.safetensors", loras.peft(pairs, wrapper=wrapper))
     report = compare_unet([(file, 0.7)])
     assert report.changed == {"unet": len(paths)}
     one, two = make_unet(), make_unet()
@@ -170,19 +170,19 @@ def test_several_adapters_with_scales(tmp_path: Path) -> None:
     paths = loras.layers(unet)
     half = loras.pairs(unet, paths[::2], rank=3, seed=1)
     kohya = [p for p in paths[5:] if not p.startswith("conv_")]
-    rows = [
+    adapters = [
         (loras.peft(loras.pairs(unet, paths)), 0.5),
         (loras.peft(half), -0.75),
         (loras.kohya(loras.pairs(unet, kohya, rank=2, seed=2), alpha=1.0), 1.25),
     ]
     files = [
         (loras.write(tmp_path / f"{i}.safetensors", tensors), scale)
-        for i, (tensors, scale) in enumerate(rows)
+        for i, (tensors, scale) in enumerate(adapters)
     ]
     report = compare_unet(files)
     assert report.changed == {"unet": len(paths)}
-    assert [row.scale for row in report.folded] == [0.5, -0.75, 1.25]
-    layers = [row.layers["unet"] for row in report.folded]
+    assert [folded.scale for folded in report.folded] == [0.5, -0.75, 1.25]
+    layers = [folded.layers["unet"] for folded in report.folded]
     assert layers == [len(paths), len(half), len(kohya)]
 
 
@@ -209,9 +209,9 @@ CONFIG = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, "peft_type": "LO
     ids=["alpha", "rslora", "patterns", "path"],
 )
 def test_lora_config_in_the_header(tmp_path: Path, more: dict[str, Any]) -> None:
-    rows = loras.pairs(make_unet(), ATTENTION)
+    pairs = loras.pairs(make_unet(), ATTENTION)
     config = {f"unet.{key}": value for key, value in {**CONFIG, **more}.items()}
-    file = loras.write(tmp_path / "c.safetensors", loras.peft(rows), config)
+    file = loras.write(tmp_path / "c.safetensors", loras.peft(pairs), config)
     compare_unet([(file, 0.9)])
 
 
@@ -276,9 +276,9 @@ FIRST_NAMES = {
 @needs_peft
 def test_kohya_sdxl_block_names(tmp_path: Path) -> None:
     unet = make_unet("tiny-sdxl")
-    rows = {name: loras.pair(unet.get_submodule(p), 4, 0) for name, p in FIRST_NAMES.items()}
-    file = loras.write(tmp_path / "xl.safetensors", loras.kohya(rows, alpha=2.0))
-    assert compare_unet([(file, 1.0)], "tiny-sdxl").changed == {"unet": len(rows)}
+    pairs = {name: loras.pair(unet.get_submodule(p), 4, 0) for name, p in FIRST_NAMES.items()}
+    file = loras.write(tmp_path / "xl.safetensors", loras.kohya(pairs, alpha=2.0))
+    assert compare_unet([(file, 1.0)], "tiny-sdxl").changed == {"unet": len(pairs)}
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "tiny-sdxl"])
@@ -297,14 +297,14 @@ def test_every_first_name_is_that_of_diffusers(architecture: str) -> None:
         )
     names = Names("unet", unet)
     first = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb", "out_2")
-    rows = {flat: t.path for flat, t in names.flat.items() if flat.startswith(first)}
-    assert set(rows.values()) == set(loras.layers(unet))
-    for flat, path in rows.items():
+    paths = {flat: t.path for flat, t in names.flat.items() if flat.startswith(first)}
+    assert set(paths.values()) == set(loras.layers(unet))
+    for flat, path in paths.items():
         key = f"lora_unet_{flat}.lora_down.weight"
         (mapped,) = _maybe_map_sgm_blocks_to_diffusers({key: 0}, unet.config)
-        found = _convert_unet_lora_key(mapped).replace(".processor", "")
-        found = found.replace(".to_out_lora", ".to_out.0.lora").replace("_lora.", ".lora.")
-        assert found == f"{path}.lora.down.weight", flat
+        converted = _convert_unet_lora_key(mapped).replace(".processor", "")
+        converted = converted.replace(".to_out_lora", ".to_out.0.lora").replace("_lora.", ".lora.")
+        assert converted == f"{path}.lora.down.weight", flat
     literal = {
         "input_blocks_4_1_transformer_blocks_0_attn1_to_q": (
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -313,7 +313,7 @@ def test_every_first_name_is_that_of_diffusers(architecture: str) -> None:
         "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
     }
     if architecture == "sdxl":
-        assert {flat: rows[flat] for flat in literal} == literal
+        assert {flat: paths[flat] for flat in literal} == literal
 
 
 TEXT = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"]
@@ -323,8 +323,10 @@ TEXT = [f"encoder.layers.{i}.{leaf}" for i in range(2) for leaf in (*TEXT, "mlp.
 def text_pairs(text: Any, old: bool, seed: int = 0) -> dict[str, loras.Pair]:
     """Rows with ``text_model`` in their names, as files have them, or as the model has them."""
     stem = "text_model." if hasattr(text, "text_model") else ""
-    rows = loras.pairs(text, [stem + path for path in TEXT], seed=seed)
-    return {("text_model." if old else "") + path.removeprefix(stem): r for path, r in rows.items()}
+    pairs = loras.pairs(text, [stem + path for path in TEXT], seed=seed)
+    return {
+        ("text_model." if old else "") + path.removeprefix(stem): r for path, r in pairs.items()
+    }
 
 
 @needs_peft
@@ -332,10 +334,10 @@ def text_pairs(text: Any, old: bool, seed: int = 0) -> dict[str, loras.Pair]:
 def test_text_encoder(tmp_path: Path, names: str) -> None:
     theirs = make_text(CLIPTextModel)
     ours, plain = copy.deepcopy(theirs), encode(theirs)
-    rows = text_pairs(theirs, old=names != "peft-new")
-    tensors = loras.peft(rows, "text_encoder")
+    pairs = text_pairs(theirs, old=names != "peft-new")
+    tensors = loras.peft(pairs, "text_encoder")
     if names == "kohya":
-        tensors = loras.kohya(rows, "lora_te_", alpha=2.0)
+        tensors = loras.kohya(pairs, "lora_te_", alpha=2.0)
     elif names == "linear-layer":
         swap = {"lora_A": "lora_linear_layer.down", "lora_B": "lora_linear_layer.up"}
         for old, new in swap.items():

@@ -109,13 +109,13 @@ def test_a_truncated_file(tmp_path: Path, cut: int) -> None:
 def test_a_damaged_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    home = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.getbasetemp()
     config = {"unet.r": 2, "unet.lora_alpha": 2}
-    whole = bytearray(loras.write(home / "whole.safetensors", NAMED, config).read_bytes())
+    whole = bytearray(loras.write(folder / "whole.safetensors", NAMED, config).read_bytes())
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, header + 64))] = data.draw(st.integers(0, 255))
-    file = home / "damaged.safetensors"
+    file = folder / "damaged.safetensors"
     file.write_bytes(whole)
     try:
         lora.read(file)
@@ -134,10 +134,10 @@ def test_a_damaged_file_is_read_or_refused(
 )
 @pytest.mark.parametrize("name", [f"{STEM}.lora_up.weight", f"{STEM}.alpha"])
 def test_values_that_are_no_weights(tmp_path: Path, name: str, value: float, reason: str) -> None:
-    rows = {name: tensor.clone() for name, tensor in PAIR.items()}
-    rows[f"{STEM}.alpha"] = torch.tensor(2.0)
-    rows[name].view(-1)[0] = value
-    text = read_refused(loras.write(tmp_path / "x.safetensors", rows))
+    tensors = {name: tensor.clone() for name, tensor in PAIR.items()}
+    tensors[f"{STEM}.alpha"] = torch.tensor(2.0)
+    tensors[name].view(-1)[0] = value
+    text = read_refused(loras.write(tmp_path / "x.safetensors", tensors))
     assert f"tensor {name!r} holds {reason}" in text
 
 
@@ -170,7 +170,7 @@ def test_other_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "reason"),
+    ("tensors", "reason"),
     [
         ({"unet.x.weight": UP}, "'unet.x.weight' is not part of a LoRA"),
         ({"unet.x.lora_A.weight": UP.int()}, "has dtype 'I32'"),
@@ -192,14 +192,14 @@ def test_other_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
     ],
 )
 def test_tensors_that_make_no_layer(
-    tmp_path: Path, rows: Mapping[str, Tensor], reason: str
+    tmp_path: Path, tensors: Mapping[str, Tensor], reason: str
 ) -> None:
-    assert reason in read_refused(loras.write(tmp_path / "x.safetensors", {**PAIR, **rows}))
+    assert reason in read_refused(loras.write(tmp_path / "x.safetensors", {**PAIR, **tensors}))
 
 
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
-    rows = {**NAMED, "unet.mid_block.attentions.0.proj_in.lora.down.weight": DOWN}
-    assert "are the same tensor" in read_refused(loras.write(tmp_path / "x.safetensors", rows))
+    tensors = {**NAMED, "unet.mid_block.attentions.0.proj_in.lora.down.weight": DOWN}
+    assert "are the same tensor" in read_refused(loras.write(tmp_path / "x.safetensors", tensors))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.float64])
@@ -207,8 +207,8 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
 def test_alphas_as_trainers_store_them(
     tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    rows = {**PAIR, f"{STEM}.alpha": torch.full(shape, 1, dtype=dtype)}
-    (layer,) = lora.read(loras.write(tmp_path / "x.safetensors", rows)).layers
+    tensors = {**PAIR, f"{STEM}.alpha": torch.full(shape, 1, dtype=dtype)}
+    (layer,) = lora.read(loras.write(tmp_path / "x.safetensors", tensors)).layers
     assert layer.factor == 0.5
 
 
@@ -244,13 +244,13 @@ def test_lora_configs_that_are_refused(
 
 def test_an_alpha_that_contradicts_the_config(tmp_path: Path) -> None:
     stem = "unet.mid_block.attentions.0.proj_in"
-    rows = {**NAMED, f"{stem}.alpha": torch.tensor(3.0)}
+    tensors = {**NAMED, f"{stem}.alpha": torch.tensor(3.0)}
     file = tmp_path / "x.safetensors"
-    assert lora.read(loras.write(file, rows)).layers[0].factor == 1.5
+    assert lora.read(loras.write(file, tensors)).layers[0].factor == 1.5
     config = {"unet.r": 2, "unet.lora_alpha": 4}
-    assert "alpha 3 contradicts the LoraConfig" in read_refused(loras.write(file, rows, config))
+    assert "alpha 3 contradicts the LoraConfig" in read_refused(loras.write(file, tensors, config))
     config["unet.lora_alpha"] = 3
-    assert lora.read(loras.write(file, rows, config)).layers[0].factor == 1.5
+    assert lora.read(loras.write(file, tensors, config)).layers[0].factor == 1.5
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"unet.r": 2, "unet.r": 3}', "[" * 100_000])
@@ -263,8 +263,8 @@ def test_a_config_that_is_no_json(tmp_path: Path, text: str) -> None:
 
 
 def test_the_config_of_a_peft_folder(tmp_path: Path) -> None:
-    rows = {f"base_model.model.{name.removeprefix('unet.')}": t for name, t in NAMED.items()}
-    file = loras.write(tmp_path / "adapter_model.safetensors", rows)
+    tensors = {f"base_model.model.{name.removeprefix('unet.')}": t for name, t in NAMED.items()}
+    file = loras.write(tmp_path / "adapter_model.safetensors", tensors)
     config = {"r": 2, "lora_alpha": 6, "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     assert lora.read(file).layers[0].factor == 3
@@ -277,7 +277,7 @@ def test_the_config_of_a_peft_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "reason"),
+    ("tensors", "reason"),
     [
         (
             loras.kohya({f"mid_block.x.{i}": (DOWN, UP) for i in range(5)}),
@@ -303,12 +303,12 @@ def test_the_config_of_a_peft_folder(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_changes_nothing(
-    tmp_path: Path, stock: UNet2DConditionModel, rows: Mapping[str, Tensor], reason: str
+    tmp_path: Path, stock: UNet2DConditionModel, tensors: Mapping[str, Tensor], reason: str
 ) -> None:
     """A good LoRA first and a good layer first: nothing of them is folded either."""
     before = copy.deepcopy(stock.state_dict())
     good = lora.read(loras.write(tmp_path / "good.safetensors", PAIR))
-    bad = lora.read(loras.write(tmp_path / "bad.safetensors", {**PAIR, **rows}))
+    bad = lora.read(loras.write(tmp_path / "bad.safetensors", {**PAIR, **tensors}))
     text = refused(lambda: lora.apply({"unet": stock}, [(good, 1.0), (bad, 1.0)]))
     assert str(bad.path) in text
     assert reason in text
@@ -317,8 +317,8 @@ def test_what_does_not_fit_changes_nothing(
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 100.5])
 def test_apply_refuses_scales(tmp_path: Path, stock: UNet2DConditionModel, scale: float) -> None:
-    found = lora.read(loras.write(tmp_path / "x.safetensors", PAIR))
-    text = refused(lambda: lora.apply({"unet": stock}, [(found, scale)]), PlanError)
+    adapter = lora.read(loras.write(tmp_path / "x.safetensors", PAIR))
+    text = refused(lambda: lora.apply({"unet": stock}, [(adapter, scale)]), PlanError)
     assert "from -100 to 100" in text
 
 
@@ -328,9 +328,9 @@ def test_norms_and_embeddings_have_no_lora(tmp_path: Path) -> None:
             super().__init__()
             self.token_embedding = nn.Embedding(8, 4)
 
-    rows = loras.kohya({"token_embedding": (torch.ones(1, 4), torch.ones(8, 1))}, "lora_te_")
-    found = lora.read(loras.write(tmp_path / "x.safetensors", rows))
-    text = refused(lambda: lora.apply({"text_encoder": Text()}, [(found, 1.0)]))
+    tensors = loras.kohya({"token_embedding": (torch.ones(1, 4), torch.ones(8, 1))}, "lora_te_")
+    adapter = lora.read(loras.write(tmp_path / "x.safetensors", tensors))
+    text = refused(lambda: lora.apply({"text_encoder": Text()}, [(adapter, 1.0)]))
     assert "no such layer: text_encoder token_embedding" in text
 
 
@@ -342,11 +342,11 @@ def test_a_name_that_could_be_two_layers(tmp_path: Path) -> None:
             "a_b": nn.ModuleDict({"c": nn.Linear(2, 2)}),
         }
     )
-    rows = {"a.b_c": (torch.ones(1, 2), torch.ones(2, 1))}
-    flat = lora.read(loras.write(tmp_path / "f.safetensors", loras.kohya(rows, "lora_te_")))
+    pairs = {"a.b_c": (torch.ones(1, 2), torch.ones(2, 1))}
+    flat = lora.read(loras.write(tmp_path / "f.safetensors", loras.kohya(pairs, "lora_te_")))
     text = refused(lambda: lora.apply({"text_encoder": module}, [(flat, 1.0)]))
     assert "no such layer: text_encoder a_b_c" in text
-    dotted = lora.read(loras.write(tmp_path / "d.safetensors", loras.peft(rows, "text_encoder")))
+    dotted = lora.read(loras.write(tmp_path / "d.safetensors", loras.peft(pairs, "text_encoder")))
     assert lora.apply({"text_encoder": module}, [(dotted, 1.0)]).changed == {"text_encoder": 1}
 
 
@@ -357,14 +357,14 @@ def test_components_that_are_not_there_are_counted(
     pair = torch.ones(1, 2), torch.ones(2, 1)
     text = loras.kohya({f"text_model.x.{i}": pair for i in range(3)}, "lora_te1_")
     file = loras.write(tmp_path / "both.safetensors", {**PAIR, **text})
-    found = lora.read(file)
-    report = lora.apply({"unet": unet}, [(found, 1.0), (found, 0.0)])
+    adapter = lora.read(file)
+    report = lora.apply({"unet": unet}, [(adapter, 1.0), (adapter, 0.0)])
     assert report.changed == {"unet": 1}
     assert report.unused == {"text_encoder": 6}
-    (row,) = lora.identity([(found, 1.0)], ["unet"])
-    assert row == {
+    (record,) = lora.identity([(adapter, 1.0)], ["unet"])
+    assert record == {
         "name": file.name,
-        "sha256": found.sha256,
+        "sha256": adapter.sha256,
         "scale": 1.0,
         "layers": {"unet": 1},
         "unused": {"text_encoder": 3},
@@ -380,8 +380,8 @@ def test_memory_mapped_weights_are_replaced_not_written(tiny: Path, tmp_path: Pa
     unet = mtu.load(tiny).components["unet"]
     old = unet.get_parameter("mid_block.attentions.0.proj_in.weight")
     kept = old.clone()
-    found = lora.read(loras.write(tmp_path / "x.safetensors", PAIR))
-    lora.apply({"unet": unet}, [(found, 1.0)])
+    adapter = lora.read(loras.write(tmp_path / "x.safetensors", PAIR))
+    lora.apply({"unet": unet}, [(adapter, 1.0)])
     new = unet.get_parameter("mid_block.attentions.0.proj_in.weight")
     assert new is not old
     assert not new.requires_grad

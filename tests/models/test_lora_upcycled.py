@@ -28,7 +28,7 @@ needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None,
     reason="peft is not installed: diffusers cannot fuse a LoRA to compare with",
 )
-WORDS: dict[str, Any] = {"tasks": ["t2i", "edit", "fill"], "sizes": (8, 8)}
+TASKS_AND_SIZES: dict[str, Any] = {"tasks": ["t2i", "edit", "fill"], "sizes": (8, 8)}
 
 
 def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
@@ -75,12 +75,12 @@ def test_upcycled_then_folded_is_fused_then_upcycled(
     """Every tensor of both ways, every layer in the LoRA; 3 and 12 experts have unequal shares."""
     unet = dense(tmp_path / "dense", channels)
     paths = loras.layers(unet)
-    rows = [(loras.pairs(unet, paths), 0.5), (loras.pairs(unet, paths[::3], 2, 1), -1.5)]
+    adapters = [(loras.pairs(unet, paths), 0.5), (loras.pairs(unet, paths[::3], 2, 1), -1.5)]
     files = [
         (loras.write(tmp_path / f"{i}.safetensors", loras.peft(pairs)), scale)
-        for i, (pairs, scale) in enumerate(rows)
+        for i, (pairs, scale) in enumerate(adapters)
     ]
-    options = {**WORDS, "experts": experts, "rescale": rescale}
+    options = {**TASKS_AND_SIZES, "experts": experts, "rescale": rescale}
     upcycle.upcycle(tmp_path / "dense", tmp_path / "ours", **options)
     fuse_by_diffusers(unet, files, tmp_path / "fused")
     upcycle.upcycle(tmp_path / "fused", tmp_path / "theirs", **options)
@@ -94,9 +94,9 @@ def test_upcycled_then_folded_is_fused_then_upcycled(
         same = ".norm3." in name or "router" in name or "norm" in name or name.endswith("bias")
         assert torch.equal(tensor, before[name]) == (same or name == "task_embedding.weight"), name
     for task in ("t2i", "edit", "fill"):
-        found = psnr(predict(theirs, task).numpy(), predict(ours, task).numpy())
-        print(f"{task} {found:.1f} dB")
-        assert found >= 90
+        likeness = psnr(predict(theirs, task).numpy(), predict(ours, task).numpy())
+        print(f"{task} {likeness:.1f} dB")
+        assert likeness >= 90
 
 
 @needs_peft
@@ -105,7 +105,9 @@ def test_a_rescaled_model_feels_a_lora_as_the_dense_one_does(tmp_path: Path) -> 
     unet = dense(tmp_path / "dense")
     paths = [path for path in loras.layers(unet) if ".ff." in path]
     file = loras.write(tmp_path / "ff.safetensors", loras.peft(loras.pairs(unet, paths)))
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", experts=4, rescale=True, **WORDS)
+    upcycle.upcycle(
+        tmp_path / "dense", tmp_path / "out", experts=4, rescale=True, **TASKS_AND_SIZES
+    )
     saved = mtu.MTUUNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
     saved.save_pretrained(tmp_path / "saved" / "unet")
     before = predict_dense(unet)
@@ -140,7 +142,9 @@ def test_a_checkpoint_that_does_not_say_warns(tmp_path: Path) -> None:
     }
     for experts, rescale in ((1, False), (4, True), (4, False)):
         out = tmp_path / f"{experts}-{rescale}"
-        upcycle.upcycle(tmp_path / "dense", out, experts=experts, rescale=rescale, **WORDS)
+        upcycle.upcycle(
+            tmp_path / "dense", out, experts=experts, rescale=rescale, **TASKS_AND_SIZES
+        )
         config = json.loads((out / "unet" / "config.json").read_text())
         assert config.pop("_rescale") == (experts if rescale else 1)
         (out / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
@@ -156,7 +160,7 @@ def test_a_checkpoint_that_does_not_say_warns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [2, 5, 0, -4, 1.5, "4", True, [4]])
 def test_a_factor_that_no_upcycle_writes_is_refused(tmp_path: Path, value: object) -> None:
     dense(tmp_path / "dense")
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
     path = tmp_path / "out" / "unet" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "_rescale": value}), "utf-8")
     with pytest.raises(CheckpointError, match=r"_rescale:? must be 1 or num_experts.*, got"):
@@ -165,7 +169,7 @@ def test_a_factor_that_no_upcycle_writes_is_refused(tmp_path: Path, value: objec
 
 def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) -> None:
     stock = dense(tmp_path / "dense")
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
     paths = [path for path in loras.layers(stock) if ".ff." in path]
     file = loras.write(tmp_path / "k.safetensors", loras.kohya(loras.pairs(stock, paths), alpha=2))
     pipeline = mtu.load(tmp_path / "out")
@@ -181,25 +185,25 @@ def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) 
     x = torch.randn(1, 8, 16, 16, generator=random)
     text = torch.randn(1, 77, 32, generator=random)
     with torch.no_grad():
-        found = folded(x, torch.tensor([300.0]), text).sample
-    assert psnr(want.numpy(), found.numpy()) >= 90
+        actual = folded(x, torch.tensor([300.0]), text).sample
+    assert psnr(want.numpy(), actual.numpy()) >= 90
 
 
 def test_a_lora_of_the_upcycled_model_itself(tmp_path: Path) -> None:
     """Its own names: single experts, the convolution of one task, the router."""
     dense(tmp_path / "dense")
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
     unet = live(tmp_path / "out")
     block = "mid_block.attentions.0.transformer_blocks.0.ff"
     paths = [f"{block}.experts.2.proj", f"{block}.router.fc1", "conv_in.edit"]
-    rows = loras.pairs(unet, paths)
+    pairs = loras.pairs(unet, paths)
     before = copy.deepcopy(unet.state_dict())
-    file = loras.write(tmp_path / "own.safetensors", loras.peft(rows))
+    file = loras.write(tmp_path / "own.safetensors", loras.peft(pairs))
     lora.apply({"unet": unet}, [(lora.read(file), 2.0)])
     for name, tensor in unet.state_dict().items():
         path = name.removesuffix(".weight")
-        if path in rows:
-            down, up = rows[path]
+        if path in pairs:
+            down, up = pairs[path]
             delta = 2.0 * (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
             torch.testing.assert_close(tensor, before[name] + delta)
         else:
@@ -209,9 +213,9 @@ def test_a_lora_of_the_upcycled_model_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [3, 5])
 def test_a_first_convolution_of_another_width_is_refused(tmp_path: Path, width: int) -> None:
     dense(tmp_path / "dense")
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
-    rows = {"conv_in": (torch.ones(2, width, 3, 3), torch.ones(32, 2, 1, 1))}
-    file = loras.write(tmp_path / "w.safetensors", loras.peft(rows))
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
+    pairs = {"conv_in": (torch.ones(2, width, 3, 3), torch.ones(32, 2, 1, 1))}
+    file = loras.write(tmp_path / "w.safetensors", loras.peft(pairs))
     with pytest.raises(
         CheckpointError, match=r"conv_in is of \[32, \d, .* \[32, 4, 3, 3\] or \[32, 8"
     ):
@@ -220,13 +224,13 @@ def test_a_first_convolution_of_another_width_is_refused(tmp_path: Path, width: 
 
 def test_experts_of_another_total_width_are_refused(tmp_path: Path) -> None:
     stock = dense(tmp_path / "dense")
-    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **WORDS)
+    upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
     unet = live(tmp_path / "out")
     path = "mid_block.attentions.0.transformer_blocks.0"
     block: Any = unet.get_submodule(path)
     block.ff = mtu.MTUFeedForward(unet.active, 64, (64, 64, 64, 63), 8, 8)
-    rows = loras.pairs(stock, [f"{path}.attn1.to_q", f"{path}.ff.net.0.proj", f"{path}.ff.net.2"])
-    file = loras.write(tmp_path / "w.safetensors", loras.kohya(rows))
+    pairs = loras.pairs(stock, [f"{path}.attn1.to_q", f"{path}.ff.net.0.proj", f"{path}.ff.net.2"])
+    file = loras.write(tmp_path / "w.safetensors", loras.kohya(pairs))
     before = copy.deepcopy(unet.state_dict())
     with pytest.raises(CheckpointError) as caught:
         lora.apply({"unet": unet}, [(lora.read(file), 1.0)])
@@ -250,9 +254,9 @@ def test_slices_of_delta_are_the_experts_of_the_sum(widths: list[int], dim: int,
     total = sum(widths)
     w_up, d_up = torch.randn(2, 2 * total, dim, generator=random)
     w_down, d_down = torch.randn(2, dim, total, generator=random)
-    rows = [(str(i), n) for i, n in enumerate(widths)]
-    proj = Target(path="p", weights=tuple((i, (2 * n, dim)) for i, n in rows), axis=0, halves=2)
-    out = Target(path="o", weights=tuple((i, (dim, n)) for i, n in rows), axis=1)
+    experts_ = [(str(i), n) for i, n in enumerate(widths)]
+    proj = Target(path="p", weights=tuple((i, (2 * n, dim)) for i, n in experts_), axis=0, halves=2)
+    out = Target(path="o", weights=tuple((i, (dim, n)) for i, n in experts_), axis=1)
     begin = 0
     parts = proj.parts((2 * total, dim)), out.parts((dim, total))
     for width, up, down in zip(widths, *parts, strict=True):
@@ -271,14 +275,14 @@ def small() -> nn.Sequential:
 
 
 def random_lora(folder: Path, seed: int) -> lora.Lora:
-    rows = loras.pairs(small(), ["0", "1", "2"], rank=1 + seed % 4, seed=seed)
-    file = loras.write(folder / f"{seed}.safetensors", loras.peft(rows, "text_encoder"))
+    pairs = loras.pairs(small(), ["0", "1", "2"], rank=1 + seed % 4, seed=seed)
+    file = loras.write(folder / f"{seed}.safetensors", loras.peft(pairs, "text_encoder"))
     return lora.read(file)
 
 
-def weights(rows: Sequence[tuple[lora.Lora, float]]) -> list[torch.Tensor]:
+def weights(adapters: Sequence[tuple[lora.Lora, float]]) -> list[torch.Tensor]:
     module = small()
-    lora.apply({"text_encoder": module}, rows)
+    lora.apply({"text_encoder": module}, adapters)
     return [module.get_parameter(f"{i}.weight").double() for i in range(3)]
 
 
@@ -286,12 +290,12 @@ scales = st.floats(-4, 4, allow_nan=False)
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.lists(st.tuples(st.integers(0, 9), scales), min_size=1, max_size=5))
+@given(seeds=st.lists(st.tuples(st.integers(0, 9), scales), min_size=1, max_size=5))
 def test_loras_sum_and_their_order_does_not_matter(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, float]]
+    tmp_path_factory: pytest.TempPathFactory, seeds: list[tuple[int, float]]
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    pairs = [(random_lora(folder, seed), scale) for seed, scale in rows]
+    pairs = [(random_lora(folder, seed), scale) for seed, scale in seeds]
     together = weights(pairs)
     plain = [small().get_parameter(f"{i}.weight").double() for i in range(3)]
     summed = [w.clone() for w in plain]
@@ -309,9 +313,9 @@ def test_loras_sum_and_their_order_does_not_matter(
 def test_delta_is_linear_in_scale(
     tmp_path_factory: pytest.TempPathFactory, seed: int, scale: float
 ) -> None:
-    found = random_lora(tmp_path_factory.getbasetemp(), seed)
-    back = weights([(found, scale), (found, -scale)])
-    twice, sum_ = weights([(found, scale), (found, scale)]), weights([(found, 2 * scale)])
+    adapter = random_lora(tmp_path_factory.getbasetemp(), seed)
+    back = weights([(adapter, scale), (adapter, -scale)])
+    twice, sum_ = weights([(adapter, scale), (adapter, scale)]), weights([(adapter, 2 * scale)])
     for i in range(3):
         assert torch.equal(back[i], small().get_parameter(f"{i}.weight").double())
         torch.testing.assert_close(twice[i], sum_[i], rtol=1e-6, atol=1e-6)
@@ -329,8 +333,8 @@ def test_a_middle_convolution_is_the_chain_of_three(
     mid = torch.randn(rank, rank, kernel, kernel, generator=random)
     up = torch.randn(6, rank, 1, 1, generator=random)
     stem = "lora_te_0"
-    rows = {"lora_down": down, "lora_mid": mid, "lora_up": up}
-    tensors = {f"{stem}.{name}.weight": tensor for name, tensor in rows.items()}
+    matrices = {"lora_down": down, "lora_mid": mid, "lora_up": up}
+    tensors = {f"{stem}.{name}.weight": tensor for name, tensor in matrices.items()}
     tensors[f"{stem}.alpha"] = torch.tensor(rank / 2)
     file = loras.write(tmp_path_factory.getbasetemp() / "mid.safetensors", tensors)
     x = torch.randn(1, 5, 4, 4, generator=random)

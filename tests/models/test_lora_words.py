@@ -10,9 +10,9 @@ from mtu_export.models import lora
 from mtu_export.spec import PlanError
 
 
-def refused(word: str) -> str:
+def refused(argument: str) -> str:
     with pytest.raises(PlanError) as caught:
-        lora.parse(word)
+        lora.parse(argument)
     text = str(caught.value)
     assert "\n" not in text
     assert len(text) < 700
@@ -42,9 +42,11 @@ def test_words_with_bad_scales(tmp_path: Path, text: str) -> None:
         assert "the scale must be a number from -100 to 100" in line
 
 
-@pytest.mark.parametrize("word", ["", ":", ":0.5", "missing.safetensors", "missing:0.5", "\0", "."])
-def test_words_without_a_file(word: str) -> None:
-    assert "--lora: no file" in refused(word)
+@pytest.mark.parametrize(
+    "argument", ["", ":", ":0.5", "missing.safetensors", "missing:0.5", "\0", "."]
+)
+def test_words_without_a_file(argument: str) -> None:
+    assert "--lora: no file" in refused(argument)
 
 
 def test_a_word_that_is_too_long() -> None:

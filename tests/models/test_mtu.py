@@ -41,7 +41,7 @@ def inputs(unet: MTUUNet2DConditionModel, task: str, seed: int = 0) -> dict[str,
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random)
 
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "sample": normal(2, channels, 16, 16),
         "timestep": torch.tensor([401.0]),
         "encoder_hidden_states": normal(2, 77, config["cross_attention_dim"]),
@@ -49,11 +49,11 @@ def inputs(unet: MTUUNet2DConditionModel, task: str, seed: int = 0) -> dict[str,
     if config.get("addition_embed_type") == "text_time":
         pooled = config["projection_class_embeddings_input_dim"]
         pooled -= 6 * config["addition_time_embed_dim"]
-        found["added_cond_kwargs"] = {
+        values["added_cond_kwargs"] = {
             "text_embeds": normal(2, pooled),
             "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2),
         }
-    return found
+    return values
 
 
 def load(folder: Path) -> MTUUNet2DConditionModel:
@@ -71,9 +71,9 @@ def edit_weights(
     source: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], object]
 ) -> Path:
     shutil.copytree(source, out)
-    rows = load_file(out / WEIGHTS)
-    change(rows)
-    save_file(rows, out / WEIGHTS)
+    tensors = load_file(out / WEIGHTS)
+    change(tensors)
+    save_file(tensors, out / WEIGHTS)
     return out
 
 
@@ -86,7 +86,7 @@ def test_the_files_that_are_no_families_are_shared_ones() -> None:
 
 def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
     """From the file's tensors and the published formula alone, without our modules."""
-    rows = {k: v.double() for k, v in load_file(tiny / WEIGHTS).items()}
+    tensors = {k: v.double() for k, v in load_file(tiny / WEIGHTS).items()}
     unet = load(tiny)
     path, block = transformer_blocks(unet)[0]
     names = [task.name for task in unet.tasks]
@@ -94,23 +94,25 @@ def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
     for task in ("t2i", "relight"):
         p = f"{path}.ff.router"
         hidden = F.linear(
-            rows["task_embedding.weight"][names.index(task)],
-            rows[f"{p}.fc1.weight"],
-            rows[f"{p}.fc1.bias"],
+            tensors["task_embedding.weight"][names.index(task)],
+            tensors[f"{p}.fc1.weight"],
+            tensors[f"{p}.fc1.bias"],
         )
-        w = F.linear(hidden.relu(), rows[f"{p}.fc2.weight"], rows[f"{p}.fc2.bias"]).softmax(0)
+        w = F.linear(hidden.relu(), tensors[f"{p}.fc2.weight"], tensors[f"{p}.fc2.bias"]).softmax(0)
         norm = f"{path}.norm3.{task}"
-        y = F.layer_norm(x, (32,), rows[f"{norm}.weight"], rows[f"{norm}.bias"], 1e-5)
+        y = F.layer_norm(x, (32,), tensors[f"{norm}.weight"], tensors[f"{norm}.bias"], 1e-5)
         want = torch.zeros_like(x)
         for i, weight in enumerate(w):
             e = f"{path}.ff.experts.{i}"
-            both = F.linear(y, rows[f"{e}.proj.weight"], rows[f"{e}.proj.bias"])
+            both = F.linear(y, tensors[f"{e}.proj.weight"], tensors[f"{e}.proj.bias"])
             value, gate = both.chunk(2, -1)
-            out = F.linear(value * F.gelu(gate), rows[f"{e}.out.weight"], rows[f"{e}.out.bias"])
+            out = F.linear(
+                value * F.gelu(gate), tensors[f"{e}.out.weight"], tensors[f"{e}.out.bias"]
+            )
             want += weight * out
         with unet.activate(unet.task(task)):
-            found = block.ff(block.norm3(x.float()))  # type: ignore[misc, operator]
-        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+            actual = block.ff(block.norm3(x.float()))  # type: ignore[misc, operator]
+        torch.testing.assert_close(actual.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -122,9 +124,9 @@ def test_diffusers_saves_and_loads_it_sharded_or_not(tiny: Path, tmp_path: Path)
     want = load(tiny).state_dict()
     for name in ("one", "many"):
         again = MTUUNet2DConditionModel.from_pretrained(tmp_path / name, subfolder="unet")
-        for found in (load(tmp_path / name).state_dict(), again.state_dict()):
-            assert found.keys() == want.keys()
-            assert all(torch.equal(found[key], want[key]) for key in want)
+        for state in (load(tmp_path / name).state_dict(), again.state_dict()):
+            assert state.keys() == want.keys()
+            assert all(torch.equal(state[key], want[key]) for key in want)
         config = json.loads((tmp_path / name / "unet" / "config.json").read_text())
         assert {key for key in config if not key.startswith("_")} <= {
             *checkpoint.MTU_KEYS,
@@ -134,20 +136,20 @@ def test_diffusers_saves_and_loads_it_sharded_or_not(tiny: Path, tmp_path: Path)
 
 def test_the_task_decides(tiny: Path) -> None:
     unet = load(tiny)
-    given = inputs(unet, "edit")
+    arguments = inputs(unet, "edit")
     with torch.no_grad():
-        edit = unet(**given, task="edit").sample
-        sr = unet(**given, task="sr").sample
+        edit = unet(**arguments, task="edit").sample
+        sr = unet(**arguments, task="sr").sample
     assert psnr(edit.numpy(), sr.numpy()) < 40
     with pytest.raises(UnknownName, match="'paint'; choose from: t2i, edit"):
-        unet(**given, task="paint")
+        unet(**arguments, task="paint")
     with pytest.raises(ValueError, match="takes 4 channels, sample has 8"):
-        unet(**given, task="t2i")
+        unet(**arguments, task="t2i")
 
 
 def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
     """Two tasks, one backward (Eq. 2): recomputation must run each forward's own task."""
-    found = []
+    gradients = []
     for recompute in (False, True):
         unet = copy.deepcopy(load(tiny)).train()
         unet.requires_grad_(True)
@@ -157,8 +159,8 @@ def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
             unet(**inputs(unet, task), task=task).sample.square().mean() for task in ("t2i", "sr")
         )
         loss.backward()  # type: ignore[union-attr]
-        found.append({name: p.grad for name, p in unet.named_parameters()})
-    plain, recomputed = found
+        gradients.append({name: p.grad for name, p in unet.named_parameters()})
+    plain, recomputed = gradients
     assert float(plain["task_embedding.weight"][0].abs().sum()) > 0
     assert plain["conv_in.edit.weight"] is None
     for name, gradient in plain.items():
@@ -172,15 +174,15 @@ def test_it_trains_with_gradient_checkpointing(tiny: Path) -> None:
 def test_tasks_may_be_named_as_attributes_are(
     make_tiny: Callable[..., Path], tmp_path: Path, name: str, norm: str
 ) -> None:
-    row = json.loads((make_tiny() / "unet" / "config.json").read_text())["tasks"][0]
+    task = json.loads((make_tiny() / "unet" / "config.json").read_text())["tasks"][0]
     path = tmp_path / "task.json"
-    path.write_text(json.dumps({**row, "name": name}), "utf-8")
-    words = {"tasks": [str(path), "sr"], "task_norm": norm}
+    path.write_text(json.dumps({**task, "name": name}), "utf-8")
+    options = {"tasks": [str(path), "sr"], "task_norm": norm}
     if (name, norm) == ("weight", "stacked"):
         with pytest.raises(CheckpointError, match="no task can be named"):
-            upcycle.write_random("tiny", tmp_path / "out", **words)  # type: ignore[arg-type]
+            upcycle.write_random("tiny", tmp_path / "out", **options)  # type: ignore[arg-type]
         return
-    upcycle.write_random("tiny", tmp_path / "out", **words)  # type: ignore[arg-type]
+    upcycle.write_random("tiny", tmp_path / "out", **options)  # type: ignore[arg-type]
     unet = load(tmp_path / "out").train().eval()
     assert unet(**inputs(unet, name), task=name).sample.shape == (2, 4, 16, 16)
 
@@ -216,33 +218,33 @@ def test_a_folded_unet_equals_the_live_one(
     folder = make_tiny(architecture, experts=experts)
     pipeline = mtu.load(folder)
     unet = pipeline.components["unet"]
-    given = inputs(unet, "inpaint")
+    arguments = inputs(unet, "inpaint")
     with torch.no_grad():
-        want = unet(**given, task="inpaint").sample
-        found = mtu.specialise(pipeline, [unet.task("inpaint")])["inpaint"]
-        got = found.module(**given).sample
+        want = unet(**arguments, task="inpaint").sample
+        folded = mtu.specialise(pipeline, [unet.task("inpaint")])["inpaint"]
+        got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
-    assert max(found.errors.values()) < 1e-6
-    assert found.deviations == ()
+    assert max(folded.errors.values()) < 1e-6
+    assert folded.deviations == ()
 
 
-def unequal(rows: dict[str, torch.Tensor]) -> None:
+def unequal(tensors: dict[str, torch.Tensor]) -> None:
     """Experts of widths 5, 64 and 40 instead of four equal ones: Σ hs ≠ H."""
     widths = (5, 64, 40)
-    for name in [n for n in rows if n.endswith("ff.experts.0.out.weight")]:
+    for name in [n for n in tensors if n.endswith("ff.experts.0.out.weight")]:
         path = name.split(".experts.")[0]
-        dim = rows[name].shape[0]
+        dim = tensors[name].shape[0]
         for i in range(4):
             for leaf in ("proj.weight", "proj.bias", "out.weight", "out.bias"):
-                del rows[f"{path}.experts.{i}.{leaf}"]
+                del tensors[f"{path}.experts.{i}.{leaf}"]
         for leaf in ("weight", "bias"):
-            rows[f"{path}.router.fc2.{leaf}"] = rows[f"{path}.router.fc2.{leaf}"][:3].clone()
+            tensors[f"{path}.router.fc2.{leaf}"] = tensors[f"{path}.router.fc2.{leaf}"][:3].clone()
         for i, width in enumerate(widths):
             p = f"{path}.experts.{i}"
-            rows[f"{p}.proj.weight"] = torch.randn(2 * width, dim) / dim**0.5
-            rows[f"{p}.proj.bias"] = torch.randn(2 * width) * 0.1
-            rows[f"{p}.out.weight"] = torch.randn(dim, width) / width**0.5
-            rows[f"{p}.out.bias"] = torch.randn(dim) * 0.1
+            tensors[f"{p}.proj.weight"] = torch.randn(2 * width, dim) / dim**0.5
+            tensors[f"{p}.proj.bias"] = torch.randn(2 * width) * 0.1
+            tensors[f"{p}.out.weight"] = torch.randn(dim, width) / width**0.5
+            tensors[f"{p}.out.bias"] = torch.randn(dim) * 0.1
 
 
 @pytest.mark.slow
@@ -260,45 +262,45 @@ def test_unequal_widths_fold_and_are_no_stock_unet(
     if double:
         unet.double()
     kind = torch.float64 if double else torch.float32
-    given = {
+    arguments = {
         k: v.to(kind) if isinstance(v, torch.Tensor) else v for k, v in inputs(unet, "edit").items()
     }
     with torch.no_grad():
-        want = unet(**given, task="edit").sample
-        found = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
-        got = found.module(**given).sample
+        want = unet(**arguments, task="edit").sample
+        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
+        got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > (250 if double else 110)
-    assert max(found.errors.values()) < (1e-14 if double else 1e-6)
-    assert "width 109, a stock one 128" in found.deviations[0]
+    assert max(folded.errors.values()) < (1e-14 if double else 1e-6)
+    assert "width 109, a stock one 128" in folded.deviations[0]
 
 
 def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_tiny(task_norm="stacked")
-    rows = load_file(folder / WEIGHTS)
-    path = next(name for name in rows if name.endswith(".norm3.weight")).removesuffix(".weight")
-    assert f"{path}.edit.weight" in rows
+    tensors = load_file(folder / WEIGHTS)
+    path = next(name for name in tensors if name.endswith(".norm3.weight")).removesuffix(".weight")
+    assert f"{path}.edit.weight" in tensors
     pipeline = mtu.load(folder)
     unet = pipeline.components["unet"]
-    given = inputs(unet, "edit")
+    arguments = inputs(unet, "edit")
     with torch.no_grad():
-        want = unet(**given, task="edit").sample
-        found = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
-        got = found.module(**given).sample
+        want = unet(**arguments, task="edit").sample
+        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
+        got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
-    assert "two stacked norms" in found.deviations[0]
+    assert "two stacked norms" in folded.deviations[0]
 
 
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     config = upcycle._config(SD2, presets.resolve_tasks(["edit"], SD2), 4, (8, 8), "replace")
     shapes = upcycle._shapes(config)
-    rows = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
-    checkpoint.write(tmp_path / "sd2" / "unet", config, rows)
+    tensors = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
+    checkpoint.write(tmp_path / "sd2" / "unet", config, tensors)
     pipeline = mtu.load(tmp_path / "sd2")
     unet = pipeline.components["unet"]
-    given = inputs(unet, "edit")
+    arguments = inputs(unet, "edit")
     with torch.no_grad():
-        want = unet(**given).sample
-        got = mtu.specialise(pipeline, [unet.task(None)])["edit"].module(**given).sample
+        want = unet(**arguments).sample
+        got = mtu.specialise(pipeline, [unet.task(None)])["edit"].module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
 
 
@@ -334,15 +336,15 @@ def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> No
     resolved = options.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
     exporter.save_folded(resolved)
     unet = load(tiny)
-    given = inputs(unet, "edit")
-    torch.save(given, tmp_path / "given.pt")
+    arguments = inputs(unet, "edit")
+    torch.save(arguments, tmp_path / "given.pt")
     command = [sys.executable, "-c", PLAIN_DIFFUSERS]
     paths = [str(tmp_path / name) for name in ("edit", "given.pt", "found.pt")]
     subprocess.run([*command, *paths], check=True, capture_output=True)
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    output = torch.load(tmp_path / "found.pt", weights_only=True)
     with torch.no_grad():
-        want = unet(**given, task="edit").sample
-    assert psnr(want.numpy(), found.numpy()) > 110
+        want = unet(**arguments, task="edit").sample
+    assert psnr(want.numpy(), output.numpy()) > 110
 
 
 # ------------------------------------------------------------------------------------- bad input
@@ -374,18 +376,18 @@ def test_configs_that_are_refused(
 
 
 def test_tasks_that_are_refused(tiny: Path, tmp_path: Path) -> None:
-    rows = json.loads((tiny / "unet" / "config.json").read_text())["tasks"]
+    entries = json.loads((tiny / "unet" / "config.json").read_text())["tasks"]
     cases = {
-        "appears twice": [rows[0], rows[0]],
-        "unknown key 'colour'": [{**rows[0], "colour": 1}],
-        "is not legal": [{**rows[0], "name": "a/b"}],
-        "steps must be": [{**rows[0], "steps": 0}],
-        "unknown guidance kind": [{**rows[0], "guidance": {"kind": "cfg"}}],
-        "guidance 'text' takes text": [{**rows[0], "guidance": {"kind": "text"}}],
+        "appears twice": [entries[0], entries[0]],
+        "unknown key 'colour'": [{**entries[0], "colour": 1}],
+        "is not legal": [{**entries[0], "name": "a/b"}],
+        "steps must be": [{**entries[0], "steps": 0}],
+        "unknown guidance kind": [{**entries[0], "guidance": {"kind": "cfg"}}],
+        "guidance 'text' takes text": [{**entries[0], "guidance": {"kind": "text"}}],
         "unknown conditioning kind": [
-            {**rows[0], "conditioning": [{"kind": "depth", "channels": 1}]}
+            {**entries[0], "conditioning": [{"kind": "depth", "channels": 1}]}
         ],
-        "channels must be 1": [{**rows[0], "conditioning": [{"kind": "mask", "channels": 4}]}],
+        "channels must be 1": [{**entries[0], "conditioning": [{"kind": "mask", "channels": 4}]}],
     }
     for number, (message, tasks) in enumerate(cases.items()):
         with pytest.raises(CheckpointError, match=message):
@@ -395,10 +397,12 @@ def test_tasks_that_are_refused(tiny: Path, tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_named(tiny: Path, tmp_path: Path) -> None:
     name = "conv_in.edit.weight"
     cases: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-        f"missing: {name}": lambda rows: rows.pop(name),
-        "unknown: extra.weight": lambda rows: rows.update({"extra.weight": torch.zeros(1)}),
-        f"wrong: {name} has shape": lambda rows: rows.update({name: torch.zeros(32, 4, 3, 3)}),
-        f"'{name}' holds NaN": lambda rows: rows[name].view(-1)[3].fill_(float("nan")),
+        f"missing: {name}": lambda tensors: tensors.pop(name),
+        "unknown: extra.weight": lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}),
+        f"wrong: {name} has shape": lambda tensors: tensors.update(
+            {name: torch.zeros(32, 4, 3, 3)}
+        ),
+        f"'{name}' holds NaN": lambda tensors: tensors[name].view(-1)[3].fill_(float("nan")),
     }
     for number, (message, change) in enumerate(cases.items()):
         folder = edit_weights(tiny, tmp_path / str(number), change)
@@ -406,6 +410,8 @@ def test_tensors_that_do_not_fit_are_named(tiny: Path, tmp_path: Path) -> None:
             mtu.load(folder)
     with pytest.raises(MissingWeights, match=f"missing: {name}"):
         MTUUNet2DConditionModel.from_pretrained(tmp_path / "0", subfolder="unet")
-    folder = edit_weights(tiny, tmp_path / "i64", lambda rows: rows.update(x=torch.zeros(2).long()))
+    folder = edit_weights(
+        tiny, tmp_path / "i64", lambda tensors: tensors.update(x=torch.zeros(2).long())
+    )
     with pytest.raises(CheckpointError, match="'x' has dtype 'I64'"):
         mtu.load(folder)

@@ -41,37 +41,37 @@ VAE: dict[str, Any] = {
 }
 
 
-def save_text(folder: Path, kind: type = CLIPTextModel, **words: Any) -> Path:
+def save_text(folder: Path, kind: type = CLIPTextModel, **overrides: Any) -> Path:
     torch.manual_seed(0)
-    model = kind(CLIPTextConfig(**{**TEXT, **words}, initializer_factor=5.0))
+    model = kind(CLIPTextConfig(**{**TEXT, **overrides}, initializer_factor=5.0))
     model.save_pretrained(folder / "text_encoder")
     return folder / "text_encoder"
 
 
-def save_vae(folder: Path, **words: Any) -> Path:
+def save_vae(folder: Path, **overrides: Any) -> Path:
     torch.manual_seed(0)
-    AutoencoderKL(**{**VAE, **words}).save_pretrained(folder / "vae")  # type: ignore[attr-defined]
+    AutoencoderKL(**{**VAE, **overrides}).save_pretrained(folder / "vae")  # type: ignore[attr-defined]
     return folder / "vae"
 
 
-def rewrite(home: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     """Change the tensors of a part in place."""
-    (file,) = home.glob("*.safetensors")
+    (file,) = folder.glob("*.safetensors")
     state = load_file(file)
     state = change(state) or state
     save_file(state, file)
 
 
-def reconfigure(home: Path, **words: Any) -> None:
-    path = home / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **words}))
+def reconfigure(folder: Path, **overrides: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **overrides}))
 
 
 def ids(*ends: int, length: int = 77) -> np.ndarray:
-    found = np.random.default_rng(0).integers(0, 117, (1, length)).astype(np.int32)
+    values = np.random.default_rng(0).integers(0, 117, (1, length)).astype(np.int32)
     for end in ends:
-        found[0, end:] = TEXT["eos_token_id"]
-    return found
+        values[0, end:] = TEXT["eos_token_id"]
+    return values
 
 
 # ------------------------------------------------------------------------------------- loading
@@ -79,65 +79,65 @@ def ids(*ends: int, length: int = 77) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
 def test_text_encoders_load_as_transformers_loads_them(kind: type, tmp_path: Path) -> None:
-    home = save_text(tmp_path, kind)
-    wanted = kind.from_pretrained(home)
-    found = stock.load_text_encoder(tmp_path, "text_encoder")
-    assert type(found) is kind
-    assert found.state_dict().keys() == wanted.state_dict().keys()
-    for name, tensor in wanted.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor), name
-    given = torch.from_numpy(ids(40))
-    assert torch.equal(found(given)[0], wanted(given)[0])  # buffers are there too
+    folder = save_text(tmp_path, kind)
+    expected = kind.from_pretrained(folder)
+    loaded = stock.load_text_encoder(tmp_path, "text_encoder")
+    assert type(loaded) is kind
+    assert loaded.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    ids_ = torch.from_numpy(ids(40))
+    assert torch.equal(loaded(ids_)[0], expected(ids_)[0])  # buffers are there too
 
 
 def test_old_names_and_position_ids_load(tmp_path: Path) -> None:
     """Checkpoints of before transformers 5, as SD 1.5 ships them."""
-    home = save_text(tmp_path)
-    wanted = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
+    folder = save_text(tmp_path)
+    expected = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
 
     def old(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         state = {f"text_model.{name}": tensor for name, tensor in state.items()}
         state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
         return state
 
-    rewrite(home, old)
-    found = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert CLIPTextModel.from_pretrained(home).state_dict().keys() == found.keys()
+    rewrite(folder, old)
+    loaded = stock.load_text_encoder(tmp_path, "text_encoder").state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert CLIPTextModel.from_pretrained(folder).state_dict().keys() == loaded.keys()
 
 
 def test_the_vae_loads_as_diffusers_loads_it(tmp_path: Path) -> None:
-    home = save_vae(tmp_path)
+    folder = save_vae(tmp_path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def change(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = {}
+        renamed = {}
         for name, tensor in state.items():
             for new, before in old.items():
                 name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
-            made[name] = tensor
-        return made
+            renamed[name] = tensor
+        return renamed
 
     for step in ("new", "old"):
         if step == "old":
-            rewrite(home, change)
-        wanted: Any = AutoencoderKL.from_pretrained(home)
-        found = stock.load_vae(tmp_path).state_dict()
-        assert found.keys() == wanted.state_dict().keys()
-        assert all(torch.equal(found[name], t) for name, t in wanted.state_dict().items())
+            rewrite(folder, change)
+        expected: Any = AutoencoderKL.from_pretrained(folder)
+        loaded = stock.load_vae(tmp_path).state_dict()
+        assert loaded.keys() == expected.state_dict().keys()
+        assert all(torch.equal(loaded[name], t) for name, t in expected.state_dict().items())
 
 
 def test_half_weights_are_widened(tmp_path: Path) -> None:
-    home = save_text(tmp_path)
-    rewrite(home, lambda state: {name: tensor.half() for name, tensor in state.items()})
-    found = stock.load_text_encoder(tmp_path, "text_encoder")
-    assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float32}
+    folder = save_text(tmp_path)
+    rewrite(folder, lambda state: {name: tensor.half() for name, tensor in state.items()})
+    loaded = stock.load_text_encoder(tmp_path, "text_encoder")
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
 def test_weights_that_do_not_fit_are_named(part: str, tmp_path: Path) -> None:
-    home = save_text(tmp_path) if part == "text_encoder" else save_vae(tmp_path)
-    (file,) = home.glob("*.safetensors")
+    folder = save_text(tmp_path) if part == "text_encoder" else save_vae(tmp_path)
+    (file,) = folder.glob("*.safetensors")
     good, name = file.read_bytes(), sorted(load_file(file))[-1]
 
     def load() -> None:
@@ -152,12 +152,12 @@ def test_weights_that_do_not_fit_are_named(part: str, tmp_path: Path) -> None:
         (lambda s: {**s, name: torch.ones(7)}, f"{name} has shape"),
         (lambda s: {**s, name: s[name] * float("nan")}, f"tensor '{name}' holds NaN or Inf"),
     ):
-        rewrite(home, change)
+        rewrite(folder, change)
         with pytest.raises(MissingWeights, match=message) as error:
             load()
         assert part in str(error.value)
         file.write_bytes(good)
-    file.rename(home / "pytorch_model.bin")
+    file.rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="is a pickle: refused"):
         load()
 
@@ -207,12 +207,12 @@ def test_other_vaes_are_refused(change: dict[str, Any], message: str, tmp_path: 
 def test_the_index_must_agree(tmp_path: Path) -> None:
     save_text(tmp_path)
     index = tmp_path / "model_index.json"
-    for row, message in (
+    for names, message in (
         (["transformers", "CLIPTextModelWithProjection"], "name different classes"),
         (["evil_package", "CLIPTextModel"], "legal: CLIPTextModel"),
         ("CLIPTextModel()", "legal: CLIPTextModel"),
     ):
-        index.write_text(json.dumps({"text_encoder": row}))
+        index.write_text(json.dumps({"text_encoder": names}))
         with pytest.raises(CheckpointError, match=message):
             stock.load_text_encoder(tmp_path, "text_encoder")
     index.write_text(json.dumps({"text_encoder": ["transformers", "CLIPTextModel"]}))
@@ -222,8 +222,8 @@ def test_the_index_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["architectures", "index"])
 def test_a_second_text_encoder_has_a_projection(tmp_path: Path, where: str) -> None:
     """diffusers takes SDXL's pooled text from the projection alone."""
-    home = save_text(tmp_path)
-    home.rename(tmp_path / "text_encoder_2")
+    folder = save_text(tmp_path)
+    folder.rename(tmp_path / "text_encoder_2")
     if where == "index":
         reconfigure(tmp_path / "text_encoder_2", architectures=None)
         index = {"text_encoder_2": ["transformers", "CLIPTextModel"]}
@@ -239,8 +239,8 @@ def test_a_second_text_encoder_has_a_projection(tmp_path: Path, where: str) -> N
 
 def test_loading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Also where a config leaves out ids, whose defaults lie outside of its vocabulary."""
-    home = save_text(tmp_path)
-    reconfigure(home, bos_token_id=None, eos_token_id=None)
+    folder = save_text(tmp_path)
+    reconfigure(folder, bos_token_id=None, eos_token_id=None)
     save_vae(tmp_path)
     capfd.readouterr()
     stock.load_text_encoder(tmp_path, "text_encoder")
@@ -257,12 +257,12 @@ def test_the_last_hidden_state_is_transformers(act: str, tmp_path: Path) -> None
     module: Any = stock.load_text_encoder(tmp_path, "text_encoder")
     graph = stock.text_encoder_graph(module, module.config, penultimate=False)
     case = {"input_ids": ids(40)}
-    (found,) = capture.run(graph, [case])
-    assert [spec.name for spec in graph.outputs] == list(found)
-    assert found["hidden_states"].shape == graph.outputs[0].shape
-    wanted = module(torch.from_numpy(case["input_ids"])).last_hidden_state.numpy()
-    assert wanted.std() > 0.1
-    assert psnr(wanted, found["hidden_states"]) > 110
+    (actual,) = capture.run(graph, [case])
+    assert [spec.name for spec in graph.outputs] == list(actual)
+    assert actual["hidden_states"].shape == graph.outputs[0].shape
+    expected = module(torch.from_numpy(case["input_ids"])).last_hidden_state.numpy()
+    assert expected.std() > 0.1
+    assert psnr(expected, actual["hidden_states"]) > 110
 
 
 @pytest.mark.parametrize("kind", [CLIPTextModel, CLIPTextModelWithProjection])
@@ -277,17 +277,17 @@ def test_the_penultimate_state_and_the_pooled_one_are_transformers(
 
     @settings(max_examples=25, deadline=None)
     @given(st.lists(st.integers(0, 119), min_size=77, max_size=77), st.integers(0, 77))
-    def same(row: list[int], end: int) -> None:
-        row[end:] = [119] * (77 - end)
-        case = {"input_ids": np.array([row], np.int32)}
-        ((found,), (short,)) = capture.run(graph, [case]), capture.run(alone, [case])
-        wanted = module(torch.tensor([row]), output_hidden_states=True)
-        want = wanted.hidden_states[-2].numpy()
-        pooled = wanted["text_embeds" if hasattr(wanted, "text_embeds") else "pooler_output"]
-        assert psnr(want, found["hidden_states"]) > 110
+    def same(ids_: list[int], end: int) -> None:
+        ids_[end:] = [119] * (77 - end)
+        case = {"input_ids": np.array([ids_], np.int32)}
+        ((actual,), (short,)) = capture.run(graph, [case]), capture.run(alone, [case])
+        expected = module(torch.tensor([ids_]), output_hidden_states=True)
+        want = expected.hidden_states[-2].numpy()
+        pooled = expected["text_embeds" if hasattr(expected, "text_embeds") else "pooler_output"]
+        assert psnr(want, actual["hidden_states"]) > 110
         assert psnr(want, short["hidden_states"]) > 110
-        assert psnr(pooled.numpy(), found["pooled"]) > 110
-        assert found["pooled"].shape == graph.outputs[1].shape
+        assert psnr(pooled.numpy(), actual["pooled"]) > 110
+        assert actual["pooled"].shape == graph.outputs[1].shape
 
     same()
     assert len(graph.module.layers) == 3  # type: ignore[arg-type]
@@ -308,9 +308,9 @@ def test_the_halves_of_the_vae_are_diffusers(convs: bool, tmp_path: Path) -> Non
     (latent,) = capture.run(encoder, [{"sample": image}])
     mode = vae.encode(torch.from_numpy(image)).latent_dist.mode().numpy()
     assert psnr(mode, latent["latent"]) > 110
-    (found,) = capture.run(decoder, [latent])
+    (actual,) = capture.run(decoder, [latent])
     sample = vae.decode(torch.from_numpy(mode)).sample.numpy()
-    assert psnr(sample, found["sample"]) > 110
+    assert psnr(sample, actual["sample"]) > 110
     both = sum(p.numel() for p in vae.parameters())
     variance = 4 * 8 + 4 if convs else 0
     parts = sum(capture.cost(graph).parameters for graph in (encoder, decoder))

@@ -87,8 +87,8 @@ def test_two_threads_have_the_gradients_of_their_tasks(
 
     def gradients(task: str) -> dict[str, Tensor | None]:
         loss = predict(unet, task).square().mean()
-        rows = torch.autograd.grad(loss, list(unet.parameters()), allow_unused=True)
-        return dict(zip(names, rows, strict=True))
+        values = torch.autograd.grad(loss, list(unet.parameters()), allow_unused=True)
+        return dict(zip(names, values, strict=True))
 
     expected = [gradients(task) for task in TASKS]
     meeting()

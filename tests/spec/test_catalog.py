@@ -31,14 +31,14 @@ def test_each_part_has_its_scheme(
     scheme: str, target: str, upcast: bool, names: tuple[str, ...]
 ) -> None:
     mine = KeepFloat(pattern="mid_block.*", why="asked for", required=True)
-    given = replace(SCHEMES[scheme], overrides=(mine, *SCHEMES[scheme].overrides))
+    exported = replace(SCHEMES[scheme], overrides=(mine, *SCHEMES[scheme].overrides))
     config = {"force_upcast": True} if upcast else {}
     half = targets.load(target).info.float16_vae
     parts = ("unet", "text_encoder_2", "vae_decoder")
-    rows = [scheme_of(part, given, config, float16_vae=half) for part in parts]
-    assert tuple(row.name for row in rows) == names
-    assert rows[0] == given
-    assert mine not in rows[1].overrides or scheme != "int8"
+    schemes = [scheme_of(part, exported, config, float16_vae=half) for part in parts]
+    assert tuple(of_part.name for of_part in schemes) == names
+    assert schemes[0] == exported
+    assert mine not in schemes[1].overrides or scheme != "int8"
 
 
 def test_stock_parts_fit_their_unets() -> None:

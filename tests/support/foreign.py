@@ -125,7 +125,7 @@ class Foreign(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Its tensors under the names that its trainer gives them."""
         prefix = "unet." if self.kind == "stacked" else ""
-        found = {
+        tensors = {
             prefix + name: value
             for name, value in self.unet.state_dict().items()
             if not name.startswith("conv_in.")
@@ -133,14 +133,14 @@ class Foreign(nn.Module):
         for i, task in enumerate(self.tasks):
             place = str(i) if self.kind == "stacked" else task
             for leaf, value in self.convs[i].state_dict().items():
-                found[f"{prefix}conv_in.{place}.{leaf}"] = value
+                tensors[f"{prefix}conv_in.{place}.{leaf}"] = value
             if self.kind == "stacked":
-                found[f"task_embed.{task}"] = self.embeddings[i].detach()
+                tensors[f"task_embed.{task}"] = self.embeddings[i].detach()
         if self.kind == "stacked":
-            found["ema_steps"] = torch.tensor(7)
+            tensors["ema_steps"] = torch.tensor(7)
         else:
-            found["tasks.weight"] = self.embeddings.detach()
-        return {name: value.contiguous().clone() for name, value in found.items()}
+            tensors["tasks.weight"] = self.embeddings.detach()
+        return {name: value.contiguous().clone() for name, value in tensors.items()}
 
 
 def save(kind: str, folder: Path) -> tuple[Foreign, Path]:
@@ -156,9 +156,9 @@ def save(kind: str, folder: Path) -> tuple[Foreign, Path]:
     )
     names = sorted(state)
     shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
-    for file, rows in shards.items():
-        save_file({name: state[name] for name in rows}, folder / file)
-    index = {"weight_map": {name: file for file, rows in shards.items() for name in rows}}
+    for file, tensors in shards.items():
+        save_file({name: state[name] for name in tensors}, folder / file)
+    index = {"weight_map": {name: file for file, tensors in shards.items() for name in tensors}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return model, folder
 
@@ -177,13 +177,13 @@ def stacked_state() -> Mapping[str, Tensor]:
 
 def example(**changes: Any) -> dict[str, Any]:
     """The stacked example; ``rules`` go before its own, other keys replace or extend."""
-    found = json.loads((EXAMPLES / "stacked.json").read_text())
-    found["rules"] = [*changes.pop("rules", []), *found["rules"]]
-    found["config"].update(changes.pop("config", {}))
-    return {**found, **changes}
+    document = json.loads((EXAMPLES / "stacked.json").read_text())
+    document["rules"] = [*changes.pop("rules", []), *document["rules"]]
+    document["config"].update(changes.pop("config", {}))
+    return {**document, **changes}
 
 
-def put(home: Path, state: Mapping[str, Tensor], found: object) -> tuple[Path, Path]:
-    save_file(dict(state), home / "w.safetensors")
-    (home / "map.json").write_text(json.dumps(found))
-    return home / "w.safetensors", home / "map.json"
+def put(folder: Path, state: Mapping[str, Tensor], document: object) -> tuple[Path, Path]:
+    save_file(dict(state), folder / "w.safetensors")
+    (folder / "map.json").write_text(json.dumps(document))
+    return folder / "w.safetensors", folder / "map.json"

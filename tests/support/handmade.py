@@ -19,7 +19,7 @@ from mtu_export import bundle, checkpoint
 from mtu_export.spec import Task
 from mtu_export.testing import vocabulary
 
-HEIGHT, WIDTH, FACTOR, LATENT, WORDS, TOKENS = 16, 24, 8, 4, 8, 77
+HEIGHT, WIDTH, FACTOR, LATENT, TEXT_WIDTH, TOKENS = 16, 24, 8, 4, 8, 77
 SCALING = 0.5
 STEPS = (2, 4)
 TEXT = {"kind": "text", "text": 4.0}
@@ -50,9 +50,9 @@ def task(name: str) -> Task:
 
 
 def needed(name: str) -> list[str]:
-    found = task(name)
-    kinds = {entry.kind for entry in found.conditioning}
-    text = ["text_encoder"] if found.prompt is None else []
+    needs = task(name)
+    kinds = {entry.kind for entry in needs.conditioning}
+    text = ["text_encoder"] if needs.prompt is None else []
     encoder = ["vae_encoder"] if any(kind.endswith("image_latent") for kind in kinds) else []
     return [*text, *encoder, "unet", "vae_decoder"]
 
@@ -60,14 +60,14 @@ def needed(name: str) -> list[str]:
 def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
     """A bundle of the task ``name`` of :data:`TASKS`; returns ``folder``."""
     folder.mkdir(parents=True)
-    said, parts = task(name), needed(name)
-    rows = [_part(folder, part, said, batch) for part in parts]
+    resolved, parts = task(name), needed(name)
+    records = [_part(folder, part, resolved, batch) for part in parts]
     files, text = [], {"inputs": {}, "tokenizers": {}}
     constants = {}
-    empty = np.full((1, TOKENS, WORDS), 0.1, np.float32)
-    if said.guidance.kind != "none":
+    empty = np.full((1, TOKENS, TEXT_WIDTH), 0.1, np.float32)
+    if resolved.guidance.kind != "none":
         constants["empty/encoder_hidden_states"] = empty
-    if said.prompt is not None:
+    if resolved.prompt is not None:
         constants[f"prompt/{name}/encoder_hidden_states"] = empty
     if constants:
         bundle.write_constants(folder, constants)
@@ -98,8 +98,8 @@ def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
             "fit": "cover",
             "filter": "lanczos",
         },
-        "tasks": [{**said.to_json(), "parts": parts, "entry": "model.onnx"}],
-        "parts": rows,
+        "tasks": [{**resolved.to_json(), "parts": parts, "entry": "model.onnx"}],
+        "parts": records,
         "tokenizers": [],
         "text": text,
         "latent": {"channels": LATENT, "factor": FACTOR, "scaling_factor": SCALING},
@@ -126,20 +126,22 @@ def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
 def edit(folder: Path, *path: str | int, value: Any) -> None:
     """Set one value of a bundle's manifest."""
     file = folder / bundle.MANIFEST
-    found = node = json.loads(file.read_text("utf-8"))
+    manifest = node = json.loads(file.read_text("utf-8"))
     for key in path[:-1]:
         node = node[key]
     node[path[-1]] = value
-    file.write_text(json.dumps(found), "utf-8")
+    file.write_text(json.dumps(manifest), "utf-8")
 
 
 def reseal(folder: Path) -> None:
     """Make sizes and hashes of the manifest fit the files again, as a forger would."""
     file = folder / bundle.MANIFEST
-    found = json.loads(file.read_text("utf-8"))
-    for row in (*found["parts"], *found["files"]):
-        row.update(bytes=bundle.size(folder / row["path"]), sha256=_hash(folder, row["path"]))
-    file.write_text(json.dumps(found), "utf-8")
+    manifest = json.loads(file.read_text("utf-8"))
+    for record in (*manifest["parts"], *manifest["files"]):
+        record.update(
+            bytes=bundle.size(folder / record["path"]), sha256=_hash(folder, record["path"])
+        )
+    file.write_text(json.dumps(manifest), "utf-8")
 
 
 def _hash(folder: Path, path: str) -> str:
@@ -170,8 +172,8 @@ def _schedule(steps: int) -> dict[str, Any]:
 Border = tuple[str, Sequence[int], str]
 
 
-def _part(folder: Path, component: str, said: Task, batch: int) -> dict[str, Any]:
-    inputs, outputs, nodes, weights = _graph(component, said, batch)
+def _part(folder: Path, component: str, of_task: Task, batch: int) -> dict[str, Any]:
+    inputs, outputs, nodes, weights = _graph(component, of_task, batch)
     kinds = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
     sides = [
         [helper.make_tensor_value_info(n, kinds[kind], list(shape)) for n, shape, kind in side]
@@ -193,7 +195,7 @@ def _part(folder: Path, component: str, said: Task, batch: int) -> dict[str, Any
         "path": component,
         "bytes": bundle.size(folder / component),
         "sha256": _hash(folder, component),
-        "entries": {said.name: "model.onnx"},
+        "entries": {of_task.name: "model.onnx"},
         "inputs": inputs,
         "outputs": outputs,
         "scheme": _scheme(),
@@ -202,12 +204,12 @@ def _part(folder: Path, component: str, said: Task, batch: int) -> dict[str, Any
 
 
 def _graph(
-    component: str, said: Task, batch: int
+    component: str, of_task: Task, batch: int
 ) -> tuple[list[Border], list[Border], list[onnx.NodeProto], dict[str, np.ndarray]]:
     """Inputs, outputs, nodes and weights of a part."""
     random, node = np.random.default_rng(0), helper.make_node
     pixels, small = (1, 3, HEIGHT, WIDTH), (HEIGHT // FACTOR, WIDTH // FACTOR)
-    latent, wide = (1, LATENT, *small), LATENT + said.channels
+    latent, wide = (1, LATENT, *small), LATENT + of_task.channels
 
     def weight(*shape: int) -> np.ndarray:
         return random.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[1]))
@@ -215,14 +217,14 @@ def _graph(
     if component == "text_encoder":
         return (
             [("input_ids", (1, TOKENS), "int32")],
-            [("last_hidden_state", (1, TOKENS, WORDS), "float32")],
+            [("last_hidden_state", (1, TOKENS, TEXT_WIDTH), "float32")],
             [
                 node("Cast", ["input_ids"], ["float"], to=TensorProto.FLOAT),
                 node("Unsqueeze", ["float", "axis"], ["ids"]),
                 node("Mul", ["ids", "w"], ["scaled"]),
                 node("Sin", ["scaled"], ["last_hidden_state"]),
             ],
-            {"axis": np.array([2], np.int64), "w": weight(1, 1, WORDS)},
+            {"axis": np.array([2], np.int64), "w": weight(1, 1, TEXT_WIDTH)},
         )
     if component == "vae_encoder":
         return (
@@ -245,7 +247,7 @@ def _graph(
         [
             ("sample", (batch, wide, *small), "float32"),
             ("timestep", (1,), "float32"),
-            ("encoder_hidden_states", (batch, TOKENS, WORDS), "float32"),
+            ("encoder_hidden_states", (batch, TOKENS, TEXT_WIDTH), "float32"),
         ],
         [("out_sample", (batch, LATENT, *small), "float32")],
         [

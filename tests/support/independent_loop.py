@@ -28,7 +28,7 @@ Array = np.ndarray
 Tensors = dict[str, Array]
 Session = ort.InferenceSession
 Maybe = np.ndarray | None
-Given = tuple[Tensors, list[Array]]  # text inputs, conditioning
+Branch = tuple[Tensors, list[Array]]  # text inputs, conditioning
 COMPONENTS = {"text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"}
 KINDS = {"image_latent", "masked_image_latent", "mask", "image"}
 BRANCHES = {  # guidance kind -> (text, conditioning) of each branch
@@ -36,15 +36,15 @@ BRANCHES = {  # guidance kind -> (text, conditioning) of each branch
     "text": [("empty", "image"), ("prompt", "image")],
     "text_image": [("empty", "no image"), ("empty", "image"), ("prompt", "image")],
 }
-WORDS = regex.compile(
+WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
     r"|[\p{L}]+|[\p{N}]|[^\p{White_Space}\p{L}\p{N}]+"
 )
 WORD_CHARACTER = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"
 WHITE_SPACE = "".join(chr(i) for i in range(0x3001) if regex.match(r"\p{White_Space}", chr(i)))
-OWN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-REST = [b for b in range(256) if b not in OWN]
-LETTERS = {b: chr(b) for b in OWN} | {b: chr(256 + i) for i, b in enumerate(REST)}
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+REST = [b for b in range(256) if b not in PRINTABLE]
+LETTERS = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(REST)}
 
 
 def need(good: bool, why: str) -> None:
@@ -108,13 +108,13 @@ def read_safetensors(path: Path) -> Tensors:
     need(n <= 4_000_000 and 8 + n <= len(raw), f"{path}: header too long")
     header, data, tensors = read_json(raw[8 : 8 + n], str(path)), raw[8 + n :], {}
     header.pop("__metadata__", None)
-    for name, row in header.items():
-        (begin, end), shape = row["data_offsets"], row["shape"]
-        need(row["dtype"] in ("F32", "I32"), f"{path}: dtype of {name}")
+    for name, header_ in header.items():
+        (begin, end), shape = header_["data_offsets"], header_["shape"]
+        need(header_["dtype"] in ("F32", "I32"), f"{path}: dtype of {name}")
         need(all(isinstance(d, int) and d >= 0 for d in shape), f"{path}: shape of {name}")
         fits = 0 <= begin <= end <= len(data) and end - begin == 4 * math.prod(shape)
         need(fits, f"{path}: offsets of {name}")
-        dtype = "<f4" if row["dtype"] == "F32" else "<i4"
+        dtype = "<f4" if header_["dtype"] == "F32" else "<i4"
         tensors[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
         need(bool(np.isfinite(tensors[name]).all()), f"{path}: {name} is not finite")
     return tensors
@@ -137,19 +137,19 @@ def check_names(m: Json, folders: dict[str, Path]) -> None:
     need(len(tasks) == len(m["tasks"]), "a task appears twice")
     need(len(parts) == len(m["parts"]) and set(parts) <= COMPONENTS, "components")
     for name, part in parts.items():
-        wanted = {t for t, row in tasks.items() if name in row["parts"]}
-        need(bool(wanted) and set(part["entries"]) == wanted, f"{name}: entries")
+        users = {t for t, row in tasks.items() if name in row["parts"]}
+        need(bool(users) and set(part["entries"]) == users, f"{name}: entries")
         for entry in part["entries"].values():
             plain = regex.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", entry) is not None
             fine = plain and safe_path(folders[part["path"]], entry).is_file()
             need(fine, f"{name}: entry {entry!r}")
     if m["text"] is not None:
-        known = {t["path"] for t in m["tokenizers"]} & {f["path"] for f in m["files"]}
+        listed = {t["path"] for t in m["tokenizers"]} & {f["path"] for f in m["files"]}
         for row in (r for rows in m["text"]["inputs"].values() for r in rows):
             outputs = parts.get(row["component"], {"outputs": []})["outputs"]
             need(row["output"] in {o["name"] for o in outputs}, f"text input {row}")
             folder = m["text"]["tokenizers"].get(row["component"])
-            need(folder in known, f"no checked tokenizer for {row['component']}")
+            need(folder in listed, f"no checked tokenizer for {row['component']}")
 
 
 def check_paths(paths: list[str]) -> None:
@@ -169,14 +169,17 @@ def trusted(root: Path) -> Json:
         need(regex.fullmatch(r"1\.[0-9]+", m["schema_version"]) is not None, "version")
         need(m["target"] == "onnx", f"target {m['target']}: this script runs ONNX only")
         check_form(m)
-        rows = m["parts"] + m["files"]
-        check_paths([r["path"] for r in rows])
-        names = [r["path"] for r in rows + m["tokenizers"]]
+        records = m["parts"] + m["files"]
+        check_paths([r["path"] for r in records])
+        names = [r["path"] for r in records + m["tokenizers"]]
         names += (m["text"] or {"tokenizers": {}})["tokenizers"].values()
         folders = {name: safe_path(root, name) for name in names}
-        for row in rows:
-            found = measure(folders[row["path"]])
-            need(found == (row["bytes"], row["sha256"]), f"{row['path']}: not what was exported")
+        for record in records:
+            measured = measure(folders[record["path"]])
+            need(
+                measured == (record["bytes"], record["sha256"]),
+                f"{record['path']}: not what was exported",
+            )
         check_names(m, folders)
         for name in (n for n in folders if n.endswith(".safetensors")):
             read_safetensors(folders[name])
@@ -186,8 +189,8 @@ def trusted(root: Path) -> Json:
 
 
 class Tokenizer:
-    def __init__(self, folder: Path, row: Json) -> None:
-        self.row = row
+    def __init__(self, folder: Path, record: Json) -> None:
+        self.record = record
         self.vocab = read_json((folder / "vocab.json").read_bytes(), "vocab.json")
         lines = (folder / "merges.txt").read_bytes().decode().replace("\r\n", "\n").split("\n")
         pairs = filter(None, lines[lines[0].startswith("#version") :])
@@ -201,10 +204,11 @@ class Tokenizer:
         else:
             self.added = whole["added_tokens"]
             ids = {
-                whole["post_processor"][k][1]: row[v] for k, v in (("cls", "bos"), ("sep", "eos"))
+                whole["post_processor"][k][1]: record[v]
+                for k, v in (("cls", "bos"), ("sep", "eos"))
             }
             need(all(a == b for a, b in ids.items()), "tokenizer.json: bos or eos")
-            need(whole["padding"]["pad_id"] == row["pad"], "tokenizer.json: pad")
+            need(whole["padding"]["pad_id"] == record["pad"], "tokenizer.json: pad")
 
     def _special(self, folder: Path) -> dict[str, int]:
         files = [folder / n for n in ("tokenizer_config.json", "special_tokens_map.json")]
@@ -215,9 +219,9 @@ class Tokenizer:
             token = {**stock, **config}.get(key) or default
             token = token["content"] if isinstance(token, dict) else token
             special[token] = self.vocab[token]
-            need(special[token] == self.row.get(key[:3], special[token]), f"the id of {key}")
+            need(special[token] == self.record.get(key[:3], special[token]), f"the id of {key}")
         added = config.get("added_tokens_decoder") or {}
-        return special | {row["content"]: int(number) for number, row in added.items()}
+        return special | {entry["content"]: int(number) for number, entry in added.items()}
 
     def _merge(self, word: str) -> list[str]:
         """Steps 4 and 5 for one word."""
@@ -231,26 +235,26 @@ class Tokenizer:
 
     def _split(self, text: str, *, normalized: bool) -> Iterator[tuple[int | None, str]]:
         """The added tokens of one round as (id, ""), what lies between as (None, text)."""
-        rows = {}
-        for row in self.added:
-            if row["normalized"] == normalized:
-                content = self._normal(row["content"]) if normalized else row["content"]
-                rows.setdefault(content, row)
-        longest_first = map(regex.escape, sorted(rows, key=len, reverse=True))
+        tokens = {}
+        for token in self.added:
+            if token["normalized"] == normalized:
+                content = self._normal(token["content"]) if normalized else token["content"]
+                tokens.setdefault(content, token)
+        longest_first = map(regex.escape, sorted(tokens, key=len, reverse=True))
         pattern = regex.compile("|".join(longest_first) or r"(?!)")
         done = 0
         for match in pattern.finditer(text):
-            row, (begin, end) = rows[match.group()], match.span()
+            token, (begin, end) = tokens[match.group()], match.span()
             touched = begin and regex.match(WORD_CHARACTER, text[begin - 1])
             touched = touched or regex.match(WORD_CHARACTER, text[end : end + 1])
-            if row["single_word"] and touched:
+            if token["single_word"] and touched:
                 continue
-            if row["lstrip"]:
+            if token["lstrip"]:
                 begin = max(len(text[:begin].rstrip(WHITE_SPACE)), done)
-            if row["rstrip"]:
+            if token["rstrip"]:
                 end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
             yield None, text[done:begin]
-            yield row["id"], ""
+            yield token["id"], ""
             done = end
         yield None, text[done:]
 
@@ -259,11 +263,11 @@ class Tokenizer:
         text = regex.sub(r"\p{White_Space}+", " ", unicodedata.normalize("NFC", text))
         return "".join(c.lower() for c in text)
 
-    def _words(self, text: str) -> Iterator[str]:
-        for match in WORDS.finditer(text):
-            word = match.group()
-            special = word in ("<|startoftext|>", "<|endoftext|>")
-            yield from ("<|", word[2:-2], "|>") if special else (word,)
+    def _pieces(self, text: str) -> Iterator[str]:
+        for match in WORD.finditer(text):
+            name = match.group()
+            special = name in ("<|startoftext|>", "<|endoftext|>")
+            yield from ("<|", name[2:-2], "|>") if special else (name,)
 
     def _ids(self, prompt: str) -> Iterator[int]:
         for raw_id, raw in self._split(prompt, normalized=False):
@@ -272,13 +276,13 @@ class Tokenizer:
             for number, text in self._split(self._normal(raw), normalized=True):
                 if number is not None:
                     yield number
-                yield from (self.vocab[t] for w in self._words(text) for t in self._merge(w))
+                yield from (self.vocab[t] for w in self._pieces(text) for t in self._merge(w))
 
     def __call__(self, prompt: str) -> Array:
         """The [1, length] ids of a prompt."""
-        length = self.row["length"]
-        ids = [self.row["bos"], *list(self._ids(prompt))[: length - 2], self.row["eos"]]
-        return np.array([ids + [self.row["pad"]] * (length - len(ids))], np.int32)
+        length = self.record["length"]
+        ids = [self.record["bos"], *list(self._ids(prompt))[: length - 2], self.row["eos"]]
+        return np.array([ids + [self.record["pad"]] * (length - len(ids))], np.int32)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -352,8 +356,8 @@ class Bundle:
         part = self.parts[name]
         feeds = feeds if isinstance(feeds, dict) else {part["inputs"][0]["name"]: feeds}
         names = [o["name"] for o in part["outputs"]]
-        found: Any = (on or self.session(name)).run(names, feeds)
-        return dict(zip(names, found, strict=True))
+        outputs: Any = (on or self.session(name)).run(names, feeds)
+        return dict(zip(names, outputs, strict=True))
 
     def only(self, name: str, feeds: Tensors | Array, on: Session | None = None) -> Array:
         return next(iter(self.run(name, feeds, on).values()))
@@ -362,21 +366,21 @@ class Bundle:
         n = len(prefix)
         return {k[n:]: v for k, v in self.constants.items() if k.startswith(prefix)}
 
-    def words(self, prompt: str | None) -> Tensors:
+    def text_inputs(self, prompt: str | None) -> Tensors:
         if self.task["prompt"] is not None:
             return self.constant(f"prompt/{self.task['name']}/")
         if prompt is None:
             raise ValueError("this task needs a prompt")
-        rows, outs = {r["path"]: r for r in self.m["tokenizers"]}, {}
+        entries, outs = {r["path"]: r for r in self.m["tokenizers"]}, {}
         for name, folder in self.m["text"]["tokenizers"].items():
-            outs[name] = self.run(name, Tokenizer(self.root / folder, rows[folder])(prompt))
+            outs[name] = self.run(name, Tokenizer(self.root / folder, entries[folder])(prompt))
         return {
             name: np.concatenate([outs[r["component"]][r["output"]] for r in sources], -1)
             for name, sources in self.m["text"]["inputs"].items()
         }
 
-    def channels(self, row: Json, image: Maybe, mask: Maybe) -> Array:
-        f, c, kind = self.m["latent"]["factor"], self.m["latent"]["channels"], row["kind"]
+    def channels(self, entry: Json, image: Maybe, mask: Maybe) -> Array:
+        f, c, kind = self.m["latent"]["factor"], self.m["latent"]["channels"], entry["kind"]
         if kind == "mask" and mask is not None:
             return mask[:, :, ::f, ::f]
         h, w = self.m["image"]["height"] // f, self.m["image"]["width"] // f
@@ -386,36 +390,38 @@ class Bundle:
             return image.reshape(1, 3, h, f, w, f).mean((3, 5), dtype=np.float64).astype("f4")
         if kind == "masked_image_latent" and mask is not None:
             image = image * (mask < 0.5)
-        scaled = kind == "masked_image_latent" or row.get("scaled", True)
+        scaled = kind == "masked_image_latent" or entry.get("scaled", True)
         factor = self.m["latent"]["scaling_factor"] if scaled else 1.0
         return np.float32(factor) * self.only("vae_encoder", image)
 
-    def ask_unet(self, unet: Session, own: Array, t: float, given: list[Given]) -> list[Array]:
+    def ask_unet(
+        self, unet: Session, scaled: Array, t: float, branches: list[Branch]
+    ) -> list[Array]:
         inputs = self.parts["unet"]["inputs"]
         size, outs = inputs[0]["shape"][0], []
-        for at in range(0, len(given), size):
-            real = given[at : at + size]
+        for at in range(0, len(branches), size):
+            real = branches[at : at + size]
             full = real + [real[-1]] * (size - len(real))
             feeds = {i["name"]: np.concatenate([g[0][i["name"]] for g in full]) for i in inputs[2:]}
-            rows = [np.concatenate([own, *g[1]], 1) for g in full]
-            feeds |= {"sample": np.concatenate(rows), "timestep": np.array([t], np.float32)}
+            samples = [np.concatenate([scaled, *g[1]], 1) for g in full]
+            feeds |= {"sample": np.concatenate(samples), "timestep": np.array([t], np.float32)}
             out = self.only("unet", feeds, unet)
             outs += [out[i : i + 1] for i in range(len(real))]
         return outs
 
-    def given(self, prompt: str | None, image: Maybe, mask: Maybe) -> list[Given]:
+    def branches(self, prompt: str | None, image: Maybe, mask: Maybe) -> list[Branch]:
         branches = BRANCHES[effective(self.task["guidance"])["kind"]]
-        texts = {"prompt": self.words(prompt), "empty": self.constant("empty/")}
-        rows = self.task["conditioning"]
-        conds = {"image": [self.channels(row, image, mask) for row in rows]}
-        conds["no image"] = [self.channels(row, None, mask) for row in rows]
+        texts = {"prompt": self.text_inputs(prompt), "empty": self.constant("empty/")}
+        entries = self.task["conditioning"]
+        conds = {"image": [self.channels(entry, image, mask) for entry in entries]}
+        conds["no image"] = [self.channels(entry, None, mask) for entry in entries]
         return [(texts[t] | self.constant("sizes/"), conds[c]) for t, c in branches]
 
-    def latents(self, given: list[Given], noise: Array, steps: int) -> Iterator[Array]:
+    def latents(self, branches: list[Branch], noise: Array, steps: int) -> Iterator[Array]:
         table, unet, past = self.m["loop"]["schedules"][str(steps)], self.session("unet"), []
         x = np.float32(table["init_noise_sigma"]) * noise
         for p in table["passes"]:
-            outs = self.ask_unet(unet, np.float32(p["input_scale"]) * x, p["timestep"], given)
+            outs = self.ask_unet(unet, np.float32(p["input_scale"]) * x, p["timestep"], branches)
             past = [(x, guide(effective(self.task["guidance"]), outs)), *past[:3]]
             terms = zip(p["x"], p["m"], past, strict=False)
             sums = [a * v.astype("f8") + b * m.astype("f8") for a, b, (v, m) in terms]
@@ -432,10 +438,10 @@ class Bundle:
         need(str(steps) in self.m["loop"]["schedules"], f"no table for {steps} steps")
         h, w = (self.m["image"][side] // latent["factor"] for side in ("height", "width"))
         need(noise.shape == (1, latent["channels"], h, w), f"the noise is {noise.shape}")
-        *_, x = self.latents(self.given(prompt, image, mask), noise.astype(np.float32), steps)
-        made = self.only("vae_decoder", x / np.float32(latent["scaling_factor"]))
-        need(bool(np.isfinite(made).all()), "the picture is not finite")
-        return made
+        *_, x = self.latents(self.branches(prompt, image, mask), noise.astype(np.float32), steps)
+        image_ = self.only("vae_decoder", x / np.float32(latent["scaling_factor"]))
+        need(bool(np.isfinite(image_).all()), "the picture is not finite")
+        return image_
 
 
 def main() -> None:
@@ -452,8 +458,8 @@ def main() -> None:
     image = read_image(a.image, h, w) if a.image else None
     mask = read_mask(a.mask, h, w) if a.mask else None
     steps, noise = a.steps or bundle.task["steps"], np.load(a.noise)
-    made = bundle.picture(a.prompt, image, mask, noise, steps)
-    v = np.rint((made[0].astype(np.float64).clip(-1, 1) + 1) * 127.5)  # halves to even
+    picture = bundle.picture(a.prompt, image, mask, noise, steps)
+    v = np.rint((picture[0].astype(np.float64).clip(-1, 1) + 1) * 127.5)  # halves to even
     Image.fromarray(v.astype(np.uint8).transpose(1, 2, 0).copy()).save(a.out)
 
 

@@ -20,15 +20,15 @@ class SharedFolders:
     into a hard link is written into the original too). :meth:`require_unchanged` tells.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self._listings: dict[Path, Listing] = {}
-        home.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
 
     def folder(self, name: str, key: object, make: Callable[[Path], object]) -> Path:
         """The folder called ``name`` that ``make`` writes where it is told; one for each key."""
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
-        place = self.home / f"{re.sub('[^a-z0-9]+', '-', name)}-{digest}"
+        place = self.root / f"{re.sub('[^a-z0-9]+', '-', name)}-{digest}"
         with FileLock(f"{place}.lock"):
             if not place.is_dir():
                 draft = place.with_suffix(".draft")
@@ -47,5 +47,5 @@ class SharedFolders:
 
 def listing(folder: Path) -> Listing:
     """Size and time of the last change of every file."""
-    found = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): (s.st_size, s.st_mtime_ns) for path, s in found}
+    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): (s.st_size, s.st_mtime_ns) for path, s in files}

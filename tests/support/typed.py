@@ -10,10 +10,10 @@ from mtu_export import cli
 
 
 def run(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``mtu-export WORDS``."""
-    monkeypatch.setattr(sys, "argv", ["mtu-export", *words])
+    monkeypatch.setattr(sys, "argv", ["mtu-export", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capfd.readouterr()

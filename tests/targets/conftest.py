@@ -48,9 +48,9 @@ def mini(atom: Path) -> MakeMini:
         random = np.random.default_rng(0)
         cases = tuple({"sample": random.standard_normal(SPEC.shape, np.float32)} for _ in range(4))
         graph = Graph(module=Mini(dead).eval(), inputs=(SPEC,), outputs=(OUT,))
-        wanted = capture.run(graph, cases)
+        expected = capture.run(graph, cases)
         quantize.quantize([graph.module], resolved.scheme)
         program = capture.capture("unet", {"t2i": graph})
-        return program, resolved, cases[:2], wanted[:2], graph.module
+        return program, resolved, cases[:2], expected[:2], graph.module
 
     return make

@@ -19,14 +19,14 @@ POOLED = np.random.default_rng(8).standard_normal((1, 3, 6, 8)).astype(np.float3
 class Case:
     """``data`` are the operands that are computed, ``plain`` the constants of the program.
 
-    ``wanted`` takes operands and constants by name, the operands in float64.
+    ``expected`` takes operands and constants by name, the operands in float64.
     """
 
     name: str
     kind: str
     data: Mapping[str, Any]
     plain: Mapping[str, Any] = field(default_factory=dict)
-    wanted: Callable[..., Any]
+    expected: Callable[..., Any]
     opsets: tuple[int, ...] = ALL
     exact: bool = False
     opinion: bool = True
@@ -36,8 +36,8 @@ class Case:
 
     def floats(self) -> bool:
         """Whether an operand is a floating point number, so that float16 is worth a run."""
-        rows = [v for value in self.data.values() for v in _list(value)]
-        return any(row.dtype.kind == "f" for row in rows)
+        tensors = [v for value in self.data.values() for v in _list(value)]
+        return any(tensor.dtype.kind == "f" for tensor in tensors)
 
 
 def _list(value: Any) -> list[Any]:
@@ -56,20 +56,20 @@ def flags(*shape: int) -> np.ndarray:
     return RANDOM.random(shape) > 0.5
 
 
-def _binary(kind: str, wanted: Callable[..., Any], **words: Any) -> list[Case]:
-    rows = [(normal(2, 3, 4), normal(2, 3, 4)), (normal(2, 3, 4), normal(3, 1))]
-    rows += [(normal(3, 1), normal(2, 1, 4))]
+def _binary(kind: str, expected: Callable[..., Any], **options: Any) -> list[Case]:
+    inputs = [(normal(2, 3, 4), normal(2, 3, 4)), (normal(2, 3, 4), normal(3, 1))]
+    inputs += [(normal(3, 1), normal(2, 1, 4))]
     return [
-        Case(name=f"{kind}-{i}", kind=kind, data={"x": x, "y": y}, wanted=wanted, **words)
-        for i, (x, y) in enumerate(rows)
+        Case(name=f"{kind}-{i}", kind=kind, data={"x": x, "y": y}, expected=expected, **options)
+        for i, (x, y) in enumerate(inputs)
     ]
 
 
 def _unary(
-    kind: str, wanted: Callable[..., Any], x: np.ndarray | None = None, **words: Any
+    kind: str, expected: Callable[..., Any], x: np.ndarray | None = None, **options: Any
 ) -> Case:
     value = 3 * normal(3, 5) if x is None else x
-    return Case(name=kind, kind=kind, data={"x": value}, wanted=wanted, **words)
+    return Case(name=kind, kind=kind, data={"x": value}, expected=expected, **options)
 
 
 INTS = {"x": whole(-9, 9, 3, 4), "y": np.array([[-3], [2], [4]], np.int32)}
@@ -88,7 +88,7 @@ ELEMENTWISE = [
     *_binary("less", lambda x, y: x < y, exact=True),
     *_binary("less_equal", lambda x, y: x <= y, exact=True),
     *[
-        Case(name=f"{kind}-same", kind=kind, data={"x": SAME, "y": SAME[::-1].copy()}, wanted=f)
+        Case(name=f"{kind}-same", kind=kind, data={"x": SAME, "y": SAME[::-1].copy()}, expected=f)
         for kind, f in (
             ("equal", lambda x, y: x == y),
             ("not_equal", lambda x, y: x != y),
@@ -102,10 +102,10 @@ ELEMENTWISE = [
         name="pow",
         kind="pow",
         data={"x": np.abs(normal(2, 3)), "y": normal(3)},
-        wanted=lambda x, y: torch.exp(y * torch.log(x)),
+        expected=lambda x, y: torch.exp(y * torch.log(x)),
     ),
     *[
-        Case(name=f"{kind}-int", kind=kind, data=INTS, wanted=f, exact=True)
+        Case(name=f"{kind}-int", kind=kind, data=INTS, expected=f, exact=True)
         for kind, f in (
             ("add", lambda x, y: x + y),
             ("mul", lambda x, y: x * y),
@@ -114,18 +114,18 @@ ELEMENTWISE = [
         )
     ],
     *[
-        Case(name=kind, kind=kind, data={"x": flags(3, 4), "y": flags(4)}, wanted=f, exact=True)
+        Case(name=kind, kind=kind, data={"x": flags(3, 4), "y": flags(4)}, expected=f, exact=True)
         for kind, f in (
             ("logical_and", lambda x, y: x & y),
             ("logical_or", lambda x, y: x | y),
         )
     ],
-    Case(name="logical_not", kind="logical_not", data={"x": flags(3, 4)}, wanted=lambda x: ~x),
+    Case(name="logical_not", kind="logical_not", data={"x": flags(3, 4)}, expected=lambda x: ~x),
     Case(
         name="select",
         kind="select",
         data={"cond": flags(3, 1), "a": normal(2, 3, 4), "b": normal(2, 3, 4)},
-        wanted=lambda cond, a, b: cond * a + ~cond * b,
+        expected=lambda cond, a, b: cond * a + ~cond * b,
     ),
     _unary("abs", lambda x: x * torch.sign(x)),
     _unary("ceil", lambda x: -torch.floor(-x)),
@@ -149,7 +149,7 @@ ELEMENTWISE = [
     _unary("silu", lambda x: x / (1 + torch.exp(-x))),
     _unary("softplus", lambda x: torch.log1p(torch.exp(x))),
     *[
-        Case(name=f"{kind}-{e}", kind=kind, data={"x": x}, plain={"epsilon": e}, wanted=f)
+        Case(name=f"{kind}-{e}", kind=kind, data={"x": x}, plain={"epsilon": e}, expected=f)
         for kind, f in (
             ("log", lambda x, epsilon: torch.log(x + epsilon)),
             ("rsqrt", lambda x, epsilon: (x + epsilon) ** -0.5),
@@ -164,17 +164,17 @@ ELEMENTWISE = [
         kind="clip",
         data={"x": 3 * normal(3, 5)},
         plain={"alpha": -0.5, "beta": 1.5},
-        wanted=lambda x, alpha, beta: torch.clamp(x, alpha, beta),
+        expected=lambda x, alpha, beta: torch.clamp(x, alpha, beta),
     ),
     *[
-        Case(name=kind, kind=kind, data={"x": normal(3, 5)}, plain={"alpha": 0.25}, wanted=f)
+        Case(name=kind, kind=kind, data={"x": normal(3, 5)}, plain={"alpha": 0.25}, expected=f)
         for kind, f in (
             ("leaky_relu", lambda x, alpha: F.leaky_relu(x, alpha)),
             ("elu", lambda x, alpha: F.elu(x, alpha)),
         )
     ],
     *[
-        Case(name=f"gelu-{mode}", kind="gelu", data={"x": 2 * normal(4, 5)}, wanted=f, plain=mode)
+        Case(name=f"gelu-{mode}", kind="gelu", data={"x": 2 * normal(4, 5)}, expected=f, plain=mode)
         for mode, f in (
             ({"mode": "EXACT"}, lambda x, mode: F.gelu(x)),
             ({"mode": "TANH_APPROXIMATION"}, lambda x, mode: F.gelu(x, approximate="tanh")),
@@ -187,7 +187,7 @@ ELEMENTWISE = [
             kind="cast",
             data={"x": x},
             plain={"dtype": dtype},
-            wanted=lambda x, dtype: torch.from_numpy(
+            expected=lambda x, dtype: torch.from_numpy(
                 x.numpy().astype({"fp16": "float16", "fp32": "float32"}.get(dtype, dtype))
             ),
             opsets=opsets,
@@ -220,7 +220,7 @@ SHAPING = [
             kind="reshape",
             data={"x": A},
             plain={"shape": np.array(shape, np.int32)},
-            wanted=lambda x, shape, made=made: x.reshape(made),
+            expected=lambda x, shape, made=made: x.reshape(made),
             opsets=opsets,
         )
         for shape, made, opsets in (
@@ -234,7 +234,7 @@ SHAPING = [
         if opsets
     ],
     *[
-        Case(name=f"{kind}-{axes}", kind=kind, data={"x": x}, plain={"axes": axes}, wanted=f)
+        Case(name=f"{kind}-{axes}", kind=kind, data={"x": x}, plain={"axes": axes}, expected=f)
         for kind, x, axes, f in (
             ("expand_dims", A, (0, 2), lambda x, axes: x[None, :, None]),
             ("expand_dims", A, (-1,), lambda x, axes: x[..., None]),
@@ -244,14 +244,16 @@ SHAPING = [
             ("reverse", A, (0, -1), lambda x, axes: torch.flip(x, (0, 2))),
         )
     ],
-    Case(name="squeeze", kind="squeeze", data={"x": normal(1, 3, 1)}, wanted=lambda x: x[0, :, 0]),
+    Case(
+        name="squeeze", kind="squeeze", data={"x": normal(1, 3, 1)}, expected=lambda x: x[0, :, 0]
+    ),
     *[
         Case(
             name=f"transpose-{perm}",
             kind="transpose",
             data={"x": A},
             plain={"perm": perm},
-            wanted=lambda x, perm: torch.from_numpy(x.numpy().transpose([p % 3 for p in perm])),
+            expected=lambda x, perm: torch.from_numpy(x.numpy().transpose([p % 3 for p in perm])),
         )
         for perm in ((1, 2, 0), (2, 0, 1), (1, -3, -1), (0, -1, -2))
     ],
@@ -261,7 +263,7 @@ SHAPING = [
             kind="concat",
             data={"values": [normal(2, 3), normal(2, 3)]},
             plain={"axis": axis, "interleave": interleave},
-            wanted=f,
+            expected=f,
             opinion=not interleave,  # coremltools 9 infers it as if it were not interleaved
         )
         for axis, interleave, f in (
@@ -286,17 +288,17 @@ SHAPING = [
         kind="concat",
         data={"values": [normal(2, 3), normal(2, 1), normal(2, 4)]},
         plain={"axis": 1},
-        wanted=lambda values, axis: torch.hstack(values),
+        expected=lambda values, axis: torch.hstack(values),
     ),
     Case(
         name="stack",
         kind="stack",
         data={"values": [normal(2, 3), normal(2, 3)]},
         plain={"axis": 1},
-        wanted=lambda values, axis: torch.cat([v[:, None] for v in values], 1),
+        expected=lambda values, axis: torch.cat([v[:, None] for v in values], 1),
     ),
     *[
-        Case(name=f"split-{i}", kind="split", data={"x": normal(2, 6)}, plain=plain, wanted=f)
+        Case(name=f"split-{i}", kind="split", data={"x": normal(2, 6)}, plain=plain, expected=f)
         for i, (plain, f) in enumerate(
             (
                 ({"num_splits": 2, "axis": 1}, lambda x, **_: [x[:, :3], x[:, 3:]]),
@@ -313,13 +315,13 @@ SHAPING = [
         kind="tile",
         data={"x": A},
         plain={"reps": (2, 1, 3)},
-        wanted=lambda x, reps: torch.from_numpy(np.tile(x.numpy(), reps)),
+        expected=lambda x, reps: torch.from_numpy(np.tile(x.numpy(), reps)),
     ),
     Case(
         name="shape",
         kind="shape",
         data={"x": A},
-        wanted=lambda x: torch.tensor([2, 3, 4]),
+        expected=lambda x: torch.tensor([2, 3, 4]),
         exact=True,
     ),
     Case(
@@ -327,7 +329,7 @@ SHAPING = [
         kind="fill_like",
         data={"ref_tensor": A},
         plain={"value": np.float32(2.5)},
-        wanted=lambda ref_tensor, value: torch.full((2, 3, 4), 2.5),
+        expected=lambda ref_tensor, value: torch.full((2, 3, 4), 2.5),
     ),
     *[
         Case(
@@ -341,7 +343,7 @@ SHAPING = [
                 "pad": (1, 1, 1, 1) if kind == "custom" else (0, 0, 0, 0),
                 "exclude_padding_from_average": excluded,
             },
-            wanted=lambda x, kernel_sizes, strides, pad_type, pad, exclude_padding_from_average: (
+            expected=lambda x, kernel_sizes, strides, pad_type, pad, exclude_padding_from_average: (
                 F.avg_pool2d(
                     x,
                     kernel_sizes,
@@ -359,7 +361,7 @@ SHAPING = [
             kind="range_1d",
             data={},
             plain={"start": start, "end": end, "step": step},
-            wanted=lambda start, end, step: torch.arange(start, end, step),
+            expected=lambda start, end, step: torch.arange(start, end, step),
         )
         for start, end, step in ((0, 7, 2), (9, -1, -3))
     ],
@@ -368,7 +370,7 @@ SHAPING = [
         kind="fill",
         data={},
         plain={"shape": (2, 3), "value": np.float32(1.5)},
-        wanted=lambda shape, value: torch.full(shape, 1.5, dtype=torch.float64),
+        expected=lambda shape, value: torch.full(shape, 1.5, dtype=torch.float64),
     ),
     *[
         Case(
@@ -376,7 +378,7 @@ SHAPING = [
             kind="pad",
             data={"x": A},
             plain={"pad": pad, "mode": mode, **more},
-            wanted=_pad,
+            expected=_pad,
         )
         for mode, pad, more in (
             ("constant", (0, 0, 1, 2, 3, 0), {"constant_val": 0.5}),
@@ -392,7 +394,7 @@ SHAPING = [
             kind="slice_by_index",
             data={"x": normal(4, 5, 6)},
             plain=plain,
-            wanted=lambda x, made=made, **_: torch.from_numpy(x.numpy()[made].copy()),
+            expected=lambda x, made=made, **_: torch.from_numpy(x.numpy()[made].copy()),
         )
         for i, (plain, made) in enumerate(
             (
@@ -428,7 +430,7 @@ SHAPING = [
             kind="slice_by_size",
             data={"x": normal(4, 5)},
             plain={"begin": begin, "size": size},
-            wanted=lambda x, begin, size, made=made: x[made],
+            expected=lambda x, begin, size, made=made: x[made],
         )
         for begin, size, made in (
             ((1, 2), (2, 3), np.s_[1:3, 2:5]),

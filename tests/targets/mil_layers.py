@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from .mil_cases import ALL, Case, flags, normal, whole
 
 
-def _index(name: str, kind: str, opsets: tuple[int, ...], wanted: Any, **words: Any) -> Case:
-    plain, opinion = words.pop("plain", {}), words.pop("opinion", True)
-    row = {"name": name, "kind": kind, "opsets": opsets, "opinion": opinion}
-    return Case(**row, data=words, plain=plain, wanted=wanted)
+def _index(name: str, kind: str, opsets: tuple[int, ...], expected: Any, **options: Any) -> Case:
+    plain, opinion = options.pop("plain", {}), options.pop("opinion", True)
+    fields = {"name": name, "kind": kind, "opsets": opsets, "opinion": opinion}
+    return Case(**fields, data=options, plain=plain, expected=expected)
 
 
 TABLE = normal(5, 4, 3)
@@ -115,22 +115,22 @@ INDEXING = [
 ]
 
 
-def _conv(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, **words: Any) -> torch.Tensor:
+def _conv(x: torch.Tensor, weight: torch.Tensor, bias: Any = None, **options: Any) -> torch.Tensor:
     """Convolution by unfolding: no convolution of torch's."""
-    step, apart = words.get("strides", (1, 1)), words.get("dilations", (1, 1))
-    top, bottom, left, right = words.get("pad", (0, 0, 0, 0))
-    if words.get("pad_type") == "same":
+    step, apart = options.get("strides", (1, 1)), options.get("dilations", (1, 1))
+    top, bottom, left, right = options.get("pad", (0, 0, 0, 0))
+    if options.get("pad_type") == "same":
         top = bottom = left = right = weight.shape[-1] // 2
-    groups, x = words.get("groups", 1), F.pad(x, (left, right, top, bottom))
+    groups, x = options.get("groups", 1), F.pad(x, (left, right, top, bottom))
     size = [
         (x.shape[2 + i] - (weight.shape[2 + i] - 1) * apart[i] - 1) // step[i] + 1 for i in (0, 1)
     ]
     out = []
     for part, kernel in zip(x.chunk(groups, 1), weight.chunk(groups, 0), strict=True):
-        rows = F.unfold(part, weight.shape[2:], dilation=apart, stride=step)
-        out.append((kernel.flatten(1) @ rows).reshape(x.shape[0], -1, *size))
-    found = torch.cat(out, 1)
-    return found if bias is None else found + bias[:, None, None]
+        columns = F.unfold(part, weight.shape[2:], dilation=apart, stride=step)
+        out.append((kernel.flatten(1) @ columns).reshape(x.shape[0], -1, *size))
+    result = torch.cat(out, 1)
+    return result if bias is None else result + bias[:, None, None]
 
 
 W = normal(6, 4, 3, 3)
@@ -140,14 +140,14 @@ PRODUCTS = [
         kind="linear",
         data={"x": normal(2, 5, 8)},
         plain={"weight": normal(6, 8), "bias": normal(6)},
-        wanted=lambda x, weight, bias: torch.einsum("abi,oi->abo", x, weight) + bias,
+        expected=lambda x, weight, bias: torch.einsum("abi,oi->abo", x, weight) + bias,
     ),
     Case(
         name="linear-no-bias",
         kind="linear",
         data={"x": normal(3, 40)},
         plain={"weight": normal(6, 40)},
-        wanted=lambda x, weight: torch.einsum("bi,oi->bo", x, weight),
+        expected=lambda x, weight: torch.einsum("bi,oi->bo", x, weight),
     ),
     *[
         Case(
@@ -155,7 +155,7 @@ PRODUCTS = [
             kind="matmul",
             data={"x": x, "y": y},
             plain={"transpose_x": tx, "transpose_y": ty},
-            wanted=lambda x, y, transpose_x, transpose_y: torch.einsum(
+            expected=lambda x, y, transpose_x, transpose_y: torch.einsum(
                 f"...{'ka' if transpose_x else 'ak'},...{'bk' if transpose_y else 'kb'}->...ab",
                 x,
                 y,
@@ -174,7 +174,7 @@ PRODUCTS = [
             kind="conv",
             data={"x": normal(2, 4, 7, 6)},
             plain={"weight": weight, **plain},
-            wanted=_conv,
+            expected=_conv,
         )
         for i, (weight, plain) in enumerate(
             (
@@ -200,7 +200,7 @@ PRODUCTS = [
                 "value": normal(2, 3, 7, 4),
                 **mask,
             },
-            wanted=lambda query, key, value, attn_mask=None: _attention(
+            expected=lambda query, key, value, attn_mask=None: _attention(
                 query, key, value, attn_mask
             ),
             opsets=(8,),
@@ -229,7 +229,7 @@ def _attention(
 X = normal(2, 3, 4, 5) + 1
 NORMS = [
     *[
-        Case(name=f"{kind}-{axes}-{keep}", kind=kind, data={"x": X}, plain=plain, wanted=f)
+        Case(name=f"{kind}-{axes}-{keep}", kind=kind, data={"x": X}, plain=plain, expected=f)
         for kind, f in (
             ("reduce_mean", lambda x, axes, keep_dims: torch.mean(x, axes, keep_dims)),
             ("reduce_sum", lambda x, axes, keep_dims: torch.sum(x, axes, keep_dims)),
@@ -252,7 +252,7 @@ NORMS = [
         kind="reduce_mean",
         data={"x": X},
         plain={"axes": (0, 1, 2, 3)},
-        wanted=lambda x, axes: torch.mean(x),
+        expected=lambda x, axes: torch.mean(x),
     ),
     *[
         Case(
@@ -260,7 +260,7 @@ NORMS = [
             kind="softmax",
             data={"x": 4 * normal(2, 3, 5)},
             plain={"axis": axis},
-            wanted=lambda x, axis: torch.exp(x) / torch.exp(x).sum(axis, keepdim=True),
+            expected=lambda x, axis: torch.exp(x) / torch.exp(x).sum(axis, keepdim=True),
         )
         for axis in (-1, 1, 0)
     ],
@@ -275,7 +275,7 @@ NORMS = [
                 "beta": normal(*shape),
                 "epsilon": epsilon,
             },
-            wanted=lambda x, axes, gamma, beta, epsilon: _norm(x, axes, gamma, beta, epsilon),
+            expected=lambda x, axes, gamma, beta, epsilon: _norm(x, axes, gamma, beta, epsilon),
         )
         for axes, shape in (((-1,), (5,)), ((2, 3), (4, 5)), ((1,), (3,)), ((1, 3), (3, 5)))
         for epsilon in (np.float32(2**-10), np.float32(0.5))
@@ -292,7 +292,7 @@ NORMS = [
                 "beta": normal(3),
                 "epsilon": epsilon,
             },
-            wanted=lambda x, mean, variance, gamma, beta, epsilon: F.batch_norm(
+            expected=lambda x, mean, variance, gamma, beta, epsilon: F.batch_norm(
                 x, mean, variance, gamma, beta, eps=epsilon
             ),
         )
@@ -304,7 +304,7 @@ NORMS = [
             kind="reduce_argmax",
             data={"x": X},
             plain={"axis": axis, "keep_dims": keep},
-            wanted=lambda x, axis, keep_dims: (
+            expected=lambda x, axis, keep_dims: (
                 torch.sort(x, axis, descending=True)[1].narrow(axis, 0, 1)
                 if keep_dims
                 else torch.sort(x, axis, descending=True)[1].select(axis, 0)
@@ -318,7 +318,7 @@ NORMS = [
         kind="instance_norm",
         data={"x": X},
         plain={"gamma": normal(3), "beta": normal(3), "epsilon": np.float32(0.25)},
-        wanted=lambda x, gamma, beta, epsilon: F.instance_norm(
+        expected=lambda x, gamma, beta, epsilon: F.instance_norm(
             x, weight=gamma, bias=beta, eps=epsilon
         ),
     ),
@@ -327,7 +327,7 @@ NORMS = [
         kind="l2_norm",
         data={"x": X},
         plain={"epsilon": np.float32(0.25)},
-        wanted=lambda x, epsilon: torch.stack([r / (r.norm() ** 2 + epsilon) ** 0.5 for r in x]),
+        expected=lambda x, epsilon: torch.stack([r / (r.norm() ** 2 + epsilon) ** 0.5 for r in x]),
     ),
 ]
 

@@ -28,16 +28,16 @@ def save(path: Path, inputs: Mapping[str, np.ndarray], build: Build, opset: int)
         name: mb.placeholder(value.shape, DIRECT.get(str(value.dtype), types.int32))
         for name, value in inputs.items()
     }
-    made = Program()
+    program = Program()
     with Function(specs, opset_version=TARGETS[opset]) as function:
-        given = [
-            var if str(value.dtype) in DIRECT else mb.cast(x=var, dtype=_word(value.dtype))
+        inputs_ = [
+            var if str(value.dtype) in DIRECT else mb.cast(x=var, dtype=_dtype_name(value.dtype))
             for var, value in zip(function.inputs.values(), inputs.values(), strict=True)
         ]
-        function.set_outputs([_direct(var, f"out_{i}") for i, var in enumerate(build(*given))])
-    made.add_function("main", function)
+        function.set_outputs([_direct(var, f"out_{i}") for i, var in enumerate(build(*inputs_))])
+    program.add_function("main", function)
     model: Any = ct.convert(
-        made,
+        program,
         convert_to="mlprogram",
         minimum_deployment_target=TARGETS[opset],
         pass_pipeline=ct.PassPipeline.EMPTY,  # pyright: ignore
@@ -48,7 +48,7 @@ def save(path: Path, inputs: Mapping[str, np.ndarray], build: Build, opset: int)
     return path
 
 
-def _word(dtype: np.dtype) -> str:
+def _dtype_name(dtype: np.dtype) -> str:
     return {"float16": "fp16", "float32": "fp32"}.get(str(dtype), str(dtype))
 
 
@@ -71,21 +71,21 @@ def inferred(kind: str, opset: int, arguments: Mapping[str, Any]) -> list[np.nda
 
     Its values are NumPy's, of the operator's own ``value_inference``.
     """
-    found: list[np.ndarray] | None = None
+    values_: list[np.ndarray] | None = None
 
     @mb.program(input_specs=[mb.TensorSpec((1,))], opset_version=TARGETS[opset])
     def _(dummy: Any) -> Any:
-        nonlocal found
+        nonlocal values_
         try:
-            made = getattr(mb, kind)(**arguments)
+            result = getattr(mb, kind)(**arguments)
         except NotImplementedError:
             return dummy
-        rows = made if isinstance(made, (list, tuple)) else [made]
-        values = [row.val for row in rows]
+        outputs = result if isinstance(result, (list, tuple)) else [result]
+        values = [output.val for output in outputs]
         if any(value is None for value in values) and kind.startswith("constexpr_"):
-            values = [row.op.materialized_val_inference() for row in rows]
+            values = [output.op.materialized_val_inference() for output in outputs]
         if all(value is not None for value in values):
-            found = [np.asarray(value) for value in values]
+            values_ = [np.asarray(value) for value in values]
         return dummy
 
-    return found
+    return values_

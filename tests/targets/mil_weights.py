@@ -19,8 +19,8 @@ def _packed(values: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(stream[:, :bits].flatten(), bitorder="little")
 
 
-def _weights(name: str, kind: str, opsets: tuple[int, ...], wanted: Any, **plain: Any) -> Case:
-    return Case(name=name, kind=kind, data={}, plain=plain, wanted=wanted, opsets=opsets)
+def _weights(name: str, kind: str, opsets: tuple[int, ...], expected: Any, **plain: Any) -> Case:
+    return Case(name=name, kind=kind, data={}, plain=plain, expected=expected, opsets=opsets)
 
 
 NARROW = RANDOM.integers(-8, 8, (6, 5))
@@ -151,7 +151,7 @@ WEIGHTS = [
                 "axis": np.int32(0),
                 "output_dtype": dtype,
             },
-            wanted=lambda input, scale, zero_point, axis, output_dtype: torch.from_numpy(
+            expected=lambda input, scale, zero_point, axis, output_dtype: torch.from_numpy(
                 np.clip(
                     np.round(input.numpy() / scale.numpy()[:, None]) + zero_point[:, None],
                     *((0, 255) if output_dtype == "uint8" else (-128, 127)),
@@ -170,7 +170,7 @@ WEIGHTS = [
             "zero_point": np.array([3, -7, 0, 5], np.int8),
             "axis": np.int32(1),
         },
-        wanted=lambda input, scale, zero_point, axis: (
+        expected=lambda input, scale, zero_point, axis: (
             (input - zero_point[None, :, None]) * scale[:, None]
         ),
         opsets=(7, 8),

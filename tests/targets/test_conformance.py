@@ -32,34 +32,34 @@ def test_every_target_exports_every_scheme_it_accepts(
     except Unsupported as refusal:
         assert any(f"{other}" in str(refusal) for other in SCHEMES if other != scheme)
         return
-    found = bundle.read(folder)
+    exported = bundle.read(folder)
     unet = "quantised" if scheme == "int8" else "exported"
-    rows = {(row.component, row.stage): row for row in found.proof}
-    assert rows.pop(("unet", "folded")).passed
-    assert ("unet", unet) in rows
-    assert ("pipeline", "passes") in rows
-    assert {name for name, _ in rows} == {*found.needs("inpaint"), "pipeline"}
-    for row in rows.values():
+    verdicts = {(verdict.component, verdict.stage): verdict for verdict in exported.proof}
+    assert verdicts.pop(("unet", "folded")).passed
+    assert ("unet", unet) in verdicts
+    assert ("pipeline", "passes") in verdicts
+    assert {name for name, _ in verdicts} == {*exported.needs("inpaint"), "pipeline"}
+    for verdict in verdicts.values():
         if targets.runtime(targets.load(target)).runner()[0] is None:
-            assert row.passed is None
-            assert row.reason
-        elif row.stage == "loop":
-            assert (row.passed, row.floor_db) == (None, 0)
-            assert row.runner
+            assert verdict.passed is None
+            assert verdict.reason
+        elif verdict.stage == "loop":
+            assert (verdict.passed, verdict.floor_db) == (None, 0)
+            assert verdict.runner
         else:
-            assert row.passed
+            assert verdict.passed
     if (target, scheme) not in CORNERS or scheme == "int8":  # one scheme of a target is enough
-        again = {(v.component, v.stage): v for v in verification.verify_bundle(found)}
+        again = {(v.component, v.stage): v for v in verification.verify_bundle(exported)}
         again = {key: v for key, v in again.items() if v.stage != "witness"}
-        assert list(again) == list(rows)
-        for key, row in rows.items():
+        assert list(again) == list(verdicts)
+        for key, verdict in verdicts.items():
             assert (again[key].passed, again[key].psnr_db) == (
-                row.passed,
-                pytest.approx(row.psnr_db, abs=0.5),
+                verdict.passed,
+                pytest.approx(verdict.psnr_db, abs=0.5),
             )
     if target == "executorch" and scheme == "int8":
-        assert found.manifest.scheme.activations == "dynamic_int8"
-        (unet,) = (part for part in found.manifest.parts if part.component == "unet")
+        assert exported.manifest.scheme.activations == "dynamic_int8"
+        (unet,) = (part for part in exported.manifest.parts if part.component == "unet")
         outside = unet.notes["outside"]
         assert not any(
             k.startswith(("aten_convolution", "aten_linear", "aten_bmm")) for k in outside
@@ -76,27 +76,27 @@ def test_every_target_exports_every_scheme_it_accepts(
     ],
 )
 def test_every_task_exports(task: str, atom: Path, tmp_path: Path) -> None:
-    found = exporter.export(
+    exported = exporter.export(
         options.resolve(
             target="onnx", model=atom, task=task, out=tmp_path / "b", batch=2, height=32
         )
     )
-    shape = found.parts[0].inputs[0].shape
+    shape = exported.parts[0].inputs[0].shape
     assert shape[0] == 2
     assert shape[2:] == (4, 8)
-    assert all(row.passed for row in found.proof if row.stage != "loop")
+    assert all(verdict.passed for verdict in exported.proof if verdict.stage != "loop")
 
 
 @pytest.mark.slow
 def test_sdxl_exports_with_its_extra_inputs(tiny_sdxl: Path, tmp_path: Path) -> None:
-    found = exporter.export(
+    exported = exporter.export(
         options.resolve(
             target="onnx", model=tiny_sdxl, task="edit", scheme="int8", out=tmp_path / "b"
         )
     )
-    names = [spec.name for spec in found.parts[0].inputs]
+    names = [spec.name for spec in exported.parts[0].inputs]
     assert names == ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
-    assert all(row.passed for row in found.proof if row.stage != "loop")
+    assert all(verdict.passed for verdict in exported.proof if verdict.stage != "loop")
 
 
 def test_every_family_fulfils_the_protocol() -> None:

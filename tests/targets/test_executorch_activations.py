@@ -39,9 +39,9 @@ class Pointwise(nn.Module):
 class Viewed(nn.Module):
     """Convolutions of one pixel and of nine, then groups as a view."""
 
-    def __init__(self, bias: bool, words: dict[str, int]) -> None:
+    def __init__(self, bias: bool, options: dict[str, int]) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(8, 24, 1, bias=bias, **words)  # type: ignore[arg-type]
+        self.layer = nn.Conv2d(8, 24, 1, bias=bias, **options)  # type: ignore[arg-type]
         self.other = nn.Conv2d(24, 24, 3, bias=bias)
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
@@ -53,9 +53,9 @@ class Viewed(nn.Module):
 class Convolution(nn.Module):
     """Of several pixels; its picture is used beside it, too."""
 
-    def __init__(self, **words: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(8, 24, **words)
+        self.layer = nn.Conv2d(8, 24, **options)
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         curved = torch.nn.functional.silu(sample)
@@ -103,30 +103,30 @@ def case(seed: int, scale: float = 1.0) -> Arrays:
 Db = Callable[..., float]
 
 
-def made(module: nn.Module) -> tuple[Db, torch.export.ExportedProgram]:
+def make_quantised(module: nn.Module) -> tuple[Db, torch.export.ExportedProgram]:
     """dB of the quantised layers against the float ones for an input, and the program.
 
     Of all that comes out, or of the input's rows from ``first_row`` on.
     """
     graph = Graph(module=module.eval(), inputs=(IN,), outputs=(TensorSpec(name="y", shape=(1,)),))
     exact = torch.export.export(module, (torch.zeros(IN.shape),)).module()
-    wanted = {name: value.clone() for name, value in module.state_dict().items()}
+    expected = {name: value.clone() for name, value in module.state_dict().items()}
     quantize.quantize([module], SCHEMES["int8"])
-    found = make_int8(capture.capture("unet", {"edit": graph}).methods["edit"])
-    run = found.module()
-    assert all(torch.equal(exact.state_dict()[n], value) for n, value in wanted.items())
+    program_ = make_int8(capture.capture("unet", {"edit": graph}).methods["edit"])
+    run = program_.module()
+    assert all(torch.equal(exact.state_dict()[n], value) for n, value in expected.items())
 
-    def db(given: Arrays, first_row: int = 0) -> float:
-        value = torch.from_numpy(given["sample"])
+    def db(inputs: Arrays, first_row: int = 0) -> float:
+        value = torch.from_numpy(inputs["sample"])
         with torch.no_grad():
             both = exact(value).numpy(), run(value).numpy()
         assert both[0].shape == both[1].shape
         if first_row:
-            rows = [found.reshape(1, -1, IN.shape[2], found.shape[-1]) for found in both]
+            rows = [program_.reshape(1, -1, IN.shape[2], program_.shape[-1]) for program_ in both]
             return psnr(rows[0][:, :, first_row:], rows[1][:, :, first_row:])
         return psnr(*both)
 
-    return db, found
+    return db, program_
 
 
 KERNELS = [
@@ -142,13 +142,15 @@ KERNELS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", KERNELS)
-def test_a_convolution_takes_any_reach(words: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", KERNELS)
+def test_a_convolution_takes_any_reach(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    db, program = made(Convolution(**words))
+    db, program = make_quantised(Convolution(**options))
     reached = [db(case(3, scale)) for scale in (0.01, 1.0, 100.0)]
     assert 40 < min(reached) <= reached[1] < 70  # else nothing is quantised
-    faint = made(Convolution(**{**words, "bias": False}))[0]  # which is not hidden by a bias
+    faint = make_quantised(Convolution(**{**options, "bias": False}))[
+        0
+    ]  # which is not hidden by a bias
     assert faint(case(3, 1e-5)) > 40
     assert coded(program) == 1
     assert db(case(3, 0.0)) == 300  # zeros are exact, padding too
@@ -157,7 +159,7 @@ def test_a_convolution_takes_any_reach(words: dict[str, Any]) -> None:
 @pytest.mark.parametrize("module", [Tokens(), Tokens(picture=True), Pointwise()])
 def test_a_layer_on_tokens_takes_any_reach(module: nn.Module) -> None:
     torch.manual_seed(0)
-    db, program = made(module)
+    db, program = make_quantised(module)
     reached = [db(case(3, scale)) for scale in (0.01, 1.0, 100.0)]
     assert 40 < min(reached) <= reached[1] < 70
     mixed = case(4)
@@ -174,11 +176,11 @@ def coded(program: torch.export.ExportedProgram) -> int:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("words", [{}, {"padding": 1}, {"stride": 2}, {"groups": 4}])
-def test_convolutions_of_one_pixel_and_what_views_them(bias: bool, words: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"stride": 2}, {"groups": 4}])
+def test_convolutions_of_one_pixel_and_what_views_them(bias: bool, options: dict[str, int]) -> None:
     """Pixels as tokens leave another order in memory than a convolution does."""
     torch.manual_seed(0)
-    db, program = made(Viewed(bias, words))
+    db, program = make_quantised(Viewed(bias, options))
     assert coded(program) == 2
     assert db(case(3)) > 38
 
@@ -195,17 +197,17 @@ def test_a_depthwise_convolution_is_refused(channels: int) -> None:
 @pytest.mark.slow
 def test_the_runtime_makes_of_a_chain_what_pytorch_makes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    db, program = made(Chain())
+    db, program = make_quantised(Chain())
     assert coded(program) == 6
-    given = case(3)
-    assert 38 < db(given) < 70
+    inputs = case(3)
+    assert 38 < db(inputs) < 70
     session, notes = run(program, tmp_path)
     layers = ("aten_convolution", "aten_linear", "quantized_decomposed")
     assert not any(kind.startswith(layers) for kind in notes["outside"])
-    found = session(given)["y"]
+    actual = session(inputs)["y"]
     with torch.no_grad():
-        wanted = program.module()(torch.from_numpy(given["sample"])).numpy()
-    assert psnr(wanted, found) > 45
+        expected = program.module()(torch.from_numpy(inputs["sample"])).numpy()
+    assert psnr(expected, actual) > 45
 
 
 @pytest.mark.slow
@@ -215,15 +217,15 @@ def test_the_runtime_takes_a_range_for_each_picture_of_a_batch(tmp_path: Path) -
     module = nn.Sequential(Chain()).eval()
     values = torch.from_numpy(np.concatenate([case(3)["sample"], case(4, 100.0)["sample"]]))
     with torch.no_grad():
-        wanted = module(values).numpy()
+        expected = module(values).numpy()
     quantize.quantize([module], SCHEMES["int8"])
     program = make_int8(torch.export.export(module, (values,)))
     with torch.no_grad():
         common = program.module()(values).numpy()
-    assert psnr(wanted[0], common[0]) < 25  # what one range for all would do
+    assert psnr(expected[0], common[0]) < 25  # what one range for all would do
     session, _ = run(program, tmp_path)
-    found = session({"sample": values.numpy()})["y"]
-    assert all(psnr(*both) > 38 for both in zip(wanted, found, strict=True))
+    actual = session({"sample": values.numpy()})["y"]
+    assert all(psnr(*both) > 38 for both in zip(expected, actual, strict=True))
 
 
 def run(program: torch.export.ExportedProgram, folder: Path) -> tuple[Session, dict[str, Any]]:

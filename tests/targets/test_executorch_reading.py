@@ -16,7 +16,7 @@ executorch = targets.load("executorch")
 pytestmark = pytest.mark.slow
 
 
-def made(path: Path, names: tuple[str, ...], interface: str) -> Path:
+def write_program(path: Path, names: tuple[str, ...], interface: str) -> Path:
     methods = {
         name: torch.export.export(nn.ReLU().eval(), (torch.zeros(1, 4),), strict=False)
         for name in names
@@ -26,15 +26,17 @@ def made(path: Path, names: tuple[str, ...], interface: str) -> Path:
 
 
 def test_names_that_nest_without_end_are_refused(tmp_path: Path) -> None:
-    path = made(tmp_path / "deep.pte", ("edit",), "[" * 100_000)
+    path = write_program(tmp_path / "deep.pte", ("edit",), "[" * 100_000)
     with pytest.raises(BundleError, match=r"deep\.pte: not a program of this product"):
         executorch.structure(path, "edit")
 
 
 def test_a_method_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     """The runtime would take the one and a reader the other."""
-    row = '{"inputs": ["x"], "outputs": ["y"]}'
-    path = made(tmp_path / "twice.pte", ("aa", "ab"), f'{{"aa": {row}, "ab": {row}}}')
+    description = '{"inputs": ["x"], "outputs": ["y"]}'
+    path = write_program(
+        tmp_path / "twice.pte", ("aa", "ab"), f'{{"aa": {description}, "ab": {description}}}'
+    )
     assert executorch.structure(path, "aa").inputs[0].name == "x"
     name = b"\x02\0\0\0ab\0"
     data = path.read_bytes()
@@ -45,8 +47,10 @@ def test_a_method_that_is_there_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_method_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    row = '{"inputs": ["x"], "outputs": ["y"]}'
-    path = made(tmp_path / "two.pte", ("edit", "sr"), f'{{"edit": {row}, "sr": {row}}}')
+    description = '{"inputs": ["x"], "outputs": ["y"]}'
+    path = write_program(
+        tmp_path / "two.pte", ("edit", "sr"), f'{{"edit": {description}, "sr": {description}}}'
+    )
     for entry in ("nowhere", "forward", "_interface"):
         with pytest.raises(BundleError, match=f"no method '{entry}'; it has: edit, sr"):
             executorch.structure(path, entry)

@@ -70,11 +70,11 @@ def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays
         task: Graph(module=module, inputs=specs(task), outputs=(OUT,))
         for task, module in modules.items()
     }
-    wanted = {task: capture.run(graph, [case(task, 0)])[0] for task, graph in graphs.items()}
+    expected = {task: capture.run(graph, [case(task, 0)])[0] for task, graph in graphs.items()}
     quantize.quantize(list(modules.values()), resolved.scheme)
     if len(modules) == 1:
         bake(next(iter(modules.values())))
-    return capture.capture("unet", graphs), wanted
+    return capture.capture("unet", graphs), expected
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
@@ -82,46 +82,46 @@ def lowered(
     request: pytest.FixtureRequest, atom: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Three tasks in one file and one alone: path, entries, outputs wanted, the program."""
-    found: dict[str, Any] = {"scheme": request.param}
+    results: dict[str, Any] = {"scheme": request.param}
     for key in ("all", ALONE):
         tasks = list(CHANNELS) if key == "all" else [key]
         resolved = options.resolve(
             target="executorch", model=atom, task=tasks, scheme=request.param
         )
-        made, wanted = program(tasks, resolved)
+        program_, expected = program(tasks, resolved)
         folder = tmp_path_factory.mktemp(key)
-        result = executorch.lower(made, resolved, folder, {"name": key})
-        found[key] = (folder / result.path, result, wanted, made)
-    return found
+        result = executorch.lower(program_, resolved, folder, {"name": key})
+        results[key] = (folder / result.path, result, expected, program_)
+    return results
 
 
 @pytest.mark.slow
 def test_each_task_is_as_right_as_alone(lowered: dict[str, Any]) -> None:
-    path, shared, wanted, _ = lowered["all"]
+    path, shared, expected, _ = lowered["all"]
     assert shared.entries == {task: task for task in CHANNELS}
     runtime = targets.runtime(executorch)
     sessions = {task: runtime.open(path, task) for task in CHANNELS}  # all in one process
-    found = {
-        task: psnr(wanted[task]["out_sample"], session(case(task, 0))["out_sample"])
+    likeness = {
+        task: psnr(expected[task]["out_sample"], session(case(task, 0))["out_sample"])
         for task, session in sessions.items()
     }
-    assert min(found.values()) > (33 if lowered["scheme"] == "int8" else 110)
+    assert min(likeness.values()) > (33 if lowered["scheme"] == "int8" else 110)
     alone, result, *_ = lowered[ALONE]
     assert result.entries == {ALONE: "forward"}
     one = targets.runtime(executorch).open(alone, "forward")(case(ALONE, 0))["out_sample"]
     # above 110 dB what is compared is the order of two roundings
-    assert min(found[ALONE], 110) > min(psnr(wanted[ALONE]["out_sample"], one), 110) - 0.1
+    assert min(likeness[ALONE], 110) > min(psnr(expected[ALONE]["out_sample"], one), 110) - 0.1
 
 
 @pytest.mark.slow
 def test_structure_reads_each_method(lowered: dict[str, Any]) -> None:
     path, *_ = lowered["all"]
     for task in CHANNELS:
-        found = executorch.structure(path, task)
-        assert found.inputs == specs(task)
-        assert found.outputs == (OUT,)
-        assert found.identity == {"name": "all"}
-        assert found.operators == executorch.structure(lowered[ALONE][0], "forward").operators
+        structure = executorch.structure(path, task)
+        assert structure.inputs == specs(task)
+        assert structure.outputs == (OUT,)
+        assert structure.identity == {"name": "all"}
+        assert structure.operators == executorch.structure(lowered[ALONE][0], "forward").operators
 
 
 @pytest.mark.slow
@@ -137,9 +137,9 @@ def named_data(path: Path) -> dict[str, Any]:
     """Key -> bytes of what the file says that its delegates read."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    found = deserialize_pte_binary(path.read_bytes()).named_data
-    assert found is not None
-    return {key: bytes(found.buffers[row.buffer_index]) for key, row in found.pte_data.items()}  # type: ignore[arg-type]
+    data = deserialize_pte_binary(path.read_bytes()).named_data
+    assert data is not None
+    return {key: bytes(data.buffers[blob.buffer_index]) for key, blob in data.pte_data.items()}  # type: ignore[arg-type]
 
 
 def keys_of(path: Path, entry: str) -> set[str]:
@@ -148,13 +148,16 @@ def keys_of(path: Path, entry: str) -> set[str]:
 
     program = deserialize_pte_binary(path.read_bytes()).program
     (method,) = (plan for plan in program.execution_plan if plan.name == entry)
-    blobs = [program.backend_delegate_data[row.processed.index].data for row in method.delegates]
+    blobs = [
+        program.backend_delegate_data[delegate.processed.index].data
+        for delegate in method.delegates
+    ]
     return {key for key in named_data(path) if any(key.encode() in bytes(b) for b in blobs)}
 
 
 @pytest.mark.slow
 def test_every_constant_is_in_the_file_once(lowered: dict[str, Any]) -> None:
-    path, _, _, made = lowered["all"]
+    path, _, _, program_ = lowered["all"]
     stored = named_data(path)
     assert len(set(stored.values())) == len(stored)
     for key, content in stored.items():
@@ -164,7 +167,7 @@ def test_every_constant_is_in_the_file_once(lowered: dict[str, Any]) -> None:
         name = "codes" if lowered["scheme"] == "int8" else "weight"
         (tensor,) = {
             method.state_dict[f"{layer}.{name}"].data_ptr(): method.state_dict[f"{layer}.{name}"]
-            for method in made.methods.values()
+            for method in program_.methods.values()
         }.values()
         array = tensor.detach().numpy()
         forms = [array, np.moveaxis(array, 1, -1)] if array.ndim == 4 else [array]
@@ -246,8 +249,8 @@ def test_a_runtime_that_caches_packed_weights_is_as_right(
     lowered: dict[str, Any], tmp_path: Path
 ) -> None:
     path, *_ = lowered["all"]
-    words = [sys.executable, "-c", CACHED, str(path), str(tmp_path), *CHANNELS]
-    done = subprocess.run(words, capture_output=True, text=True)
+    arguments = [sys.executable, "-c", CACHED, str(path), str(tmp_path), *CHANNELS]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     if "undefined symbol" in done.stderr:
         pytest.skip("this wheel has another runtime")
     assert done.returncode == 0, done.stderr

@@ -25,27 +25,30 @@ def coreml(bundles: Callable[..., Path]) -> Bundle:
     return bundle.read(bundles("coreml", "int8", TWO))
 
 
-def forge(found: Bundle, out: Path, change: Change) -> Bundle:
+def forge(exported: Bundle, out: Path, change: Change) -> Bundle:
     """A copy whose part ``change`` has changed, its file or its row of the manifest."""
-    shutil.copytree(found.folder, out)
-    said = json.loads((out / bundle.MANIFEST).read_text("utf-8"))
-    (row,) = said["parts"]
-    change(row)
-    row["bytes"], row["sha256"] = bundle.size(out / row["path"]), bundle.sha256(out / row["path"])
-    (out / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
+    shutil.copytree(exported.folder, out)
+    manifest = json.loads((out / bundle.MANIFEST).read_text("utf-8"))
+    (part,) = manifest["parts"]
+    change(part)
+    part["bytes"], part["sha256"] = (
+        bundle.size(out / part["path"]),
+        bundle.sha256(out / part["path"]),
+    )
+    (out / bundle.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     return bundle.read(out)
 
 
-def _no_witness_of_one(row: dict[str, Any]) -> None:
-    del row["witness"]["sr"]
+def _no_witness_of_one(part: dict[str, Any]) -> None:
+    del part["witness"]["sr"]
 
 
-def _no_numbers(row: dict[str, Any]) -> None:
-    row["witness"]["sr"] = None
+def _no_numbers(part: dict[str, Any]) -> None:
+    part["witness"]["sr"] = None
 
 
-def _no_object(row: dict[str, Any]) -> None:
-    row["witness"] = [1.0]
+def _no_object(part: dict[str, Any]) -> None:
+    part["witness"] = [1.0]
 
 
 @pytest.mark.parametrize("change", [_no_witness_of_one, _no_numbers, _no_object])

@@ -36,41 +36,48 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 def _rehash(folder: Path) -> Bundle:
     """Recompute the manifest's hashes and sizes of parts, as a forger would."""
-    said = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
-    for row in said["parts"]:
-        row["sha256"] = bundle.sha256(folder / row["path"])
-        row["bytes"] = bundle.size(folder / row["path"])
-    (folder / bundle.MANIFEST).write_text(json.dumps(said), "utf-8")
+    manifest = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
+    for part in manifest["parts"]:
+        part["sha256"] = bundle.sha256(folder / part["path"])
+        part["bytes"] = bundle.size(folder / part["path"])
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     return bundle.read(folder)
 
 
-def _without_loop(found: Bundle, component: str) -> Bundle:
+def _without_loop(exported: Bundle, component: str) -> Bundle:
     """One part of the bundle, and no task whose loop would run."""
-    return replace(found, parts=(found.part(component),), tasks=())
+    return replace(exported, parts=(exported.part(component),), tasks=())
 
 
 def test_an_export_is_proved_by_figures(whole: Path) -> None:
     proof = bundle.read(whole).proof
-    assert {row.component for row in proof} >= {"text_encoder", "vae_encoder", "unet", "pipeline"}
-    for row in proof:
-        assert row.passed or row.stage == "loop", row
-        assert row.psnr_db is not None
-        if row.stage != "folded":
-            assert str(row.runner).startswith("mil-evaluator ")
+    assert {verdict.component for verdict in proof} >= {
+        "text_encoder",
+        "vae_encoder",
+        "unet",
+        "pipeline",
+    }
+    for verdict in proof:
+        assert verdict.passed or verdict.stage == "loop", verdict
+        assert verdict.psnr_db is not None
+        if verdict.stage != "folded":
+            assert str(verdict.runner).startswith("mil-evaluator ")
 
 
 def test_verify_finds_the_same_figures(whole: Path) -> None:
-    found = bundle.read(whole)
-    before = {(v.component, v.stage): v.psnr_db for v in found.proof}
-    for row in verification.verify_bundle(found):
-        assert row.passed or row.stage == "loop", row
-        if row.stage != "witness":
-            assert row.psnr_db == pytest.approx(before[row.component, row.stage], abs=0.5)
+    exported = bundle.read(whole)
+    before = {(v.component, v.stage): v.psnr_db for v in exported.proof}
+    for verdict in verification.verify_bundle(exported):
+        assert verdict.passed or verdict.stage == "loop", verdict
+        if verdict.stage != "witness":
+            assert verdict.psnr_db == pytest.approx(
+                before[verdict.component, verdict.stage], abs=0.5
+            )
 
 
 def _blobs(path: Path) -> list[tuple[int, int, str]]:
     """First byte, length and type of every weight of a package."""
-    file, found = path / "Data" / package.WEIGHT_FILE, []
+    file, blobs = path / "Data" / package.WEIGHT_FILE, []
     model: Any = package.parse(path)
     function = model.mlProgram.functions["main"]
     with file.open("rb") as weights:
@@ -79,8 +86,8 @@ def _blobs(path: Path) -> list[tuple[int, int, str]]:
                 if value.WhichOneof("value") == "blobFileValue":
                     kind = package.shape_of(value.type.tensorType, "")[1]
                     size = file.stat().st_size
-                    found.append((*package.find_blob(value, weights, size, ""), kind))
-    return found
+                    blobs.append((*package.find_blob(value, weights, size, ""), kind))
+    return blobs
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder", "vae_decoder"])
@@ -94,7 +101,7 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
     part = bundle.read(whole).part(component)
     blobs = _blobs(part.path)[1 if component == "text_encoder" else 0 :]
     random = np.random.default_rng(1)
-    chances = np.array([length for _, length, _ in blobs]) / sum(row[1] for row in blobs)
+    chances = np.array([length for _, length, _ in blobs]) / sum(blob[1] for blob in blobs)
     for number in range(4):
         start, length, kind = blobs[random.choice(len(blobs), p=chances)]
         place = int(random.integers(length))
@@ -105,19 +112,19 @@ def test_a_flipped_byte_fails_parity_with_hashes_recomputed(
         data = bytearray(file.read_bytes())
         data[start + place] ^= 0xFF
         file.write_bytes(data)
-        found = _rehash(folder)
-        rows = verification.verify_bundle(_without_loop(found, component))
-        assert metrics.failure(rows) is not None, (kind, place, rows)
+        exported = _rehash(folder)
+        verdicts = verification.verify_bundle(_without_loop(exported, component))
+        assert metrics.failure(verdicts) is not None, (kind, place, verdicts)
 
 
 def test_runners_by_name(whole: Path) -> None:
-    found = _without_loop(bundle.read(whole), "unet")
+    exported = _without_loop(bundle.read(whole), "unet")
     with pytest.raises(UnknownName, match="choose from: coreml, mil-evaluator, both"):
-        verification.verify_bundle(found, runner="onnxruntime")
+        verification.verify_bundle(exported, runner="onnxruntime")
     with pytest.raises(ToolchainError, match="coreml cannot run here: Core ML runs on macOS only"):
-        verification.verify_bundle(found, runner="coreml")
-    rows = verification.verify_bundle(found, runner="both")
-    assert [(row.stage, row.passed) for row in rows] == [
+        verification.verify_bundle(exported, runner="coreml")
+    verdicts = verification.verify_bundle(exported, runner="both")
+    assert [(verdict.stage, verdict.passed) for verdict in verdicts] == [
         ("quantised", None),
         ("quantised", True),
         ("witness", True),
@@ -136,31 +143,36 @@ def test_both_runners_are_compared(whole: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(native, "runner", lambda: ("coreml 15.1", None))
     monkeypatch.setattr(native, "open", noisy)
     assert targets.runtime(targets.load("coreml")).runner() == ("coreml 15.1", None)
-    found = _without_loop(bundle.read(whole), "unet")
-    rows = verification.verify_bundle(found, runner="both")
-    assert [row.stage for row in rows] == ["quantised", "quantised", "runtimes", "witness"]
-    assert rows[2].runner == f"{mil.runner()[0]} against coreml 15.1"
-    assert all(row.passed for row in rows)
-    assert rows[2].psnr_db is not None
-    assert 75 < rows[2].psnr_db < 100
-    only, same = verification.verify_bundle(found)
+    exported = _without_loop(bundle.read(whole), "unet")
+    verdicts = verification.verify_bundle(exported, runner="both")
+    assert [verdict.stage for verdict in verdicts] == [
+        "quantised",
+        "quantised",
+        "runtimes",
+        "witness",
+    ]
+    assert verdicts[2].runner == f"{mil.runner()[0]} against coreml 15.1"
+    assert all(verdict.passed for verdict in verdicts)
+    assert verdicts[2].psnr_db is not None
+    assert 75 < verdicts[2].psnr_db < 100
+    only, same = verification.verify_bundle(exported)
     assert (only.runner, only.passed, same.passed) == ("coreml 15.1", True, True)
 
 
 def test_a_witness_of_other_weights_fails_and_a_missing_one_is_not_run(whole: Path) -> None:
-    found = _without_loop(bundle.read(whole), "unet")
-    (part,) = found.parts
+    exported = _without_loop(bundle.read(whole), "unet")
+    (part,) = exported.parts
     first, *rest = part.record.witness["inpaint"]
     for witness, passed, reason in (
         ({"inpaint": (first * 1.01, *rest)}, False, "its weights are not those of the export"),
         ({}, None, "the manifest has no witness of the weights of unet"),
     ):
         record = part.record.model_copy(update={"witness": witness})
-        changed = replace(found, parts=(replace(part, record=record),))
-        golden, row = verification.verify_bundle(changed)
-        assert (golden.passed, row.stage, row.passed) == (True, "witness", passed)
-        assert row.reason == reason
-        assert (metrics.failure([row]) is None) == (passed is None)
+        changed = replace(exported, parts=(replace(part, record=record),))
+        golden, verdict = verification.verify_bundle(changed)
+        assert (golden.passed, verdict.stage, verdict.passed) == (True, "witness", passed)
+        assert verdict.reason == reason
+        assert (metrics.failure([verdict]) is None) == (passed is None)
 
 
 def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
@@ -175,12 +187,12 @@ def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
         weights.seek(start)
         weights.write(b"\x00\x7e" * (length // 2))
     assert file.is_file()
-    rows = verification.verify_bundle(_rehash(copy))
-    unet = next(row for row in rows if row.component == "unet")
+    verdicts = verification.verify_bundle(_rehash(copy))
+    unet = next(verdict for verdict in verdicts if verdict.component == "unet")
     assert unet.passed is False
     assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
     assert "layer 'unet_conv_in'" in str(unet.reason)
-    line = str(metrics.failure(rows))
+    line = str(metrics.failure(verdicts))
     assert "NaN first appears" in line
 
 
@@ -188,8 +200,8 @@ def test_an_unknown_operator_stops_verify(copy: Path) -> None:
     path = copy / "Unet.mlpackage"
     model = package.parse(path)
     function = model.mlProgram.functions["main"]
-    for row in function.block_specializations[function.opset].operations:
-        row.type = "swish" if row.type == "silu" else row.type
+    for operation in function.block_specializations[function.opset].operations:
+        operation.type = "swish" if operation.type == "silu" else operation.type
     (path / "Data" / package.MODEL).write_bytes(model.SerializeToString())
     with pytest.raises(ToolchainError, match=r"has no operator swish \(\d+\)"):
         verification.verify_bundle(_rehash(copy))
@@ -198,13 +210,16 @@ def test_an_unknown_operator_stops_verify(copy: Path) -> None:
 def test_run_makes_a_picture_and_says_that_it_is_slow(whole: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    found = bundle.read(whole)
-    size = (found.manifest.image.width, found.manifest.image.height)
+    exported = bundle.read(whole)
+    size = (exported.manifest.image.width, exported.manifest.image.height)
     Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "image.png")
-    words = ["run", str(whole), "-o", str(tmp_path / "out.png"), "--steps", "4", "--json"]
-    words += ["--image", str(tmp_path / "image.png"), "--prompt", "a red circle"]
+    arguments = ["run", str(whole), "-o", str(tmp_path / "out.png"), "--steps", "4", "--json"]
+    arguments += ["--image", str(tmp_path / "image.png"), "--prompt", "a red circle"]
     done = subprocess.run(
-        [sys.executable, "-m", "mtu_export", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mtu_export", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "warning: no Core ML here: the MIL evaluator runs this bundle" in done.stderr

@@ -86,16 +86,16 @@ def linear(draw: Draw, a: Node, b: Node) -> Node:
         return a
     width = draw(st.integers(1, 6))
     weight, bias = _weights(draw, width, a.shape[-1]), _weights(draw, width)
-    found = F.linear(a.value, torch.from_numpy(weight), torch.from_numpy(bias))
-    return Node(mb.linear(x=a.var, weight=weight, bias=bias), found)
+    value = F.linear(a.value, torch.from_numpy(weight), torch.from_numpy(bias))
+    return Node(mb.linear(x=a.var, weight=weight, bias=bias), value)
 
 
 def matmul(draw: Draw, a: Node, b: Node) -> Node:
     if len(a.shape) < 2:
         return a
     if draw(st.booleans()):
-        found = a.value @ a.value.mT
-        return Node(mb.matmul(x=a.var, y=a.var, transpose_y=True), found)
+        value = a.value @ a.value.mT
+        return Node(mb.matmul(x=a.var, y=a.var, transpose_y=True), value)
     return Node(mb.matmul(x=a.var, y=a.var, transpose_x=True), a.value.mT @ a.value)
 
 
@@ -129,8 +129,8 @@ def expand(draw: Draw, a: Node, b: Node) -> Node:
 
 def concat(draw: Draw, a: Node, b: Node) -> Node:
     axis, other = _axis(draw, a), Node(mb.square(x=a.var), a.value**2)
-    found = torch.cat([a.value, other.value, a.value], axis)
-    return Node(mb.concat(values=[a.var, other.var, a.var], axis=axis), found)
+    value = torch.cat([a.value, other.value, a.value], axis)
+    return Node(mb.concat(values=[a.var, other.var, a.var], axis=axis), value)
 
 
 def cut(draw: Draw, a: Node, b: Node) -> Node:
@@ -169,16 +169,16 @@ def norm(draw: Draw, a: Node, b: Node) -> Node:
     gamma, beta = _weights(draw, *size), _weights(draw, *size)
     # A wide epsilon: rows of equal values would amplify the last bit otherwise.
     var = mb.layer_norm(x=a.var, axes=[-1], gamma=gamma, beta=beta, epsilon=np.float32(0.125))
-    found = F.layer_norm(a.value, size, torch.from_numpy(gamma), torch.from_numpy(beta), 0.125)
-    return Node(var, found)
+    value = F.layer_norm(a.value, size, torch.from_numpy(gamma), torch.from_numpy(beta), 0.125)
+    return Node(var, value)
 
 
 def gather(draw: Draw, a: Node, b: Node) -> Node:
     axis = _axis(draw, a)
     places = draw(st.lists(st.integers(0, a.shape[axis] - 1), min_size=1, max_size=4))
-    found = a.value.index_select(axis, torch.tensor(places))
+    value = a.value.index_select(axis, torch.tensor(places))
     var = mb.gather(x=a.var, indices=np.array(places, np.int32), axis=axis)
-    return Node(var, found)
+    return Node(var, value)
 
 
 STEPS = [unary, binary, linear, matmul, conv, transpose, reshape, expand, concat, cut, split]
@@ -212,8 +212,8 @@ def test_evaluator_and_torch_agree_on_random_graphs(data: st.DataObject, tmp_pat
         return [*(node.var for node in nodes[1:]), mb.square(x=stored)]
 
     path = save(tmp_path / f"Graph{next(NUMBER)}.mlpackage", {"x": x}, build, opset)
-    found = list(mil.open(path, "main")({"x": x}).values())
-    for got, node in zip(found[:-1], nodes[1:], strict=True):
+    actual = list(mil.open(path, "main")({"x": x}).values())
+    for got, node in zip(actual[:-1], nodes[1:], strict=True):
         want = node.value.numpy()
         assert got.shape == want.shape
         assert np.abs(got - want).max() <= 1e-4 * max(1, np.abs(want).max())

@@ -16,15 +16,15 @@ from .mil_weights import WEIGHTS
 
 pytestmark = pytest.mark.slow
 CASES = [*ELEMENTWISE, *SHAPING, *INDEXING, *PRODUCTS, *NORMS, *WEIGHTS]
-ROWS = [(case, opset) for case in CASES for opset in case.opsets]
-IDS = [f"{case.name}-iOS{opset + 10}" for case, opset in ROWS]
+CASES_BY_OPSET = [(case, opset) for case in CASES for opset in case.opsets]
+IDS = [f"{case.name}-iOS{opset + 10}" for case, opset in CASES_BY_OPSET]
 Results = Callable[[Case, int, str], list[np.ndarray]]
 
 
 def _typed(value: Any, dtype: str) -> Any:
     """Floating point arrays in another type; everything else as it is."""
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], np.ndarray):
-        return [_typed(row, dtype) for row in value]
+        return [_typed(item, dtype) for item in value]
     if isinstance(value, (np.ndarray, np.floating)) and value.dtype.kind == "f":
         return value.astype(dtype)
     if isinstance(value, float):
@@ -57,52 +57,52 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
     from .mil_packages import given, mb, save
 
-    found: dict[tuple[str, int, str], list[np.ndarray]] = {}
+    values: dict[tuple[str, int, str], list[np.ndarray]] = {}
 
     def run(opset: int) -> None:
-        rows = [(c, t) for c in CASES if opset in c.opsets for t in _variants(c)]
+        variants = [(c, t) for c in CASES if opset in c.opsets for t in _variants(c)]
         inputs: dict[str, np.ndarray] = {"unused": np.zeros(64, np.float32)}
         counts: list[int] = []
-        for number, (case, dtype) in enumerate(rows):
+        for number, (case, dtype) in enumerate(variants):
             for name, value in _arguments(case, dtype)[0].items():
                 many = value if isinstance(value, list) else [value]
                 inputs |= {f"in_{number}_{name}_{i}": v for i, v in enumerate(many)}
 
         def build(unused: Any, *placeholders: Any) -> list[Any]:
             queue, outputs = list(placeholders), []
-            for case, dtype in rows:
+            for case, dtype in variants:
                 data, plain = _arguments(case, dtype)
                 for name, value in data.items():
                     if isinstance(value, list):
                         plain[name] = [queue.pop(0) for _ in value]
                     else:
                         plain[name] = queue.pop(0)
-                made = getattr(mb, case.kind)(**plain)
-                made = list(made) if isinstance(made, (list, tuple)) else [made]
-                counts.append(len(made))
-                outputs += made
+                result = getattr(mb, case.kind)(**plain)
+                result = list(result) if isinstance(result, (list, tuple)) else [result]
+                counts.append(len(result))
+                outputs += result
             stored = mb.const(val=np.ones(64, np.float32))  # so that there is a weight file
             return [*outputs, mb.add(x=unused, y=stored)]
 
         path = save(tmp_path_factory.mktemp("mil") / "Ops.mlpackage", inputs, build, opset)
         outputs = list(mil.open(path, "main")(given(inputs)).values())
-        for (case, dtype), count in zip(rows, counts, strict=True):
-            found[case.name, opset, dtype] = [outputs.pop(0) for _ in range(count)]
+        for (case, dtype), count in zip(variants, counts, strict=True):
+            values[case.name, opset, dtype] = [outputs.pop(0) for _ in range(count)]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for opset in ALL:
             run(opset)
-    return lambda case, opset, dtype: found[case.name, opset, dtype]
+    return lambda case, opset, dtype: values[case.name, opset, dtype]
 
 
-def _wanted(case: Case, dtype: str) -> list[np.ndarray]:
+def _expected(case: Case, dtype: str) -> list[np.ndarray]:
     """What torch makes of the same values in float64."""
     data, plain = _arguments(case, dtype)
 
     def wide(value: Any) -> Any:
         if isinstance(value, list):
-            return [wide(row) for row in value]
+            return [wide(entry) for entry in value]
         if isinstance(value, np.ndarray):
             if value.dtype.kind == "f":
                 return torch.from_numpy(value.astype(np.float64))
@@ -121,17 +121,17 @@ def _wanted(case: Case, dtype: str) -> list[np.ndarray]:
         else value
         for name, value in plain.items()
     }
-    made = case.wanted(**{name: wide(value) for name, value in data.items()}, **constants)
-    rows = made if isinstance(made, (list, tuple)) else [made]
-    return [np.asarray(row) for row in rows]
+    actual = case.expected(**{name: wide(value) for name, value in data.items()}, **constants)
+    entries = actual if isinstance(actual, (list, tuple)) else [actual]
+    return [np.asarray(entry) for entry in entries]
 
 
-@pytest.mark.parametrize(("case", "opset"), ROWS, ids=IDS)
+@pytest.mark.parametrize(("case", "opset"), CASES_BY_OPSET, ids=IDS)
 def test_an_operator_is_what_torch_says(case: Case, opset: int, results: Results) -> None:
     for dtype in _variants(case):
-        found, wanted = results(case, opset, dtype), _wanted(case, dtype)
-        assert len(found) == len(wanted)
-        for got, want in zip(found, wanted, strict=True):
+        actual, expected = results(case, opset, dtype), _expected(case, dtype)
+        assert len(actual) == len(expected)
+        for got, want in zip(actual, expected, strict=True):
             assert got.shape == want.shape
             if got.dtype == np.int32 or case.exact:
                 assert np.array_equal(got, want)
@@ -147,7 +147,7 @@ def test_an_operator_is_what_torch_says(case: Case, opset: int, results: Results
                 assert (error <= noise).all(), error.max()
 
 
-@pytest.mark.parametrize(("case", "opset"), ROWS, ids=IDS)
+@pytest.mark.parametrize(("case", "opset"), CASES_BY_OPSET, ids=IDS)
 def test_an_operator_is_what_coremltools_infers(case: Case, opset: int, results: Results) -> None:
     from .mil_packages import inferred
 
@@ -173,5 +173,5 @@ def test_every_operator_says_what_it_means() -> None:
     assert evaluate
     for name in operators.names():
         for opset in ALL:
-            row = operators.find(name, opset)
-            assert row is None or row.function.__doc__
+            operator = operators.find(name, opset)
+            assert operator is None or operator.function.__doc__

@@ -21,10 +21,10 @@ WEIGHT = RANDOM.standard_normal((4, 4, 3, 3)).astype(np.float32)
 
 
 def _build(x: Any) -> list[Any]:
-    found = mb.conv(x=x, weight=WEIGHT, pad_type="custom", pad=[1, 1, 1, 1], name="first_conv")
-    found = mb.silu(x=found, name="activation")
-    found = mb.linear(x=found, weight=WEIGHT.reshape(36, 4)[:6], name="head")
-    return [mb.cast(x=found, dtype="fp16"), found]
+    value = mb.conv(x=x, weight=WEIGHT, pad_type="custom", pad=[1, 1, 1, 1], name="first_conv")
+    value = mb.silu(x=value, name="activation")
+    value = mb.linear(x=value, weight=WEIGHT.reshape(36, 4)[:6], name="head")
+    return [mb.cast(x=value, dtype="fp16"), value]
 
 
 @pytest.fixture(scope="module")
@@ -50,26 +50,26 @@ def broken(good: Path, tmp_path: Path) -> Callable[[Callable[[Any, Any], None]],
 
 
 def _operator(block: Any, kind: str) -> Any:
-    return next(row for row in block.operations if row.type == kind)
+    return next(operation for operation in block.operations if operation.type == kind)
 
 
-def _refused(path: Path, kind: type[MtuExportError], *words: str) -> None:
+def _refused(path: Path, kind: type[MtuExportError], *parts: str) -> None:
     with pytest.raises(kind) as caught:
         mil.open(path, "main")({"x": SAMPLE})
     line = str(caught.value)
     assert line.startswith("Mini.mlpackage: ")
     assert "\n" not in line
-    for word in words:
-        assert word in line
+    for part in parts:
+        assert part in line
 
 
 def test_a_package_runs(good: Path) -> None:
-    found = mil.open(good, "main")({"x": SAMPLE})
-    assert {n: (v.dtype, v.shape) for n, v in found.items()} == {
+    actual = mil.open(good, "main")({"x": SAMPLE})
+    assert {n: (v.dtype, v.shape) for n, v in actual.items()} == {
         "out_0": (np.float16, (1, 4, 4, 6)),
         "out_1": (np.float32, (1, 4, 4, 6)),
     }
-    assert np.array_equal(found["out_0"], found["out_1"].astype(np.float16))
+    assert np.array_equal(actual["out_0"], actual["out_1"].astype(np.float16))
 
 
 def test_the_weight_file_is_never_changed(good: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_truncated_weight_file(left: int, good: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("offset", [1 << 20, 1 << 62, 65, 0])
 def test_offsets_that_hold_no_blob(offset: int, broken: Any) -> None:
     def edit(model: Any, block: Any) -> None:
-        for row in block.operations:
-            if row.attributes["val"].WhichOneof("value") == "blobFileValue":
-                row.attributes["val"].blobFileValue.offset = offset
+        for operation in block.operations:
+            if operation.attributes["val"].WhichOneof("value") == "blobFileValue":
+                operation.attributes["val"].blobFileValue.offset = offset
 
     _refused(broken(edit), BundleError, "weight.bin")
 
@@ -194,12 +194,14 @@ EDITS: list[tuple[str, Callable[[Any, Any], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "words"), [row[1:] for row in EDITS], ids=[r[0] for r in EDITS])
-def test_a_malformed_program_is_refused_before_it_runs(edit: Any, words: str, broken: Any) -> None:
+@pytest.mark.parametrize(("edit", "message"), [row[1:] for row in EDITS], ids=[r[0] for r in EDITS])
+def test_a_malformed_program_is_refused_before_it_runs(
+    edit: Any, message: str, broken: Any
+) -> None:
     path = broken(edit)
     with pytest.raises(BundleError) as caught:
         mil.open(path, "main")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -281,9 +283,9 @@ def test_an_infinite_mask_is_no_defect(tmp_path: Path) -> None:
         return [mb.softmax(x=mb.add(x=x, y=mask), axis=-1)]
 
     path = save(tmp_path / "Mini.mlpackage", {"x": SAMPLE.reshape(8, 8)}, build, 8)
-    found = mil.open(path, "main")({"x": SAMPLE.reshape(8, 8)})["out_0"]
-    assert np.array_equal(np.triu(found, 1), np.zeros((8, 8)))
-    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+    actual = mil.open(path, "main")({"x": SAMPLE.reshape(8, 8)})["out_0"]
+    assert np.array_equal(np.triu(actual, 1), np.zeros((8, 8)))
+    np.testing.assert_allclose(actual.sum(-1), 1, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -296,16 +298,16 @@ def test_narrow_sums_are_those_of_partial_sums(kind: str, tmp_path: Path) -> Non
     def build(x: Any) -> list[Any]:
         half = mb.cast(x=x, dtype="fp16")
         if kind == "linear":
-            made = mb.linear(x=half, weight=y)
+            result = mb.linear(x=half, weight=y)
         elif kind == "matmul":
-            made = mb.matmul(x=half, y=y)
+            result = mb.matmul(x=half, y=y)
         elif kind == "conv":
             turned = mb.transpose(x=half, perm=[0, 3, 1, 2])
-            made = mb.conv(x=turned, weight=y.reshape(96, 96, 1, 1), pad_type="valid")
+            result = mb.conv(x=turned, weight=y.reshape(96, 96, 1, 1), pad_type="valid")
         else:
-            made = mb.scaled_dot_product_attention(query=half, key=half, value=half)
-            made = mb.add(x=made, y=np.zeros(96, np.float16))
-        return [mb.cast(x=made, dtype="fp32")]
+            result = mb.scaled_dot_product_attention(query=half, key=half, value=half)
+            result = mb.add(x=result, y=np.zeros(96, np.float16))
+        return [mb.cast(x=result, dtype="fp32")]
 
     path = save(tmp_path / "Mini.mlpackage", {"x": x}, build, 8)
     wide = mil.open(path, "main")({"x": x})["out_0"]

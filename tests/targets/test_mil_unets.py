@@ -78,12 +78,12 @@ def test_a_unet_of_sd_2_is_evaluated(
     ]
     output = TensorSpec(name="out_sample", shape=(1, 4, 8, 8))
     graph = Graph(module=StableDiffusion2().eval(), inputs=SPECS, outputs=(output,))
-    wanted = capture.run(graph, cases)
+    expected = capture.run(graph, cases)
     quantize.quantize([graph.module.unet], whole.scheme)  # type: ignore[union-attr]
     program = capture.capture("unet", {"t2i": graph})
     lowered = targets.load("coreml").lower(program, whole, tmp_path, {"name": "sd2"})
     session = mil.open(tmp_path / lowered.path, "main")
-    for case, want in zip(cases, wanted, strict=True):
+    for case, want in zip(cases, expected, strict=True):
         assert psnr(want["out_sample"], session(case)["out_sample"]) > floor
 
 
@@ -104,7 +104,7 @@ def test_each_function_of_a_package_is_evaluated(tmp_path: Path) -> None:
     both = tmp_path / "Both.mlpackage"
     tools.save_multifunction(descriptor, str(both))
     package.seal(both, {})
-    found = {name: mil.open(both, name)({"x": x})["out_0"] for name in ("t2i", "edit")}
-    np.testing.assert_allclose(found["t2i"], x @ weight.T, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["edit"], 3 * found["t2i"], rtol=1e-5, atol=1e-6)
+    actual = {name: mil.open(both, name)({"x": x})["out_0"] for name in ("t2i", "edit")}
+    np.testing.assert_allclose(actual["t2i"], x @ weight.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual["edit"], 3 * actual["t2i"], rtol=1e-5, atol=1e-6)
     shutil.rmtree(both)

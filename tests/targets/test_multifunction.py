@@ -65,9 +65,9 @@ class OneTask(nn.Module):
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         hidden = torch.nn.functional.silu(self.middle(self.conv_in(sample)))
-        rows = hidden.flatten(2).transpose(1, 2)
-        found = self.last(torch.nn.functional.gelu(self.wide(self.norm(rows))))
-        return found[:, :32].reshape(1, 4, 8, 6)
+        tokens = hidden.flatten(2).transpose(1, 2)
+        output = self.last(torch.nn.functional.gelu(self.wide(self.norm(tokens))))
+        return output[:, :32].reshape(1, 4, 8, 6)
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def several(atom: Path) -> MakeSeveral:
             task: {"sample": random.standard_normal((1, width, 8, 8), np.float32)}
             for task, width in WIDTHS.items()
         }
-        wanted = {t: capture.run(graphs[t], [cases[t]])[0]["out_sample"] for t in TASKS}
+        expected = {t: capture.run(graphs[t], [cases[t]])[0]["out_sample"] for t in TASKS}
         quantize.quantize(list(modules.values()), resolved.scheme)
         program = capture.capture("unet", graphs)
-        return program, resolved, cases, wanted
+        return program, resolved, cases, expected
 
     return make
 
@@ -128,26 +128,28 @@ def stock(program: Program, resolved: Plan, folder: Path) -> Path:
 def meaning(path: Path, entry: str) -> tuple[object, ...]:
     """A function up to the names of its values and where its constants are, as hashes."""
     function = reading.read(path, entry)
-    known = {spec.name: f"{spec.name} {spec.shape} {spec.dtype}" for spec in function.inputs}
+    values = {spec.name: f"{spec.name} {spec.shape} {spec.dtype}" for spec in function.inputs}
 
     def of(operand: reading.Operand) -> str:
         if isinstance(operand, str):
-            return known[operand]
+            return values[operand]
         data = operand.data if isinstance(operand.data, str) else operand.array().tobytes()
-        said = f"{operand.spec.shape} {operand.spec.dtype} ".encode()
+        meaning_ = f"{operand.spec.shape} {operand.spec.dtype} ".encode()
         return hashlib.sha256(
-            said + (data if isinstance(data, bytes) else data.encode())
+            meaning_ + (data if isinstance(data, bytes) else data.encode())
         ).hexdigest()
 
     kinds = []
     for operation in function.operations:
-        rows = [(name, [of(o) for o in row]) for name, row in sorted(operation.operands.items())]
+        operands = [
+            (name, [of(o) for o in row]) for name, row in sorted(operation.operands.items())
+        ]
         for place, spec in enumerate(operation.outputs):
-            text = f"{operation.kind} {rows} {place} {spec.shape} {spec.dtype}"
-            known[spec.name] = hashlib.sha256(text.encode()).hexdigest()
-        kinds.append(known[operation.name])
+            text = f"{operation.kind} {operands} {place} {spec.shape} {spec.dtype}"
+            values[spec.name] = hashlib.sha256(text.encode()).hexdigest()
+        kinds.append(values[operation.name])
     borders = [(spec.name, spec.shape, spec.dtype) for spec in function.inputs]
-    return borders, [(name, known[name]) for name in function.outputs], sorted(kinds)
+    return borders, [(name, values[name]) for name in function.outputs], sorted(kinds)
 
 
 def weights_of(path: Path) -> bytes:
@@ -163,11 +165,11 @@ def check_equal_to_stock(program: Program, resolved: Plan, folder: Path) -> tupl
     mine, other = package.parse(ours), package.parse(theirs)
     assert mine.specificationVersion == other.specificationVersion == 9
     assert mine.description.defaultFunctionName == other.description.defaultFunctionName
-    rows = [
+    meanings = [
         {f.name: (list(f.input), list(f.output)) for f in model.description.functions}
         for model in (mine, other)
     ]
-    assert rows[0] == rows[1]
+    assert meanings[0] == meanings[1]
     assert not mine.description.input
     assert not mine.description.output
     assert list(mine.mlProgram.functions) != ["main"]
@@ -179,15 +181,15 @@ def check_equal_to_stock(program: Program, resolved: Plan, folder: Path) -> tupl
 def test_the_package_is_what_coremltools_makes_of_single_ones(
     scheme: str, several: MakeSeveral, tmp_path: Path
 ) -> None:
-    program, resolved, cases, wanted = several(scheme)
+    program, resolved, cases, expected = several(scheme)
     (tmp_path / "all").mkdir()
     ours, theirs = check_equal_to_stock(program, resolved, tmp_path / "all")
     assert len(weights_of(ours)) == len(weights_of(theirs))
     for task in TASKS:
         single = tmp_path / "all" / task / ours.name
-        found = mil.open(ours, task)(cases[task])["out_sample"]
-        assert np.array_equal(found, mil.open(single, "main")(cases[task])["out_sample"])
-        assert psnr(wanted[task], found) > {"fp32": 110, "fp16": 55, "int8": 35}[scheme]
+        actual = mil.open(ours, task)(cases[task])["out_sample"]
+        assert np.array_equal(actual, mil.open(single, "main")(cases[task])["out_sample"])
+        assert psnr(expected[task], actual) > {"fp32": 110, "fp16": 55, "int8": 35}[scheme]
 
 
 @pytest.mark.slow
@@ -235,10 +237,10 @@ def test_no_marker_stays_and_no_blob_is_there_twice(
 
 @pytest.mark.slow
 def test_the_same_program_gives_the_same_bytes(several: MakeSeveral, tmp_path: Path) -> None:
-    found = [lower(*several("int8")[:2], tmp_path / name) for name in ("a", "b")]
+    lowered = [lower(*several("int8")[:2], tmp_path / name) for name in ("a", "b")]
     files = [
         {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-        for path in found
+        for path in lowered
     ]
     assert files[0] == files[1]
     assert len(files[0]) == 3
@@ -323,9 +325,9 @@ def test_halves_are_those_of_coremltools(values: np.ndarray) -> None:
             self.val = val
 
     with np.errstate(all="ignore"):
-        made: Any = Var(values.astype(np.float16))
-        FP16ComputePrecision()._check_underflow_to_zero(made, Var(values))
-    assert multifunction.half(values).tobytes() == made.val.tobytes()
+        constant: Any = Var(values.astype(np.float16))
+        FP16ComputePrecision()._check_underflow_to_zero(constant, Var(values))
+    assert multifunction.half(values).tobytes() == constant.val.tobytes()
 
 
 # --------------------------------------------------------------------------------------- options
@@ -369,22 +371,22 @@ def test_a_bundle_of_several_tasks_is_proved_and_its_weights_are_shared(
     bundles: Callable[..., Path],
 ) -> None:
     """The whole way: one package, a witness and verdicts of each task."""
-    made, one = (bundle.read(bundles("coreml", "int8", tasks)) for tasks in (TASKS, ("edit",)))
-    assert made.manifest.options["deployment_target"] == "iOS18"
-    (part,) = made.manifest.parts
+    shared, one = (bundle.read(bundles("coreml", "int8", tasks)) for tasks in (TASKS, ("edit",)))
+    assert shared.manifest.options["deployment_target"] == "iOS18"
+    (part,) = shared.manifest.parts
     assert part.entries == {task: task for task in TASKS}
     assert {task: tensors[0].shape[1] for task, tensors in part.task_inputs.items()} == {
         task: width for task, width in WIDTHS.items() if task != "t2i"
     }
-    path, single = (found.folder / "Unet.mlpackage" for found in (made, one))
+    path, single = (found.folder / "Unet.mlpackage" for found in (shared, one))
     assert len(weights_of(path)) < 1.1 * len(weights_of(single))
     db = {
         found: {v.task: v.psnr_db for v in bundle.read(found).proof if v.stage == "quantised"}
-        for found in (made.folder, one.folder)
+        for found in (shared.folder, one.folder)
     }
-    assert db[made.folder].keys() == set(TASKS)
-    assert db[made.folder]["edit"] == pytest.approx(db[one.folder]["edit"], abs=1)
-    verdicts = verification.verify_bundle(bundle.read(made.folder))
+    assert db[shared.folder].keys() == set(TASKS)
+    assert db[shared.folder]["edit"] == pytest.approx(db[one.folder]["edit"], abs=1)
+    verdicts = verification.verify_bundle(bundle.read(shared.folder))
     assert {v.task for v in verdicts} == set(TASKS)
     assert all(v.passed for v in verdicts)
     assert mil.runner()[0] in {v.runner for v in verdicts}

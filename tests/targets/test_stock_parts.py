@@ -55,13 +55,13 @@ EXECUTORCH = [
 ]
 CORNERS = {(name, part): scheme for name, scheme, _, part, _ in (*ONNX, *COREML, *EXECUTORCH)}
 """The last scheme of a part on a target."""
-ROWS = [
+MATRIX = [
     pytest.param(
-        *row,
-        id="-".join(row[:4]),
-        marks=() if CORNERS[row[0], row[3]] == row[1] else pytest.mark.exhaustive,
+        *record,
+        id="-".join(record[:4]),
+        marks=() if CORNERS[record[0], record[3]] == record[1] else pytest.mark.exhaustive,
     )
-    for row in (*ONNX, *COREML, *EXECUTORCH)
+    for record in (*ONNX, *COREML, *EXECUTORCH)
 ]
 PATHS = {
     "onnx": "{0}/model.onnx",
@@ -98,11 +98,11 @@ def graph_of(folder: Path, part: str, size: tuple[int, int]) -> tuple[Graph, lis
     graph = stock.text_encoder_graph(
         module, module.config, penultimate=xl, pooled=part == "text_encoder_2"
     )
-    words = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
-    return graph, [{"input_ids": words.encode(prompt)[0]} for prompt in PROMPTS]
+    loaded = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
+    return graph, [{"input_ids": loaded.encode(prompt)[0]} for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize(("name", "scheme", "architecture", "part", "floor"), ROWS)
+@pytest.mark.parametrize(("name", "scheme", "architecture", "part", "floor"), MATRIX)
 def test_a_part_lowers_reads_and_runs(
     name: str,
     scheme: str,
@@ -115,34 +115,34 @@ def test_a_part_lowers_reads_and_runs(
     folder: Path = request.getfixturevalue(architecture)
     target = targets.load(name)
     whole = options.resolve(target=name, model=folder, task="t2i", scheme=scheme)
-    row = scheme_of(part, whole.scheme, {}, float16_vae=target.info.float16_vae)
-    whole = replace(whole, scheme=row)
+    part_scheme = scheme_of(part, whole.scheme, {}, float16_vae=target.info.float16_vae)
+    whole = replace(whole, scheme=part_scheme)
     graph, cases = graph_of(folder, part, (whole.height, whole.width))
-    wanted = capture.run(graph, cases)
+    expected = capture.run(graph, cases)
     rewrite.apply(graph.module, target.info.rewrites)
-    quantize.quantize([graph.module], row)
+    quantize.quantize([graph.module], part_scheme)
     quantised = [p for p, m in graph.module.named_modules() if hasattr(m, "codes")]
-    assert bool(quantised) == isinstance(row.weights, IntWeights)
+    assert bool(quantised) == isinstance(part_scheme.weights, IntWeights)
     program = capture.capture(part, {"t2i": graph})
     lowered = target.lower(program, whole, tmp_path, {"name": "parts"})
 
     path, entry = tmp_path / lowered.path, lowered.entries["t2i"]
-    relative = PATHS[name].format(part, CORE_ML[part], row.name)
+    relative = PATHS[name].format(part, CORE_ML[part], part_scheme.name)
     assert (tmp_path / relative).exists()
-    found = target.structure(path, entry)
-    for specs, there in ((graph.inputs, found.inputs), (graph.outputs, found.outputs)):
+    structure = target.structure(path, entry)
+    for specs, there in ((graph.inputs, structure.inputs), (graph.outputs, structure.outputs)):
         named = [replace(s, name=lowered.io_names.get(s.name, s.name)) for s in specs]
         assert named == list(there)
     if name == "onnx":
-        assert [spec.name for spec in found.outputs] == ONNX_OUTPUTS[architecture, part]
+        assert [spec.name for spec in structure.outputs] == ONNX_OUTPUTS[architecture, part]
         config = json.loads((path / "config.json").read_text())
         assert config["architectures" if "text" in part else "_class_name"]
-    if isinstance(row.weights, FloatWeights):
-        assert lowered.activations in ("float32", row.weights.dtype)
+    if isinstance(part_scheme.weights, FloatWeights):
+        assert lowered.activations in ("float32", part_scheme.weights.dtype)
     if name == "coreml":
-        assert (lowered.activations == "float32") == (row.name == "fp32")
+        assert (lowered.activations == "float32") == (part_scheme.name == "fp32")
     if name == "executorch":
-        assert lowered.activations == {"int8": "dynamic_int8"}.get(row.name, "float32")
+        assert lowered.activations == {"int8": "dynamic_int8"}.get(part_scheme.name, "float32")
         allowed = {"aten_embedding_default", "aten_native_layer_norm_default"}
         if part.startswith("vae"):
             allowed = {"aten_native_group_norm_default", "aten_upsample_nearest2d_vec"}
@@ -150,9 +150,9 @@ def test_a_part_lowers_reads_and_runs(
         if part != "text_encoder_2":  # its pooling adds a few operators on [1, 77]
             assert set(lowered.notes["outside"]) <= allowed
     session = targets.runtime(target).open(path, entry)
-    for case, want in zip(cases, wanted, strict=True):
-        given = {lowered.io_names.get(key, key): value for key, value in case.items()}
-        got = session(given)
+    for case, want in zip(cases, expected, strict=True):
+        inputs = {lowered.io_names.get(key, key): value for key, value in case.items()}
+        got = session(inputs)
         for key, value in want.items():
             assert psnr(value, got[lowered.io_names.get(key, key)]) > floor, key
 

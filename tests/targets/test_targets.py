@@ -21,7 +21,7 @@ from mtu_export.spec import BundleError, TensorSpec
 
 from .conftest import OUT, SPEC, MakeMini
 
-ROWS = [
+MATRIX = [
     ("onnx", "fp32", 110),
     ("onnx", "fp16", 60),
     ("onnx", "int8", 38),
@@ -37,25 +37,27 @@ IDENTITY = {"name": "mini", "tasks": "t2i"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "scheme", "floor"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
+@pytest.mark.parametrize(
+    ("name", "scheme", "floor"), MATRIX, ids=[f"{r[0]}-{r[1]}" for r in MATRIX]
+)
 def test_a_target_lowers_reads_and_runs(
     name: str, scheme: str, floor: float, mini: MakeMini, tmp_path: Path
 ) -> None:
     target = targets.load(name)
-    program, plan, cases, wanted, _ = mini(name, scheme)
+    program, plan, cases, expected, _ = mini(name, scheme)
     lowered = target.lower(program, plan, tmp_path, IDENTITY)
     path, entry = tmp_path / lowered.path, lowered.entries["t2i"]
-    found = target.structure(path, entry)
-    assert found.inputs == (SPEC,)
-    assert found.outputs == (OUT,)
-    assert found.identity == IDENTITY
-    assert sum(found.operators.values()) >= 1
+    structure = target.structure(path, entry)
+    assert structure.inputs == (SPEC,)
+    assert structure.outputs == (OUT,)
+    assert structure.identity == IDENTITY
+    assert sum(structure.operators.values()) >= 1
     runner, reason = targets.runtime(target).runner()
     assert runner is not None
     assert reason is None
     session = targets.runtime(target).open(path, entry)
     outputs = [session(case)["out_sample"] for case in cases]
-    assert min(psnr(w["out_sample"], o) for w, o in zip(wanted, outputs, strict=True)) > floor
+    assert min(psnr(w["out_sample"], o) for w, o in zip(expected, outputs, strict=True)) > floor
     assert outputs[0].dtype == np.float32
 
 
@@ -93,10 +95,10 @@ def test_a_shared_history_of_nodes_changes_no_byte_and_is_undone(
 @pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
 def test_rows_of_zeros_run(name: str, mini: MakeMini, tmp_path: Path) -> None:
     target = targets.load(name)
-    program, plan, cases, wanted, _ = mini(name, "int8", dead=True)
+    program, plan, cases, expected, _ = mini(name, "int8", dead=True)
     lowered = target.lower(program, plan, tmp_path, IDENTITY)
     session = targets.runtime(target).open(tmp_path / lowered.path, lowered.entries["t2i"])
-    assert psnr(wanted[0]["out_sample"], session(cases[0])["out_sample"]) > 30
+    assert psnr(expected[0]["out_sample"], session(cases[0])["out_sample"]) > 30
 
 
 def test_a_package_that_a_killed_export_left_is_written_anew(
@@ -119,9 +121,9 @@ def test_core_ml_stores_codes_compressed_for_every_system(
     program, plan, *_ = mini("coreml", "int8", deployment_target=name)
     target = targets.load("coreml")
     lowered = target.lower(program, plan, tmp_path, IDENTITY)
-    found = target.structure(tmp_path / lowered.path, lowered.entries["t2i"])
+    structure = target.structure(tmp_path / lowered.path, lowered.entries["t2i"])
     kind = "blockwise_shift_scale" if name == "iOS18" else "affine_dequantize"
-    assert found.operators[f"constexpr_{kind}"] == 3
+    assert structure.operators[f"constexpr_{kind}"] == 3
 
 
 @pytest.mark.slow
@@ -182,19 +184,19 @@ def test_a_norm_of_a_million_numbers_keeps_its_digits(
     module = torch.nn.Sequential(torch.nn.GroupNorm(2, 8)).eval()
     values = np.random.default_rng(0).standard_normal(shape, np.float32) + np.float32(0.5)
     with torch.no_grad():
-        wanted = module.double()(torch.from_numpy(values).double()).numpy()
+        expected = module.double()(torch.from_numpy(values).double()).numpy()
         module.float()
     rewrite.apply(module, target.info.rewrites)
     graph = Graph(module=module, inputs=(spec,), outputs=(out,))
     program = capture.capture("unet", {"t2i": graph})
     resolved = options.resolve(target=name, model=tiny, task="t2i", scheme="fp32")
     lowered = target.lower(program, resolved, tmp_path, IDENTITY)
-    (found,) = (
+    (actual,) = (
         targets.runtime(target)
         .open(tmp_path / lowered.path, lowered.entries["t2i"])({"sample": values})
         .values()
     )
-    assert psnr(wanted, found) > 110
+    assert psnr(expected, actual) > 110
 
 
 @pytest.mark.parametrize("name", targets.names())

@@ -50,11 +50,11 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
             mask=None if sample.mask is None else sample.mask[None].numpy(),
         )
         full, without = denoising.conditioning(task, request, encode, encoder.scaling, live.latent)
-        own = batch.channels[place : place + 1]
-        np.testing.assert_allclose(own.numpy(), full, rtol=0, atol=2e-6)
-        bare = without_image(task, own, torch.tensor([True]))
+        channels_ = batch.channels[place : place + 1]
+        np.testing.assert_allclose(channels_.numpy(), full, rtol=0, atol=2e-6)
+        bare = without_image(task, channels_, torch.tensor([True]))
         np.testing.assert_allclose(bare.numpy(), without, rtol=0, atol=2e-6)
-        assert torch.equal(without_image(task, own, torch.tensor([False])), own)
+        assert torch.equal(without_image(task, channels_, torch.tensor([False])), channels_)
         assert full.shape[1] == task.channels
     assert batch.prompts == (["", ""] if name == "sr" else [world[2].prompt, world[0].prompt])
 
@@ -86,10 +86,10 @@ def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl:
                 out = capture.run(graph, [{"input_ids": clip_tokenizer.encode(prompt)[0]}])[0]
                 hidden.append(out["hidden_states"])
                 if xl and number == 1:
-                    own = text_embeddings["text_embeds"][number_of_prompt].numpy()
-                    np.testing.assert_allclose(own, out["pooled"][0], atol=2e-5)
-            own = text_embeddings["encoder_hidden_states"][number_of_prompt].numpy()
-            np.testing.assert_allclose(own, np.concatenate(hidden, -1)[0], atol=2e-5)
+                    embedding = text_embeddings["text_embeds"][number_of_prompt].numpy()
+                    np.testing.assert_allclose(embedding, out["pooled"][0], atol=2e-5)
+            embedding = text_embeddings["encoder_hidden_states"][number_of_prompt].numpy()
+            np.testing.assert_allclose(embedding, np.concatenate(hidden, -1)[0], atol=2e-5)
         gone = text_embeddings["encoder_hidden_states"][3]
         assert torch.equal(gone, gone * 0 if xl else text_embeddings["encoder_hidden_states"][1])
         assert set(text_embeddings) == {"encoder_hidden_states", *(["text_embeds"] if xl else [])}

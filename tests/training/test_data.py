@@ -24,8 +24,8 @@ def picture(path: Path, width: int, height: int, seed: int = 0) -> None:
     Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(path)
 
 
-def folder(path: Path, *rows: Any) -> Path:
-    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+def folder(path: Path, *lines: Any) -> Path:
+    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in lines)
     (path / "metadata.jsonl").write_text(text, "utf-8")
     return path
 
@@ -51,7 +51,7 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("line", "message"),
     [
         ("{", "line 1 is not valid JSON"),
         ("[]", "line 1 is not an object"),
@@ -67,9 +67,9 @@ def test_a_folder_gives_what_run_would_see(tmp_path: Path) -> None:
         ({"file_name": "a.png", "task": "sr", "text": "\ud800"}, "text .* has a lone surrogate"),
     ],
 )
-def test_bad_metadata_is_refused_by_line(tmp_path: Path, row: Any, message: str) -> None:
+def test_bad_metadata_is_refused_by_line(tmp_path: Path, line: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        Folder(folder(tmp_path, row), 32, 32)
+        Folder(folder(tmp_path, line), 32, 32)
 
 
 def test_links_in_a_circle_are_refused_and_lines_end_at_newlines(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     for name in ("own_data_for_a_test:ready", "own_data_for_a_test:World"):
         assert len(load(name)) == 30
-    for word, message in (
+    for reference, message in (
         ("nowhere", "must be package.module:name"),
         ("no_such_module:x", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("own_data_for_a_test:missing", "AttributeError"),
@@ -130,7 +130,7 @@ def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("own_data_for_a_test:nothing", "gives int; samples need __len__, task, __getitem__"),
     ):
         with pytest.raises(PlanError, match=message):
-            load(word)
+            load(reference)
 
 
 def test_tasks_without_samples(relight: str) -> None:
@@ -181,7 +181,7 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("fields", "message"),
     [
         ({"task": "sr"}, "the data gives 'sr' for it"),
         ({"prompt": None}, "the prompt is not a string"),
@@ -200,15 +200,15 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
         ({"task": "fill", "mask": GREY[:1, ::2]}, r"mask must be a tensor \[1, 32, 32\]"),
     ],
 )
-def test_bad_samples_are_named(pipeline: Path, words: dict[str, Any], message: str) -> None:
+def test_bad_samples_are_named(pipeline: Path, fields: dict[str, Any], message: str) -> None:
 
     tasks = {task.name: task for task in checkpoint.tasks(checkpoint.read_config(pipeline))}
-    wanted = tasks["fill" if words.get("task") == "fill" else "edit"]
+    requested = tasks["fill" if fields.get("task") == "fill" else "edit"]
     encoder = Encoder(pipeline, torch.device("cpu"))
-    world = Broken(Sample(**{**GOOD, **words}))
+    world = Broken(Sample(**{**GOOD, **fields}))
     live = Live(world, {"edit": [0], "fill": [0]}, encoder, (32, 32))
     with pytest.raises(PlanError, match=message):
-        live.batch(wanted, [0])
+        live.batch(requested, [0])
 
 
 def test_a_model_without_a_vae(tiny: Path) -> None:

@@ -140,17 +140,17 @@ def test_the_papers_list_in_sd15(norm: str) -> None:
     with torch.device("meta"):
         unet = mtu.MTUUNet2DConditionModel.from_config(config)
     names = model.trained(unet, "mtu")
-    rows = dict(unet.named_parameters())
-    mixed = sum(rows[name].numel() for name in names if ".ff." in name)
-    own = sum(rows[name].numel() for name in names if ".ff." not in name)
+    parameters = dict(unet.named_parameters())
+    mixed = sum(parameters[name].numel() for name in names if ".ff." in name)
+    own = sum(parameters[name].numel() for name in names if ".ff." not in name)
     assert (mixed, own) == (158_333_248, 3_072 + 99_840 + 81_920)
-    assert round(sum(row.numel() for row in rows.values()) / 1e6) == 869
-    frozen = set(rows) - set(names)
+    assert round(sum(parameter.numel() for parameter in parameters.values()) / 1e6) == 869
+    frozen = set(parameters) - set(names)
     kinds = ("attn1", "attn2", "resnets", "time_embedding", "norm1", "norm2", "proj_", "samplers")
     own = ("conv_out", "conv_norm_out", "attentions")  # "attentions.*.norm", the group norm
     assert all(any(kind in name for kind in (*kinds, *own)) for name in frozen)
     assert not any(".ff." in name or name.startswith(("conv_in", "task_emb")) for name in frozen)
-    shared = {name for name in rows if name.endswith((".norm3.weight", ".norm3.bias"))}
+    shared = {name for name in parameters if name.endswith((".norm3.weight", ".norm3.bias"))}
     assert (len(shared), shared & set(names)) == (32 if norm == "stacked" else 0, set())
 
 
@@ -169,7 +169,7 @@ def test_two_samples_are_learnt_by_heart(make_tiny: Callable[..., Path], tmp_pat
         log_every=10,
     )
     training.train(options, World(("t2i", "sr"), 1))
-    losses = [float(row["loss"]) for row in rows(tmp_path)]
+    losses = [float(entry["loss"]) for entry in rows(tmp_path)]
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
 
 

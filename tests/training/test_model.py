@@ -128,7 +128,7 @@ def test_what_is_trained_is_inspected_and_folds(
 
     training.train(recipe(four_tasks, tmp_path, steps=1, ema_decay=0.9), four())
     summary = inspection.of_checkpoint(tmp_path / "out")
-    assert [row["task"] for row in summary["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
+    assert [entry["task"] for entry in summary["tasks"]] == ["t2i", "edit", "sr", "inpaint"]
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} == set(summary["parts"])
     out = tmp_path / "folded"
     exporter.save_folded(
@@ -192,9 +192,9 @@ def test_v_prediction_is_the_velocity(four_tasks: Path, tmp_path: Path) -> None:
     drawn = draws(0, 0, "t2i", 1, (4, SIDE // 8, SIDE // 8), 1000)
     from mtu_export.training.draws import Order
 
-    (row,) = Order(0, "t2i", 5).indices(0, 1)
+    (index,) = Order(0, "t2i", 5).indices(0, 1)
     latents = load_file(tmp_path / "state" / "latents" / "t2i" / "000000.safetensors")
-    clean = latents["mean"][row] + latents["std"][row] * drawn.posterior[0]
+    clean = latents["mean"][index] + latents["std"][index] * drawn.posterior[0]
     schedule: Any = DDPMScheduler.from_pretrained(source / "scheduler")
     velocity = schedule.get_velocity(clean[None], drawn.noise, drawn.timesteps)
     assert float(rows(tmp_path)[0]["loss"]) == pytest.approx(float(velocity.square().mean()))

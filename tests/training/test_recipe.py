@@ -112,13 +112,15 @@ def test_identity_is_what_decides_the_numbers(tmp_path: Path) -> None:
 
 def test_every_key_is_checked_and_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
-    rows = [(row.name, row) for row in fields(Recipe) if row.name not in ("name", "upcycle")]
-    rows += [(f"upcycle.{row.name}", row) for row in fields(training.Upcycling)]
-    for name, row in rows:
+    keys = [
+        (field.name, field) for field in fields(Recipe) if field.name not in ("name", "upcycle")
+    ]
+    keys += [(f"upcycle.{field.name}", field) for field in fields(training.Upcycling)]
+    for name, field in keys:
         assert f"\n| `{name}` | " in text, name
         default = text.split(f"\n| `{name}` | ")[1].split(" | ")[0].strip("|` ")
-        if isinstance(row.default, (bool, int, float, str)):
-            assert tomllib.loads(f"x = {default.replace('`', '')}")["x"] == row.default, name
+        if isinstance(field.default, (bool, int, float, str)):
+            assert tomllib.loads(f"x = {default.replace('`', '')}")["x"] == field.default, name
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_kill_and_ctrl_c_change_nothing(four_tasks: Path, tmp_path: Path) -> Non
     here(path)
     here(config(whole, four_tasks))
     assert rows(whole) == rows(stopped)
-    assert [row["step"] for row in rows(whole)] == [s for s in "369" for _ in range(4)]
+    assert [entry["step"] for entry in rows(whole)] == [s for s in "369" for _ in range(4)]
     one, other = weights(whole), weights(stopped)
     assert all(torch.equal(one[name], other[name]) for name in one)
     states = [
@@ -182,7 +182,7 @@ def test_one_ctrl_c_ends_the_step_two_do_not(four_tasks: Path, tmp_path: Path) -
     assert all(torch.equal(one[name], other[name]) for name in one)
     longer = replace(options, steps=4)
     training.train(longer, four(), force=True)
-    assert [row["step"] for row in rows(tmp_path)] == [s for s in "1234" for _ in range(4)]
+    assert [entry["step"] for entry in rows(tmp_path)] == [s for s in "1234" for _ in range(4)]
     with pytest.raises(PlanError, match="is at step 4 already; steps is 3"):
         training.train(options, four(), force=True)
 
@@ -217,9 +217,9 @@ def test_other_states_are_refused_by_key(four_tasks: Path, tmp_path: Path) -> No
 class Marked(World):
     """A world with a fingerprint."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, prefix: str) -> None:
         super().__init__(("t2i", "edit", "sr", "inpaint"))
-        self.fingerprint = mark
+        self.fingerprint = prefix
 
 
 @pytest.mark.slow
@@ -334,7 +334,7 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events.Reload()
     tags = {"loss/sr", "loss/edit", "lr", "samples_per_second"}
     assert set(events.Tags()["scalars"]) == tags
-    assert [(row.step, row.value) for row in events.Scalars("loss/sr")] == [(10, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("loss/sr")] == [(10, 0.25)]
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(ToolchainMissing, match=r"pip install 'mtu-export\[train\]'"):
         log.check(("tensorboard",))

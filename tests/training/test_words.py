@@ -88,8 +88,8 @@ def test_a_dry_run_and_a_run(
     )
     code, out, err = run(["train", "run.toml", "--dry-run", "--state", "s"], monkeypatch, capfd)
     assert code == 0, err
-    for word in ("samples/s, all tasks", "hours of 2 steps", "memory at most", "device"):
-        assert word in out
+    for name in ("samples/s, all tasks", "hours of 2 steps", "memory at most", "device"):
+        assert name in out
     assert {path.name for path in tmp_path.iterdir()} == {"run.toml", "s"}
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"latents", "lock"}
     code, out, err = run(["train", "run.toml", "--state", "s", "--steps", "1"], monkeypatch, capfd)
