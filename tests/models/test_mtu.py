@@ -4,77 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from mtu_export import MTUUNet2DConditionModel, checkpoint, exporter, models
+from mtu_export import MTUUNet2DConditionModel, checkpoint, models
 from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
 from mtu_export.checkpoint import presets
 from mtu_export.exporter import options
 from mtu_export.models import mtu
 from mtu_export.models.experts import transformer_blocks
-from mtu_export.spec import CheckpointError, MissingWeights, NotFoldable, UnknownName
+from mtu_export.spec import CheckpointError, MissingWeights, UnknownName
 from mtu_export.testing import architectures, random_parts
+from tests.support.mtu_checkpoints import WEIGHTS, edit_config, edit_weights, inputs, load
 
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 SD2 = {
     **architectures.ARCHITECTURES["tiny"],
     "use_linear_projection": True,
     "attention_head_dim": [2, 4],
     "upcast_attention": True,
 }
-
-
-def inputs(unet: MTUUNet2DConditionModel, task: str, seed: int = 0) -> dict[str, object]:
-    random = torch.Generator().manual_seed(seed)
-    config, channels = unet.config, 4 + unet.task(task).channels
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random)
-
-    values: dict[str, object] = {
-        "sample": normal(2, channels, 16, 16),
-        "timestep": torch.tensor([401.0]),
-        "encoder_hidden_states": normal(2, 77, config["cross_attention_dim"]),
-    }
-    if config.get("addition_embed_type") == "text_time":
-        pooled = config["projection_class_embeddings_input_dim"]
-        pooled -= 6 * config["addition_time_embed_dim"]
-        values["added_cond_kwargs"] = {
-            "text_embeds": normal(2, pooled),
-            "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2),
-        }
-    return values
-
-
-def load(folder: Path) -> MTUUNet2DConditionModel:
-    return mtu.load(folder).components["unet"]
-
-
-def edit_config(source: Path, out: Path, **changes: object) -> Path:
-    shutil.copytree(source, out)
-    path = out / "unet" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}), "utf-8")
-    return out
-
-
-def edit_weights(
-    source: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], object]
-) -> Path:
-    shutil.copytree(source, out)
-    tensors = load_file(out / WEIGHTS)
-    change(tensors)
-    save_file(tensors, out / WEIGHTS)
-    return out
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -209,87 +163,6 @@ def test_a_newer_format_is_refused_before_its_keys(tiny: Path, tmp_path: Path) -
 # -------------------------------------------------------------------------------------- the fold
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["tiny", "tiny-sdxl"])
-@pytest.mark.parametrize("experts", [1, 2, 3, 4, 8])
-def test_a_folded_unet_equals_the_live_one(
-    make_tiny: Callable[..., Path], architecture: str, experts: int
-) -> None:
-    folder = make_tiny(architecture, experts=experts)
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
-    arguments = inputs(unet, "inpaint")
-    with torch.no_grad():
-        want = unet(**arguments, task="inpaint").sample
-        folded = mtu.specialise(pipeline, [unet.task("inpaint")])["inpaint"]
-        got = folded.module(**arguments).sample
-    assert psnr(want.numpy(), got.numpy()) > 110
-    assert max(folded.errors.values()) < 1e-6
-    assert folded.deviations == ()
-
-
-def unequal(tensors: dict[str, torch.Tensor]) -> None:
-    """Experts of widths 5, 64 and 40 instead of four equal ones: Σ hs ≠ H."""
-    widths = (5, 64, 40)
-    for name in [n for n in tensors if n.endswith("ff.experts.0.out.weight")]:
-        path = name.split(".experts.")[0]
-        dim = tensors[name].shape[0]
-        for i in range(4):
-            for leaf in ("proj.weight", "proj.bias", "out.weight", "out.bias"):
-                del tensors[f"{path}.experts.{i}.{leaf}"]
-        for leaf in ("weight", "bias"):
-            tensors[f"{path}.router.fc2.{leaf}"] = tensors[f"{path}.router.fc2.{leaf}"][:3].clone()
-        for i, width in enumerate(widths):
-            p = f"{path}.experts.{i}"
-            tensors[f"{p}.proj.weight"] = torch.randn(2 * width, dim) / dim**0.5
-            tensors[f"{p}.proj.bias"] = torch.randn(2 * width) * 0.1
-            tensors[f"{p}.out.weight"] = torch.randn(dim, width) / width**0.5
-            tensors[f"{p}.out.bias"] = torch.randn(dim) * 0.1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
-def test_unequal_widths_fold_and_are_no_stock_unet(
-    tiny: Path, tmp_path: Path, double: bool
-) -> None:
-    torch.manual_seed(0)
-    folder = edit_weights(tiny, tmp_path / "odd", unequal)
-    folder = edit_config(folder, tmp_path / "odd3", num_experts=3)
-    again = MTUUNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    assert again.state_dict().keys() == load(folder).state_dict().keys()
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
-    if double:
-        unet.double()
-    kind = torch.float64 if double else torch.float32
-    arguments = {
-        k: v.to(kind) if isinstance(v, torch.Tensor) else v for k, v in inputs(unet, "edit").items()
-    }
-    with torch.no_grad():
-        want = unet(**arguments, task="edit").sample
-        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
-        got = folded.module(**arguments).sample
-    assert psnr(want.numpy(), got.numpy()) > (250 if double else 110)
-    assert max(folded.errors.values()) < (1e-14 if double else 1e-6)
-    assert "width 109, a stock one 128" in folded.deviations[0]
-
-
-def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_tiny(task_norm="stacked")
-    tensors = load_file(folder / WEIGHTS)
-    path = next(name for name in tensors if name.endswith(".norm3.weight")).removesuffix(".weight")
-    assert f"{path}.edit.weight" in tensors
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
-    arguments = inputs(unet, "edit")
-    with torch.no_grad():
-        want = unet(**arguments, task="edit").sample
-        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
-        got = folded.module(**arguments).sample
-    assert psnr(want.numpy(), got.numpy()) > 110
-    assert "two stacked norms" in folded.deviations[0]
-
-
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
     config = upcycle._config(SD2, presets.resolve_tasks(["edit"], SD2), 4, (8, 8), "replace")
     shapes = upcycle._shapes(config)
@@ -302,49 +175,6 @@ def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> No
         want = unet(**arguments).sample
         got = mtu.specialise(pipeline, [unet.task(None)])["edit"].module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
-
-
-def test_a_block_that_is_not_exact_is_refused_by_name(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mtu_export.models import experts
-
-    def sees_data(self: experts.MTUFeedForward, x: torch.Tensor) -> torch.Tensor:
-        return x * x.mean() + original(self, x)
-
-    original = experts.MTUFeedForward.forward
-    monkeypatch.setattr(experts.MTUFeedForward, "forward", sees_data)
-    pipeline = mtu.load(tiny)
-    task = pipeline.components["unet"].task("edit")
-    with pytest.raises(NotFoldable, match=r"^down_blocks\.0\.attentions\.0\.transformer_blocks\.0"):
-        mtu.specialise(pipeline, [task])
-
-
-PLAIN_DIFFUSERS = """
-import sys, torch
-from diffusers import UNet2DConditionModel
-assert not any(name.startswith("mtu_export") for name in sys.modules)
-unet = UNet2DConditionModel.from_pretrained(sys.argv[1])
-given = torch.load(sys.argv[2], weights_only=True)
-with torch.no_grad():
-    torch.save(unet(**given).sample, sys.argv[3])
-"""
-
-
-@pytest.mark.slow
-def test_plain_diffusers_opens_the_folded_unet(tiny: Path, tmp_path: Path) -> None:
-    resolved = options.resolve(target="diffusers", model=tiny, task="edit", out=tmp_path / "edit")
-    exporter.save_folded(resolved)
-    unet = load(tiny)
-    arguments = inputs(unet, "edit")
-    torch.save(arguments, tmp_path / "given.pt")
-    command = [sys.executable, "-c", PLAIN_DIFFUSERS]
-    paths = [str(tmp_path / name) for name in ("edit", "given.pt", "found.pt")]
-    subprocess.run([*command, *paths], check=True, capture_output=True)
-    output = torch.load(tmp_path / "found.pt", weights_only=True)
-    with torch.no_grad():
-        want = unet(**arguments, task="edit").sample
-    assert psnr(want.numpy(), output.numpy()) > 110
 
 
 # ------------------------------------------------------------------------------------- bad input

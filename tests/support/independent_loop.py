@@ -281,7 +281,7 @@ class Tokenizer:
     def __call__(self, prompt: str) -> Array:
         """The [1, length] ids of a prompt."""
         length = self.record["length"]
-        ids = [self.record["bos"], *list(self._ids(prompt))[: length - 2], self.row["eos"]]
+        ids = [self.record["bos"], *list(self._ids(prompt))[: length - 2], self.record["eos"]]
         return np.array([ids + [self.record["pad"]] * (length - len(ids))], np.int32)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from .mil_cases import ALL, ELEMENTWISE, SHAPING, Case
+from .mil_cases import ALL, ELEMENTWISE, Case
 from .mil_layers import INDEXING, NORMS, PRODUCTS
+from .mil_shaping import SHAPING
 from .mil_weights import WEIGHTS
 
 pytestmark = pytest.mark.slow
