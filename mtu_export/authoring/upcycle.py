@@ -31,7 +31,7 @@ PAPER_ROUTER = 768
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def _config(
+def mtu_config(
     stock: Mapping[str, Any],
     tasks: Sequence[Task],
     experts: int,
@@ -53,7 +53,8 @@ def _config(
     }
 
 
-def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a checkpoint with this config."""
     with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.MTUUNet2DConditionModel.from_config(dict(config))
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -80,9 +81,11 @@ def write_random(
         raise UnknownName("dtype", dtype, list(_DTYPES))
     stock = ARCHITECTURES[architecture]
     size = PAPER_ROUTER if architecture in PUBLISHED else _TINY_ROUTER
-    config = _config(stock, presets.resolve_tasks(tasks, stock), experts, (size, size), task_norm)
+    config = mtu_config(
+        stock, presets.resolve_tasks(tasks, stock), experts, (size, size), task_norm
+    )
     with draft(out, force=force, marker=CHECKPOINT) as folder:
-        shapes = _shapes(config)
+        shapes = tensor_shapes(config)
         tensors = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / "unet", config, tensors)
         pipeline_files.write_index(
@@ -127,7 +130,7 @@ def upcycle(
             raise CheckpointError(f"{unet_folder / 'config.json'}: unknown key {key!r}")
     original = _model_index(source)
     resolved = presets.tasks_of_source(tasks, stock, original)
-    config = _config(stock, resolved, experts, sizes, task_norm)
+    config = mtu_config(stock, resolved, experts, sizes, task_norm)
     config |= {checkpoint.RESCALE: experts if rescale else 1, **(source_keys or {})}
     headers = checkpoint.headers(unet_folder)
     _compare_source(stock, headers)
@@ -135,7 +138,9 @@ def upcycle(
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
     index = pipeline_files.read(source) if unet_folder != source else {}
     with draft(out, force=force, marker=CHECKPOINT, sources=[source]) as folder:
-        tensors = _tensors(_shapes(config), headers, experts if rescale else 1, seed, task_norm)
+        tensors = _tensors(
+            tensor_shapes(config), headers, experts if rescale else 1, seed, task_norm
+        )
         checkpoint.write(folder / "unet", config, tensors)
         pipeline_files.copy(source, folder, index)
         pipeline_files.write_index(folder, index)

@@ -56,7 +56,7 @@ def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header
     sizes = {name: _float32_bytes(tensors) for name, tensors in headers.items()}
     largest = max(sizes, key=sizes.__getitem__)
     converted = [tensor for tensor in headers[largest] if tensor.dtype != "F32"]
-    scores = _SCORE_COPIES * _score_bytes(plan) if largest == "unet" else 0
+    scores = _SCORE_COPIES * attention_bytes(plan) if largest == "unet" else 0
     fixed = _BASE_BYTES + _float32_bytes(converted) + scores
 
     def needed(target: str, scheme: str) -> float | None:
@@ -117,7 +117,7 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _score_bytes(plan: Plan) -> float:
+def attention_bytes(plan: Plan) -> float:
     """Bytes of the largest attention scores, batch x heads x tokens² in float32."""
     config, (height, width) = plan.config, plan.latent_size
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)

@@ -89,10 +89,10 @@ def expert_weights(source: Source) -> dict[str, list[list[float]]]:
     for path, by_task in weights.items():
         if not bool(by_task.isfinite().all()):
             raise MissingWeights(f"{path}: its router or the task embedding holds NaN or Inf")
-    return {path: weights[path].tolist() for path in sorted(weights, key=_data_order)}
+    return {path: weights[path].tolist() for path in sorted(weights, key=data_order)}
 
 
-def _data_order(path: str) -> tuple[int, list[tuple[int, str]]]:
+def data_order(path: str) -> tuple[int, list[tuple[int, str]]]:
     """Sort key of a block: data order; blocks that no stock UNet has come last, by name."""
     side = path.partition("_")[0]
     rank = _DATA_ORDER.index(side) if side in _DATA_ORDER else len(_DATA_ORDER)

@@ -248,11 +248,11 @@ def _trainer(
     last = state.newest(recipe.state_folder())
     if last is not None:
         trainer.restore(*state.read(last, _identity(trainer)))
-    _refuse_apart(trainer)
+    require_same_step(trainer)
     return trainer
 
 
-def _refuse_apart(trainer: Trainer) -> None:
+def require_same_step(trainer: Trainer) -> None:
     """Refuse processes that do not see the same state; raises ``PlanError`` in all of them."""
     here = torch.tensor([trainer.progress.step], device=trainer.device)
     steps = sorted(set(trainer.accelerator.gather(here).tolist()))

@@ -89,5 +89,5 @@ def test_what_is_not_on_the_hub_has_no_revision(command: Sequence[str], tmp_path
     names = {"FOLDER": tmp_path / "source", "OUT": tmp_path / "out", "MAP": table}
     names["FOLDER/w.safetensors"] = tmp_path / "source" / "w.safetensors"
     with pytest.raises(PlanError, match="--revision"):
-        run(*(names.get(word, word) for word in command), "--revision", "v2")
+        run(*(names.get(name, name) for name in command), "--revision", "v2")
     assert not (tmp_path / "out").exists()

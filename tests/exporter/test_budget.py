@@ -118,10 +118,12 @@ def test_a_control_group_limits_what_is_available(
 
 def test_scores_grow_with_the_fourth_power_of_the_side(resolved: options.Plan) -> None:
     sd = replace(resolved, config=ARCHITECTURES["sd15"], height=512, width=512)
-    assert budget._score_bytes(sd) == 8 * 4096**2 * 4
-    assert budget._score_bytes(replace(sd, height=1024, width=1024)) == 16 * budget._score_bytes(sd)
+    assert budget.attention_bytes(sd) == 8 * 4096**2 * 4
+    assert budget.attention_bytes(
+        replace(sd, height=1024, width=1024)
+    ) == 16 * budget.attention_bytes(sd)
     xl = replace(sd, config=ARCHITECTURES["sdxl"])
-    assert budget._score_bytes(xl) == 10 * 1024**2 * 4
+    assert budget.attention_bytes(xl) == 10 * 1024**2 * 4
 
 
 @pytest.mark.parametrize("name", targets.names())

@@ -126,7 +126,7 @@ def test_published_sizes(architecture: str, narrow: float, whole: float, paramet
 def test_parameters_of_the_published_checkpoint() -> None:
     stock = architectures.ARCHITECTURES["sd15"]
     tasks = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
-    config = upcycle._config(stock, tasks, 4, (768, 768), "replace")
+    config = upcycle.mtu_config(stock, tasks, 4, (768, 768), "replace")
     with torch.device("meta"):
         live = mtu.MTUUNet2DConditionModel.from_config(config)
     counts = {
@@ -388,4 +388,4 @@ def _pipeline(folder: Path) -> Path:
 
 def test_blocks_of_no_stock_unet_are_sorted_too() -> None:
     paths = ["side.1", "up_blocks.0", "mid_block.0", "down_blocks.10", "down_blocks.2"]
-    assert sorted(paths, key=analysis._data_order) == [*reversed(paths)]
+    assert sorted(paths, key=analysis.data_order) == [*reversed(paths)]

@@ -164,8 +164,8 @@ def test_a_newer_format_is_refused_before_its_keys(tiny: Path, tmp_path: Path) -
 
 
 def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    config = upcycle._config(SD2, presets.resolve_tasks(["edit"], SD2), 4, (8, 8), "replace")
-    shapes = upcycle._shapes(config)
+    config = upcycle.mtu_config(SD2, presets.resolve_tasks(["edit"], SD2), 4, (8, 8), "replace")
+    shapes = upcycle.tensor_shapes(config)
     tensors = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
     checkpoint.write(tmp_path / "sd2" / "unet", config, tensors)
     pipeline = mtu.load(tmp_path / "sd2")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtu_export.spec import OutputExists, PlanError, ResourceError
-from mtu_export.storage import draft as room
+from mtu_export.storage import draft as storage_draft
 from mtu_export.storage.draft import OutputMarker, draft
 
 MARKER = OutputMarker(file="m", key="ours")
@@ -71,17 +71,21 @@ from pathlib import Path
 from mtu_export.storage import draft
 from tests.storage.test_draft import MARKER
 
-def kill(*words):
+def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
-keep, when = sys.argv[2] or None, sys.argv[3]
-if when == "old":
-    true = draft._discard
-    draft._discard = lambda old: kill() if old.exists() else true(old)
-if when == "renames":
-    true = draft._renamed
-    draft._renamed = lambda private, out: true(private, out) if out.exists() else kill()
-with draft.draft(Path(sys.argv[1]), force=True, marker=MARKER, keep=keep) as folder:
+out, keep, when = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3]
+true = Path.rename
+
+def rename(path, target):
+    if when == "old" and Path(target).suffix == ".dead" and path.exists():
+        kill()
+    if when == "renames" and Path(target) == out and not out.exists():
+        kill()
+    return true(path, target)
+
+Path.rename = rename
+with draft.draft(out, force=True, marker=MARKER, keep=keep) as folder:
     (folder / "m").write_text("half")
     if when == "inside":
         kill()
@@ -106,7 +110,7 @@ def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
     out = tmp_path / "b"
     killed(out)
     assert {Path(name).suffix for name in names(tmp_path)} == {".partial", ".lock"}
-    assert room.leftover_bytes(out) == len("half")
+    assert storage_draft.leftover_bytes(out) == len("half")
     with draft(out, force=False, marker=MARKER) as folder:
         assert names(tmp_path) == {folder.name, folder.with_suffix(".lock").name}
     assert names(tmp_path) == {"b"}
@@ -122,7 +126,7 @@ def test_a_kill_at_the_end_loses_no_output(tmp_path: Path, when: str) -> None:
     with pytest.raises(OutputExists), draft(out, force=False, marker=MARKER):
         pass
     assert (out / "m").read_text() == (OURS if when == "renames" else "half")
-    room.tidy(out)
+    storage_draft.tidy(out)
     assert names(tmp_path) == {"b"}
 
 
@@ -165,7 +169,7 @@ def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
 
     def lose() -> None:
         with draft(out, force=False, marker=MARKER, keep="0000000a") as folder:
-            (folder / room.SCRATCH).mkdir()
+            (folder / storage_draft.SCRATCH).mkdir()
             drafts.append(folder)
             out.mkdir()
 
@@ -174,7 +178,7 @@ def test_what_is_kept_survives_a_refusal_at_the_end(tmp_path: Path) -> None:
     out.rmdir()
     with draft(out, force=False, marker=MARKER, keep="0000000a") as again:
         assert [again] == drafts
-        assert (again / room.SCRATCH).is_dir()
+        assert (again / storage_draft.SCRATCH).is_dir()
     assert names(tmp_path) == {"b"}
     assert names(out) == set()
 
@@ -255,7 +259,7 @@ def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     source.mkdir(parents=True)
     for out in (source, tmp_path / "a"):
         with pytest.raises(PlanError, match="is or holds the source"):
-            room.refuse_existing(out, True, MARKER, [source])
+            storage_draft.refuse_existing(out, True, MARKER, [source])
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
@@ -290,7 +294,7 @@ def test_another_writer_between_the_last_look_and_the_rename(
 ) -> None:
     """Without --force it is theirs, with it ours; nothing of either is left beside."""
     out = tmp_path / "b"
-    look = room.refuse_existing
+    look = storage_draft.refuse_existing
 
     def late(*arguments: object) -> None:
         look(*arguments)  # type: ignore[arg-type]
@@ -298,7 +302,7 @@ def test_another_writer_between_the_last_look_and_the_rename(
             out.mkdir()
             (out / "m").write_text(OURS)
 
-    monkeypatch.setattr(room, "refuse_existing", late)
+    monkeypatch.setattr(storage_draft, "refuse_existing", late)
     try:
         with draft(out, force=force, marker=MARKER) as folder:
             (folder / "m").write_text("new")

@@ -13,7 +13,7 @@ import pytest
 
 from mtu_export.spec import ResourceError
 from mtu_export.storage import atomic_file, files, locks
-from mtu_export.storage import draft as room
+from mtu_export.storage import draft as storage_draft
 from mtu_export.storage.draft import OutputMarker, draft
 
 MARKER = OutputMarker(file="m", key="ours")
@@ -56,8 +56,8 @@ def test_a_draft_is_on_the_disk_before_it_is_renamed(
         (folder / "part").mkdir()
         (folder / "part" / "weights").write_text("1")
         (folder / "m").write_text("1")
-        (folder / room.SCRATCH).mkdir()
-        (folder / room.SCRATCH / "x").write_text("1")
+        (folder / storage_draft.SCRATCH).mkdir()
+        (folder / storage_draft.SCRATCH / "x").write_text("1")
     before = events[: events.index(("rename", str(out)))]
     assert sorted(before) == sorted(
         ("sync", str(folder / name)) for name in ("part/weights", "part", "m", "")
@@ -140,12 +140,11 @@ def test_a_kept_draft_that_another_process_takes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was listed, and is gone when its age is read."""
-    listed = room._private_paths
-    gone = tmp_path / ".b.0000000a.01234567.partial"
-    monkeypatch.setattr(room, "_private_paths", lambda out: [*listed(out), gone])
+    gone, listed = tmp_path / ".b.0000000a.01234567.partial", Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*listed(folder), gone]))
     with draft(tmp_path / "b", force=False, marker=MARKER, keep="0000000a") as folder:
         (folder / "m").write_text("1")
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert os.listdir(tmp_path) == ["b"]
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _direct(var: Any, name: str) -> Any:
     return mb.cast(x=var, dtype="int32", name=name)
 
 
-def given(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def feeds(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs in the types that the border of the program has."""
     return {
         name: value if str(value.dtype) in DIRECT else value.astype(np.int32)

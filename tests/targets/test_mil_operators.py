@@ -56,7 +56,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the evaluator makes of every row: one saved package an operator set."""
     from mtu_export.targets.coreml import mil
 
-    from .mil_packages import given, mb, save
+    from .mil_packages import feeds, mb, save
 
     values: dict[tuple[str, int, str], list[np.ndarray]] = {}
 
@@ -86,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
             return [*outputs, mb.add(x=unused, y=stored)]
 
         path = save(tmp_path_factory.mktemp("mil") / "Ops.mlpackage", inputs, build, opset)
-        outputs = list(mil.open(path, "main")(given(inputs)).values())
+        outputs = list(mil.open(path, "main")(feeds(inputs)).values())
         for (case, dtype), count in zip(variants, counts, strict=True):
             values[case.name, opset, dtype] = [outputs.pop(0) for _ in range(count)]
 

@@ -71,7 +71,7 @@ def test_processes_must_see_one_state(tmp_path: Path, steps: list[int]) -> None:
         recipe=recipe(tmp_path / "model", tmp_path),
     )
     if len(set(steps)) == 1:
-        run._refuse_apart(trainer)
+        run.require_same_step(trainer)
         return
     with pytest.raises(PlanError, match=r"at steps 0 and 4: .* on a disk that all of them share"):
-        run._refuse_apart(trainer)
+        run.require_same_step(trainer)

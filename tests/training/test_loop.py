@@ -136,7 +136,7 @@ def test_the_papers_list_in_sd15(norm: str) -> None:
 
     stock = architectures.ARCHITECTURES["sd15"]
     tasks = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)
-    config = upcycle._config(stock, tasks, 4, (768, 768), norm)
+    config = upcycle.mtu_config(stock, tasks, 4, (768, 768), norm)
     with torch.device("meta"):
         unet = mtu.MTUUNet2DConditionModel.from_config(config)
     names = model.trained(unet, "mtu")
