@@ -113,8 +113,9 @@ def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     ],
 )
 def test_published_sizes(architecture: str, narrow: float, whole: float, parameters: int) -> None:
-    task = presets.TASKS["t2i"]["sd"].to_json()
-    config = {**architectures.ARCHITECTURES[architecture], "tasks": [task]}
+    stock = architectures.ARCHITECTURES[architecture]
+    tasks = presets.resolve_tasks(["t2i"], stock)
+    config = upcycle.mtu_config(stock, tasks, 4, (768, 768), "replace")
     family = models.load("mtu")
     source = analysis.Source(folder=Path(), config=config, headers={}, family=family)
     cost = analysis.costs(source, (64, 64))["t2i"]
