@@ -19,7 +19,7 @@ from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle, Manifest
 from mtu_export.bundle.manifest import Text, TextOutput, TokenizerRecord, VerdictRecord
 from mtu_export.checkpoint.layout import tokenizer_folder
-from mtu_export.exporter import budget, compatibility, limits, manifest, resume
+from mtu_export.exporter import budget, collection, compatibility, limits, manifest, resume
 from mtu_export.spec import (
     COMPONENTS,
     CheckpointError,
@@ -47,6 +47,7 @@ def unwatched(stage: str) -> AbstractContextManager[None]:
 
 
 @bundle.refuse_invalid_records()
+@collection.rare_collection()
 def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
     """Write the bundle of ``plan`` to ``plan.out``, whole or not at all.
 
@@ -136,6 +137,8 @@ def _prepare(plan: Plan, watch: Watch) -> _Prepared:
         from mtu_export.bundle import loop_proof  # noqa: F401 (its time is counted here)
         from mtu_export.exporter import component, schedule  # noqa: F401
         from mtu_export.exporter.reference import Reference
+
+        collection.set_aside()
     with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
         scheduler = schedule.load(plan.checkpoint, plan.scheduler)
         baked = schedule.bake(scheduler, plan.steps, required=plan.steps_named)

@@ -12,7 +12,7 @@ from typing import Any
 from mtu_export import bundle, models, targets
 from mtu_export.bundle import PartRecord, denoising, witness
 from mtu_export.checkpoint.layout import PipelineLayout
-from mtu_export.exporter import golden_inputs, manifest, proof
+from mtu_export.exporter import collection, golden_inputs, manifest, proof
 from mtu_export.exporter.reference import Contribution, Reference
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
@@ -119,7 +119,7 @@ def make(job: Job, references: Sequence[Reference]) -> Result:
     captured = _capture(job, source)
     del source  # the modules hold the weights too
     record = _lower(job, captured, cost)
-    gc.collect()  # captured graphs have reference cycles
+    collection.set_aside()  # captured graphs have reference cycles, and the toolchain stays
     part = _prove(job, record, cases, verdicts, cost)
     return Result(part=part, contributions=contributions)
 
