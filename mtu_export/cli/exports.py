@@ -20,6 +20,7 @@ from mtu_export.cli.options import (
 )
 from mtu_export.spec import Interrupted
 from mtu_export.spec.options import FOLD_ONLY, ExportOptions
+from mtu_export.spec.replacing import hidden
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
@@ -35,7 +36,8 @@ def target_command(name: str) -> Callable[..., None]:
         export_options = values(ExportOptions, arguments)
         target_options = values(target.options, arguments)
         options = ExportOptions(target=name, options=target_options, **export_options)
-        _export(options, as_json=as_json, verbose=verbose)
+        with hidden(target.info.unused):  # for the command alone: a program may want them
+            _export(options, as_json=as_json, verbose=verbose)
 
     flags = [*parameters(ExportOptions), *parameters(target.options)]
     _describe(command, flags)

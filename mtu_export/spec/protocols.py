@@ -68,7 +68,8 @@ class TargetInfo:
     names from ``graph.rewrite`` that make its graphs run well, ``multitask_rewrites`` more of them
     for several tasks on shared float weights. ``temporary_copies`` is how many copies of a part
     are on disk beside it while several tasks are written. ``float16_vae``: whether a VAE is
-    float16 under the narrow schemes, as it saves bytes or time there.
+    float16 under the narrow schemes, as it saves bytes or time there. ``unused`` are packages that
+    its toolchain imports where they are installed, and that no export needs.
     """
 
     suffix: str
@@ -79,6 +80,7 @@ class TargetInfo:
     multitask_rewrites: tuple[str, ...] = ()
     temporary_copies: int = 0
     float16_vae: bool = False
+    unused: tuple[str, ...] = ()
 
 
 class Target(Protocol):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,22 +76,72 @@ def test_int8_codes_arrive_bit_for_bit(name: str, mini: MakeMini, tmp_path: Path
         assert any(np.ascontiguousarray(form).tobytes() in data for form in forms), layer
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 @pytest.mark.slow
-def test_a_shared_history_of_nodes_changes_no_byte_and_is_undone(
-    mini: MakeMini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scheme", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["onnx", "executorch"])
+def test_shortcuts_change_no_byte_and_are_undone(
+    name: str, scheme: str, mini: MakeMini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from onnxscript.rewriter import RewriteRule
+    from torch.fx import GraphModule
     from torch.fx.traceback import NodeSource
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    from mtu_export.targets.executorch import lowering
+    def library() -> list[Any]:
+        names = ("recompile", "code", "__str__", "print_readable")
+        return [
+            *(vars(GraphModule)[each] for each in names),
+            vars(NodeSource).get("__deepcopy__"),
+            vars(ONNXRegistry)["from_torchlib"],
+            vars(RewriteRule)["try_rewrite"],
+        ]
 
-    target, files = targets.load("executorch"), []
-    for name in ("shared", "copied"):
-        program, plan, *_ = mini("executorch", "int8")
-        lowered = target.lower(program, plan, tmp_path / name, IDENTITY)
-        files.append((tmp_path / name / lowered.path).read_bytes())
-        assert not hasattr(NodeSource, "__deepcopy__")
-        monkeypatch.setattr(lowering, "_shared_history", nullcontext)
+    target, files, before = targets.load(name), [], library()
+    lowering = importlib.import_module(f"mtu_export.targets.{name}.lowering")
+    for way in ("short", "long"):
+        program, plan, *_ = mini(name, scheme)
+        target.lower(program, plan, tmp_path / way, IDENTITY)
+        files.append(_contents(tmp_path / way))
+        assert library() == before
+        monkeypatch.setattr(lowering, "shortcuts", nullcontext)
+    assert files[0]
     assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_pass_of_xnnpack_runs_where_an_operator_of_its_kind_is() -> None:
+    """The table names passes that exist; one that it does not name always runs."""
+    import torch
+    from executorch.backends.xnnpack._passes import XNNPACKPassManager
+    from executorch.exir import to_edge
+
+    from mtu_export.targets.executorch import shortcuts
+
+    example = (torch.zeros(1, 3),)
+    exported = torch.export.export(torch.nn.Sequential(torch.nn.ReLU()), example)
+    program = to_edge(exported).exported_program()
+    names = {each.__name__ for each in XNNPACKPassManager(program).passes}
+    assert shortcuts.PASSES.keys() <= names
+    finds = {name for name in names if shortcuts.finds_operators(name, program.graph)}
+    assert finds == {"FuseActivationPass", *(names - shortcuts.PASSES.keys())}
+
+
+def test_a_hidden_package_is_as_if_not_installed() -> None:
+    from importlib.util import find_spec
+
+    from mtu_export.spec.replacing import hidden
+
+    name = "lib2to3"  # of the standard library until 3.12; nothing imports it
+    name = name if find_spec(name) else "turtledemo"
+    with hidden([name, "sys"]):
+        assert find_spec(name) is None
+        assert sys.modules["sys"] is sys
+    assert find_spec(name) is not None
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ class CoreML:
         multitask_rewrites=("geglu",),
         temporary_copies=1,
         float16_vae=True,
+        unused=("executorch",),  # its list of operators takes two seconds to read
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"coreml": native, "mil-evaluator": mil}

@@ -6,10 +6,11 @@ import gc
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mtu_export.targets.executorch.shortcuts import shortcuts
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ def write(
         config = EdgeCompileConfig(_check_ir_validity=False)
         manager = EdgeProgramManager(edges, dict(constants), config)
         with path.open("wb") as file:
-            with _shared_history():
+            with shortcuts():
                 program = manager.to_executorch()
             program.write_to_file(file)
     return notes
@@ -58,32 +59,9 @@ def _lowered(method: torch.export.ExportedProgram) -> torch.export.ExportedProgr
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    with _shared_history():
+    with shortcuts():
         edge = to_edge_transform_and_lower(method, partitioner=[XnnpackPartitioner()])
     return edge.exported_program()
-
-
-@contextmanager
-def _shared_history() -> Iterator[None]:
-    """Let the nodes of a graph share their history of passes instead of copying it.
-
-    Each pass gives every node a deep copy of its predecessor's history with one more entry, so time
-    grows with the square of the number of passes: 20 over the graph, then 17 over each delegate.
-    Entries never change once they are made, and the file is the same byte for byte.
-    """
-    from torch.fx.traceback import NodeSource
-
-    def share(self: NodeSource, memo: dict[int, Any]) -> NodeSource:
-        return self
-
-    if hasattr(NodeSource, "__deepcopy__"):  # a later PyTorch defines it, or an outer call
-        yield
-        return
-    NodeSource.__deepcopy__ = share  # pyright: ignore
-    try:
-        yield
-    finally:
-        del NodeSource.__deepcopy__  # pyright: ignore
 
 
 class _ConstantStore:

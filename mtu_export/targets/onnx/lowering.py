@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mtu_export.spec import FloatWeights, Lowered, Plan, Program, TensorSpec, ToolchainError
 from mtu_export.targets.onnx.running import last_line
+from mtu_export.targets.onnx.shortcuts import shortcuts
 from mtu_export.targets.onnx.stock import io_names, repeated_outputs, write_configs
 from mtu_export.targets.onnx.writing import Writer
 
@@ -113,7 +114,7 @@ def _skeleton(
 
     inputs, outputs = ([spec.name for spec in side] for side in signature)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), shortcuts():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 exported,
