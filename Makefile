@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines optimum schema testdata mil-mutations \
-  coreml-ladder shared shapes clean
+  coreml-ladder shared shapes export-times clean
 
 setup: $(VENV)/.installed
 
@@ -126,6 +126,11 @@ coreml-ladder: setup
 ## Four tasks on one set of weights against one -> benchmarks/results/shared.* (two hours, 16 GB).
 shared: setup
 	$(BIN)/python benchmarks/shared.py
+
+## Time of one export of the embedded model -> benchmarks/results/export_times.* (10 minutes); with
+## TREES="before=DIR now=." other checkouts take turns with it.
+export-times: setup
+	$(BIN)/python benchmarks/export_times.py $(TREES)
 
 ## Train the small world's models on a CPU -> benchmarks/results/shapes_small.* (hours, resumable).
 shapes: setup
