@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_THRESHOLDS = (20_000, 20, 20)
+_THRESHOLDS = (10_000, 10, 10)
 """Python's own are 700, 10 and 10: a captured graph has a million objects."""
 
 

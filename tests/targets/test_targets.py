@@ -83,10 +83,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
-@pytest.mark.parametrize("name", ["onnx", "executorch"])
+@pytest.mark.parametrize("name", ["onnx", "coreml", "executorch"])
 def test_shortcuts_change_no_byte_and_are_undone(
     name: str, scheme: str, mini: MakeMini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from coremltools.converters.mil.mil import Program
     from onnxscript.rewriter import RewriteRule
     from torch.fx import GraphModule
     from torch.fx.traceback import NodeSource
@@ -99,12 +100,15 @@ def test_shortcuts_change_no_byte_and_are_undone(
             vars(NodeSource).get("__deepcopy__"),
             vars(ONNXRegistry)["from_torchlib"],
             vars(RewriteRule)["try_rewrite"],
+            vars(Program)["validate"],
         ]
 
     target, files, before = targets.load(name), [], library()
-    lowering = importlib.import_module(f"mtu_export.targets.{name}.lowering")
+    module = "converting" if name == "coreml" else "lowering"
+    lowering = importlib.import_module(f"mtu_export.targets.{name}.{module}")
     for way in ("short", "long"):
         program, plan, *_ = mini(name, scheme)
+        (tmp_path / way).mkdir()
         target.lower(program, plan, tmp_path / way, IDENTITY)
         files.append(_contents(tmp_path / way))
         assert library() == before

@@ -19,6 +19,7 @@ from mtu_export.spec import (
     first_line,
 )
 from mtu_export.targets.coreml import multifunction, package
+from mtu_export.targets.coreml.shortcuts import shortcuts
 
 if TYPE_CHECKING:
     import torch
@@ -102,23 +103,26 @@ def _convert(
     dtypes = {"float32": np.float32, "int32": np.int32}
     half = _compute_dtype(plan.scheme) == "float16"
     try:
-        ct.convert(
-            exported,
-            convert_to="mlprogram",
-            inputs=[
-                ct.TensorType(name=spec.name, shape=spec.shape, dtype=dtypes[spec.dtype])
-                for spec in inputs
-            ],
-            outputs=[ct.TensorType(name=spec.name, dtype=dtypes[spec.dtype]) for spec in outputs],
-            minimum_deployment_target=ct.target[plan.options.deployment_target],
-            compute_precision=(
-                ct.transform.FP16ComputePrecision(op_selector=_computes_in_half(upcast))
-                if half
-                else ct.precision.FLOAT32
-            ),
-            skip_model_load=True,
-            package_dir=str(path),
-        )
+        with shortcuts():
+            ct.convert(
+                exported,
+                convert_to="mlprogram",
+                inputs=[
+                    ct.TensorType(name=spec.name, shape=spec.shape, dtype=dtypes[spec.dtype])
+                    for spec in inputs
+                ],
+                outputs=[
+                    ct.TensorType(name=spec.name, dtype=dtypes[spec.dtype]) for spec in outputs
+                ],
+                minimum_deployment_target=ct.target[plan.options.deployment_target],
+                compute_precision=(
+                    ct.transform.FP16ComputePrecision(op_selector=_computes_in_half(upcast))
+                    if half
+                    else ct.precision.FLOAT32
+                ),
+                skip_model_load=True,
+                package_dir=str(path),
+            )
     except MemoryError:
         raise
     except Exception as error:
