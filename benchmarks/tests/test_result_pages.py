@@ -77,3 +77,25 @@ def test_shared(tmp_path: Path) -> None:
     )
     assert f"| sd15 | onnx | int8 | {figures.format('not run')} |" in page
     assert f"| sd15 | onnx | fp32 | {figures.format('1.500')} |" in page
+
+
+def export_times_row(tree: str, target: str, cpu_s: float) -> dict[str, Any]:
+    figures = {"cpu_s": cpu_s, "wall_s": cpu_s + 1}
+    key = {"target": target, "scheme": "int8", "parts": "all", "tree": tree, "commit": f"c-{tree}"}
+    return {**key, **figures, "rounds": [figures] * 3}
+
+
+def test_export_times(tmp_path: Path) -> None:
+    """Rows that a run does not measure stay, and a tree that was not measured is an empty cell."""
+    rows = [
+        export_times_row("before", "onnx", 60.0),
+        export_times_row("now", "onnx", 15.0),
+        export_times_row("now", "coreml", 20.25),
+    ]
+    write(tmp_path / "export_times.json", {"machine": {}, "rows": rows})
+    run("export_times.py", tmp_path, "--rounds", "0")
+    assert json.loads((tmp_path / "export_times.json").read_text("utf-8"))["rows"] == rows
+    page = (tmp_path / "export_times.md").read_text("utf-8")
+    assert "| onnx | int8 | all | 60.0 s (61.0 s) | 15.0 s (16.0 s) | 15 s | 3 |" in page
+    assert "| coreml | int8 | all |  | 20.2 s (21.2 s) | 15 s | 3 |" in page
+    assert "Commits: before c-before, now c-now." in page
