@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -205,9 +206,9 @@ class Config(StockConfig):
 
     @model_validator(mode="after")
     def _validate_experts(self) -> Config:
-        names = [task.name for task in self.tasks]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(task.name for task in self.tasks)
+        for name, count in names.items():
+            if count > 1:
                 raise refused(f"task {shown(name)} appears twice")
         if self.task_norm == "stacked" and {*names} & {"weight", "bias"}:
             raise refused(

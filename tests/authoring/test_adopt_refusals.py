@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mtu_export.authoring.adopt import adopt, mapping
 from mtu_export.spec import CheckpointError, PlanError
+from mtu_export.testing.campaigns.mutations.values import ODD
 from tests.support.foreign import BLOCK, FF, ZERO, example, put, stacked_state
 
 
@@ -97,6 +99,27 @@ JOIN = {"axis": 0, "by": "a"}
 def test_a_wrong_map_is_refused(document: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         mapping.parse(document)
+
+
+def places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield place
+    items = node.items() if isinstance(node, dict) else ()
+    for key, value in enumerate(node) if isinstance(node, list) else items:
+        yield from places(value, (*place, key))
+
+
+@pytest.mark.parametrize("place", list(places(example()))[1:], ids=str)
+def test_an_odd_value_anywhere_is_legal_or_one_printable_line(place: tuple[Any, ...]) -> None:
+    for value in ODD:
+        document = node = copy.deepcopy(example())
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = value
+        try:
+            mapping.parse(document)
+        except PlanError as error:
+            assert str(error).isprintable()
+            assert len(str(error)) < 1000
 
 
 @pytest.mark.parametrize(
