@@ -121,7 +121,7 @@ def pictures(
             embeddings: Tensor = embeddings,
             empty: Tensor = empty,
         ) -> np.ndarray:
-            latent, outputs = torch.from_numpy(x), []
+            latent, outputs = torch.from_numpy(x).view(len(embeddings), 4, *x.shape[2:]), []
             for branch in sampler.branches(scales):
                 wide = latent
                 if full is not None:
@@ -129,9 +129,11 @@ def pictures(
                     wide = torch.cat([latent, shown], 1)
                 text = embeddings if branch.text else empty
                 outputs.append(denoise(wide, timestep, text).numpy())
-            return sampler.guide(scales, outputs)
+            return sampler.guide(scales, outputs).reshape(x.shape)
 
         start_noise = noise(parts, range(start, start + len(batch)), world.side)
-        *_, last = sampler.latents(table, start_noise, guided)
-        pictures_.append(parts.decoded(torch.from_numpy(last)))
+        # the loop is of one latent: the cases' channels stand side by side in it
+        side_by_side = start_noise.reshape(1, -1, *start_noise.shape[2:])
+        *_, last = sampler.latents(table, side_by_side, guided)
+        pictures_.append(parts.decoded(torch.from_numpy(last).view(start_noise.shape)))
     return torch.cat(pictures_)

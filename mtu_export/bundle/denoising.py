@@ -23,7 +23,8 @@ class Request:
     """What a picture is made of.
 
     ``image`` [1, 3, H, W] in −1..1 and ``mask`` [1, 1, H, W] of 0 and 1 where the task's
-    conditioning has them; ``noise`` [1, C, h, w] normal; ``guidance`` replaces the task's scales.
+    conditioning has them; ``noise`` is normal, of the shape that ``sampler.start`` takes;
+    ``guidance`` replaces the task's scales.
     """
 
     prompt: str
@@ -119,9 +120,13 @@ def decode(session: Session, spec: TensorSpec, latent: np.ndarray, scaling: floa
     return image
 
 
-def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Normal float32 noise of a seed: numpy's PCG64, the same on every machine."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+def noise(shape: tuple[int, ...], seed: int, passes: int = 0) -> np.ndarray:
+    """Normal float32 noise [1 + passes, C, h, w] of a seed, for a latent's ``shape`` [1, C, h, w].
+
+    numpy's PCG64, the same on every machine, in one stream: that of the start, then pass by pass
+    (``Schedule.draws`` says how many take noise).
+    """
+    return np.random.default_rng(seed).standard_normal((shape[0] + passes, *shape[1:]), np.float32)
 
 
 def named(constants: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -109,7 +109,8 @@ def _after_each_pass(
     for index, x in enumerate(golden.starts if golden.outputs else golden.starts[:1]):
         m = sampler.ask(denoise, x, schedule, index)
         states = [(x, m), *golden.states_before(index)]
-        after.append(sampler.advance(schedule.passes[index], states))
+        noise = sampler.fresh(schedule, golden.request.noise, index)
+        after.append(sampler.advance(schedule.passes[index], states, noise))
         outputs.append(m)
     return after, outputs[0]
 

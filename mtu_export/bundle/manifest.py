@@ -328,13 +328,13 @@ class ScheduleRecord(Record):
         passes = tuple(
             Pass(timestep=p.timestep, input_scale=p.input_scale, x=p.x, m=p.m) for p in self.passes
         )
-        return Schedule(init_noise_sigma=self.init_noise_sigma, passes=passes)
+        return Schedule(start_noise=self.init_noise_sigma, passes=passes)
 
     @classmethod
     def of(cls, schedule: Schedule) -> ScheduleRecord:
         """The record of a schedule; inverse of :meth:`schedule`."""
         passes = tuple(PassRecord(**asdict(each)) for each in schedule.passes)
-        return cls(init_noise_sigma=schedule.init_noise_sigma, passes=passes)
+        return cls(init_noise_sigma=schedule.start_noise, passes=passes)
 
 
 class Golden(Record):

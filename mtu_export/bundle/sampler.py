@@ -86,9 +86,39 @@ State = tuple[np.ndarray, np.ndarray]
 """x before a pass and the guided m of that pass, float32 [1, C, h, w] each."""
 
 
-def start(schedule: Schedule, noise: np.ndarray) -> np.ndarray:
-    """x before the first pass; ``noise`` is standard normal."""
-    return np.float32(schedule.init_noise_sigma) * noise.astype(np.float32)
+def start(schedule: Schedule, noise: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
+    """x before the first pass, float32 [1, C, h, w].
+
+    ``noise`` is standard normal, [1 + P, C, h, w] for P passes, or [1, C, h, w] where none draws;
+    ``picture`` is the scaled latent [1, C, h, w] of a picture, where the schedule starts from one.
+    Both coefficients are rounded to float32; the sum is formed in float64 and rounded once. Raises
+    ``PlanError`` for other shapes, and for a picture that is missing or not taken.
+    """
+    _check_noise(schedule, noise)
+    first = noise[:1].astype(np.float32).astype(np.float64)
+    if schedule.strength is None:
+        if picture is not None:
+            raise PlanError("this schedule starts from noise alone and takes no picture")
+        return (np.float64(np.float32(schedule.start_noise)) * first).astype(np.float32)
+    if picture is None or picture.shape != first.shape:
+        got = "none" if picture is None else str(list(picture.shape))
+        raise PlanError(f"the start takes a picture's latent {list(first.shape)}, got {got}")
+    total = np.float64(np.float32(schedule.start_noise)) * first
+    total += np.float64(np.float32(schedule.start_picture)) * picture.astype(np.float64)
+    return total.astype(np.float32)
+
+
+def _check_noise(schedule: Schedule, noise: np.ndarray) -> None:
+    """Refuse noise of another number of arrays than the passes take, and of another rank."""
+    counts = {1 + len(schedule.passes), 1 + schedule.draws}
+    if noise.ndim != 4 or len(noise) not in counts:
+        legal = " or ".join(f"[{count}, C, h, w]" for count in sorted(counts))
+        raise PlanError(f"the noise must be {legal}, got {list(noise.shape)}")
+
+
+def fresh(schedule: Schedule, noise: np.ndarray, index: int) -> np.ndarray | None:
+    """n_{index+1}, the noise [1, C, h, w] of a pass; None where no pass draws any."""
+    return noise[index + 1 : index + 2] if schedule.draws else None
 
 
 def ask(denoise: Denoise, x: np.ndarray, schedule: Schedule, index: int) -> np.ndarray:
@@ -107,8 +137,12 @@ def ask(denoise: Denoise, x: np.ndarray, schedule: Schedule, index: int) -> np.n
     return m.astype(np.float32)
 
 
-def advance(step: Pass, history: Iterable[State]) -> np.ndarray:
-    """x after a pass, from the states up to and with this pass, newest first."""
+def advance(step: Pass, history: Iterable[State], noise: np.ndarray | None = None) -> np.ndarray:
+    """x after a pass, from the states up to and with this pass, newest first.
+
+    ``noise`` [1, C, h, w] is the pass's own; raises ``PlanError`` where the pass draws and it is
+    missing or has another shape.
+    """
     terms = [
         a * x.astype(np.float64) + b * m.astype(np.float64)
         for a, b, (x, m) in zip(step.x, step.m, history, strict=False)
@@ -116,22 +150,29 @@ def advance(step: Pass, history: Iterable[State]) -> np.ndarray:
     total = np.zeros(terms[0].shape, np.float64)
     for term in terms:
         total += term
+    if step.noise:
+        if noise is None or noise.shape != total.shape:
+            got = "none" if noise is None else str(list(noise.shape))
+            raise PlanError(f"the pass takes noise {list(total.shape)}, got {got}")
+        total += step.noise * noise.astype(np.float64)
     return total.astype(np.float32)
 
 
 def trajectory(
-    schedule: Schedule, noise: np.ndarray, denoise: Denoise
+    schedule: Schedule, noise: np.ndarray, denoise: Denoise, picture: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the guided m of each pass and x after it; see :func:`ask` for errors."""
-    x = start(schedule, noise)
+    """Yield the guided m of each pass and x after it; see :func:`start`, :func:`ask` for errors."""
+    x = start(schedule, noise, picture)
     history: deque[State] = deque(maxlen=HISTORY)
     for index, step in enumerate(schedule.passes):
         m = ask(denoise, x, schedule, index)
         history.appendleft((x, m))
-        x = advance(step, history)
+        x = advance(step, history, fresh(schedule, noise, index))
         yield m, x
 
 
-def latents(schedule: Schedule, noise: np.ndarray, denoise: Denoise) -> Iterator[np.ndarray]:
+def latents(
+    schedule: Schedule, noise: np.ndarray, denoise: Denoise, picture: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Yield x after each pass, float32 [1, C, h, w]; the last is the result."""
-    return (x for _, x in trajectory(schedule, noise, denoise))
+    return (x for _, x in trajectory(schedule, noise, denoise, picture))

@@ -97,7 +97,7 @@ class Reference:
         size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
         return denoising.Request(
             prompt=PROMPT if self.task.prompt is None else self.task.prompt,
-            noise=denoising.noise(shape, plan.seed),
+            noise=denoising.noise(shape, plan.seed, self.schedule.draws),
             steps=self.steps,
             image=golden_inputs.pictures(size, plan.seed)[0] if task.needs_image else None,
             mask=golden_inputs.mask(size) if task.needs_mask else None,

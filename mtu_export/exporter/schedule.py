@@ -21,6 +21,7 @@ from mtu_export import checkpoint
 from mtu_export.exporter.probe import (
     CONFIG_FILE,
     SHORT_NAMES,
+    Start,
     pristine_copy,
     probe,
     prove,
@@ -154,7 +155,7 @@ def bake(scheduler: Any, counts: Sequence[int], *, required: bool) -> Baked:
     refusals: dict[int, PlanError] = {}
     for steps in sorted({GOLDEN_STEPS, *counts}):
         try:
-            baked[steps] = _table(pristine, steps)
+            baked[steps] = _writable(pristine, _table(pristine, steps))
         except PlanError as error:
             if required and steps in counts:
                 raise
@@ -168,6 +169,14 @@ def bake(scheduler: Any, counts: Sequence[int], *, required: bool) -> Baked:
     )
 
 
+def _writable(scheduler: Any, schedule: Schedule) -> Schedule:
+    """A table that a manifest has keys for; raises ``Unsupported`` for one with fresh noise."""
+    if schedule.draws:
+        name = type(scheduler).__name__
+        raise Unsupported(f"{name} draws noise, which no bundle holds; choose from: {SHORT_NAMES}")
+    return schedule
+
+
 def tables(scheduler: Any, counts: Sequence[int]) -> dict[int, Schedule]:
     """One schedule for each step count; see :func:`table` for errors. No counts: ``PlanError``."""
     if not counts:
@@ -176,28 +185,32 @@ def tables(scheduler: Any, counts: Sequence[int]) -> dict[int, Schedule]:
     return {steps: _table(pristine, steps) for steps in sorted(set(counts))}
 
 
-def table(scheduler: Any, steps: int) -> Schedule:
+def table(scheduler: Any, steps: int, strength: float | None = None) -> Schedule:
     """The coefficients of every pass for this step count, for the denoiser's raw output.
 
-    Raises ``PlanError`` for a count below 1 or above the training's, and ``Unsupported`` for a
-    scheduler that is not linear (clipping, thresholding), draws noise, adds an offset, looks
-    more than four passes back or cannot do this count.
+    With ``strength`` in (0, 1] the loop starts inside the schedule, from a picture's latent and
+    noise, as img2img pipelines of diffusers do. Raises ``PlanError`` for a count below 1 or above
+    the training's and for a strength that is out of range or leaves no pass, and ``Unsupported``
+    for a scheduler that is not linear (clipping, thresholding), draws other noise than standard
+    normal, adds an offset, looks more than four passes back or cannot do this count.
     """
-    return _table(pristine_copy(scheduler), steps)
+    return _table(pristine_copy(scheduler), steps, strength)
 
 
-def _table(pristine: Any, steps: int) -> Schedule:
+def _table(pristine: Any, steps: int, strength: float | None = None) -> Schedule:
     name = type(pristine).__name__
     _check_count(pristine, steps)
+    _check_strength(strength)
+    start = Start(steps, strength)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(0)
-            schedule = probe(pristine, steps)
-            prove(pristine, steps, schedule)
+            schedule = probe(pristine, start)
+            prove(pristine, start, schedule)
     except (PlanError, CheckpointError, MemoryError):
         raise
     except Exception as error:  # a step that wants other arguments, or cannot do this count
-        raise Unsupported(f"{name} cannot do {steps} steps here: {reason(error)}") from None
+        raise Unsupported(f"{name} cannot do {start.label} here: {reason(error)}") from None
     return schedule
 
 
@@ -206,3 +219,10 @@ def _check_count(scheduler: Any, steps: int) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         name = type(scheduler).__name__
         raise PlanError(f"{name}: steps must be 1 to {most}, got {shown(steps)}")
+
+
+def _check_strength(strength: float | None) -> None:
+    """Refuse what is no number in (0, 1]; None is a start from noise alone."""
+    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if strength is not None and not (number and 0 < strength <= 1):
+        raise PlanError(f"strength must be above 0 and at most 1, got {shown(strength)}")

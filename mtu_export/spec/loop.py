@@ -1,7 +1,8 @@
 """The denoising loop as numbers: what a scheduler does at each pass, whoever runs it.
 
 With m the guided output of the denoiser on ``input_scale · x`` at ``timestep``, pass i is
-``x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}``, k = 0..3 (runtime/README.md, "The loop").
+``x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k} + noise·n_{i+1}``, k = 0..3, where n_0, n_1, ... are
+independent standard normal (runtime/README.md, "The loop").
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ def _require(value: float, name: str, *, positive: bool = False) -> None:
 class Pass:
     """One pass: where the denoiser is asked, and the coefficients, newest first.
 
-    Raises ``BundleError`` for what is no finite number and for other than four coefficients.
+    ``noise`` is the coefficient of fresh standard normal noise, 0 where the pass draws none. Raises
+    ``BundleError`` for what is no finite number and for other than four coefficients.
     """
 
     timestep: float
     input_scale: float
     x: tuple[float, ...]
     m: tuple[float, ...]
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.timestep, "timestep")
         _require(self.input_scale, "input_scale", positive=True)
+        _require(self.noise, "noise")
         for name, values in (("x", self.x), ("m", self.m)):
             if len(values) != HISTORY:
                 raise BundleError(f"{name} must be {HISTORY} numbers, got {len(values)}")
@@ -55,17 +59,26 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The passes of one step count; x_0 is ``init_noise_sigma`` times standard normal noise.
+    """The passes of one step count and start: ``x_0 = start_noise·n_0 + start_picture·p``.
 
-    Raises ``BundleError`` for no pass, for more than 10,000, and for a pass that looks back
+    n_0 is standard normal noise and p the scaled latent of a picture; ``start_picture`` is 0 for a
+    start from noise alone. ``strength`` is the one that the start was asked for with, in (0, 1], or
+    None. Raises ``BundleError`` for no pass, for more than 10,000, and for a pass that looks back
     before the start.
     """
 
-    init_noise_sigma: float
+    start_noise: float
     passes: tuple[Pass, ...]
+    start_picture: float = 0.0
+    strength: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.init_noise_sigma, "init_noise_sigma", positive=True)
+        _require(self.start_noise, "start_noise", positive=True)
+        _require(self.start_picture, "start_picture")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise BundleError(f"strength must be above 0 and at most 1, got {self.strength}")
+        if self.strength is None and self.start_picture:
+            raise BundleError("start_picture needs a strength")
         if not 1 <= len(self.passes) <= MOST_PASSES:
             raise BundleError(f"passes must be 1 to {MOST_PASSES:,}, got {len(self.passes):,}")
         for index, step in enumerate(self.passes[: HISTORY - 1]):
@@ -77,10 +90,15 @@ class Schedule:
         """How many pairs (x, m) the loop must keep."""
         return max(step.depth for step in self.passes)
 
+    @property
+    def draws(self) -> int:
+        """How many arrays of noise the passes take besides n_0: one each, or none at all."""
+        return len(self.passes) if any(step.noise for step in self.passes) else 0
+
     def to_json(self) -> dict[str, Any]:
         """The entry of a manifest; as plain JSON."""
         return {
-            "init_noise_sigma": self.init_noise_sigma,
+            "init_noise_sigma": self.start_noise,
             "passes": [
                 {
                     "timestep": step.timestep,

@@ -82,7 +82,7 @@ def test_a_wrong_coefficient_would_show() -> None:
         m=step.m,
     )
     passes = (*table.passes[:9], bent, *table.passes[10:])
-    wrong = Schedule(init_noise_sigma=table.init_noise_sigma, passes=passes)
+    wrong = Schedule(start_noise=table.start_noise, passes=passes)
     last = list(sampler.latents(wrong, NOISE, fake_numpy))[-1]
     assert psnr(by_diffusers(scheduler, 20)[1][-1], last) < FLOOR_DB
 
@@ -118,10 +118,10 @@ def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
                 m=tuple(map(float, b)),
             )
         )
-    table = Schedule(init_noise_sigma=float(random.uniform(0.5, 15)), passes=tuple(passes))
+    table = Schedule(start_noise=float(random.uniform(0.5, 15)), passes=tuple(passes))
     noise = random.standard_normal((1, 2, 3, 3)).astype(np.float32)
     latents = list(sampler.latents(table, noise, lambda x, t: np.tanh(x + t).astype(np.float32)))
-    x: list[np.ndarray] = [table.init_noise_sigma * noise.astype(np.float64)]
+    x: list[np.ndarray] = [table.start_noise * noise.astype(np.float64)]
     m: list[np.ndarray] = []
     for i, step in enumerate(passes):
         m.append(np.tanh(step.input_scale * x[i] + step.timestep))

@@ -38,7 +38,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
         passes.append(
             Pass(timestep=coefficients.timestep, input_scale=coefficients.input_scale, x=x, m=m)
         )
-    return Schedule(init_noise_sigma=draw(POSITIVE), passes=tuple(passes))
+    return Schedule(start_noise=draw(POSITIVE), passes=tuple(passes))
 
 
 BAD = st.sampled_from(

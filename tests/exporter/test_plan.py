@@ -188,7 +188,7 @@ def test_tables_that_leave_the_manifest_no_room_are_refused(passes: int) -> None
     long = (1 / 3, -1 / 3, 0.0, 0.0)
     first = Pass(timestep=999.0, input_scale=1 / 3, x=(1 / 3, 0.0, 0.0, 0.0), m=(1 / 3, 0, 0, 0))
     rest = [Pass(timestep=1 / 3, input_scale=1 / 3, x=long, m=long)] * (passes - 1)
-    tables = {passes: Schedule(init_noise_sigma=1.0, passes=(first, *rest))}
+    tables = {passes: Schedule(start_noise=1.0, passes=(first, *rest))}
     if passes == 5_000:
         limits.require_tables_fit(tables)
     else:

@@ -169,29 +169,6 @@ def test_plms_is_read_as_it_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "EulerAncestralDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "LCMScheduler",
-        "DDPMScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-    ],
-)
-def test_noise_is_refused(name: str) -> None:
-    with pytest.raises(Unsupported, match=f"{name} draws noise"):
-        schedule.table(schedule.load(None, name), 8)
-
-
-def test_noise_of_an_sde_solver_is_refused(tmp_path: Path) -> None:
-    config = {**SD, "_class_name": "DPMSolverMultistepScheduler"}
-    folder = folder_with(tmp_path, {**config, "algorithm_type": "sde-dpmsolver++"})
-    with pytest.raises(Unsupported, match="draws noise"):
-        schedule.table(schedule.load(folder, None), 8)
-
-
-@pytest.mark.parametrize(
     ("change", "cause"),
     [
         ({"clip_sample": True}, "clip_sample is on"),

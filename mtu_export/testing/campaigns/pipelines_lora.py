@@ -75,7 +75,7 @@ def pass_by_diffusers(pipe: Any) -> np.ndarray:
 def pass_by_us(loop: runner.Loop) -> np.ndarray:
     """The same output of a bundle: its first latent under a schedule of one pass."""
     only = Pass(timestep=500.0, input_scale=1.0, x=(0.0,) * 4, m=(1.0, 0.0, 0.0, 0.0))
-    schedule = Schedule(init_noise_sigma=1.0, passes=(only,))
+    schedule = Schedule(start_noise=1.0, passes=(only,))
     request = denoising.Request(
         prompt=pipelines.PROMPT,
         noise=pipelines.noise(),
