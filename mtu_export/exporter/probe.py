@@ -160,8 +160,8 @@ def _start_coefficients(pristine: Any, start: Start) -> tuple[float, float]:
     noise, picture = torch.eye(3, dtype=torch.float64)[:2].reshape(2, 1, 3, 1, 1)
     n, p, offset = _begin(scheduler, timesteps[0], noise, picture).reshape(-1).tolist()
     if not math.isfinite(n + p) or offset:
-        name = type(scheduler).__name__
-        raise Unsupported(f"{name}, {start.label}: the start is not linear or not finite")
+        what = "not linear" if math.isfinite(n + p) else "not finite"
+        raise Unsupported(f"{type(scheduler).__name__}, {start.label}: the start is {what}")
     return n, p
 
 
@@ -301,6 +301,8 @@ def prove(pristine: Any, start: Start, schedule: Schedule) -> None:
     if start.strength is not None:
         expected = _begin(scheduler, timesteps[0], noise, picture)
     actual = noise * schedule.start_noise + picture * schedule.start_picture
+    if not _near(actual - expected, expected.abs().amax((1, 2, 3))):
+        raise Unsupported(f"{type(scheduler).__name__}, {start.label}: the start is not linear")
     history: deque[_State] = deque(maxlen=HISTORY)
     exact_history: deque[_State] = deque(maxlen=HISTORY)
     for index, (step, t) in enumerate(zip(schedule.passes, timesteps, strict=True)):

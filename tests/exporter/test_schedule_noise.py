@@ -190,6 +190,15 @@ class Private(diffusers.DDIMScheduler):
         return (result + np.random.default_rng(0).standard_normal(),)
 
 
+class Seeded(diffusers.DDIMScheduler):
+    """A step whose noise has a seed of PyTorch's, as Brownian trees have."""
+
+    def step(self, *words: Any, **named: Any) -> Any:
+        result = super().step(*words, **named)[0]
+        seed = int(torch.randint(0, 2**31, ()))
+        return (result + np.random.default_rng(seed).standard_normal(),)
+
+
 class Squared(diffusers.DDIMScheduler):
     """A step that is linear in noise for impulses, which are 0 and 1, and for nothing else."""
 
@@ -224,6 +233,7 @@ class Kept(diffusers.DDIMScheduler):
     [
         (Uniform, "draws noise that is not standard normal"),
         (Filled, "draws noise that is not standard normal"),
+        (Seeded, "draws noise that is not standard normal"),
         (Twice, "Twice draws noise twice in a pass"),
         (Row, r"Row draws noise of shape \[1\]"),
         (Private, "zero in does not give zero out"),
