@@ -254,7 +254,7 @@ class Idle(diffusers.DDIMScheduler):
 
     def step(self, *words: Any, **named: Any) -> Any:
         result = super().step(*words, **named)[0]
-        torch.rand(3), torch.randn(result.shape)
+        _ = torch.rand(3), torch.randn(result.shape)
         return (result,)
 
 
