@@ -20,7 +20,7 @@ LATENT = (1, 4, 16, 16)
 SD = dict(schedule.SD_DEFAULT)
 V = {"prediction_type": "v_prediction"}
 SPACINGS = ("leading", "linspace", "trailing")
-SPACED = [
+SPACED: list[Any] = [
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -28,8 +28,8 @@ SPACED = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
+    pytest.param("KDPM2AncestralDiscreteScheduler", marks=pytest.mark.slow),
+    pytest.param("KDPM2DiscreteScheduler", marks=pytest.mark.slow),
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "SASolverScheduler",

@@ -63,13 +63,14 @@ def test_the_loop_is_that_of_the_scheduler_from_the_same_start(name: str, streng
 @pytest.mark.parametrize("steps", [4, 7, 20, 50])
 @pytest.mark.parametrize("strength", [0.29, 0.5, 0.57, 0.8, 0.999, 1.0])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "HeunDiscreteScheduler", "PNDMScheduler"])
-def test_the_passes_are_those_of_the_img2img_pipeline(
-    name: str, steps: int, strength: float
+@pytest.mark.parametrize("kind", ["StableDiffusion", "StableDiffusionXL"])
+def test_the_passes_are_those_of_the_img2img_pipelines(
+    kind: str, name: str, steps: int, strength: float
 ) -> None:
     scheduler = scheduler_of(name)
     scheduler.set_timesteps(steps)
     pipeline: Any = SimpleNamespace(scheduler=scheduler)
-    get_timesteps = diffusers.StableDiffusionImg2ImgPipeline.get_timesteps
+    get_timesteps = getattr(diffusers, f"{kind}Img2ImgPipeline").get_timesteps
     expected, _ = get_timesteps(pipeline, steps, strength, None)
     table = schedule.table(scheduler_of(name), steps, strength)
     assert [step.timestep for step in table.passes] == [float(t) for t in expected]
