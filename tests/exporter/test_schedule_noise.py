@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from mtu_export.bundle import denoising, sampler
 from mtu_export.bundle.metrics import psnr
-from mtu_export.exporter import schedule
+from mtu_export.exporter import probe, schedule
 from mtu_export.spec import Schedule, Unsupported
 from tests.support.scheduler_loop import by_scheduler, fake_numpy
 
@@ -102,6 +103,22 @@ def test_a_wrong_noise_coefficient_would_show() -> None:
     assert psnr(expected, swapped) < 40
 
 
+@pytest.mark.parametrize("key", ["noise", "start_noise", "start_picture"])
+def test_the_proof_finds_a_coefficient_that_is_a_little_off(key: str) -> None:
+    """By 1e-4; the same proof takes the table as it was probed."""
+    pristine = probe.pristine_copy(scheduler_of("EulerAncestralDiscreteScheduler"))
+    start = probe.Start(8, 0.5)
+    table = schedule.table(pristine, 8, 0.5)
+    probe.prove(pristine, start, table)
+    if key == "noise":
+        bent = replace(table.passes[1], noise=table.passes[1].noise * 1.0001)
+        table = replace(table, passes=(table.passes[0], bent, *table.passes[2:]))
+    else:
+        table = replace(table, **{key: getattr(table, key) * 1.0001})
+    with pytest.raises(Unsupported, match="not linear"):
+        probe.prove(pristine, start, table)
+
+
 # -------------------------------------------------------------------------------- coefficients
 
 
@@ -141,6 +158,26 @@ def test_tcd_takes_the_eta_of_its_step() -> None:
     lcm, tcd = (schedule.table(scheduler_of(f"{n}Scheduler"), 4) for n in ("LCM", "TCD"))
     for a, b in zip(lcm.passes[:-1], tcd.passes[:-1], strict=True):
         assert 0 < b.noise < a.noise
+
+
+class Stochastic(diffusers.DDIMScheduler):
+    """DDIM with an eta of 1; no config says it."""
+
+    def step(self, *words: Any, **named: Any) -> Any:
+        return super().step(*words, eta=1.0, **named)
+
+
+def test_ddim_with_eta_gives_the_published_coefficients() -> None:
+    """Song et al. 2021, equation 16."""
+    scheduler: Any = Stochastic.from_config(SD)
+    table = schedule.table(scheduler, 20)
+    assert last_psnr(scheduler, table, 20) >= FLOOR_DB
+    alphas = scheduler.alphas_cumprod.double()
+    for step in table.passes:
+        t = int(step.timestep)
+        now, then = alphas[t], alphas[t - 50] if t >= 50 else alphas[0]
+        sigma = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        assert step.noise == pytest.approx(float(sigma), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpm++2m", "pndm", "unipc"])
@@ -231,9 +268,9 @@ class Kept(diffusers.DDIMScheduler):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Uniform, "draws noise that is not standard normal"),
-        (Filled, "draws noise that is not standard normal"),
-        (Seeded, "draws noise that is not standard normal"),
+        (Uniform, "draws noise otherwise than by one torch.randn"),
+        (Filled, "draws noise otherwise than by one torch.randn"),
+        (Seeded, "draws noise otherwise than by one torch.randn"),
         (Twice, "Twice draws noise twice in a pass"),
         (Row, r"Row draws noise of shape \[1\]"),
         (Private, "zero in does not give zero out"),
