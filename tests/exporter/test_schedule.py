@@ -345,6 +345,3 @@ def test_a_value_set_after_loading_counts() -> None:
     plain = schedule.table(scheduler, 4)
     scheduler.register_to_config(prediction_type="v_prediction")
     assert schedule.table(scheduler, 4) != plain
-
-
-# ---------------------------------------------------------------------------------------- JSON

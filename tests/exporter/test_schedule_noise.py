@@ -163,8 +163,8 @@ def test_tcd_takes_the_eta_of_its_step() -> None:
 class Stochastic(diffusers.DDIMScheduler):
     """DDIM with an eta of 1; no config says it."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        return super().step(*words, eta=1.0, **named)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return super().step(*args, eta=1.0, **kwargs)
 
 
 def test_ddim_with_eta_gives_the_published_coefficients() -> None:
@@ -192,46 +192,46 @@ def test_no_noise_where_the_step_draws_none(name: str) -> None:
 class Uniform(diffusers.DDIMScheduler):
     """A step that draws uniform noise."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        return (super().step(*words, **named)[0] + torch.rand(1),)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return (super().step(*args, **kwargs)[0] + torch.rand(1),)
 
 
 class Filled(diffusers.DDIMScheduler):
     """A step that draws normal noise in place."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         return (result + torch.empty_like(result).normal_(),)
 
 
 class Twice(diffusers.DDIMScheduler):
     """A step that draws two arrays of noise."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         return (result + torch.randn(result.shape) + torch.randn(result.shape),)
 
 
 class Row(diffusers.DDIMScheduler):
     """A step that draws one number for the whole sample."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        return (super().step(*words, **named)[0] + torch.randn((1,)),)
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return (super().step(*args, **kwargs)[0] + torch.randn((1,)),)
 
 
 class Private(diffusers.DDIMScheduler):
     """A step whose noise comes from another library's generator."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         return (result + np.random.default_rng(0).standard_normal(),)
 
 
 class Seeded(diffusers.DDIMScheduler):
     """A step whose noise has a seed of PyTorch's, as Brownian trees have."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         seed = int(torch.randint(0, 2**31, ()))
         return (result + np.random.default_rng(seed).standard_normal(),)
 
@@ -239,28 +239,28 @@ class Seeded(diffusers.DDIMScheduler):
 class Squared(diffusers.DDIMScheduler):
     """A step that is linear in noise for impulses, which are 0 and 1, and for nothing else."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         return (result + torch.randn(result.shape) ** 2,)
 
 
 class Scaled(diffusers.DDIMScheduler):
     """A step whose noise has the sample's size, pixel by pixel."""
 
-    def step(self, model_output: Any, timestep: Any, sample: Any, **named: Any) -> Any:
-        result = super().step(model_output, timestep, sample, **named)[0]
+    def step(self, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
+        result = super().step(model_output, timestep, sample, **kwargs)[0]
         return (result + torch.randn(result.shape) * sample,)
 
 
 class Kept(diffusers.DDIMScheduler):
     """A step that adds the noise of the pass before it."""
 
-    def set_timesteps(self, *words: Any, **named: Any) -> None:
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.kept: Any = 0.0
-        super().set_timesteps(*words, **named)
+        super().set_timesteps(*args, **kwargs)
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         result, self.kept = result + self.kept, torch.randn(result.shape, dtype=result.dtype)
         return (result,)
 
@@ -289,8 +289,8 @@ def test_other_noise_is_refused(kind: type[Any], reason: str) -> None:
 class Idle(diffusers.DDIMScheduler):
     """A step that draws in every way and uses nothing of it."""
 
-    def step(self, *words: Any, **named: Any) -> Any:
-        result = super().step(*words, **named)[0]
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().step(*args, **kwargs)[0]
         _ = torch.rand(3), torch.randn(result.shape)
         return (result,)
 

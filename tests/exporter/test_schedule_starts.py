@@ -134,8 +134,8 @@ class Bent(diffusers.DDIMScheduler):
 class Shifted(diffusers.DDIMScheduler):
     """A start that adds a constant."""
 
-    def add_noise(self, *words: Any, **named: Any) -> Any:
-        return super().add_noise(*words, **named) + 1e-3
+    def add_noise(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_noise(*args, **kwargs) + 1e-3
 
 
 @pytest.mark.parametrize("kind", [Bent, Shifted])

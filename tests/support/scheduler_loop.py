@@ -53,7 +53,7 @@ def by_scheduler(
         own = wide[index + 1 : index + 2]
 
         def draw(
-            *words: Any, own: torch.Tensor = own, dtype: torch.dtype | None = None, **named: Any
+            *args: Any, own: torch.Tensor = own, dtype: torch.dtype | None = None, **kwargs: Any
         ) -> torch.Tensor:
             return own.to(dtype or torch.float32)
 
