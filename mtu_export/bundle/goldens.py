@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtu_export.bundle.paths import inside
+from mtu_export.bundle.paths import GOLDENS, inside
 from mtu_export.spec import Arrays, BundleError
 
 if TYPE_CHECKING:
     from mtu_export.bundle import Bundle
     from mtu_export.spec import TensorSpec
 
-GOLDENS = "goldens.safetensors"
 CONSTANTS = "constants.safetensors"
 CASES = 3
 """Golden cases of a part and task."""
@@ -52,15 +51,16 @@ def write_goldens(
     }
     for task, arrays in (loops or {}).items():
         tensors |= {f"{_LOOP}/{task}/{name}": value for name, value in arrays.items()}
-    _save(tensors, folder / GOLDENS)
+    save_tensors(tensors, folder / GOLDENS)
 
 
 def write_constants(folder: Path, constants: Arrays) -> None:
     """Write what does not depend on the user's prompt: embeddings of fixed prompts, sizes."""
-    _save(constants, folder / CONSTANTS)
+    save_tensors(constants, folder / CONSTANTS)
 
 
-def _save(tensors: Arrays, path: Path) -> None:
+def save_tensors(tensors: Arrays, path: Path) -> None:
+    """Write a safetensors file."""
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)

@@ -23,6 +23,8 @@ def files_of(path: Path) -> list[Path]:
         raise BundleError(f"{path} is a link: refused")
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise BundleError(f"{path} is a special file: refused")
     files = []
     for entry in path.rglob("*"):
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
@@ -36,7 +38,8 @@ def sha256(path: Path) -> str:
     """Hash of a file; of a folder, that of its files by relative path (:func:`sha256_of`)."""
     if path.is_dir():
         return sha256_of({f.relative_to(path).as_posix(): f for f in files_of(path)})
-    with path.open("rb") as stream:
+    (file,) = files_of(path)  # opening a pipe would wait for a writer
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
+from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName, first_line
 from mtu_export.storage import atomic_file
 
 FILTERS: Mapping[str, Image.Resampling] = {
@@ -112,7 +112,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     not applied. Raises ``PlanError`` for no pixels.
     """
     _check_size(image, "the image")
-    upright = ImageOps.exif_transpose(image)
+    upright = _turned(image)
     if upright.mode.startswith("I"):
         wide = np.clip(np.asarray(upright).astype(np.int32), 0, 65_535)
         upright = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
@@ -125,11 +125,27 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", seen.size, _WHITE), seen).convert("RGB")
 
 
+def _turned(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF data says it is to be shown."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise _damaged_exif(error) from None
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of a picture, turned as its EXIF says."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise _damaged_exif(error) from None
     width, height = image.size
     return (height, width) if turned else (width, height)
+
+
+def _damaged_exif(error: Exception) -> PlanError:
+    """The error for EXIF data on which Pillow raises whatever it does."""
+    return PlanError(f"the EXIF data of the image is damaged: {first_line(error)}")
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mtu_export.bundle.hashes import is_finder_file
 from mtu_export.spec import BundleError
 
-MANIFEST = "manifest.json"
+MANIFEST, GOLDENS = "manifest.json", "goldens.safetensors"
 
 
 def names_of(relative: str) -> list[str]:

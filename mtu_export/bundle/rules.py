@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mtu_export.bundle.manifest import Manifest, PartRecord
-from mtu_export.bundle.paths import MANIFEST, names_of
+from mtu_export.bundle.paths import GOLDENS, MANIFEST, names_of
 from mtu_export.spec import BundleError, Schedule
+
+LARGEST_PART, LARGEST_GOLDENS, LARGEST_FILE = 64 * 10**9, 4 * 10**9, 256 * 10**6
+"""Bytes of a part, of the goldens, and of any other file or folder of ``files``."""
 
 
 def require_references(manifest: Manifest) -> dict[int, Schedule]:
@@ -19,6 +22,7 @@ def require_references(manifest: Manifest) -> dict[int, Schedule]:
     _require_unique("task", (task.name for task in manifest.tasks))
     _require_unique("tokenizer", (tokenizer.path for tokenizer in manifest.tokenizers))
     _require_paths(manifest)
+    _require_sizes(manifest)
     if manifest.image.range != (-1, 1):
         raise BundleError(f"{MANIFEST}: image.range: must be [-1, 1]")
     for index, part in enumerate(manifest.parts):
@@ -54,6 +58,20 @@ def _require_paths(manifest: Manifest) -> None:
             outer = "/".join(names[:count])
             if outer in paths:
                 raise BundleError(f"{MANIFEST}: path {path[:80]!r} lies within {outer[:80]!r}")
+
+
+def _require_sizes(manifest: Manifest) -> None:
+    """No file is so large that its hash takes hours; a hole in a file costs nothing to write."""
+    for index, part in enumerate(manifest.parts):
+        _require_at_most(part.bytes, LARGEST_PART, f"parts[{index}]")
+    for index, file in enumerate(manifest.files):
+        most = LARGEST_GOLDENS if file.path == GOLDENS else LARGEST_FILE
+        _require_at_most(file.bytes, most, f"files[{index}]")
+
+
+def _require_at_most(size: int, most: int, where: str) -> None:
+    if size > most:
+        raise BundleError(f"{MANIFEST}: {where}.bytes: must be at most {most:,}, got {size:,}")
 
 
 def _require_entries(manifest: Manifest, part: PartRecord, where: str) -> None:

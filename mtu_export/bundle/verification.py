@@ -17,6 +17,7 @@ from mtu_export.spec import (
     Runtime,
     RuntimeUnavailable,
     Scheme,
+    Structure,
     Task,
     ToolchainError,
     Verdict,
@@ -98,6 +99,9 @@ def _verify_loop(
     verdicts = prove_loop(source, task, floor, runtime)
     if not verdicts and recorded is not None:
         raise BundleError(f"{bundle.GOLDENS} has no loop/{task.name}, which the export ran")
+    if not verdicts and {*source.needs(task.name)} <= {part.component for part in source.parts}:
+        labels = {"component": PIPELINE, "task": task.name, "stage": PASSES, "floor_db": least}
+        verdicts = [metrics.not_run(**labels, reason=f"{bundle.GOLDENS} holds no loop of it")]
     return [_with_recorded_floor(verdict, recorded, least) for verdict in verdicts]
 
 
@@ -134,6 +138,7 @@ def prove_part(
 ) -> list[Verdict]:
     """Check a part's structure, then run it in each runtime; compare two that ran."""
     structure = structure_of(target, part, task)
+    _require_label(target, part, structure)
     _check_cases(part, task, cases)
     stage, entry = stage_of(SCHEMES[part.scheme.name]), part.entry_of(task)
     labels = {"component": part.component, "task": task, "floor_db": floor_db}
@@ -163,6 +168,22 @@ def prove_part(
             metrics.judge(results[0][1], outputs, **labels, stage=RUNTIMES, runner=pair)
         )
     return verdicts
+
+
+def _require_label(target: str, part: Part, structure: Structure) -> None:
+    """Refuse a scheme that the file contradicts: the label chooses the floor."""
+    info, where = targets.load(target).info, f"{bundle.MANIFEST}: {part.component}"
+    integer = isinstance(SCHEMES[part.scheme.name].weights, IntWeights)
+    if (
+        integer
+        and info.integer_operators
+        and not {*info.integer_operators} & {*structure.operators}
+    ):
+        raise BundleError(
+            f"{where}: its scheme is {part.scheme.name}, the file has no such weights"
+        )
+    if part.scheme.activations == "dynamic_int8" and not info.int8_activations:
+        raise BundleError(f"{where}: {target} quantises no activations")
 
 
 def _check_cases(part: Part, task: str, cases: Cases) -> None:

@@ -69,7 +69,9 @@ class TargetInfo:
     for several tasks on shared float weights. ``temporary_copies`` is how many copies of a part
     are on disk beside it while several tasks are written. ``float16_vae``: whether a VAE is
     float16 under the narrow schemes, as it saves bytes or time there. ``unused`` are packages that
-    its toolchain imports where they are installed, and that no export needs.
+    its toolchain imports where they are installed, and that no export needs. Integer weights show
+    in one of ``integer_operators``, where its structure can tell; ``int8_activations``: whether it
+    quantises activations too.
     """
 
     suffix: str
@@ -81,6 +83,8 @@ class TargetInfo:
     temporary_copies: int = 0
     float16_vae: bool = False
     unused: tuple[str, ...] = ()
+    integer_operators: tuple[str, ...] = ()
+    int8_activations: bool = False
 
 
 class Target(Protocol):

@@ -7,6 +7,7 @@ and hostile manifests need no checkpoint and no PyTorch.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,12 @@ def write(folder: Path, name: str = "edit", batch: int = 1) -> Path:
         "proof": [],
     }
     bundle.write_manifest(folder, bundle.validated(bundle.Manifest, json.dumps(manifest)))
+    return folder
+
+
+def copy(source: Path, folder: Path) -> Path:
+    """A bundle to forge."""
+    shutil.copytree(source, folder)
     return folder
 
 

@@ -71,6 +71,7 @@ class CoreML:
         multitask_rewrites=("geglu",),
         temporary_copies=1,
         float16_vae=True,
+        integer_operators=converting.CONSTEXPR,
         unused=("executorch",),  # its list of operators takes two seconds to read
     )
     options = Options

@@ -71,6 +71,7 @@ class ExecuTorch:
         supports={"fp32": Support(memory=3.0), "int8": Support(memory=1.1)},
         rewrites=("attention", "geglu", "group_norm"),
         temporary_copies=1,
+        int8_activations=True,
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"executorch": running}

@@ -54,6 +54,7 @@ class Onnx:
         },
         multitask_rewrites=("geglu", "gate_weight"),
         float16_vae=True,
+        integer_operators=("DequantizeLinear",),
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"onnxruntime": running}

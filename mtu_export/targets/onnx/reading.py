@@ -83,6 +83,9 @@ def read(path: Path, entry: str) -> onnx.ModelProto:
     domains = {node.domain for node in nodes(model.graph)} | {i.domain for i in model.opset_import}
     if model.functions or model.training_info or not domains <= {"", "ai.onnx"}:
         raise BundleError(f"{entry}: operators that are not ONNX's own")
+    inner = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    if any(a.type in inner for node in nodes(model.graph) for a in node.attribute):
+        raise BundleError(f"{entry}: a loop or a branch, which no export writes and may never end")
     for tensor in tensors(model.graph):
         _check_location(tensor, path, entry)
     return model
@@ -114,7 +117,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
+                if inner.ByteSize():
                     yield from _graphs(inner)
 
 
