@@ -23,7 +23,7 @@ from mtu_export.cli.options import (
     print_json,
     values,
 )
-from mtu_export.spec import ParityError, PlanError, Verdict
+from mtu_export.spec import ParityError, PlanError, ToolchainError, Verdict
 from mtu_export.spec.options import VerifyOptions
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ def _verify(bundles: list[Path], options: VerifyOptions, as_json: bool, verbose:
     failure = metrics.failure([verdict for _, verdicts in results for verdict in verdicts])
     if failure is not None:
         raise ParityError(f"parity below the floor: {failure}")
+    for opened, verdicts in results:
+        if all(verdict.runner is None for verdict in verdicts):
+            reasons = {str(verdict.reason).partition(";")[0]: None for verdict in verdicts}
+            raise ToolchainError(f"nothing of {opened.folder} ran here: {'; '.join(reasons)}")
 
 
 def _recorded(bundle: Bundle) -> list[Verdict]:

@@ -232,6 +232,10 @@ def test_alphas_as_trainers_store_them(
         ({"alpha_pattern": [1]}, "alpha_pattern must be an object"),
         ({"alpha_pattern": {"to_q": "x"}}, "to_q must be a number"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern '(' is not a usable pattern"),
+        (
+            {"rank_pattern": {"(.?){60}x" + str(i): 1 for i in range(1300)}},
+            "rank_pattern has too many long patterns",
+        ),
         ({"alpha_pattern": {r"(a)\1": 1}}, "is not a usable pattern: invalid escape"),
     ],
 )

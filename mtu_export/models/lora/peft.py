@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ _LARGEST = 1e6
 _MOST_PATTERNS = 4096
 _LARGEST_PROGRAM = 1_000_000
 """Most instructions of all compiled patterns together: the cost of matching, per character."""
+_PLAIN = re.compile(r"[\w.-]+", re.ASCII)
+"""A layer's name: the automaton of such a pattern is as small as its text."""
+_LARGEST_WILD = 2_000
+"""As ``_LARGEST_PROGRAM``, of patterns that are no names."""
 _VARIANT_KEYS = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -139,6 +144,7 @@ def _patterns(fields: Mapping[str, Any], key: str, where: str) -> tuple[tuple[Pa
     if not isinstance(values, dict) or len(values) > _MOST_PATTERNS:
         raise CheckpointError(f"{where}: {key} must be an object of layers and numbers")
     compiled: list[tuple[Pattern, float]] = []
+    wild = 0
     for source, value in values.items():
         try:
             pattern = compile_pattern(source, r"(.*\.)?({})$")
@@ -146,7 +152,11 @@ def _patterns(fields: Mapping[str, Any], key: str, where: str) -> tuple[tuple[Pa
             raise CheckpointError(
                 f"{where}: {key} {shown(source)} is not a usable pattern: {error}"
             ) from None
+        wild += 0 if _PLAIN.fullmatch(source) else pattern.programsize
         compiled.append((pattern, _number({source: value}, source, f"{where}: {key}")))
-    if sum(pattern.programsize for pattern, _ in compiled) > _LARGEST_PROGRAM:
+    if (
+        sum(pattern.programsize for pattern, _ in compiled) > _LARGEST_PROGRAM
+        or wild > _LARGEST_WILD
+    ):
         raise CheckpointError(f"{where}: {key} has too many long patterns")
     return tuple(compiled)

@@ -15,7 +15,6 @@ from mtu_export.spec.replacing import replaced
 
 _PASSES_READ_IN = "1.5.1"
 PASSES = {
-    "ConstPropPass": ("quantize",),
     "Conv1dUnsqueezePass": ("convolution",),
     "ConvertToLinearPass": ("mm",),
     "ConvertToSDPAPass": ("softmax",),

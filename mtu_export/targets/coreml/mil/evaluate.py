@@ -42,6 +42,7 @@ from mtu_export.targets.coreml.mil.program import (
     Operand,
     Operation,
     constants,
+    require_shallow_constants,
 )
 
 DTYPES = {
@@ -281,6 +282,7 @@ def _steps(function: Function) -> list[_Step]:
     ]
     read_later, steps = set(function.outputs), []
     lazy = {op.outputs[0].name for op, *_ in bound if op.kind.startswith("constexpr_")}
+    require_shallow_constants(function)
     for operation, operator, data, plain in reversed(bound):
         names = [name for operands in data.values() for name in _names(operands)]
         if operation.outputs and operation.outputs[0].name in lazy and set(names) - lazy:

@@ -268,3 +268,27 @@ def constants(operation: Operation) -> Iterator[Constant]:
     """The constants that an operation reads."""
     for operands in operation.operands.values():
         yield from (operand for operand in operands if isinstance(operand, Constant))
+
+
+_MOST_UNPACKED = 64
+"""Operations to unpack one constant; packages of coremltools have one or two."""
+
+
+def require_shallow_constants(function: Function) -> None:
+    """Refuse constants of constants that take too many operations to unpack.
+
+    They are unpacked where they are read, so each level may double the work. Raises
+    ``BundleError``.
+    """
+    counts: dict[str, int] = {}
+    for operation in function.operations:
+        if not operation.kind.startswith("constexpr_") or not operation.outputs:
+            continue
+        operands = (each for values in operation.operands.values() for each in values)
+        names = (each for each in operands if isinstance(each, str))
+        count = 1 + sum(counts.get(name, 0) for name in names)
+        if count > _MOST_UNPACKED:
+            raise BundleError(
+                f"{function.package}: {operation.name[:80]!r} is a constant of too many others"
+            )
+        counts[operation.outputs[0].name] = count
