@@ -12,7 +12,7 @@ PYTHONS := 3.11 3.12 3.13
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
-  executorch-fp16 mutations schedulers pipelines optimum schema testdata mil-mutations \
+  executorch-fp16 mutations schedulers pipelines dense optimum schema testdata mil-mutations \
   coreml-ladder shared shapes export-times clean
 
 setup: $(VENV)/.installed
@@ -98,13 +98,17 @@ schedulers: setup
 schema: setup
 	$(BIN)/python benchmarks/schema.py
 
-## A bundle below 1 MB, a request and its result -> runtime/testdata
+## A bundle, a request and its result, vectors for readers in every language -> runtime/testdata
 testdata: setup
-	$(BIN)/python benchmarks/testdata.py
+	$(BIN)/python -m benchmarks.testdata
 
 ## Whole loops against diffusers' pipelines, and a LoRA -> benchmarks/results/pipelines.*
 pipelines: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pipelines.py
+
+## Dense pipelines of every kind against diffusers' own -> benchmarks/results/dense.*
+dense: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py
 
 ## ONNX bundles opened by optimum-onnx in an environment of its own -> benchmarks/results/optimum.*
 optimum: setup $(OPTIMUM)/.installed

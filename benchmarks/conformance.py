@@ -105,7 +105,7 @@ def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str,
         return row | {"error": done.stderr.strip().splitlines()[-1]}
     result = json.loads(done.stdout)
     row["bytes"] = result["bytes"]
-    row["parts"] = {part["component"]: part["bytes"] for part in result["parts"]}
+    row["parts"] = {part["name"]: part["bytes"] for part in result["parts"]}
     row["proof"] = {_column(v): v["psnr_db"] for v in result["proof"]}
     row["runner"] = result["proof"][-1]["runner"]
     row["reason"] = result["proof"][-1]["reason"]
@@ -115,7 +115,7 @@ def measure(architecture: str, target: str, scheme: str, task: str) -> dict[str,
 
 
 def _column(verdict: dict[str, Any]) -> str:
-    return "folded" if verdict["rung"] == "folded" else verdict["component"]
+    return "folded" if verdict["stage"] == "folded" else verdict["part"]
 
 
 def page(rows: list[dict[str, Any]]) -> str:

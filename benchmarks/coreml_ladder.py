@@ -44,8 +44,8 @@ def export(arguments: list[str], out: Path) -> dict[str, Any]:
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}
     result = json.loads(done.stdout)
-    proof = [verdict for verdict in result["proof"] if verdict["rung"] != "folded"]
-    row["db"] = {verdict["component"]: verdict["psnr_db"] for verdict in proof}
+    proof = [verdict for verdict in result["proof"] if verdict["stage"] != "folded"]
+    row["db"] = {verdict["part"]: verdict["psnr_db"] for verdict in proof}
     row["runner"], row["versions"] = proof[-1]["runner"], result["versions"]
     row["operators"] = dict(operators(out))
     return row

@@ -17,12 +17,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtu_export import models, targets
+from mtu_export import targets
 from mtu_export.authoring import upcycle
 from mtu_export.bundle import metrics
-from mtu_export.exporter import golden_inputs, options
+from mtu_export.exporter import options
+from mtu_export.exporter.reference import Reference
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.targets import executorch
 from mtu_export.targets.executorch import lowering, running
 
@@ -47,7 +49,7 @@ def measure(
 ) -> dict[str, Any]:
     """Lower one graph, run it, count."""
     task = plan.tasks[0].name
-    program = capture.capture("unet", {task: graph})
+    program = capture.capture(UNET, {task: graph})
     names = {
         "inputs": [spec.name for spec in graph.inputs],
         "outputs": [spec.name for spec in graph.outputs],
@@ -88,12 +90,15 @@ def main() -> None:
 def compare(model: Path, name: str) -> dict[str, Any]:
     """One task of a checkpoint in fp32 and in fp16."""
     plan = options.resolve(target="executorch", model=model, task=name, out="none")
-    family, task = models.load(plan.family), plan.tasks[0]
-    folded = family.specialise(family.load(plan.checkpoint), [task])[task.name].module
+    live, task = plan.model.load(UNET), plan.tasks[0]
+    specialised = live.specialise([task])
+    assert specialised is not None, "a dense checkpoint is not folded: name an MTU one"
+    folded = specialised[task.name].module
     rewrite.apply(folded, targets.load("executorch").info.rewrites)
     quantize.quantize([folded], plan.scheme)
-    graph = family.graph(folded, plan, task)
-    cases = golden_inputs.goldens(graph.inputs, task, plan)
+    graph = live.graph(task, plan.size, plan.batch, folded)
+    reference = Reference(plan, task, None, None)
+    cases = reference.golden_inputs(reference.flow.call(UNET), graph)
     expected = capture.run(graph, cases)
     with tempfile.TemporaryDirectory() as folder:
         full = measure(graph, cases, expected, plan, Path(folder, "fp32.pte"))

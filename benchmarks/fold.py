@@ -19,7 +19,7 @@ import torch
 
 from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
-from mtu_export.models import mtu
+from mtu_export.models.mtu import network as mtu
 
 TASKS = ("t2i", "edit", "sr", "inpaint", "fill")
 
@@ -42,13 +42,12 @@ def given(unet: Any, task: str, kind: torch.dtype) -> dict[str, Any]:
 
 def measure(folder: Path, task: str, kind: torch.dtype) -> tuple[float, float]:
     """Largest block error, and PSNR of the whole UNet in dB."""
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
+    unet = mtu.load(folder)
     unet = unet.double() if kind is torch.float64 else unet
     values = given(unet, task, kind)
     with torch.no_grad():
         want = unet(**values, task=task).sample
-        folded = mtu.specialise(pipeline, [unet.task(task)])[task]
+        folded = mtu.specialise(unet, [unet.task(task)])[task]
         got = folded.module(**values).sample
     return max(folded.errors.values()), psnr(want.numpy(), got.numpy())
 

@@ -24,7 +24,8 @@ from PIL import Image
 
 from mtu_export import bundle
 from mtu_export.authoring import upcycle
-from mtu_export.bundle import denoising, runner
+from mtu_export.bundle import runner, sampler
+from mtu_export.bundle.evaluation import Request
 from mtu_export.bundle.metrics import psnr
 from mtu_export.spec import Guidance
 
@@ -70,7 +71,7 @@ def by_us(folder: Path, noise: Path, out: Path) -> tuple[np.ndarray, np.ndarray]
     arguments = ["run", str(folder), "-o", str(out), "--prompt", PROMPT, "--noise", str(noise)]
     mtu_export(*arguments, "--steps", str(STEPS), "--guidance", str(GUIDANCE))
     loop = runner.open_loop(bundle.read(folder))
-    request = denoising.Request(
+    request = Request(
         prompt=PROMPT,
         noise=np.load(noise),
         steps=STEPS,
@@ -102,7 +103,8 @@ def measure(
     folder = export(*case, work)
     loop = runner.open_loop(bundle.read(folder))
     noise = work / f"{folder.name}-noise.npy"
-    np.save(noise, denoising.noise((1, *loop.latent), SEED))
+    assert loop.latent is not None
+    np.save(noise, sampler.noise((1, *loop.latent), SEED))
     theirs = work / f"{folder.name}-optimum"
     versions = by_optimum(python, folder, noise, theirs)
     ours_png = work / f"{folder.name}-ours.png"

@@ -97,7 +97,7 @@ def wholes(results: dict[str, Any]) -> list[str]:
         if row["exit"]:
             lines.append(f"{head}| refused | | |")
             continue
-        loop = {v["component"]: v["psnr_db"] for v in row["proof"]}["pipeline"]
+        loop = {v["part"]: v["psnr_db"] for v in row["proof"]}["pipeline"]
         shown = "not run" if loop is None else f"{loop:.1f} dB"
         unet = row["parts"]["unet"]["bytes"]
         lines.append(f"{head}| {unet / 1e6:.0f} MB | {row['bytes'] / 1e6:.0f} MB | {shown} |")

@@ -23,10 +23,10 @@ import diffusers
 import numpy as np
 import torch
 
-from mtu_export.bundle import denoising, sampler
+from mtu_export.bundle import sampler
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import schedule
-from mtu_export.spec import MtuExportError
+from mtu_export.spec import MtuExportError, Pass
 from mtu_export.spec.catalog import BAKED_STEPS
 
 OFFERED = ("ddim", "euler", "dpm++2m", "dpm++2m-karras", "pndm", "unipc")
@@ -67,9 +67,13 @@ def by_diffusers(scheduler: Any, steps: int, noise: np.ndarray) -> Iterator[np.n
 def measure(scheduler: Any, steps: int) -> dict[str, Any]:
     """One row; raises an error of ours where the scheduler is no table."""
     table = schedule.table(scheduler, steps)
-    noise = denoising.noise(LATENT, 0, len(table.passes))
+    noise = sampler.noise((1 + len(table.passes), *LATENT[1:]), 0)
     expected = list(by_diffusers(scheduler, steps, noise))
-    latents = list(sampler.latents(table, noise, lambda x, t: fake(torch.from_numpy(x), t).numpy()))
+
+    def ask(x: np.ndarray, step: Pass) -> np.ndarray:
+        return fake(torch.from_numpy(x), step.timestep).numpy()
+
+    latents = list(sampler.latents(table, noise, ask))
     db = [psnr(a, b) for a, b in zip(expected, latents, strict=True)]
     return {
         "passes": len(table.passes),

@@ -85,7 +85,7 @@ def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) 
     if result["exit"]:
         return result | {"error": next((x for x in lines if x.startswith("error: ")), "killed")}
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
-    unet = next(part for part in manifest["parts"] if part["component"] == "unet")
+    unet = next(part for part in manifest["parts"] if part["name"] == "unet")
     timed = [re.fullmatch(r"✓ (.+?)(?: (\d+) s)?", line) for line in lines]
     files = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
     graphs = {str(p.relative_to(out)): n for p, n in files.items() if p.suffix in _GRAPHS}
@@ -99,9 +99,9 @@ def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) 
         "golden_bytes": (out / "goldens.safetensors").stat().st_size,
         "bundle_bytes": sum(files.values()),
         "db": {
-            f"{v['component']}/{v['task']}": v["psnr_db"]
+            f"{v['part']}/{v['task']}": v["psnr_db"]
             for v in manifest["proof"]
-            if v["rung"] != "folded"
+            if v["stage"] != "folded"
         },
         "versions": manifest["versions"],
     }

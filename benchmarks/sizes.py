@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +104,22 @@ def fresh(model: str, height: str, width: str, task: str, out: str) -> None:
     """Write three inputs and the live-router model's outputs for one task to ``out``."""
     from safetensors.numpy import save_file
 
-    from mtu_export import models
     from mtu_export.exporter import golden_inputs, options
     from mtu_export.graph import capture
+    from mtu_export.models.pipeline.layout import UNET
 
     resolved = options.resolve(
         target="onnx", model=model, task=task, height=int(height), width=int(width), out="none"
     )
-    family, first_task = models.load(resolved.family), resolved.tasks[0]
-    pipeline = family.load(resolved.checkpoint)
-    graph = family.graph(pipeline.components["unet"], resolved, first_task)
-    cases = golden_inputs.goldens(
-        graph.inputs, first_task, replace(resolved, seed=FRESH_SEED), (), FRESH
+    opened, first_task = resolved.model, resolved.tasks[0]
+    graph = opened.load(UNET).graph(first_task, resolved.size, resolved.batch)
+    cases = golden_inputs.of_pass(
+        graph.inputs,
+        opened.flow(first_task).call(UNET).inputs,
+        opened.inputs(first_task),
+        opened.constants(first_task, resolved.size),
+        FRESH_SEED,
+        timesteps=FRESH,
     )
     tensors = {}
     for i, pair in enumerate(zip(cases, capture.run(graph, cases), strict=True)):
@@ -201,7 +204,7 @@ def whole(root: Path, architecture: str, target: str, scheme: str, task: str) ->
         return row
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     row["parts"] = {
-        part["component"]: {
+        part["name"]: {
             "bytes": part["bytes"],
             "parameters": part["cost"]["parameters"],
             "scheme": part["scheme"]["name"],
@@ -268,7 +271,7 @@ def _wholes(rows: list[dict[str, Any]]) -> list[str]:
         if row["exit"]:
             lines.append(f"{key}| exit {row['exit']}: {row['error']} | | | |")
             continue
-        proof = {v["component"]: v["psnr_db"] for v in row["proof"] if v["rung"] != "folded"}
+        proof = {v["part"]: v["psnr_db"] for v in row["proof"] if v["stage"] != "folded"}
         sizes = {**row["parts"], "pipeline": {"bytes": row["bytes"], "scheme": row["scheme"]}}
         for name, part in sizes.items():
             value = proof.get(name)

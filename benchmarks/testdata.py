@@ -1,6 +1,8 @@
-"""Make runtime/testdata: a whole bundle of random weights, a request, and what comes of it.
+"""Make runtime/testdata: a bundle of random weights, a request and its result, shared vectors.
 
-    python benchmarks/testdata.py
+    python -m benchmarks.testdata [--vectors]
+
+With ``--vectors`` the bundle and its request stay as they are, and the vectors are made anew.
 
 Everything is seeded; but for the date and the versions in the manifest, and the last bits of
 floating point, the same comes out everywhere. README.md in runtime/ says what each file is for.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,14 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from benchmarks.vectors import fits, hostile, loops, tokens
 from mtu_export import bundle, exporter
 from mtu_export.authoring import upcycle
-from mtu_export.bundle import denoising, images, runner, tokenizer
+from mtu_export.bundle import images, runner, sampler, tokenizer
+from mtu_export.bundle.evaluation import Request
 from mtu_export.exporter import options
+from mtu_export.models.mtu import presets
+from mtu_export.testing.noise import noise_vectors
 
 HERE = Path(__file__).parent.parent / "runtime" / "testdata"
 NAME = "edit-onnx-int8"
@@ -34,22 +41,7 @@ FILES = {
     "noise": "noise.npy",
     "picture": "expected.png",
     "tensors": "expected.safetensors",
-    "tokens": "tokens.json",
 }
-TEXTS = (
-    "",
-    "a photo of a red circle on a blue table",
-    PROMPT,
-    "  A  photo\tof\na RED\u00a0cat ",
-    "the cat's dog'll, it'S 12 ½ ²",
-    "cafe\u0301 café İstanbul ß ΟΔΟΣ \u1e9b\u0323",
-    "<|endoftext|> <|startoftext|>x<|ENDOFTEXT|>! !wow! ''s !!",
-    "中文 日本語 한국어 العربية हिन्दी",
-    "👩‍👩‍👧 \u200b\ufeff \x00\x01 \x85 \u2028 \x1c",
-    "photo " * 75,
-    "photo " * 75 + "of a Red CAFÉ",
-    "x" * 300,
-)
 
 
 def drawing() -> Image.Image:
@@ -63,17 +55,20 @@ def drawing() -> Image.Image:
 
 
 def make_bundle(out: Path) -> bundle.Bundle:
-    """Export `edit` of a random checkpoint, int8, with tables for 4 and 20 steps."""
+    """Export `edit` of a random checkpoint, int8, with tables for 4 and 6 steps."""
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "tiny-half"
-        upcycle.write_random("tiny-half", source, tasks=["edit"], seed=SEED)
+        task = Path(temporary) / "edit.json"
+        edit = presets.TASKS["edit"]["sd"].to_json()
+        task.write_text(json.dumps({**edit, "steps": 4}), "utf-8")
+        upcycle.write_random("tiny-half", source, tasks=[str(task)], seed=SEED)
         settings: dict[str, Any] = {
             "target": "onnx",
             "task": "edit",
             "scheme": "int8",
             "seed": SEED,
         }
-        settings |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 20), "force": True}
+        settings |= {"height": HEIGHT, "width": WIDTH, "bake_steps": (4, 6), "force": True}
         return exporter.export(options.resolve(model=source, out=out, **settings))
 
 
@@ -83,44 +78,71 @@ def make_request(exported: bundle.Bundle) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown after a quarter turn clockwise
     drawing().save(HERE / FILES["image"], exif=exif)
-    request = denoising.Request(
+    assert loop.latent is not None
+    fitted = images.fit(images.read(HERE / FILES["image"]), WIDTH, HEIGHT)
+    request = Request(
         prompt=PROMPT,
-        noise=denoising.noise((1, *loop.latent), SEED),
+        noise=sampler.noise((1, *loop.latent), SEED),
         steps=4,
-        image=images.fit(images.read(HERE / FILES["image"]), WIDTH, HEIGHT),
+        pictures={"image": fitted},
     )
-    assert request.image is not None
+    assert request.noise is not None
     latents, picture = runner.generate(loop, request)
     clip = tokenizer.load(exported.folder / "tokenizer")
-    tensors = {"noise": request.noise, "image": request.image, "ids": clip.encode(PROMPT)[0]}
+    tensors = {"noise": request.noise, "image": fitted, "ids": clip.encode(PROMPT)[0]}
     tensors |= {f"latents/{i}": x for i, x in enumerate(latents)}
     save_file({**tensors, "picture": picture}, HERE / FILES["tensors"])
     np.save(HERE / FILES["noise"], request.noise)
     images.save(picture, HERE / FILES["picture"])
-    texts = [(text, *clip.encode(text)) for text in TEXTS]
-    tokens = [{"text": text, "ids": ids[0].tolist(), "cut": cut} for text, ids, cut in texts]
-    dump("tokens.json", tokens)
     request_ = {"task": loop.task.name, "prompt": PROMPT, "steps": request.steps, "seed": SEED}
     request_ |= {"runner": loop.runner}
     dump("request.json", {**FILES, **request_})
 
 
+def make_vectors() -> None:
+    """Write what readers in every language are compared with."""
+    folder = HERE / NAME
+    dump("tokens.json", tokens.make(folder / "tokenizer", PROMPT))
+    dump("noise.json", noise_vectors())
+    dump("hostile.json", hostile.make(folder))
+    cases, tensors = loops.make()
+    dump("loops.json", cases)
+    save_file(tensors, HERE / "loops.safetensors")
+    listed, expected, files = fits.make()
+    dump("fits.json", listed)
+    save_file(expected, HERE / "fits.safetensors")
+    (HERE / "fits").mkdir(exist_ok=True)
+    for name, array in files.items():
+        (HERE / name).write_bytes(array.tobytes())
+
+
 def dump(name: str, document: dict[str, Any] | list[Any]) -> None:
     """Write JSON with one entry a line, ASCII alone."""
+    (HERE / name).write_text(lines(document) + "\n", "utf-8")
+
+
+def lines(document: Any) -> str:
+    """JSON with a line for each entry, and for each object of a list in it."""
+
+    def text(value: Any) -> str:
+        nested = isinstance(value, list) and value and isinstance(value[0], dict)
+        return lines(value) if nested else json.dumps(value, separators=(",", ":"))
+
     if isinstance(document, dict):
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items()]
-        text = "{\n" + ",\n".join(lines) + "\n}\n"
-    else:
-        text = "[\n" + ",\n".join(map(json.dumps, document)) + "\n]\n"
-    (HERE / name).write_text(text, "utf-8")
+        entries = [f"{json.dumps(key)}: {text(value)}" for key, value in document.items()]
+        return "{\n" + ",\n".join(entries) + "\n}"
+    entries = [json.dumps(value, separators=(",", ":")) for value in document]
+    return "[\n" + ",\n".join(entries) + "\n]"
 
 
 def main() -> None:
-    """Make all of it anew."""
-    if HERE.is_dir():
-        shutil.rmtree(HERE)
-    HERE.mkdir(parents=True)
-    make_request(make_bundle(HERE / NAME))
+    """Make all of it anew, or the vectors alone."""
+    if "--vectors" not in sys.argv[1:]:
+        if HERE.is_dir():
+            shutil.rmtree(HERE)
+        HERE.mkdir(parents=True)
+        make_request(make_bundle(HERE / NAME))
+    make_vectors()
     print(f"{sum(path.stat().st_size for path in HERE.rglob('*') if path.is_file()):,} bytes")
 
 

@@ -1,4 +1,4 @@
-"""mtu-export: Multi-Task Upcycling checkpoints to Core ML, ONNX and ExecuTorch.
+"""mtu-export: Stable Diffusion and Multi-Task Upcycling to Core ML, ONNX and ExecuTorch.
 
 >>> from mtu_export import export, resolve, run, save_image, verify
 >>> bundle = export(resolve(target="onnx", task="edit", scheme="int8"))  # doctest: +SKIP
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mtu_export.exporter import export
     from mtu_export.exporter.inspection import inspect
     from mtu_export.exporter.options import resolve
-    from mtu_export.models.mtu import MTUUNet2DConditionModel
+    from mtu_export.models.mtu.network import MTUUNet2DConditionModel
     from mtu_export.spec import (
         BundleError,
         CheckpointError,
@@ -81,7 +81,7 @@ __all__ = [
 
 _MODULES = {
     "Bundle": "bundle",
-    "MTUUNet2DConditionModel": "models.mtu",
+    "MTUUNet2DConditionModel": "models.mtu.network",
     "ExportOptions": "spec.options",
     "Generation": "bundle.runner",
     "RunOptions": "spec.options",

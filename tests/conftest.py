@@ -57,7 +57,7 @@ def make_tiny(shared_folders: SharedFolders, relight: str) -> Callable[..., Path
     Only ``whole`` ones have text encoder, tokenizer, VAE and scheduler beside the UNet.
     """
     from mtu_export.authoring import upcycle
-    from mtu_export.checkpoint import pipeline_files
+    from mtu_export.models.pipeline import files as pipeline_files
 
     def make(architecture: str = "tiny", *, whole: bool = False, **options: object) -> Path:
         options.setdefault("tasks", [*TASKS[:-1], relight])

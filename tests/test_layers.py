@@ -1,4 +1,4 @@
-"""Import rules of the packages, what an import costs, how long a file is."""
+"""The house rules: who imports whom, what an import costs, how long a file is."""
 
 from __future__ import annotations
 
@@ -17,15 +17,29 @@ HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxruntime", "coremltoo
 NUMPY = {"numpy", "safetensors"}
 PYDANTIC = {"pydantic", "pydantic_core"}
 
-# package -> our packages that it may import anywhere, third parties that it may import at its top.
-# An entry refers to entries above it alone, so that no two packages import each other.
+# room -> rooms of ours it may import anywhere, and third parties it may import at its top.
+# A row refers to rows above it alone, so that no two rooms import each other.
+MODELS = {"models", "models.pipeline", "models.mtu", "models.sd", "models.lora"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "": (set(), set()),  # the package itself: its version, and the public names, imported late
-    "spec": (set(), set()),
+    "spec": (set(), PYDANTIC),
     "storage": ({"spec"}, set()),
     "checkpoint": ({"spec"}, PYDANTIC),
     "graph": ({"spec"}, {"torch"}),
-    "models": ({"spec", "checkpoint", "graph"}, {"torch", "diffusers", "transformers"}),
+    "models": ({"spec", "checkpoint"}, set()),
+    "models.pipeline": (
+        {"spec", "checkpoint", "graph"},
+        {"torch", "diffusers", "transformers", "numpy"} | PYDANTIC,
+    ),
+    "models.mtu": (
+        {"spec", "checkpoint", "graph", "models", "models.pipeline"},
+        {"torch", "diffusers"} | PYDANTIC,
+    ),
+    "models.sd": (
+        {"spec", "checkpoint", "graph", "models", "models.pipeline"},
+        {"torch", "diffusers"},
+    ),
+    "models.lora": ({"spec", "checkpoint", "models", "models.pipeline"}, {"torch"}),
     "targets": ({"spec"}, set()),
     "targets.reference": ({"spec", "targets"}, {"numpy"}),
     "targets.onnx": ({"spec", "targets"}, {"numpy"}),
@@ -37,42 +51,43 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         NUMPY | PYDANTIC | {"PIL", "tokenizers"},
     ),
     "testing": (
-        {"spec", "checkpoint", "models", "bundle"},
+        {"spec", "checkpoint", "bundle", *MODELS},
         {"torch", "diffusers", "transformers", "safetensors"},
     ),
     "exporter": (
-        {"spec", "storage", "checkpoint", "graph", "models", "targets", "bundle"},
+        {"spec", "storage", "checkpoint", "graph", "models", "models.lora", "targets", "bundle"},
         {"numpy", "torch", "diffusers"},
     ),
     "authoring": (
-        {"spec", "storage", "checkpoint", "graph", "models", "testing"},
+        {"spec", "storage", "checkpoint", "graph", "testing", *MODELS},
         {"torch", "safetensors"} | PYDANTIC,
     ),
     "training": (
-        {"spec", "storage", "checkpoint", "graph", "models", "bundle", "authoring"},
+        {"spec", "storage", "checkpoint", "graph", "bundle", "authoring", *MODELS},
         {"torch", "diffusers", "pydantic"},
     ),
     "cli": (
-        {"spec", "storage", "checkpoint", "models", "targets", "bundle", "testing", "exporter"}
+        {"spec", "storage", "checkpoint", "targets", "bundle", "testing", "exporter", *MODELS}
         | {"authoring", "training"},
         {"typer", "packaging"},
     ),
     "testing.campaigns": (
-        {"spec", "checkpoint", "models", "bundle", "testing", "exporter", "authoring", "cli"},
+        {"spec", "checkpoint", "bundle", "testing", "exporter", "authoring", "cli", *MODELS},
         {"numpy", "torch", "diffusers", "PIL", "safetensors"},
     ),
     "__main__": ({"cli"}, set()),
 }
 
 
-def package_of(module: str) -> str:
-    """The entry of a module in ``RULES``: its package, for a target that of the target."""
+def room_of(module: str) -> str:
+    """The row of a module of ours: its folder, and of targets the target's own."""
     names = module.split(".")[1:]
     if names[:2] == ["testing", "campaigns"]:
         return "testing.campaigns"
     if names[:3] == ["targets", "coreml", "mil"] and len(names) > 3:
         return "targets.coreml.mil"  # opened by the target's own `open` alone
-    if names[:1] == ["targets"] and len(names) > 1:
+    packages = (["targets"], ["models"])
+    if names[:1] in packages and len(names) > 1:
         return ".".join(names[:2])
     return names[0] if names else ""
 
@@ -113,22 +128,33 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
 def test_imports_follow_the_architecture(path: Path) -> None:
-    package = package_of(module_of(path))
-    assert package in RULES, f"{package} has no entry in RULES"
-    ours, third = RULES[package]
+    room = room_of(module_of(path))
+    assert room in RULES, f"{room} has no row: say in RULES which room it is"
+    ours, third = RULES[room]
     for module, top in imports(path):
         first = module.split(".")[0]
         if first == OURS:
-            inner = f"{package}.mil" if package == "targets.coreml" else package
-            assert package_of(module) in {*ours, "", package, inner}, f"{package} imports {module}"
+            inner = f"{room}.mil" if room == "targets.coreml" else room
+            assert room_of(module) in {*ours, "", room, inner}, f"{room} imports {module}"
         elif top:
-            assert first in sys.stdlib_module_names or first in third, f"{package} imports {first}"
+            assert first in sys.stdlib_module_names or first in third, f"{room} imports {first}"
 
 
-def test_no_two_packages_import_each_other() -> None:
-    packages = list(RULES)
-    for index, (package, (ours, _)) in enumerate(RULES.items()):
-        assert ours <= set(packages[:index]), f"{package} is above {ours - set(packages[:index])}"
+@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(ROOT)) for p in FILES])
+def test_only_families_name_a_part(path: Path) -> None:
+    """Parts are data: a family's flow names them, and no room outside ``models`` does."""
+    if room_of(module_of(path)).startswith("models"):
+        return
+    constants = [
+        n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Constant)
+    ]
+    assert "unet" not in {node.value for node in constants}
+
+
+def test_no_two_rooms_import_each_other() -> None:
+    rooms = list(RULES)
+    for index, (room, (ours, _)) in enumerate(RULES.items()):
+        assert ours <= set(rooms[:index]), f"{room} is above {ours - set(rooms[:index])}"
 
 
 def test_the_root_has_at_most_fifteen_entries() -> None:
@@ -171,10 +197,8 @@ def test_functions_fit_a_screen(path: Path) -> None:
 )
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(sorted(set(sys.modules) & {HEAVY!r}))"
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert process.stdout.strip() == "[]"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_public_names_are_sorted_and_resolve() -> None:

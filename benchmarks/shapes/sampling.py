@@ -19,10 +19,10 @@ from transformers import CLIPTextModel
 
 from benchmarks.shapes.cases import Case, inputs
 from benchmarks.shapes.world import World
-from mtu_export.bundle import denoising, sampler, source_tokenizer, tokenizer
+from mtu_export.bundle import sampler, source_tokenizer, tokenizer
 from mtu_export.exporter import schedule
-from mtu_export.models import mtu
-from mtu_export.spec import Guidance, Task
+from mtu_export.models.mtu import network as mtu
+from mtu_export.spec import Guidance, Pass, Task
 
 Denoiser = Callable[[Tensor, float, Tensor], Tensor]
 """``(x [B, c, h, w], timestep, text [B, tokens, d]) -> noise [B, C, h, w]``"""
@@ -67,16 +67,16 @@ class Parts:
 
 def live(folder: Path, name: str) -> tuple[Denoiser, Task]:
     """One task of an MTU checkpoint, its router live."""
-    unet: Any = mtu.load(folder).components["unet"]
+    unet: Any = mtu.load(folder)
     task = unet.task(name)
     return (lambda x, t, text: unet(x, t, text, task=name).sample), task
 
 
 def folded(folder: Path, name: str) -> tuple[Denoiser, Task]:
     """One task of an MTU checkpoint, folded to a stock UNet."""
-    pipeline = mtu.load(folder)
-    task = pipeline.components["unet"].task(name)  # type: ignore[operator]
-    unet: Any = mtu.specialise(pipeline, [task])[name].module
+    whole = mtu.load(folder)
+    task = whole.task(name)
+    unet: Any = mtu.specialise(whole, [task])[name].module
     return (lambda x, t, text: unet(x, t, text).sample), task
 
 
@@ -91,7 +91,7 @@ def noise(parts: Parts, numbers: Sequence[int], side: int) -> np.ndarray:
     """The noise of cases [B, 4, h, w]."""
     factor = 2 ** (len(parts.vae.config["block_out_channels"]) - 1)
     shape = (1, 4, side // factor, side // factor)
-    return np.concatenate([denoising.noise(shape, number) for number in numbers])
+    return np.concatenate([sampler.noise(shape, number) for number in numbers])
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def pictures(
 
         def guided(
             x: np.ndarray,
-            timestep: float,
+            step: Pass,
             full: Tensor | None = full,
             embeddings: Tensor = embeddings,
             empty: Tensor = empty,
@@ -128,7 +128,7 @@ def pictures(
                     shown = full if branch.image else torch.zeros_like(full)
                     wide = torch.cat([latent, shown], 1)
                 text = embeddings if branch.text else empty
-                outputs.append(denoise(wide, timestep, text).numpy())
+                outputs.append(denoise(wide, step.timestep, text).numpy())
             return sampler.guide(scales, outputs).reshape(x.shape)
 
         start_noise = noise(parts, range(start, start + len(batch)), world.side)

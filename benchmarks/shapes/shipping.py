@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from benchmarks.shapes.guidance import guided
 from benchmarks.shapes.world import WORLDS, fresh
 from mtu_export import checkpoint
-from mtu_export.models import analysis
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu.model import MTUModel
 from mtu_export.training import Recipe
 
 MODEL, SHIPPED = "mtu-n4", "shipped"
@@ -38,7 +39,7 @@ def ship(root: Path) -> Path:
     shutil.copyfile(LICENCE, private / LICENCE.name)
     path = private / "unet" / "config.json"
     config = checkpoint.read_json(path)
-    tasks = checkpoint.tasks(config)
+    tasks = mtu_config.tasks(config)
     config["tasks"] = [guided(task, root).to_json() for task in tasks]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     size = sum(one.stat().st_size for one in private.rglob("*") if one.is_file())
@@ -82,7 +83,7 @@ def card(size: str, root: Path, recipes: Mapping[str, Recipe], results: Path) ->
     gates = read_gates(root)
     table = json.loads((results / f"shapes_{size}.json").read_text("utf-8"))["torch"]["MTU N=4"]
     kept, every = fresh(WORLDS[size])
-    layers = analysis.expert_weights(analysis.read(root / SHIPPED)).values()
+    layers = MTUModel(root / SHIPPED).expert_weights().values()
     mixes = [mix for tasks in layers for mix in tasks]
     mixed = [weight for mix in mixes for weight in mix]
     hours = {name: _hours(recipe) for name, recipe in recipes.items()}

@@ -23,8 +23,9 @@ from benchmarks.shapes.shipping import SHIPPED, gates_said, read_gates
 from benchmarks.shapes.stamps import PARTS, UNET
 from benchmarks.shapes.world import WORLDS, World, draw, is_fresh
 from mtu_export import bundle
-from mtu_export.bundle import denoising, runner
-from mtu_export.checkpoint.presets import TASKS as TASK_PRESETS
+from mtu_export.bundle import runner, sampler
+from mtu_export.bundle.evaluation import Request
+from mtu_export.models.mtu.presets import TASKS as TASK_PRESETS
 from mtu_export.spec import Task
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -150,17 +151,16 @@ def artefact(folder: Path, world: World, task: str) -> Sampler:
     """Pictures of a bundle in its own runtime; case i has the noise of number i, as in PyTorch."""
 
     def sample(cases: Sequence[Case]) -> Tensor:
-        loop, arguments, opened = (
-            runner.open_loop(bundle.read(folder), task),
-            inputs(world, cases),
-            [],
-        )
+        loop, arguments = runner.open_loop(bundle.read(folder), task), inputs(world, cases)
+        assert loop.latent is not None
+        opened = []
         for number, one in enumerate(cases):
-            request = denoising.Request(
+            own = arguments is not None
+            request = Request(
                 prompt=one.prompt if loop.task.prompt is None else loop.task.prompt,
-                noise=denoising.noise((1, *loop.latent), number),
+                noise=sampler.noise((1, *loop.latent), number),
                 steps=loop.task.steps,
-                image=None if arguments is None else arguments[number : number + 1].numpy(),
+                pictures={"image": arguments[number : number + 1].numpy()} if own else {},
             )
             _, picture = runner.generate(loop, request)
             opened.append(torch.from_numpy(picture).clamp(-1, 1))
@@ -197,7 +197,7 @@ def ladder(root: Path) -> dict[str, dict[str, dict[str, float | None]]]:
         if (folder / "manifest.json").is_file():
             tasks = stages.setdefault(f"{target} {scheme}", {})
             for one in bundle.read(folder).proof:
-                column = "folded" if one.stage == "folded" else one.component
+                column = "folded" if one.stage == "folded" else one.part
                 tasks.setdefault(one.task, {})[column] = one.psnr_db
     return stages
 

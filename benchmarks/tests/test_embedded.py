@@ -12,7 +12,7 @@ from benchmarks.shapes.world import WORLDS
 from mtu_export import checkpoint, exporter
 from mtu_export.checkpoint import EMBEDDED
 from mtu_export.exporter import options
-from mtu_export.models import analysis
+from mtu_export.models.mtu.model import MTUModel
 
 WORLD = WORLDS["small"]
 LIMIT = 24_000_000
@@ -44,10 +44,9 @@ def test_it_is_small_and_has_a_card() -> None:
 
 
 def test_experts_are_mixed_by_task() -> None:
-    source = analysis.read(EMBEDDED)
-    names = [task.name for task in checkpoint.tasks(source.config)]
-    assert names == ["t2i", "edit", "sr", "inpaint"]
-    for name, weights in analysis.expert_weights(source).items():
+    model = MTUModel(EMBEDDED)
+    assert [task.name for task in model.tasks] == ["t2i", "edit", "sr", "inpaint"]
+    for name, weights in model.expert_weights().items():
         assert all(len(task_weights) == 4 for task_weights in weights)
         for one, other in itertools.combinations(weights, 2):
             apart = max(abs(a - b) for a, b in zip(one, other, strict=True))

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.shapes import cases, sampling, world
-from mtu_export.checkpoint import presets
+from mtu_export.models.mtu import presets
 from mtu_export.spec import Task
 
 

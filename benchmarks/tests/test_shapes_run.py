@@ -81,7 +81,7 @@ def test_every_stage_ends_in_a_table(root: Path, tmp_path: Path) -> None:
     assert "| mtu-n4 | t2i, edit, sr, inpaint |" in card
     assert len(list((root / "sheets").iterdir())) == len(cases.TASKS)
     exported = bundle.read(table.exported(root, "onnx", "int8"))
-    scales = {task.name: task.guidance.text for task in exported.tasks}
+    scales = {task.name: task.scales.text for task in exported.tasks}
     chosen = json.loads((root / "guidance.json").read_text("utf-8"))
     assert scales["edit"] == chosen["edit"]["text"]
     assert scales["sr"] is None

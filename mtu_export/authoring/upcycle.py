@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from mtu_export import checkpoint
-from mtu_export.checkpoint import pipeline_files, presets
-from mtu_export.models import mtu
+from mtu_export.models.mtu import config as format1
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
+from mtu_export.models.pipeline import files as pipeline_files
+from mtu_export.models.pipeline import unet_config
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
 from mtu_export.storage.draft import CHECKPOINT, draft
 from mtu_export.testing import random_parts
@@ -44,7 +48,7 @@ def mtu_config(
         **kept,
         "in_channels": stock.get("out_channels", 4),
         "_class_name": "MTUUNet2DConditionModel",
-        "mtu_format": checkpoint.FORMAT,
+        "mtu_format": format1.FORMAT,
         "num_experts": experts,
         "task_embedding_dim": sizes[0],
         "router_hidden_dim": sizes[1],
@@ -87,7 +91,7 @@ def write_random(
     with draft(out, force=force, marker=CHECKPOINT) as folder:
         shapes = tensor_shapes(config)
         tensors = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
-        checkpoint.write(folder / "unet", config, tensors)
+        checkpoint.write(folder / UNET, config, tensors)
         pipeline_files.write_index(
             folder, random_parts.write(architecture, folder, seed, _DTYPES[dtype])
         )
@@ -118,10 +122,10 @@ def upcycle(
     conditioning, line by line. Raises ``CheckpointError`` and ``PlanError``.
     """
     pipeline_files.refuse_refiner(source)
-    unet_folder = source / "unet" if (source / "unet").is_dir() else source
-    stock = checkpoint.without_training_keys(checkpoint.read_json(unet_folder / "config.json"))
+    unet_folder = source / UNET if (source / UNET).is_dir() else source
+    stock = unet_config.without_training_keys(checkpoint.read_json(unet_folder / "config.json"))
     name = stock.get("_class_name")
-    if name != checkpoint.CLASS_SUFFIX:
+    if name != unet_config.CLASS_SUFFIX:
         raise CheckpointError(
             f"{unet_folder}: upcycling takes a UNet2DConditionModel, this is {name!r}"
         )
@@ -131,7 +135,7 @@ def upcycle(
     original = _model_index(source)
     resolved = presets.tasks_of_source(tasks, stock, original)
     config = mtu_config(stock, resolved, experts, sizes, task_norm)
-    config |= {checkpoint.RESCALE: experts if rescale else 1, **(source_keys or {})}
+    config |= {format1.RESCALE: experts if rescale else 1, **(source_keys or {})}
     headers = checkpoint.headers(unet_folder)
     _compare_source(stock, headers)
     if source.resolve() in out.resolve().parents:
@@ -141,7 +145,7 @@ def upcycle(
         tensors = _tensors(
             tensor_shapes(config), headers, experts if rescale else 1, seed, task_norm
         )
-        checkpoint.write(folder / "unet", config, tensors)
+        checkpoint.write(folder / UNET, config, tensors)
         pipeline_files.copy(source, folder, index)
         pipeline_files.write_index(folder, index)
     return conditioning_notes(stock, resolved, presets.resolve_tasks(tasks, stock), original)
@@ -182,7 +186,7 @@ def conditioning_notes(
 
 
 def _compare_source(stock: Mapping[str, Any], headers: Mapping[str, checkpoint.Header]) -> None:
-    checkpoint.check_sizes(stock)
+    unet_config.check_sizes(stock)
     with mtu.as_checkpoint_error(), torch.device("meta"):
         model = mtu.UNet2DConditionModel.from_config(dict(stock))
     assert isinstance(model, torch.nn.Module)

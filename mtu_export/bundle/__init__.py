@@ -23,12 +23,12 @@ from mtu_export.bundle.goldens import (
 )
 from mtu_export.bundle.hashes import files_of, sha256, sha256_of, size
 from mtu_export.bundle.jsonschema import json_schema
-from mtu_export.bundle.kinds import SCHEMA
 from mtu_export.bundle.manifest import (
     FileRecord,
     Manifest,
     PartRecord,
     SchemeRecord,
+    TaskRecord,
 )
 from mtu_export.bundle.paths import MANIFEST, inside
 from mtu_export.bundle.reading import (
@@ -37,8 +37,9 @@ from mtu_export.bundle.reading import (
     refuse_invalid_records,
     validated,
 )
-from mtu_export.bundle.rules import require_references
-from mtu_export.spec import BundleError, Schedule, Task, TensorSpec, Verdict
+from mtu_export.bundle.rules import PIPELINE, Schedules, require_references
+from mtu_export.spec import BundleError, TensorSpec, Verdict
+from mtu_export.spec.records import SCHEMA
 
 __all__ = [
     "CASES",
@@ -46,6 +47,7 @@ __all__ = [
     "GOLDENS",
     "LIMIT",
     "MANIFEST",
+    "PIPELINE",
     "SCHEMA",
     "Bundle",
     "FileRecord",
@@ -53,6 +55,7 @@ __all__ = [
     "Manifest",
     "Part",
     "PartRecord",
+    "TaskRecord",
     "assemble",
     "check_part",
     "files_of",
@@ -78,7 +81,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One component of a bundle; ``record`` is its record in the manifest.
+    """One part of a bundle; ``record`` is its record in the manifest.
 
     ``task_inputs`` holds the inputs of tasks for which they differ (in width) from ``inputs``.
     """
@@ -91,9 +94,9 @@ class Part:
     task_inputs: Mapping[str, tuple[TensorSpec, ...]]
 
     @property
-    def component(self) -> str:
-        """Name of the component."""
-        return self.record.component
+    def name(self) -> str:
+        """Its name."""
+        return self.record.name
 
     @property
     def bytes(self) -> int:
@@ -112,27 +115,33 @@ class Part:
     def entry_of(self, task: str) -> str:
         """The task's entry; raises ``BundleError`` where the part has none."""
         if task not in self.entries:
-            raise BundleError(f"{MANIFEST}: {self.component} has no entry for task {task!r}")
+            raise BundleError(f"{MANIFEST}: {self.name} has no entry for task {task!r}")
         return self.entries[task]
 
     @property
     def proved(self) -> tuple[str, ...]:
-        """Tasks with goldens and verdicts: all of the UNet's, else the first of each entry."""
-        if self.component == "unet":
-            return tuple(self.entries)
+        """Tasks with goldens and verdicts: the first of each entry."""
         firsts = {entry: task for task, entry in reversed(list(self.entries.items()))}
         return tuple(task for task, entry in self.entries.items() if firsts[entry] == task)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle on disk; ``schedules`` are the loop's tables by number of steps."""
+    """A bundle on disk; ``schedules`` are the loop's tables by step count and strength."""
 
     folder: Path
     manifest: Manifest
     parts: tuple[Part, ...]
-    tasks: tuple[Task, ...]
-    schedules: Mapping[int, Schedule]
+    schedules: Schedules
+
+    @property
+    def tasks(self) -> tuple[TaskRecord, ...]:
+        """Its tasks."""
+        return self.manifest.tasks
+
+    def task(self, name: str) -> TaskRecord:
+        """The task of this name."""
+        return next(task for task in self.tasks if task.name == name)
 
     @property
     def bytes(self) -> int:
@@ -144,17 +153,13 @@ class Bundle:
         """The verdicts that the export recorded."""
         return tuple(record.verdict() for record in self.manifest.proof)
 
-    def part(self, component: str) -> Part:
+    def part(self, name: str) -> Part:
         """The part of this name; raises ``BundleError`` where the bundle has none."""
         for part in self.parts:
-            if part.component == component:
+            if part.name == name:
                 return part
-        there = ", ".join(part.component for part in self.parts)
-        raise BundleError(f"{self.folder} has no {component}; it has: {there}")
-
-    def needs(self, task: str) -> tuple[str, ...]:
-        """The components that a task's loop needs, in order."""
-        return next(record.parts for record in self.manifest.tasks if record.name == task)
+        there = ", ".join(part.name for part in self.parts)
+        raise BundleError(f"{self.folder} has no {name}; it has: {there}")
 
 
 # --------------------------------------------------------------------------------------- write
@@ -207,7 +212,6 @@ def assemble(folder: Path, manifest: Manifest) -> Bundle:
         folder=folder,
         manifest=manifest,
         parts=tuple(part(folder, each, manifest.scheme) for each in manifest.parts),
-        tasks=tuple(each.task(index) for index, each in enumerate(manifest.tasks)),
         schedules=schedules,
     )
 
@@ -216,7 +220,7 @@ def part(folder: Path, record: PartRecord, scheme: SchemeRecord | None = None) -
     """The part of a record, without hashing its files; ``scheme`` is for a record without one."""
     scheme = record.scheme or scheme
     if scheme is None:
-        raise BundleError(f"{MANIFEST}: {record.component} has no scheme")
+        raise BundleError(f"{MANIFEST}: {record.name} has no scheme")
     return Part(
         record=record,
         path=inside(folder, record.path),

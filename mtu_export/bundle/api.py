@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from mtu_export import bundle
-from mtu_export.bundle import Bundle, denoising, images, runner, verification
-from mtu_export.bundle.denoising import Request
+from mtu_export.bundle import Bundle, TaskRecord, images, runner, sampler, verification
+from mtu_export.bundle.evaluation import Request
 from mtu_export.bundle.runner import Generation, Loop, Progress
-from mtu_export.spec import Guidance, PlanError, Task, Verdict
+from mtu_export.spec import Guidance, PlanError, Verdict, shown
+from mtu_export.spec.flow import PictureRequest
 from mtu_export.spec.options import RunOptions, VerifyOptions
 
 Warn = Callable[[str], None]
@@ -69,51 +71,121 @@ def make_request(loop: Loop, options: RunOptions, warn: Warn = lambda _: None) -
 
     ``warn`` is told of what is legal but probably unintended. Raises ``PlanError``.
     """
-    task = loop.task
-    _check_inputs(task, options)
-    noise = _noise(loop, options)
+    task, inputs = loop.task, _inputs(loop.task, options)
+    _check_prompt(task, options)
+    _check_loop(task, options)
+    pictures = {name: images.read(Path(inputs[name])) for name in task.inputs.pictures}
+    _warn_of_shapes(pictures, warn)
     height, width = loop.size
-    image = None if options.image is None else images.read(Path(options.image))
-    mask = None if options.mask is None else images.read(Path(options.mask))
-    if image is not None and mask is not None:
-        sizes = [images.upright_size(picture) for picture in (image, mask)]
-        if not images.same_shape(*sizes):
-            warn(
-                f"the image has {sizes[0][0]} x {sizes[0][1]} pixels, the mask {sizes[1][0]} x "
-                f"{sizes[1][1]}: each is cropped to fit by itself, so they do not match"
-            )
-    return Request(
+    request = Request(
         prompt=options.prompt or "",
-        noise=noise,
+        negative_prompt=options.negative_prompt,
+        noise=None,
         steps=task.steps if options.steps is None else options.steps,
-        image=None if image is None else images.fit(image, width, height, loop.filter),
-        mask=None if mask is None else images.fit_mask(mask, width, height),
-        guidance=_guidance(task.guidance, options),
+        strength=task.strength if options.strength is None else options.strength,
+        pictures={
+            name: _fitted(picture, task.inputs.pictures[name], width, height)
+            for name, picture in pictures.items()
+        },
+        tensors={name: _array(name, inputs[name]) for name in task.inputs.tensors},
+        numbers={n: _number(n, inputs[n]) for n in task.inputs.numbers if n in inputs},
+        guidance=_guidance(task.scales, options),
     )
+    return replace(request, noise=_noise(loop, request, options))
 
 
-def _check_inputs(task: Task, options: RunOptions) -> None:
-    """Refuse an image, mask or prompt that is missing, or that the task does not take."""
-    needs = {"image": task.needs_image, "mask": task.needs_mask}
-    for name, is_needed in needs.items():
-        value = getattr(options, name)
-        if is_needed and value is None:
-            raise PlanError(f"task {task.name!r} needs --{name} FILE")
-        if value is not None and not is_needed:
-            raise PlanError(f"task {task.name!r} takes no --{name}")
-    if task.prompt is None and options.prompt is None:
+def _inputs(task: TaskRecord, options: RunOptions) -> dict[str, str]:
+    """What the user gives by name; refuses an input that is missing or that the task has not."""
+    named = {name: getattr(options, name) for name in ("image", "mask")}
+    given = {name: str(value) for name, value in named.items() if value is not None}
+    given |= dict(text.split("=", 1) for text in options.input)
+    inputs = task.inputs
+    for name in given:
+        if name not in {*inputs.pictures, *inputs.tensors, *inputs.numbers}:
+            raise PlanError(f"task {task.name!r} takes no {_flag(name)}")
+    for name in (*inputs.pictures, *inputs.tensors):
+        if name not in given:
+            value = " FILE" if name in named else "FILE"
+            raise PlanError(f"task {task.name!r} needs {_flag(name)}{value}")
+    if options.strength is not None and task.strength is None:
+        raise PlanError(f"task {task.name!r} takes no --strength: it does not start from a picture")
+    return given
+
+
+def _flag(name: str) -> str:
+    return f"--{name}" if name in ("image", "mask") else f"--input {name}="
+
+
+def _check_prompt(task: TaskRecord, options: RunOptions) -> None:
+    """Refuse a prompt that is missing, or that the task does not take."""
+    if task.takes_prompt and options.prompt is None:
         raise PlanError(f"task {task.name!r} needs --prompt TEXT")
-    if task.prompt is not None and options.prompt is not None:
-        raise PlanError(f"task {task.name!r} has a prompt of its own, {task.prompt!r}")
+    if not task.takes_prompt and options.prompt is not None:
+        reason = "takes no prompt" if task.prompt is None else f"has its own, {task.prompt!r}"
+        raise PlanError(f"task {task.name!r} {reason}")
+    if options.negative_prompt is not None and not task.takes_negative_prompt:
+        raise PlanError(
+            f"task {task.name!r} takes no --negative-prompt: it has no guidance by text"
+        )
 
 
-def _noise(loop: Loop, options: RunOptions) -> np.ndarray:
-    """Normal noise [1, C, h, w] of a seed or of a ``.npy`` file."""
-    shape = (1, *loop.latent)
+def _check_loop(task: TaskRecord, options: RunOptions) -> None:
+    """Refuse what only a loop takes where the task has none."""
+    for name in ("steps", "seed", "noise"):
+        if getattr(options, name) is not None and not task.flow.has_loop:
+            raise PlanError(f"task {task.name!r} takes no --{name}: it has no loop")
+
+
+def _warn_of_shapes(pictures: Mapping[str, Image], warn: Warn) -> None:
+    """Pictures of other shapes than the first are cropped otherwise, so they do not match it."""
+    sizes = {name: images.upright_size(picture) for name, picture in pictures.items()}
+    first, size = next(iter(sizes.items()), ("", (1, 1)))
+    for name, other in sizes.items():
+        if not images.same_shape(size, other):
+            warn(
+                f"the {first} has {size[0]} x {size[1]} pixels, the {name} {other[0]} x "
+                f"{other[1]}: each is cropped to fit by itself, so they do not match"
+            )
+
+
+def _fitted(picture: Image, record: PictureRequest, width: int, height: int) -> np.ndarray:
+    if record.kind == "mask":
+        return images.fit_mask(picture, width, height)
+    grey = record.kind == "grey"
+    return images.fit(picture, width, height, record.filter, record.range, grey=grey)
+
+
+def _array(name: str, path: str) -> np.ndarray:
+    """A float32 array of a ``.npy`` file, C-contiguous."""
+    return _read_array(f"--input {name}={path[:200]}", Path(path))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise PlanError(f"--input {name}: {shown(text)} is no number") from None
+    return value
+
+
+def _noise(loop: Loop, request: Request, options: RunOptions) -> np.ndarray | None:
+    """Normal noise [1 + P, C, h, w] or [1, C, h, w], of a seed or of a ``.npy`` file."""
+    if loop.latent is None:
+        return None
+    shape = (1 + runner.schedule_of(loop, request).draws, *loop.latent)
     if options.noise is None:
-        return denoising.noise(shape, options.seed or 0)
-    path = Path(options.noise)
-    name = f"--noise {str(path)[:200]}"
+        return sampler.noise(shape, options.seed or 0)
+    name = f"--noise {str(options.noise)[:200]}"
+    array = _read_array(name, Path(options.noise))
+    if array.shape[1:] == shape[1:] and len(array) > shape[0] == 1:
+        array = array[:1]  # the rows of passes that this table does not draw
+    if array.shape != shape:
+        raise PlanError(f"{name} must hold one float32 array of shape {list(shape)}")
+    return array
+
+
+def _read_array(name: str, path: Path) -> np.ndarray:
+    """A finite float32 array of a ``.npy`` file; ``name`` begins the message."""
     try:
         if path.exists() and not path.is_file():
             raise PlanError(f"{name} is not a file")
@@ -122,8 +194,8 @@ def _noise(loop: Loop, options: RunOptions) -> np.ndarray:
     except (OSError, ValueError, EOFError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "not a .npy file of numbers"
         raise PlanError(f"{name}: {reason}") from None
-    if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, np.float32):
-        raise PlanError(f"{name} must hold one float32 array of shape {list(shape)}")
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        raise PlanError(f"{name} must hold one float32 array")
     if not np.isfinite(array).all():
         raise PlanError(f"{name} holds NaN or Inf")
     return np.ascontiguousarray(array)

@@ -9,7 +9,7 @@ def card(manifest: Manifest) -> str:
     """The model card: contents, how close the parts are to PyTorch, and their source."""
     tasks = ", ".join(task.name for task in manifest.tasks)
     parts = "\n".join(
-        f"| {part.component} | `{part.path}` | {part.bytes / 1e6:.2f} MB "
+        f"| {part.name} | `{part.path}` | {part.bytes / 1e6:.2f} MB "
         f"| {part.cost.parameters / 1e6:.1f} M |"
         for part in manifest.parts
     )
@@ -17,17 +17,18 @@ def card(manifest: Manifest) -> str:
     image, source = manifest.image, manifest.source
     line = sharing(manifest)
     shared = f"{line}.\n\n" if line else ""
+    notes = "".join(f"{note}\n\n" for note in source.notes)
     return (
         f"# {manifest.name}\n\n"
         f"Task {tasks} of `{source.name}` for {manifest.target}, "
         f"scheme {manifest.scheme.name}, {image.height} x {image.width} pixels. "
         f"Made by mtu-export {manifest.versions['mtu_export']}; `manifest.json` is the "
         "contract.\n\n"
-        "| component | file | size | parameters |\n|---|---|---|---|\n"
+        "| part | file | size | parameters |\n|---|---|---|---|\n"
         f"{parts}\n\n"
-        f"{shared}"
+        f"{shared}{notes}"
         "## Proof against PyTorch\n\n"
-        "| component | task | stage | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
+        "| part | task | stage | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
         f"{proof}\n\n"
         f"Source sha256: `{source.sha256}`\n"
     )

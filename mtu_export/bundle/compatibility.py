@@ -1,21 +1,36 @@
-"""Whether the parts of a bundle fit together in the loop of a task.
+"""Whether the parts of a bundle fit together in the flow of a task.
 
 Decided from the manifest and the constants, before any part is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtu_export.bundle.paths import MANIFEST
-from mtu_export.spec import BundleError, Task, TensorSpec
+from mtu_export.spec import BundleError, TensorSpec
+from mtu_export.spec.flow import (
+    Call,
+    Column,
+    Constant,
+    Guided,
+    Latent,
+    Number,
+    Output,
+    OutputName,
+    Picture,
+    Source,
+    Tensor,
+    Tokens,
+    Value,
+)
 
 if TYPE_CHECKING:
-    from mtu_export.bundle import Bundle, Part
-    from mtu_export.bundle.manifest import Text
+    from mtu_export.bundle import Bundle
+    from mtu_export.bundle.manifest import TaskRecord
 
 _LARGEST_BATCH = 64
 _LONGEST = 1024
@@ -24,120 +39,204 @@ _LONGEST = 1024
 Shape = tuple[int, ...]
 
 
-def validate_wiring(bundle: Bundle, task: Task, constants: Mapping[str, np.ndarray]) -> None:
-    """Refuse sizes, parts, text and constants with which this task's loop cannot run.
+def validate_wiring(bundle: Bundle, task: TaskRecord, constants: Mapping[str, np.ndarray]) -> None:
+    """Refuse sizes, parts and constants with which this task's flow cannot run.
 
-    Raises ``BundleError``, which names the part.
+    Raises ``BundleError``, which names the call and the input.
     """
-    image, latent_record = bundle.manifest.image, bundle.manifest.latent
-    size, factor = (image.height, image.width), latent_record.factor
-    if size[0] % factor or size[1] % factor:
-        raise BundleError(f"{MANIFEST}: image and latent: {size} is not a multiple of {factor}")
-    pixels = (3, *size)
-    latent = (latent_record.channels, size[0] // factor, size[1] // factor)
-    if task.encodes_image:
-        _validate_vae(_part(bundle, "vae_encoder", task), pixels, latent)
-        for entry in task.conditioning:
-            if entry.encodes_image and entry.channels != latent[0]:
+    _Wiring(bundle, task, constants).validate()
+
+
+class _Wiring:
+    """The shapes of everything in one flow."""
+
+    def __init__(
+        self, bundle: Bundle, task: TaskRecord, constants: Mapping[str, np.ndarray]
+    ) -> None:
+        self.task, self.flow, self.constants = task, task.flow, constants
+        self.parts = {part.name: part for part in bundle.parts if part.name in task.flow.parts}
+        self.tokens = {record.path: record.length for record in bundle.manifest.tokenizers}
+        image, latent = bundle.manifest.image, bundle.manifest.latent
+        self.size = (image.height, image.width)
+        self.latent: Shape | None = None
+        if latent is not None:
+            if any(side % latent.factor for side in self.size):
                 raise BundleError(
-                    f"{MANIFEST}: task {task.name!r}: conditioning {entry.kind!r} has "
-                    f"{entry.channels} channels, the latent {latent[0]}"
+                    f"{MANIFEST}: image and latent: {self.size} is no multiple of {latent.factor}"
                 )
-    _validate_vae(_part(bundle, "vae_decoder", task), latent, pixels)
-    _validate_text(bundle, task, _text_inputs(bundle, task, latent), constants)
+            self.latent = (1, latent.channels, *(side // latent.factor for side in self.size))
+        self.columns, self.has_tables = self._columns(bundle), bool(bundle.schedules)
+        self.batch = 1
 
+    def _columns(self, bundle: Bundle) -> dict[str, Shape]:
+        """The shape of each column that the flow names: () of a number, (n,) of a vector."""
+        sources = [source for call in self.flow.calls for source in call.sources()]
+        names = {source.name for source in sources if isinstance(source, Column)}
+        columns: list[dict[str, Shape]] = [
+            {name: np.shape(value) for name, value in step.columns.items()}
+            for schedule in bundle.schedules.values()
+            for step in schedule.passes
+        ]
+        for name in names:
+            shapes = {each.get(name) for each in columns}
+            if None in shapes:
+                raise BundleError(f"{MANIFEST}: loop: a pass has no column {name!r}")
+            if len(shapes) > 1:
+                raise BundleError(f"{MANIFEST}: loop: column {name!r} is not alike in every pass")
+        return columns[0] if columns else {}
 
-def _part(bundle: Bundle, component: str, task: Task) -> Part:
-    """A part that the task's loop runs; refuses one without an entry for the task."""
-    part = bundle.part(component)
-    part.entry_of(task.name)
-    return part
+    def validate(self) -> None:
+        if self.flow.has_loop and (self.latent is None or not self.has_tables):
+            raise BundleError(f"{MANIFEST}: task {self.task.name!r}: its loop has no table")
+        self.batch = self._batch()
+        for call in self.flow.calls:
+            part = self.parts[call.part]
+            part.entry_of(self.task.name)
+            for spec in part.inputs_of(self.task.name):
+                self._require_input(call, spec)
+            for spec in part.outputs:
+                if spec.dtype != "float32":
+                    raise BundleError(f"{MANIFEST}: {part.name}: its outputs must be float32")
+        self._require_results()
 
+    def _batch(self) -> int:
+        """The first extent of what pass calls take, other than 1; the same of all."""
+        extents = {
+            spec.shape[0]
+            for call in self.flow.of("pass")
+            for spec in (
+                *self.parts[call.part].inputs_of(self.task.name),
+                *self.parts[call.part].outputs,
+            )
+            if spec.shape
+        }
+        if len(extents - {1}) > 1 or max(extents, default=1) > _LARGEST_BATCH:
+            raise BundleError(
+                f"{MANIFEST}: task {self.task.name!r}: calls in a pass have one batch of 1 to "
+                f"{_LARGEST_BATCH}, they have {', '.join(map(str, sorted(extents)))}"
+            )
+        return max(extents, default=1)
 
-def _validate_vae(part: Part, inputs: Shape, outputs: Shape) -> None:
-    actual = [[(s.shape, s.dtype) for s in side] for side in (part.inputs, part.outputs)]
-    expected = [[((1, *shape), "float32")] for shape in (inputs, outputs)]
-    if actual != expected:
-        raise BundleError(
-            f"{MANIFEST}: {part.component} must make float32 {[1, *outputs]} of {[1, *inputs]}"
+    def _require_input(self, call: Call, spec: TensorSpec) -> None:
+        where = f"{MANIFEST}: call {call.id!r}: input {spec.name[:80]!r}"
+        value = call.inputs[spec.name]
+        tokens = [source for source in value.sources if isinstance(source, Tokens)]
+        dtype = "int32" if tokens else "float32"
+        joined = len(tokens) not in (0, len(value.sources))
+        if joined or any(source.multiply or source.divide for source in tokens):
+            raise BundleError(f"{where}: tokens are int32: neither joined with others nor scaled")
+        if spec.dtype != dtype:
+            raise BundleError(f"{where} must be {dtype}")
+        batch = spec.shape[0] if spec.shape else 0
+        if batch != 1 and (call.when != "pass" or batch != self.batch):
+            raise BundleError(f"{where} has another batch than 1")
+        if call.when == "pass" and batch == 1 < self.batch and self._varies(value):
+            raise BundleError(f"{where} differs by branch and must have batch {self.batch}")
+        expected = (1, *spec.shape[1:])
+        actual = self._value(value, expected, where)
+        if actual != expected:
+            raise BundleError(f"{where} must be [{_list(expected)}], it gets [{_list(actual)}]")
+        if value.empty is not None:
+            self._require_constant(value.empty, expected)
+
+    def _varies(self, value: Value) -> bool:
+        """Whether a pass call's input may differ between branches of one pass."""
+        varying = {call.id for call in self.flow.of("pass")} | self.flow.prompted
+        return value.empty is not None or any(
+            source.only is not None or (isinstance(source, Output) and source.call in varying)
+            for source in value.sources
         )
 
+    def _value(self, value: Value, expected: Shape, where: str) -> Shape:
+        shapes = [self._source(source, expected, where) for source in value.sources]
+        if value.axis is None:
+            return shapes[0]
+        axis = value.axis
+        others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        if len(others) != 1 or any(len(shape) <= axis for shape in shapes):
+            raise BundleError(f"{where}: its sources cannot be joined along axis {axis}")
+        total = sum(shape[axis] for shape in shapes)
+        return (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
 
-def _text_inputs(bundle: Bundle, task: Task, latent: Shape) -> Sequence[TensorSpec]:
-    """The text inputs of the UNet, after its other inputs and its output are checked."""
-    part = _part(bundle, "unet", task)
-    where = f"{MANIFEST}: unet"
-    inputs = part.inputs_of(task.name)
-    if len(inputs) < 3 or len({spec.name for spec in inputs}) < len(inputs):
-        raise BundleError(f"{where} must have sample, timestep and text inputs")
-    sample, timestep, *text = inputs
-    batch, wide = sum(sample.shape[:1]), (latent[0] + task.channels, *latent[1:])
-    if sample.shape != (batch, *wide) or not 1 <= batch <= _LARGEST_BATCH:
-        raise BundleError(f"{where}: the first input must be [batch, {_list(wide)}]")
-    if timestep.shape != (1,):
-        raise BundleError(f"{where}: the second input must be a timestep, [1]")
-    if [spec.shape for spec in part.outputs] != [(batch, *latent)]:
-        raise BundleError(f"{where}: the output must be [{batch}, {_list(latent)}]")
-    if any(spec.shape[:1] != (batch,) or len(spec.shape) < 2 for spec in text):
-        raise BundleError(f"{where}: the batch of a text input must be {batch}")
-    if any(spec.dtype != "float32" for spec in (*inputs, *part.outputs)):
-        raise BundleError(f"{where}: inputs and output must be float32")
-    return text
+    def _source(self, source: Source, expected: Shape, where: str) -> Shape:
+        match source:
+            case Latent() | Guided():
+                assert self.latent is not None  # such calls are those of a loop
+                return self.latent
+            case Column():
+                width = self.columns[source.name]
+                return expected if not width else (1, *width)
+            case Number():
+                return expected
+            case Constant():
+                return self._constant(source.name).shape
+            case Tokens():
+                length = self.tokens[source.tokenizer]
+                if not 3 <= length <= _LONGEST:
+                    raise BundleError(f"{where}: a prompt has 3 to {_LONGEST} tokens")
+                return (1, length)
+            case Picture():
+                return self._picture(source, where)
+            case Tensor():
+                return self.task.inputs.tensors[source.name].shape
+            case Output():
+                return self._output(source, where)
+
+    def _picture(self, source: Picture, where: str) -> Shape:
+        record = self.task.inputs.pictures[source.name]
+        step = source.every or source.mean or 1
+        if any(side % step for side in self.size):
+            raise BundleError(f"{where}: {self.size} is no multiple of {step}")
+        channels = 3 if record.kind == "picture" else 1
+        return (1, channels, *(side // step for side in self.size))
+
+    def _output(self, output: Output | OutputName, where: str) -> Shape:
+        call = self.flow.call(output.call)
+        shape = next(s.shape for s in self.parts[call.part].outputs if s.name == output.name)
+        if not shape or shape[0] not in ((1, self.batch) if call.when == "pass" else (1,)):
+            raise BundleError(f"{where}: {output.name[:80]!r} of {call.id!r} has another batch")
+        return (1, *shape[1:])
+
+    def _require_results(self) -> None:
+        results = {
+            "prediction": self.latent,
+            "refined": self.latent,
+            "picture": (1, 3, *self.size),
+        }
+        for key, expected in results.items():
+            output: OutputName | None = getattr(self.flow, key)
+            where = f"{MANIFEST}: task {self.task.name!r}: {key}"
+            if output is not None and (actual := self._output(output, where)) != expected:
+                raise BundleError(
+                    f"{where} must be [{_list(expected or ())}], it is [{_list(actual)}]"
+                )
+        if self.flow.prediction is not None:
+            call, name = self.flow.call(self.flow.prediction.call), self.flow.prediction.name
+            shape = next(s.shape for s in self.parts[call.part].outputs if s.name == name)
+            if shape[0] != self.batch:
+                where = f"{MANIFEST}: task {self.task.name!r}: prediction"
+                raise BundleError(f"{where} has batch {shape[0]}, its pass {self.batch}")
+        if self.flow.start is not None:
+            where = f"{MANIFEST}: task {self.task.name!r}: start"
+            actual = self._source(self.flow.start, self.latent or (), where)
+            if actual != self.latent:
+                raise BundleError(f"{where} is [{_list(actual)}], not the latent's shape")
+
+    def _require_constant(self, name: str, expected: Shape) -> None:
+        value = self._constant(name)
+        if value.shape != expected:
+            raise BundleError(
+                f"constants.safetensors: {name[:80]!r} must be float32 [{_list(expected)}], it is "
+                f"[{_list(value.shape)}]"
+            )
+
+    def _constant(self, name: str) -> np.ndarray:
+        value = self.constants.get(name)
+        if value is None or value.dtype != np.float32:
+            problem = "is missing" if value is None else f"is {value.dtype}, not float32"
+            raise BundleError(f"constants.safetensors: {name[:80]!r} {problem}")
+        return value
 
 
 def _list(shape: Shape) -> str:
     return ", ".join(map(str, shape))
-
-
-def _validate_text(
-    bundle: Bundle, task: Task, inputs: Sequence[TensorSpec], constants: Mapping[str, np.ndarray]
-) -> None:
-    """Each text input comes from a constant or from outputs of text encoders, in its shape."""
-    text = bundle.manifest.text
-    if text is None:
-        raise BundleError(f"{MANIFEST}: no text: nothing gives the UNet's text inputs")
-    for spec in inputs:
-        shape = (1, *spec.shape[1:])
-        if f"sizes/{spec.name}" in constants:
-            _validate_constant(constants, f"sizes/{spec.name}", shape)
-            continue
-        if task.guidance.kind != "none":
-            _validate_constant(constants, f"empty/{spec.name}", shape)
-        if task.prompt is not None:
-            _validate_constant(constants, f"prompt/{task.name}/{spec.name}", shape)
-        elif _joined(bundle, task, text, spec.name) != shape:
-            raise BundleError(
-                f"{MANIFEST}: text: no outputs make the UNet's input {spec.name[:80]!r}, "
-                f"[{_list(shape)}]"
-            )
-
-
-def _validate_constant(constants: Mapping[str, np.ndarray], name: str, shape: Shape) -> None:
-    value = constants.get(name)
-    if value is None or value.shape != shape or value.dtype != np.float32:
-        actual = "missing" if value is None else f"{value.dtype} [{_list(value.shape)}]"
-        raise BundleError(
-            f"constants.safetensors: {name[:80]!r} must be float32 [{_list(shape)}], it is {actual}"
-        )
-
-
-def _joined(bundle: Bundle, task: Task, text: Text, name: str) -> Shape | None:
-    """Shape of the outputs that are joined to an input; None where they do not fit together."""
-    shapes = []
-    for source in text.inputs.get(name, ()):
-        component = source.component
-        if component not in text.tokenizers or not component.startswith("text_encoder"):
-            return None
-        part = _part(bundle, component, task)
-        outputs = {spec.name: spec.shape for spec in part.outputs}
-        inputs = [spec.shape for spec in part.inputs]
-        if len(inputs) != 1 or len(inputs[0]) != 2 or not 3 <= inputs[0][-1] <= _LONGEST:
-            raise BundleError(
-                f"{MANIFEST}: {component} must take ids [1, length] alone, length 3 to {_LONGEST}"
-            )
-        if len(outputs.get(source.output, ())) < 2:
-            return None
-        shapes.append(outputs[source.output])
-    if not shapes or len({shape[:-1] for shape in shapes}) != 1:
-        return None
-    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))

@@ -1,6 +1,6 @@
 """``goldens.safetensors`` and ``constants.safetensors``, read one tensor at a time.
 
-Names of goldens are ``<component>/<task>/<case>/<tensor>`` and ``loop/<task>/<tensor>``.
+Names of goldens are ``<part>/<task>/<case>/<tensor>`` and ``loop/<task>/<tensor>``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_goldens(
 ) -> None:
     """Write inputs and reference outputs.
 
-    ``parts`` maps ``component/task`` to cases, ``loops`` a task to the tensors of its loop.
+    ``parts`` maps ``part/task`` to cases, ``loops`` a task to the tensors of its loop.
     """
     tensors = {
         f"{key}/{number}/{name}": value
@@ -152,37 +152,56 @@ class Goldens:
         self.bundle = bundle
         self.tensors = Tensors(_listed(bundle, GOLDENS))
 
-    def cases(self, component: str, task: str) -> list[tuple[Arrays, Arrays]]:
-        """Inputs and outputs of each case of an entry; empty where there is none."""
-        part = self.bundle.part(component)
+    def cases(self, name: str, task: str) -> list[tuple[Arrays, Arrays]]:
+        """Inputs and outputs of each case of a part's entry; empty where there is none."""
+        part = self.bundle.part(name)
         specs = (*(inputs := part.inputs_of(task)), *part.outputs)
         shapes = {spec.name: spec.shape for spec in specs}
         cases = []
         for number in range(CASES):
-            tensors = self.tensors.below(f"{component}/{task}/{number}/", shapes.get)
+            tensors = self.tensors.below(f"{name}/{task}/{number}/", shapes.get)
             if not len(tensors):
                 break
             cases.append((_named(tensors, inputs), _named(tensors, part.outputs)))
         return cases
 
     def loop(self, task: str) -> Tensors:
-        """PyTorch's results for one request, by name; empty where there is no such golden."""
+        """PyTorch's results for one request, by name; empty where there is no such golden.
+
+        ``noise`` has any number of rows; those of the request are below ``request/``.
+        """
+        shapes = self._loop_shapes(task)
+
+        def shape_of(name: str) -> Shape | None:
+            return shapes.get(name) or shapes.get(name.split("/")[0])
+
+        return self.tensors.below(f"{_LOOP}/{task}/", shape_of)
+
+    def _loop_shapes(self, name: str) -> dict[str, Shape]:
         image, latent = self.bundle.manifest.image, self.bundle.manifest.latent
-        pixels = (1, 3, image.height, image.width)
-        cells = (image.height // latent.factor, image.width // latent.factor)
-        shapes = {
-            "image": pixels,
-            "input": pixels,
-            "mask": (1, 1, image.height, image.width),
-            "noise": (1, latent.channels, *cells),
-            "latents": (1, latent.channels, *cells),
-            "outputs": (1, latent.channels, *cells),
-        }
-        return self.tensors.below(f"{_LOOP}/{task}/", lambda name: shapes.get(name.split("/")[0]))
+        size, inputs = (image.height, image.width), self.bundle.task(name).inputs
+        shapes: dict[str, Shape] = {"picture": (1, 3, *size)}
+        for key, picture in inputs.pictures.items():
+            shapes[f"request/{key}"] = (1, 3 if picture.kind == "picture" else 1, *size)
+        shapes |= {f"request/{key}": tensor.shape for key, tensor in inputs.tensors.items()}
+        if latent is not None:
+            cells = (latent.channels, *(side // latent.factor for side in size))
+            shapes |= dict.fromkeys(("latents", "outputs"), (1, *cells))
+            shapes["noise"] = (self._draws(name), *cells)
+        return shapes
+
+    def _draws(self, task: str) -> int:
+        """Rows of a task's noise: one, or one more for each pass where passes draw."""
+        golden, flow = self.bundle.manifest.golden, self.bundle.task(task).flow
+        if golden is None or golden.steps is None:
+            return 1
+        strength = None if flow.start is None else golden.strength
+        schedule = self.bundle.schedules.get((golden.steps, strength))
+        return 1 + (0 if schedule is None else schedule.draws)
 
 
 def read_constants(bundle: Bundle) -> Mapping[str, np.ndarray]:
-    """The constants by name: ``empty/<input>``, ``prompt/<task>/<input>``, ``sizes/<input>``."""
+    """The constants by name."""
     if CONSTANTS not in [record.path for record in bundle.manifest.files]:
         return {}
     path = inside(bundle.folder, CONSTANTS)

@@ -90,18 +90,44 @@ def _check_size(image: Image.Image, name: str) -> None:
 # --------------------------------------------------------------------------------------- fitting
 
 
-def fit(image: Image.Image, width: int, height: int, filter: str = "lanczos") -> np.ndarray:
-    """The picture at an export's size, float32 [1, 3, H, W] in −1..1.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "-1..1": (127.5, 1),
+    "0..1": (255, 0),
+    "0..255": (1, 0),
+}
+"""Divisor and offset that bring 0..255 to a range."""
+
+
+def fit(
+    image: Image.Image,
+    width: int,
+    height: int,
+    filter: str = "lanczos",
+    range: str = "-1..1",
+    *,
+    grey: bool = False,
+) -> np.ndarray:
+    """The picture at an export's size, float32 [1, 3, H, W] in a range, or [1, 1, H, W] of grey.
 
     In this order: turned upright as its EXIF says; made RGB of 8 bits (:func:`upright_rgb`);
     scaled to cover ``width`` x ``height`` and cropped about the centre, which is one
-    ``Image.resize`` with a ``box`` (``ImageOps.fit``); ``value / 127.5 − 1``.
-    Raises ``PlanError`` for no pixels or an illegal size and ``UnknownName`` for a filter.
+    ``Image.resize`` with a ``box`` (``ImageOps.fit``), or the nearest pixels as of a mask; grey as
+    Pillow's ``L``; for −1..1 ``value / 127.5 − 1``. Raises ``PlanError`` for no pixels or an
+    illegal size and ``UnknownName`` for a filter or a range.
     """
     if filter not in FILTERS:
         raise UnknownName("filter", filter, list(FILTERS))
-    pixels = np.asarray(_cover(upright_rgb(image), width, height, FILTERS[filter]))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1)
+    if range not in RANGES:
+        raise UnknownName("range", range, list(RANGES))
+    upright = upright_rgb(image)
+    if filter == "nearest":
+        fitted = Image.fromarray(_nearest_pixels(np.asarray(upright), width, height))
+    else:
+        fitted = _cover(upright, width, height, FILTERS[filter])
+    pixels = np.asarray(fitted.convert("L"))[..., None] if grey else np.asarray(fitted)
+    divisor, offset = RANGES[range]
+    values = pixels.transpose(2, 0, 1)[None].astype(np.float32) / divisor - offset
+    return np.ascontiguousarray(values, np.float32)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -174,16 +200,23 @@ def fit_mask(image: Image.Image, width: int, height: int) -> np.ndarray:
     """The mask at the picture's size, float32 [1, 1, H, W]: 1 (repaint) where it is light.
 
     Covered and cropped as :func:`fit` does, with nearest pixels; then grey (Pillow's ``L``) over
-    255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted. Which
-    pixel is nearest is computed in integers: Pillow's sum of fractions errs at borders.
+    255 at or above the threshold 0.5, so 128 and more. Transparent is white, so repainted.
     Raises ``PlanError`` as :func:`fit` does.
     """
-    _check_sides(width, height)
     grey = np.asarray(upright_rgb(image).convert("L"))
-    down, across = grey.shape
+    return (_nearest_pixels(grey, width, height) >= 128).astype(np.float32)[None, None]
+
+
+def _nearest_pixels(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pixels [h, w, ...] covered and cropped to a size, by the nearest.
+
+    Which pixel is nearest is computed in integers: Pillow's sum of fractions errs at borders.
+    """
+    _check_sides(width, height)
+    down, across = pixels.shape[:2]
     scale = (down, height) if across * height > width * down else (across, width)
     rows, columns = _nearest(down, height, *scale), _nearest(across, width, *scale)
-    return (grey[rows][:, columns] >= 128).astype(np.float32)[None, None]
+    return np.ascontiguousarray(pixels[rows][:, columns])
 
 
 def _nearest(source: int, count: int, most: int, least: int) -> np.ndarray:
@@ -197,16 +230,11 @@ def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) * (mask < 0.5)
 
 
-def latent_mask(mask: np.ndarray, factor: int) -> np.ndarray:
-    """The mask at latent size [1, 1, H / factor, W / factor], nearest as diffusers does.
-
-    That is every ``factor``-th pixel beginning with the first. Raises ``PlanError`` where the
-    size is not a multiple of ``factor``.
-    """
-    height, width = mask.shape[-2:]
-    if factor < 1 or height % factor or width % factor:
-        raise PlanError(f"a mask of {width} x {height} pixels has no latent size at 1/{factor}")
-    return np.ascontiguousarray(mask[..., ::factor, ::factor])
+def cell_means(picture: np.ndarray, factor: int) -> np.ndarray:
+    """The mean of each cell of ``factor`` x ``factor`` pixels, formed in float64, as float32."""
+    batch, channels, height, width = picture.shape
+    cells = picture.reshape(batch, channels, height // factor, factor, width // factor, factor)
+    return cells.mean((3, 5), dtype=np.float64).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------- writing

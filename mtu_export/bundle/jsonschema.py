@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtu_export.bundle.kinds import SCHEMA
 from mtu_export.bundle.manifest import Manifest
+from mtu_export.spec.records import SCHEMA
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,23 +2,28 @@
 
 ``make schema`` writes ``runtime/manifest.schema.json`` from them. What JSON Schema cannot express,
 such as references between keys, is in ``bundle/rules.py``. Unknown keys belong to a newer minor
-version and are left out. Integers may be written
-``24`` or ``24.0``, as JSON does not tell them apart.
-
-Schema 1.1 adds to 1.0: ``text``, ``files``, ``parts[].scheme`` and ``.notes``, ``loop.golden``.
-Schema 1.2 adds ``parts[].task_inputs`` and ``parts[].cost.task_weight_bytes``, and goldens of an
-entry that several tasks run are under the first of them. Schema 1.3 adds limits to the number of
-items in every list and object, and to every number.
+version and are left out, except in a flow, where each changes what is computed (``spec/flow.py``).
+Integers may be written ``24`` or ``24.0``, as JSON does not tell them apart.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mtu_export.bundle.kinds import (
+from mtu_export.spec import (
+    MOST_PASSES,
+    TIMESTEP,
+    BundleError,
+    Guidance,
+    Pass,
+    Schedule,
+    TensorSpec,
+    Verdict,
+)
+from mtu_export.spec.flow import Flow, Inputs, Kind, Name
+from mtu_export.spec.records import (
     MOST_ENTRIES,
     WHOLE,
     Channels,
@@ -27,6 +32,7 @@ from mtu_export.bundle.kinds import (
     Count,
     Decibels,
     Extent,
+    Features,
     Hash,
     Number,
     Numbers,
@@ -36,24 +42,14 @@ from mtu_export.bundle.kinds import (
     Scale,
     Side,
     Steps,
+    Strength,
     TaskName,
     Version,
-)
-from mtu_export.spec import (
-    MOST_PASSES,
-    Component,
-    Conditioning,
-    Guidance,
-    Pass,
-    Schedule,
-    Task,
-    TensorSpec,
-    Verdict,
 )
 
 
 class LoraRecord(Record):
-    """A LoRA, with counts by component of layers folded in and of those for parts not exported."""
+    """A LoRA, with counts by part of layers folded in and of those for parts not exported."""
 
     name: str
     sha256: str
@@ -63,21 +59,20 @@ class LoraRecord(Record):
 
 
 class Source(Record):
-    """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input.
+    """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input
+    and ``notes`` say what was left out.
 
     ``name`` is that of its folder, or owner/name on the hub with the commit as ``revision``.
-    ``unet_config`` is ``model_config`` in JSON, a name that pydantic reserves.
     """
 
     name: str
     revision: str | None = None
     family: str
     sha256: str
-    unet_config: dict[str, Any] = Field(
-        validation_alias="model_config", serialization_alias="model_config"
-    )
+    config: dict[str, Any]
     loras: Annotated[tuple[LoraRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
     fingerprint: str | None = None
+    notes: Annotated[tuple[str, ...], Field(max_length=16)] = ()
 
 
 class Weights(Record):
@@ -105,68 +100,20 @@ class SchemeRecord(Record):
 
 
 class Image(Record):
-    """Size of every picture in pixels, and how an input is fitted to it."""
+    """Size of every picture in pixels."""
 
     height: Side
     width: Side
-    range: Annotated[
-        tuple[Annotated[int, Field(ge=-1, le=1), WHOLE], ...], Field(min_length=2, max_length=2)
-    ] = (-1, 1)
-    fit: Literal["cover"] = "cover"
-    filter: Literal["lanczos"] = "lanczos"
 
 
 class Latent(Record):
-    """Shape of a latent; ``scaling_factor`` multiplies it after the VAE encoder."""
+    """Channels of a latent, and its pixels per cell."""
 
     channels: Channels
     factor: Side
-    scaling_factor: Annotated[float, Field(ge=1e-6, le=1e6)]
-
-
-class Mask(Record):
-    """How a mask is binarised and applied to the image; each key has a single legal value."""
-
-    threshold: Annotated[float, Field(ge=0.5, le=0.5)]
-    resize: Literal["nearest"]
-    masked_image: Literal["image * (mask < 0.5)"]
 
 
 # --------------------------------------------------------------------------------------- tasks
-
-
-class ImageLatent(Record):
-    """The VAE latent of the image, scaled unless ``scaled`` is false."""
-
-    kind: Literal["image_latent"]
-    channels: Channels
-    scaled: bool = True
-
-
-class MaskedImageLatent(Record):
-    """The VAE latent of the image outside the mask."""
-
-    kind: Literal["masked_image_latent"]
-    channels: Channels
-
-
-class MaskChannel(Record):
-    """The mask at latent size."""
-
-    kind: Literal["mask"]
-    channels: Annotated[int, Field(ge=1, le=1), WHOLE]
-
-
-class ImagePixels(Record):
-    """The image at latent size."""
-
-    kind: Literal["image"]
-    channels: Annotated[int, Field(ge=3, le=3), WHOLE]
-
-
-ConditioningRecord = Annotated[
-    ImageLatent | MaskedImageLatent | MaskChannel | ImagePixels, Field(discriminator="kind")
-]
 
 
 class NoGuidance(Record):
@@ -196,27 +143,33 @@ GuidanceRecord = Annotated[
 
 
 class TaskRecord(Record):
-    """A task, and the components that its loop needs, in order."""
+    """A task: its guidance, what it takes from its user, and its flow.
+
+    ``strength`` is the default of a task whose loop starts from a picture; ``prompt`` a fixed one.
+    """
 
     name: TaskName
-    conditioning: Annotated[tuple[ConditioningRecord, ...], Field(max_length=MOST_ENTRIES)]
     guidance: GuidanceRecord
     steps: Steps
+    strength: Strength | None = None
     prompt: str | None = None
-    parts: Annotated[tuple[Component, ...], Field(max_length=16)]
-    entry: str
+    inputs: Inputs
+    flow: Flow
 
-    def task(self, index: int) -> Task:
-        """The :class:`Task` at ``index`` of the manifest."""
-        entries = (entry.model_dump() for entry in self.conditioning)
-        return Task(
-            name=self.name,
-            index=index,
-            conditioning=tuple(Conditioning(**entry) for entry in entries),
-            guidance=Guidance(**self.guidance.model_dump()),
-            steps=self.steps,
-            prompt=self.prompt,
-        )
+    @property
+    def scales(self) -> Guidance:
+        """The guidance as the loop takes it."""
+        return Guidance(**self.guidance.model_dump())
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether the user gives a prompt."""
+        return bool(self.flow.prompted)
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether the user may give a negative prompt."""
+        return self.takes_prompt and self.guidance.kind != "none"
 
 
 # --------------------------------------------------------------------------------------- parts
@@ -238,7 +191,7 @@ Tensors = Annotated[tuple[TensorRecord, ...], Field(max_length=64)]
 
 
 class CostRecord(Record):
-    """Size and work of one pass of a part; bytes of all, of shared and of each task's weights."""
+    """Size and work of one pass of a part; bytes of weights by who uses them."""
 
     parameters: Count
     flops_conv_linear: Count
@@ -257,17 +210,19 @@ class FileRecord(Record):
 
 
 class PartRecord(Record):
-    """A component: its artefact, its entries by task, its inputs and outputs.
+    """A part: its artefact, its entries by task, its inputs and outputs.
 
-    ``scheme`` is the manifest's where it is None; ``task_inputs`` are the inputs of tasks whose
-    shapes differ from ``inputs``; ``witness`` are numbers by task that change with the weights (see
-    ``bundle/witness.py``).
+    ``data`` are files of ``files`` that lie beside the artefact and hold weights of it. ``scheme``
+    is the manifest's where a part has none of its own; ``task_inputs`` are the inputs of tasks that
+    have other ones than ``inputs``; ``witness`` are numbers by task that change with the weights.
     """
 
-    component: Component
+    name: Name
+    kind: Kind
     path: Path
     bytes: Count
     sha256: Hash
+    data: Annotated[tuple[Path, ...], Field(max_length=16)] = ()
     entries: Annotated[
         dict[str, Annotated[str, Field(min_length=1, max_length=255)]],
         Field(min_length=1, max_length=64),
@@ -291,78 +246,106 @@ class TokenizerRecord(Record):
     length: Count
 
 
-class TextOutput(Record):
-    """An output of a text encoder."""
-
-    component: Component
-    output: str
-
-
-class Text(Record):
-    """Outputs concatenated to each text input of the UNet, and each encoder's tokenizer folder."""
-
-    inputs: Annotated[
-        dict[str, Annotated[tuple[TextOutput, ...], Field(min_length=1, max_length=16)]],
-        Field(max_length=16),
-    ]
-    tokenizers: Annotated[dict[str, Path], Field(max_length=16)]
+# ---------------------------------------------------------------------------------------- loop
 
 
 class PassRecord(Record):
-    """One pass of a schedule."""
+    """One pass; ``columns`` feed inputs of parts, ``noise`` multiplies fresh noise."""
 
-    timestep: Coefficient
+    columns: Annotated[dict[Name, Coefficient | Features], Field(max_length=16)]
     input_scale: Positive
     x: Coefficients
     m: Coefficients
+    noise: Coefficient
+
+
+class StartRecord(Record):
+    """What the loop begins from: factors of the first noise and of the task's start."""
+
+    noise: Positive
+    picture: Coefficient
 
 
 class ScheduleRecord(Record):
-    """The passes of one step count."""
+    """The passes of one step count and, where the loop starts from a picture, strength."""
 
-    init_noise_sigma: Positive
+    steps: Steps
+    strength: Strength | None = None
+    start: StartRecord
     passes: Annotated[tuple[PassRecord, ...], Field(min_length=1, max_length=MOST_PASSES)]
 
     def schedule(self) -> Schedule:
         """The :class:`Schedule`; raises ``BundleError`` where a pass looks before the start."""
-        passes = tuple(
-            Pass(timestep=p.timestep, input_scale=p.input_scale, x=p.x, m=p.m) for p in self.passes
+        if any(TIMESTEP not in p.columns for p in self.passes):
+            raise BundleError(f"a pass has no column {TIMESTEP!r}")
+        passes = []
+        for record in self.passes:
+            features = dict(record.columns)
+            timestep = features.pop(TIMESTEP)
+            if not isinstance(timestep, float):
+                raise BundleError(f"column {TIMESTEP!r} is no number")
+            passes.append(
+                Pass(
+                    timestep=timestep,
+                    features=features,
+                    input_scale=record.input_scale,
+                    x=record.x,
+                    m=record.m,
+                    noise=record.noise,
+                )
+            )
+        return Schedule(
+            start_noise=self.start.noise,
+            start_picture=self.start.picture,
+            strength=self.strength,
+            passes=tuple(passes),
         )
-        return Schedule(start_noise=self.init_noise_sigma, passes=passes)
 
     @classmethod
-    def of(cls, schedule: Schedule) -> ScheduleRecord:
+    def of(cls, steps: int, schedule: Schedule) -> ScheduleRecord:
         """The record of a schedule; inverse of :meth:`schedule`."""
-        passes = tuple(PassRecord(**asdict(each)) for each in schedule.passes)
-        return cls(init_noise_sigma=schedule.start_noise, passes=passes)
+        passes = (
+            PassRecord(
+                columns=dict(step.columns),
+                input_scale=step.input_scale,
+                x=step.x,
+                m=step.m,
+                noise=step.noise,
+            )
+            for step in schedule.passes
+        )
+        return cls(
+            steps=steps,
+            **({} if schedule.strength is None else {"strength": schedule.strength}),
+            start=StartRecord(noise=schedule.start_noise, picture=schedule.start_picture),
+            passes=tuple(passes),
+        )
 
 
 class Golden(Record):
-    """The request that the loop's goldens were made from."""
+    """The request of the goldens of every flow; ``steps`` where one has a loop."""
 
     prompt: str
-    steps: Steps
+    negative_prompt: str | None = None
+    steps: Steps | None = None
+    strength: Strength | None = None
 
 
 class Loop(Record):
-    """The scheduler as tables by step count; ``skipped``: counts without a table, and why."""
+    """The scheduler as tables; ``skipped`` says why a step count has none."""
 
     scheduler: str
     prediction_type: str
-    schedules: Annotated[
-        dict[Annotated[str, Field(pattern="^[1-9][0-9]{0,4}$")], ScheduleRecord],
-        Field(max_length=1000),
-    ]
-    golden: Golden | None = None
+    schedules: Annotated[tuple[ScheduleRecord, ...], Field(max_length=1000)]
     skipped: dict[str, str] = Field(default_factory=dict, max_length=1000)
 
 
 class VerdictRecord(Record):
-    """A :class:`Verdict` of the export; the key of its stage is ``rung`` in JSON."""
+    """One verdict of the export; ``psnr_db``, ``runner`` and ``passed`` are None where not run."""
 
-    component: str
+    part: str
     task: str
-    stage: str = Field(validation_alias="rung", serialization_alias="rung")
+    stage: str
     psnr_db: Number | None
     max_abs: Number | None
     floor_db: Decibels
@@ -388,11 +371,10 @@ class Manifest(Record):
     scheme: SchemeRecord
     image: Image
     tasks: Annotated[tuple[TaskRecord, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
-    parts: Annotated[tuple[PartRecord, ...], Field(min_length=1, max_length=16)]
+    parts: Annotated[tuple[PartRecord, ...], Field(min_length=1, max_length=32)]
     tokenizers: Annotated[tuple[TokenizerRecord, ...], Field(max_length=16)]
-    text: Text | None = None
-    latent: Latent
-    mask: Mask
+    latent: Latent | None = None
     loop: Loop | None = None
+    golden: Golden | None = None
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
     proof: Annotated[tuple[VerdictRecord, ...], Field(max_length=1024)]

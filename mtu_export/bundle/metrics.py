@@ -55,7 +55,7 @@ def judge(
     references: Sequence[Arrays],
     actual: Sequence[Arrays],
     *,
-    component: str,
+    part: str,
     task: str,
     stage: str,
     floor_db: float,
@@ -73,7 +73,7 @@ def judge(
     if finite and not passed and len(references[0]) > 1:
         reason = f"the worst is {name}"
     return Verdict(
-        component=component,
+        part=part,
         task=task,
         stage=stage,
         psnr_db=round(worst, 2) if finite else None,
@@ -85,10 +85,10 @@ def judge(
     )
 
 
-def not_run(*, component: str, task: str, stage: str, floor_db: float, reason: str) -> Verdict:
+def not_run(*, part: str, task: str, stage: str, floor_db: float, reason: str) -> Verdict:
     """The verdict of an artefact that cannot run here; never a pass."""
     return Verdict(
-        component=component,
+        part=part,
         task=task,
         stage=stage,
         psnr_db=None,
@@ -101,10 +101,10 @@ def not_run(*, component: str, task: str, stage: str, floor_db: float, reason: s
 
 
 def broken(
-    *, component: str, task: str, stage: str, floor_db: float, runner: str, reason: str
+    *, part: str, task: str, stage: str, floor_db: float, runner: str, reason: str
 ) -> Verdict:
     """The verdict of an artefact whose runtime failed, with no output to compare."""
-    verdict = not_run(component=component, task=task, stage=stage, floor_db=floor_db, reason=reason)
+    verdict = not_run(part=part, task=task, stage=stage, floor_db=floor_db, reason=reason)
     return replace(verdict, runner=runner, passed=False)
 
 
@@ -112,7 +112,7 @@ def failure(verdicts: Sequence[Verdict]) -> str | None:
     """One line on the first verdict below its floor, or None."""
     for verdict in verdicts:
         if verdict.passed is False:
-            where = f"{verdict.component} of task {verdict.task!r}"
+            where = f"{verdict.part} of task {verdict.task!r}"
             texts = [] if verdict.reason is None else [verdict.reason]
             if verdict.psnr_db is not None:
                 texts.insert(0, f"{verdict.psnr_db:.1f} dB, floor {verdict.floor_db:g} dB")

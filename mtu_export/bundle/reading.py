@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mtu_export import checkpoint
-from mtu_export.bundle.kinds import SCHEMA
 from mtu_export.bundle.manifest import Manifest
 from mtu_export.bundle.paths import MANIFEST
 from mtu_export.checkpoint.validation import error_line
 from mtu_export.spec import BundleError
+from mtu_export.spec.records import SCHEMA
 
 _Model = TypeVar("_Model", bound=BaseModel)
 LIMIT = 4_000_000
@@ -52,7 +52,9 @@ def read_manifest(folder: Path) -> Manifest:
     version = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", str(document.get("schema_version")))
     if version is None:
         raise BundleError(f"{path}: schema_version is missing or malformed")
-    if int(version[1]) != SCHEMA[0]:
+    if int(version[1]) < SCHEMA[0]:
+        raise BundleError(f"{path} was written by an earlier version; export it again")
+    if int(version[1]) > SCHEMA[0]:
         raise BundleError(
             f"{path}: schema {version[0]} is not readable; this mtu-export reads {SCHEMA[0]}.x"
         )

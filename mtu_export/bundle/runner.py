@@ -1,4 +1,4 @@
-"""The loop of a bundle: text, conditioning, guided passes, decoding (``runtime/README.md``).
+"""A task of a bundle, run for one request (``runtime/README.md``, "The flow" and "The loop").
 
 The parts run in the target's runtime, so no checkpoint is needed, and torch only where that runtime
 uses it.
@@ -13,21 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 from mtu_export import bundle, targets
-from mtu_export.bundle import Bundle, Part, sampler, tokenizer
-from mtu_export.bundle.denoising import Request, conditioning, decode, denoiser, named
+from mtu_export.bundle import Bundle, Part, TaskRecord, sampler, tokenizer
+from mtu_export.bundle.evaluation import Evaluation, Request
+from mtu_export.bundle.rules import Schedules
 from mtu_export.bundle.structure import structure_of
 from mtu_export.spec import (
     Arrays,
     BundleError,
+    ParityError,
     PlanError,
     Runtime,
     Schedule,
     Session,
-    Task,
     ToolchainError,
     UnknownName,
     shown,
 )
+from mtu_export.spec.flow import Output, Tokens
 
 Progress = Callable[[int, int, np.ndarray], None]
 """Called after each pass with its number, their count and the latent [1, C, h, w]."""
@@ -35,11 +37,14 @@ Progress = Callable[[int, int, np.ndarray], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """One task of a bundle, checked to have all that its loop needs."""
+    """One task of a bundle, checked to have all that its flow needs.
+
+    ``schedules`` are the tables of this task: with a strength where it starts from a picture.
+    """
 
     bundle: Bundle
-    task: Task
-    schedules: Mapping[int, Schedule]
+    task: TaskRecord
+    schedules: Schedules
     constants: Mapping[str, np.ndarray]
     runtime: Runtime
 
@@ -50,16 +55,13 @@ class Loop:
         return image.height, image.width
 
     @property
-    def latent(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latent."""
+    def latent(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the latent; None where the flow has no loop."""
         latent = self.bundle.manifest.latent
+        if latent is None or not self.task.flow.has_loop:
+            return None
         height, width = (side // latent.factor for side in self.size)
         return latent.channels, height, width
-
-    @property
-    def filter(self) -> str:
-        """The filter that fits a picture: a name of ``images.FILTERS``."""
-        return self.bundle.manifest.image.filter
 
     @property
     def runner(self) -> str:
@@ -74,7 +76,7 @@ class Loop:
 
 
 def open_loop(source: Bundle, name: str | None = None, runtime: Runtime | None = None) -> Loop:
-    """The loop of a task (the only one where none is named) in a runtime, else the default one.
+    """A task (the only one where none is named) in a runtime, else the default one.
 
     Raises ``PlanError`` for an unknown task, ``BundleError`` where parts or constants are missing
     or do not fit together, or an unknown target.
@@ -85,14 +87,12 @@ def open_loop(source: Bundle, name: str | None = None, runtime: Runtime | None =
     if name is not None and name not in tasks:
         raise UnknownName("task", name, list(tasks))
     task = tasks[name] if name is not None else next(iter(tasks.values()))
-    components = {part.component for part in source.parts}
-    missing = [part for part in source.needs(task.name) if part not in components]
+    present = {part.name for part in source.parts}
+    missing = [part for part in task.flow.parts if part not in present]
     if missing:
         raise BundleError(
             f"{source.folder} has no {', '.join(missing)}: task {task.name!r} needs it"
         )
-    if not source.schedules or source.manifest.text is None:
-        raise BundleError(f"{source.folder}: its manifest has no loop")
     if source.manifest.target not in targets.names():
         raise BundleError(f"{bundle.MANIFEST}: unknown target {shown(source.manifest.target)}")
     constants = bundle.read_constants(source)
@@ -100,7 +100,11 @@ def open_loop(source: Bundle, name: str | None = None, runtime: Runtime | None =
     return Loop(
         bundle=source,
         task=task,
-        schedules=source.schedules,
+        schedules={
+            key: table
+            for key, table in source.schedules.items()
+            if (key[1] is None) == (task.flow.start is None)
+        },
         constants=constants,
         runtime=runtime or targets.runtime(targets.load(source.manifest.target)),
     )
@@ -113,74 +117,154 @@ class Generation(NamedTuple):
     image: np.ndarray
 
 
+@np.errstate(all="ignore")  # what is not finite is refused
 def generate(loop: Loop, request: Request, progress: Progress = lambda *_: None) -> Generation:
-    """Run a task's loop for one request.
+    """Run a task for one request.
 
-    Parts are loaded, used and released in turn. Raises ``PlanError`` for a request that
-    the task cannot serve, ``BundleError`` for a part that is not what the manifest says of it, and
-    ``ParityError`` for one that gives NaN or Inf.
+    Parts are loaded, used and released in turn; those of a pass are loaded together. Raises
+    ``PlanError`` for a request that the task cannot serve, ``BundleError`` for a part that is not
+    what the manifest says of it, and ``ParityError`` for one that gives NaN or Inf.
     """
-    schedule = schedule_of(loop, request.steps)
-    denoise = open_denoiser(loop, request)
+    evaluation = prepare(loop, request)
     latents: list[np.ndarray] = []
-    for x in sampler.latents(schedule, request.noise, denoise):
-        latents.append(x)
-        progress(len(latents), len(schedule.passes), x)
-    del denoise
-    return Generation(latents, open_decoder(loop)(latents[-1]))
+    if loop.task.flow.has_loop:
+        schedule = schedule_of(loop, request)
+        assert request.noise is not None
+        passes = sampler.trajectory(
+            schedule, request.noise, open_denoiser(loop, evaluation), evaluation.start()
+        )
+        for _, x in passes:
+            latents.append(x)
+            progress(len(latents), len(schedule.passes), x)
+        del passes
+    return Generation(latents, decode(loop, evaluation, latents[-1] if latents else None))
 
 
-def schedule_of(loop: Loop, steps: int) -> Schedule:
-    """The table of a step count; raises ``PlanError`` with those that the bundle has."""
-    if steps not in loop.schedules:
-        legal = ", ".join(map(str, sorted(loop.schedules)))
-        raise PlanError(f"the bundle has no table for {steps} steps; it has: {legal}")
-    return loop.schedules[steps]
+def schedule_of(loop: Loop, request: Request) -> Schedule:
+    """The table of a request; raises ``PlanError`` with those that the bundle has."""
+    tables = loop.schedules
+    steps = sorted({steps for steps, _ in tables})
+    if request.steps not in steps:
+        legal = ", ".join(map(str, steps))
+        raise PlanError(f"the bundle has no table for {request.steps} steps; it has: {legal}")
+    if (request.steps, request.strength) not in tables:
+        legal = ", ".join(f"{s:g}" for n, s in sorted(tables, key=str) if n == request.steps and s)
+        raise PlanError(
+            f"the bundle has no table for strength {request.strength} at {request.steps} steps; "
+            f"it has: {legal or 'none'}"
+        )
+    return tables[request.steps, request.strength]
 
 
-def open_denoiser(loop: Loop, request: Request) -> sampler.Denoise:
-    """The guided denoiser of a request: its text and image are encoded, then the UNet is loaded."""
-    _check_shape("noise", request.noise, (1, *loop.latent))
-    _check_shape("image", request.image, (1, 3, *loop.size))
-    _check_shape("mask", request.mask, (1, 1, *loop.size))
-    scaling = loop.bundle.manifest.latent.scaling_factor
-    text_inputs = _text_inputs(loop, request.prompt)
-    channels = conditioning(loop.task, request, _Encoder(loop), scaling, loop.latent[1:])
-    unet = loop.bundle.part("unet")
-    guidance = request.guidance or loop.task.guidance
-    inputs = unet.inputs_of(loop.task.name)
-    return denoiser(_open(loop, unet), inputs, guidance, text_inputs, channels)
+def prepare(loop: Loop, request: Request) -> Evaluation:
+    """The evaluation of a request after its once calls: text and pictures are encoded."""
+    _check_request(loop, request)
+    evaluation, flow = _evaluation(loop, request), loop.task.flow
+    opened: dict[str, Session] = {}
+    for call in flow.of("once"):
+        if call.part not in opened:
+            opened = {call.part: open_part(loop, call.part)}  # the one before is released
+        evaluation.run_once(call, opened[call.part])
+    return evaluation
 
 
-def open_decoder(loop: Loop) -> Callable[[np.ndarray], np.ndarray]:
-    """The VAE decoder: a latent [1, C, h, w] to its picture [1, 3, H, W]."""
-    part = loop.bundle.part("vae_decoder")
-    session, scaling = _open(loop, part), loop.bundle.manifest.latent.scaling_factor
-    return lambda latent: decode(session, part.inputs[0], latent, scaling)
+def _evaluation(loop: Loop, request: Request) -> Evaluation:
+    flow, tokenizers = loop.task.flow, _tokenizers(loop)
+    return Evaluation(
+        flow,
+        loop.task.inputs,
+        {name: loop.bundle.part(name).inputs_of(loop.task.name) for name in flow.parts},
+        loop.constants,
+        request.guidance or loop.task.scales,
+        request,
+        lambda path, prompt: tokenizers[path].encode(prompt)[0],
+    )
 
 
-def preview(loop: Loop, latent: np.ndarray) -> np.ndarray:
-    """The picture of an intermediate latent."""
-    return open_decoder(loop)(latent)
+def open_denoiser(loop: Loop, evaluation: Evaluation) -> sampler.Denoise:
+    """The guided denoiser of a request, its parts loaded."""
+    flow = loop.task.flow
+    names = dict.fromkeys(call.part for call in (*flow.of("pass"), *flow.of("guided")))
+    return evaluation.denoiser({name: open_part(loop, name) for name in names})
+
+
+def decode(
+    loop: Loop,
+    evaluation: Evaluation,
+    latent: np.ndarray | None,
+    opened: dict[str, Session] | None = None,
+) -> np.ndarray:
+    """The picture [1, 3, H, W] of a latent [1, C, h, w], or of a flow without a loop.
+
+    ``opened`` keeps the parts for the next picture. Raises ``ParityError`` for a picture that is
+    not finite.
+    """
+
+    def open_once(name: str) -> Session:
+        if opened is None:
+            return open_part(loop, name)
+        if name not in opened:
+            opened[name] = open_part(loop, name)
+        return opened[name]
+
+    picture = evaluation.picture(latent, open_once)
+    if not np.isfinite(picture).all():
+        raise ParityError(f"task {loop.task.name!r}: the picture holds NaN or Inf")
+    return picture
+
+
+def preview(loop: Loop, request: Request, latent: np.ndarray) -> np.ndarray:
+    """The picture of an intermediate latent; once calls are made again if end calls need them."""
+    flow = loop.task.flow
+    once = {call.id for call in flow.of("once")}
+    needed = {s.call for call in flow.of("end") for s in call.sources() if isinstance(s, Output)}
+    evaluation = prepare(loop, request) if once & needed else _evaluation(loop, request)
+    return decode(loop, evaluation, latent)
 
 
 def truncated_text(loop: Loop, prompt: str) -> str:
-    """The text of a prompt beyond what its text encoders read (77 tokens); empty where it fits."""
-    if loop.task.prompt is not None:
-        return ""
+    """The text of a prompt beyond what its text encoders read; empty where it fits."""
     truncated = [encoder.encode(prompt)[1] for encoder in _tokenizers(loop).values()]
     return max(truncated, key=len, default="")
 
 
-def _check_shape(name: str, value: np.ndarray | None, expected: tuple[int, ...]) -> None:
-    if value is not None and (value.shape != expected or value.dtype != np.float32):
+def _check_request(loop: Loop, request: Request) -> None:
+    """Refuse arrays of a wrong shape, and a negative prompt where nothing takes one."""
+    task, latent = loop.task, loop.latent
+    expected: dict[str, tuple[int, ...]] = {
+        name: (1, 3 if picture.kind == "picture" else 1, *loop.size)
+        for name, picture in task.inputs.pictures.items()
+    }
+    expected |= {name: tensor.shape for name, tensor in task.inputs.tensors.items()}
+    for name, value in {**request.pictures, **request.tensors}.items():
+        if name not in expected:
+            raise PlanError(f"task {task.name!r} takes no {name!r}")
+        _check_shape(name, value, expected[name])
+    for name, number in request.numbers.items():
+        if name not in task.inputs.numbers:
+            raise PlanError(f"task {task.name!r} takes no {name!r}")
+        limits = task.inputs.numbers[name]
+        if not limits.minimum <= number <= limits.maximum:
+            raise PlanError(f"{name} must be {limits.minimum:g} to {limits.maximum:g}")
+    if request.negative_prompt is not None and not task.takes_negative_prompt:
+        raise PlanError(f"task {task.name!r} takes no negative prompt: it has no guidance by text")
+    if latent is not None:
+        if request.noise is None:
+            raise PlanError(f"task {task.name!r} needs noise")
+        schedule = schedule_of(loop, request)
+        _check_shape("noise", request.noise, (1 + schedule.draws, *latent))
+
+
+def _check_shape(name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
+    if value.shape != expected or value.dtype != np.float32:
         raise PlanError(
             f"{name} must be float32 {list(expected)}, got {value.dtype} {list(value.shape)}"
         )
 
 
-def _open(loop: Loop, part: Part) -> Session:
+def open_part(loop: Loop, name: str) -> Session:
     """A part in its runtime; refuses a file whose inputs and outputs are not the manifest's."""
+    part: Part = loop.bundle.part(name)
     entry = part.entry_of(loop.task.name)
     runner, reason = loop.runtime.runner()
     if runner is None:
@@ -198,50 +282,22 @@ def _open(loop: Loop, part: Part) -> Session:
     return run
 
 
-class _Encoder:
-    """The VAE encoder of a bundle, loaded when it is first asked for."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self.session: Session | None = None
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        part = self.loop.bundle.part("vae_encoder")
-        self.session = self.session or _open(self.loop, part)
-        return self.session({part.inputs[0].name: image})[part.outputs[0].name]
-
-
 def _tokenizers(loop: Loop) -> dict[str, tokenizer.Tokenizer]:
-    """The tokenizer of each text encoder; its ids are those that the manifest says of it."""
-    manifest, tokenizers = loop.bundle.manifest, {}
-    assert manifest.text is not None  # an open loop has one
-    for name, path in manifest.text.tokenizers.items():
-        length = loop.bundle.part(name).inputs[0].shape[-1]
-        loaded = tokenizer.load(bundle.inside(loop.bundle.folder, path), length, BundleError)
-        ids = {"bos": loaded.bos, "eos": loaded.eos, "pad": loaded.pad, "length": length}
-        for record in manifest.tokenizers:
-            if record.path == path and record.model_dump(exclude={"path"}) != ids:
-                raise BundleError(f"{bundle.MANIFEST}: tokenizers: {path!r} has {ids}")
-        tokenizers[name] = loaded
-    return tokenizers
-
-
-def _text_inputs(loop: Loop, prompt: str) -> tuple[Arrays, Arrays]:
-    """The UNet's text inputs [1, ...] for the prompt and for the empty prompt."""
-    constants, task = loop.constants, loop.task
-    sizes = named(constants, "sizes/")
-    empty = {**named(constants, "empty/"), **sizes}
-    if task.prompt is not None:
-        return {**named(constants, f"prompt/{task.name}/"), **sizes}, empty
-    outputs: dict[tuple[str, str], np.ndarray] = {}
-    for component, encoder in _tokenizers(loop).items():
-        part = loop.bundle.part(component)
-        ids, _ = encoder.encode(prompt)
-        for name, value in _open(loop, part)({part.inputs[0].name: ids}).items():
-            outputs[component, name] = value
-    assert loop.bundle.manifest.text is not None  # an open loop has one
-    text_inputs = {
-        name: np.concatenate([outputs[each.component, each.output] for each in sources], -1)
-        for name, sources in loop.bundle.manifest.text.inputs.items()
+    """The tokenizers of the flow by folder; their ids are those that the manifest says of them."""
+    names = {
+        source.tokenizer
+        for call in loop.task.flow.calls
+        for source in call.sources()
+        if isinstance(source, Tokens)
     }
-    return {**text_inputs, **sizes}, empty
+    tokenizers = {}
+    for record in loop.bundle.manifest.tokenizers:
+        if record.path not in names:
+            continue
+        path = bundle.inside(loop.bundle.folder, record.path)
+        loaded = tokenizer.load(path, record.length, BundleError)
+        ids = {"bos": loaded.bos, "eos": loaded.eos, "pad": loaded.pad, "length": record.length}
+        if record.model_dump(exclude={"path"}) != ids:
+            raise BundleError(f"{bundle.MANIFEST}: tokenizers: {record.path!r} has {ids}")
+        tokenizers[record.path] = loaded
+    return tokenizers

@@ -14,8 +14,8 @@ import numpy as np
 
 from mtu_export.spec import HISTORY, Guidance, ParityError, Pass, PlanError, Schedule
 
-Denoise = Callable[[np.ndarray, float], np.ndarray]
-"""``(input_scale · x [1, C, h, w], timestep) -> guided output [1, C, h, w]``, all float32."""
+Denoise = Callable[[np.ndarray, Pass], np.ndarray]
+"""``(input_scale · x [1, C, h, w], pass) -> guided output [1, C, h, w]``, float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def ask(denoise: Denoise, x: np.ndarray, schedule: Schedule, index: int) -> np.n
     Raises ``ParityError`` for an output of another shape than x or one that is not finite.
     """
     step = schedule.passes[index]
-    m = denoise(np.float32(step.input_scale) * x, step.timestep)
+    m = denoise(np.float32(step.input_scale) * x, step)
     if m.shape != x.shape or not np.isfinite(m).all():
         what = "NaN or Inf" if m.shape == x.shape else f"shape {list(m.shape)}"
         raise ParityError(
@@ -176,3 +176,11 @@ def latents(
 ) -> Iterator[np.ndarray]:
     """Yield x after each pass, float32 [1, C, h, w]; the last is the result."""
     return (x for _, x in trajectory(schedule, noise, denoise, picture))
+
+
+def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Normal float32 noise [1 + P, C, h, w] of a seed: numpy's PCG64, the same on every machine.
+
+    One stream: that of the start first, then pass by pass.
+    """
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -56,6 +56,8 @@ class Tokenizer:
     ``largest`` is the greatest id, ``largest_learned`` that of the vocabulary without added tokens;
     ``limit`` is the source's ``model_max_length``, None where it has none. ``document`` is the
     content of the canonical ``tokenizer.json``; ``engine`` encodes without start, end and padding.
+    ``expansions`` maps the id of an added token that stands for several (textual inversion) to
+    theirs.
     """
 
     bos: int
@@ -67,6 +69,7 @@ class Tokenizer:
     limit: int | None
     document: Mapping[str, Any]
     engine: tokenizers.Tokenizer
+    expansions: Mapping[int, tuple[int, ...]]
 
     def encode(self, text: str) -> tuple[np.ndarray, str]:
         """The ids int32 [1, length] of a text, and the text that was truncated ("" if none).
@@ -78,10 +81,15 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise PlanError(f"the text holds half a character at {error.start}") from None
         encoding = self.engine.encode(text, add_special_tokens=False)
+        tokens = [
+            (token, begin)
+            for number, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            for token in self.expansions.get(number, (number,))
+        ]
         room = self.length - 2
-        cut = text[encoding.offsets[room][0] :] if len(encoding.ids) > room else ""
+        cut = text[tokens[room][1] :] if len(tokens) > room else ""
         ids = np.full((1, self.length), self.pad, np.int32)
-        filled = [self.bos, *encoding.ids[:room], self.eos]
+        filled = [self.bos, *(token for token, _ in tokens[:room]), self.eos]
         ids[0, : len(filled)] = filled
         return ids, cut
 
@@ -91,17 +99,11 @@ def load(
 ) -> Tokenizer:
     """The tokenizer of a bundle's folder: its canonical ``tokenizer.json``.
 
-    A bundle of schema 1.2 or older has none, or a copy of its source's, which sets no length; its
-    tokenizer is made of ``vocab.json``, ``merges.txt`` and the special tokens of its configs.
-    Raises ``error`` for files that are missing, damaged or of another tokenizer than CLIP's.
+    Raises ``error`` for a file that is missing, damaged or of another tokenizer than CLIP's.
     """
     path = folder / FILE
     try:
-        if path.is_file():
-            document = checkpoint.read_json(path, limit=BYTES_LIMIT)
-            if document.get("truncation") is not None:
-                return open_document(path, document, length)
-        return open_document(folder, _of_old_files(folder, length), length)
+        return open_document(path, checkpoint.read_json(path, limit=BYTES_LIMIT), length)
     except CheckpointError as problem:
         raise error(str(problem)) from None
 
@@ -258,7 +260,24 @@ def open_document(
         limit=limit,
         document=document,
         engine=engine,
+        expansions=_expansions({entry["content"]: entry["id"] for entry in added}),
     )
+
+
+def _expansions(added: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
+    """Added tokens that stand for several, as ``<cat>`` for ``<cat>``, ``<cat>_1``, ``<cat>_2``.
+
+    So diffusers stores and reads textual inversions of several vectors
+    (``TextualInversionLoaderMixin.maybe_convert_prompt``).
+    """
+    expansions = {}
+    for token, number in added.items():
+        numbers = [number]
+        while (following := f"{token}_{len(numbers)}") in added:
+            numbers.append(added[following])
+        if len(numbers) > 1:
+            expansions[number] = tuple(numbers)
+    return expansions
 
 
 SPECIAL_NAMES = ("bos", "eos", "pad")
@@ -308,45 +327,6 @@ def check_merges(where: Path, merges: Any, vocabulary: Mapping[str, int]) -> Non
                 raise CheckpointError(
                     f"{where}: merges name {token[:80]!r}, which is not in the vocabulary"
                 )
-
-
-# --------------------------------------------------------------------------- bundles of schema 1.2
-
-
-def _of_old_files(folder: Path, length: int) -> dict[str, Any]:
-    """The canonical document of ``vocab.json``, ``merges.txt`` and the configs beside them."""
-    vocabulary = checkpoint.read_json(folder / VOCABULARY, limit=BYTES_LIMIT)
-    config: dict[str, Any] = {}
-    for name in (SPECIAL, CONFIG):
-        if (folder / name).is_file():
-            config |= checkpoint.read_json(folder / name)
-    names = {}
-    for name, default in (("bos", START), ("eos", END), ("pad", END), ("unk", END)):
-        entry = config.get(f"{name}_token")
-        token = entry.get("content") if isinstance(entry, dict) else entry
-        token = default if token is None else token
-        if not isinstance(token, str) or token not in vocabulary:
-            raise CheckpointError(f"{folder}: {name}_token {shown(token)} is not in the vocabulary")
-        names[name] = token
-    listed = config.get("added_tokens_decoder") or {}
-    entries = listed.values() if isinstance(listed, dict) else [listed]
-    tokens = [
-        *names.values(),
-        *(entry.get("content") if isinstance(entry, dict) else entry for entry in entries),
-    ]
-    for token in tokens:
-        if not isinstance(token, str) or token not in vocabulary:
-            raise CheckpointError(f"{folder}: added token {shown(token)} is not in the vocabulary")
-    flags = {**dict.fromkeys(_FLAGS, False), "special": True}
-    added = [{"id": vocabulary[t], "content": t, **flags} for t in dict.fromkeys(tokens)]
-    special = {name: [token, vocabulary[token]] for name, token in names.items()}
-    return canonical_document(
-        vocabulary,
-        read_merges(folder),
-        {**special, "unk": names["unk"]},
-        added,
-        length,
-    )
 
 
 def read_merges(folder: Path) -> list[list[str]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mtu_export import bundle, targets
-from mtu_export.bundle import Bundle, Part, metrics, witness
-from mtu_export.bundle.loop_proof import PASSES, PIPELINE, prove_loop
+from mtu_export.bundle import PIPELINE, Bundle, Part, TaskRecord, metrics, witness
+from mtu_export.bundle.loop_proof import PASSES, prove_loop
 from mtu_export.bundle.structure import structure_of
 from mtu_export.spec import (
     Arrays,
@@ -18,7 +18,6 @@ from mtu_export.spec import (
     RuntimeUnavailable,
     Scheme,
     Structure,
-    Task,
     ToolchainError,
     Verdict,
 )
@@ -53,19 +52,18 @@ def verify_bundle(
     if runner is not None and all(runtime.runner()[0] is None for runtime in runtimes):
         raise ToolchainError(f"{runner} cannot run here: {runtimes[0].runner()[1]}")
     goldens = bundle.Goldens(source)
-    recorded = {(v.component, v.task, v.stage): v for v in source.proof}
+    recorded = {(v.part, v.task, v.stage): v for v in source.proof}
     verdicts = []
     for part in source.parts:
         scheme = SCHEMES[part.scheme.name]
         for task in part.entries:
-            cases = goldens.cases(part.component, task)
-            recorded_verdict = recorded.get((part.component, task, stage_of(scheme)))
+            cases = goldens.cases(part.name, task)
+            recorded_verdict = recorded.get((part.name, task, stage_of(scheme)))
             if not cases and task not in part.proved and recorded_verdict is None:
                 continue
             if not cases or len(cases) < bundle.CASES:
                 raise BundleError(
-                    f"{bundle.GOLDENS} has fewer than {bundle.CASES} cases of "
-                    f"{part.component}/{task}"
+                    f"{bundle.GOLDENS} has fewer than {bundle.CASES} cases of {part.name}/{task}"
                 )
             floor = part_floor(scheme, part, floor_db)
             of_task = prove_part(target, runtimes, part, task, cases, floor)
@@ -83,7 +81,7 @@ def verify_bundle(
 
 def _verify_loop(
     source: Bundle,
-    task: Task,
+    task: TaskRecord,
     recorded: Verdict | None,
     floor_db: float | None,
     runtime: Runtime,
@@ -99,8 +97,8 @@ def _verify_loop(
     verdicts = prove_loop(source, task, floor, runtime)
     if not verdicts and recorded is not None:
         raise BundleError(f"{bundle.GOLDENS} has no loop/{task.name}, which the export ran")
-    if not verdicts and {*source.needs(task.name)} <= {part.component for part in source.parts}:
-        labels = {"component": PIPELINE, "task": task.name, "stage": PASSES, "floor_db": least}
+    if not verdicts and {*task.flow.parts} <= {part.name for part in source.parts}:
+        labels = {"part": PIPELINE, "task": task.name, "stage": PASSES, "floor_db": least}
         verdicts = [metrics.not_run(**labels, reason=f"{bundle.GOLDENS} holds no loop of it")]
     return [_with_recorded_floor(verdict, recorded, least) for verdict in verdicts]
 
@@ -141,7 +139,7 @@ def prove_part(
     _require_label(target, part, structure)
     _check_cases(part, task, cases)
     stage, entry = stage_of(SCHEMES[part.scheme.name]), part.entry_of(task)
-    labels = {"component": part.component, "task": task, "floor_db": floor_db}
+    labels = {"part": part.name, "task": task, "floor_db": floor_db}
     expected = [outputs for _, outputs in cases]
     checked = f"its structure was checked ({sum(structure.operators.values())} operators)"
     verdicts: list[Verdict] = []
@@ -172,7 +170,7 @@ def prove_part(
 
 def _require_label(target: str, part: Part, structure: Structure) -> None:
     """Refuse a scheme that the file contradicts: the label chooses the floor."""
-    info, where = targets.load(target).info, f"{bundle.MANIFEST}: {part.component}"
+    info, where = targets.load(target).info, f"{bundle.MANIFEST}: {part.name}"
     integer = isinstance(SCHEMES[part.scheme.name].weights, IntWeights)
     if (
         integer

@@ -44,15 +44,15 @@ def check(source: Bundle, part: Part, task: str, inputs: Arrays) -> list[Verdict
     runtime, reason = _runtime(source.manifest.target)
     if runtime is None and reason is None:
         return []
-    labels = {"component": part.component, "task": task, "stage": STAGE, "floor_db": FLOOR_DB}
+    labels = {"part": part.name, "task": task, "stage": STAGE, "floor_db": FLOOR_DB}
     recorded = _recorded(part, task)
     if recorded is None:
-        reason = f"the manifest has no witness of the weights of {part.component}"
+        reason = f"the manifest has no witness of the weights of {part.name}"
     if runtime is None or runtime.witness is None or recorded is None:
         return [metrics.not_run(**labels, reason=str(reason))]
     numbers = np.array(runtime.witness(part.path, part.entry_of(task), inputs))
     if len(recorded) != len(numbers):
-        raise BundleError(f"{MANIFEST}: the witness of {part.component} is malformed")
+        raise BundleError(f"{MANIFEST}: the witness of {part.name} is malformed")
     snr = metrics.snr_db(np.array(recorded, np.float64), numbers)
     passed = snr >= FLOOR_DB
     verdict = Verdict(
@@ -80,5 +80,5 @@ def _runtime(target: str) -> tuple[Runtime | None, str | None]:
 def _recorded(part: Part, task: str) -> tuple[float, ...] | None:
     witness = part.record.witness
     if witness and task not in witness:
-        raise BundleError(f"{MANIFEST}: the witness of {part.component} has no task {task!r}")
+        raise BundleError(f"{MANIFEST}: the witness of {part.name} has no task {task!r}")
     return witness.get(task)

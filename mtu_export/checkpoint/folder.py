@@ -22,16 +22,12 @@ SOURCE, REVISION = "_source", "_revision"
 _JSON_LIMIT = 64_000_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONFIGS = ("*.json", "*.txt", "LICENSE*")
-_SHARDS = ("", "-?????-of-?????")
+_STEMS = ("diffusion_pytorch_model", "model")
 _WEIGHTS = tuple(
-    f"{part}/{stem}{shard}.safetensors"
-    for stem, parts in (
-        ("diffusion_pytorch_model", ("unet", "vae")),
-        ("model", ("text_encoder", "text_encoder_2")),
-    )
-    for part in parts
-    for shard in _SHARDS
+    f"*/{stem}{shard}.safetensors" for stem in _STEMS for shard in ("", "-?????-of-?????")
 )
+_LEFT_OUT = ("safety_checker/*", "image_encoder/*")
+"""Parts of pipelines with weights that nothing here reads."""
 
 
 def locate(model: str | Path | None, revision: str | None = None) -> Path:
@@ -48,7 +44,7 @@ def locate(model: str | Path | None, revision: str | None = None) -> Path:
             refuse_revision(model, revision)
             return folder
         if folder.exists():
-            raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder with unet/")
+            raise CheckpointError(f"{str(folder)!r} is a file; a checkpoint is a folder")
     except (OSError, RuntimeError) as error:  # too long, or ~nobody
         raise CheckpointError(f"no checkpoint folder {str(model)[:200]!r}: {error}") from None
     if not _HUB_ID.fullmatch(str(model)):
@@ -98,34 +94,45 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise ToolchainMissing("huggingface_hub", "all") from None
     try:
         described = Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*_CONFIGS]))
-        pipeline = (described / "unet" / "config.json").is_file()
+        pipeline = (described / "model_index.json").is_file() or any(
+            described.glob("*/config.json")
+        )
         weights = _WEIGHTS if pipeline else ("*.safetensors",)
-        patterns = [*_CONFIGS, *weights]
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=[*_CONFIGS, *weights],
+                ignore_patterns=[*_LEFT_OUT] if pipeline else None,
+            )
+        )
     except Exception as error:
         raise CheckpointError(
             f"{hub_id!r} is neither a folder nor reachable on the hub: {first_line(error)}"
         ) from None
-    if pipeline and not any((folder / "unet").glob("*.safetensors")):
-        _refuse_variants(hub_id, revision)
+    configs = {path.parent.name for path in folder.glob("*/config.json")}
+    bare = [n for n in sorted(configs) if not any((folder / n).glob("*.safetensors"))]
+    bare = [name for name in bare if f"{name}/*" not in _LEFT_OUT]
+    if pipeline and bare:
+        _refuse_variants(hub_id, bare[0], revision)
     return folder
 
 
-def _refuse_variants(hub_id: str, revision: str | None) -> None:
-    """Name the variants of a repository that has its UNet's weights in variants alone."""
+def _refuse_variants(hub_id: str, part: str, revision: str | None) -> None:
+    """Name the variants of a repository that has the weights of a part in variants alone."""
     from huggingface_hub import list_repo_files
 
     try:
         names = list_repo_files(hub_id, revision=revision)
     except Exception:  # offline: what is missing is named when it is read
         return
-    matches = (re.fullmatch(r"unet/[^.]+\.(\w[\w.-]*)\.safetensors", name) for name in names)
+    matches = (re.fullmatch(rf"{part}/[^.]+\.(\w[\w.-]*)\.safetensors", name) for name in names)
     variants = sorted({match[1].partition("-0")[0] for match in matches if match})
     if variants:
         raise CheckpointError(
-            f"{hub_id!r} has the UNet's weights in the variant {', '.join(variants)} alone: load "
-            f"it in diffusers with variant={variants[0]!r}, save it without one, and give that "
-            "folder"
+            f"{hub_id!r} has the weights of {part}/ in the variant {', '.join(variants)} alone: "
+            f"load it in diffusers with variant={variants[0]!r}, save it without one, and give "
+            "that folder"
         )
 
 

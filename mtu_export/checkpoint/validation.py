@@ -104,7 +104,7 @@ def error_line(invalid: ValidationError, document: object) -> str:
     kind, keys, context = error["type"], error["loc"], error.get("ctx", {})
     node: Any = document
     place, value = "", error["input"]
-    for key in keys[:-1] if kind == "missing" else keys:
+    for key in keys[:-1] if kind in ("missing", "extra_forbidden") else keys:
         if isinstance(node, Mapping) and isinstance(key, str) and key in node:
             node, place = node[key], f"{place}.{key}" if place else key
         elif isinstance(node, (list, tuple)) and isinstance(key, int):
@@ -115,6 +115,8 @@ def error_line(invalid: ValidationError, document: object) -> str:
     where = f"{place[:200]}: " if place else ""
     if kind in ("missing", "union_tag_not_found"):
         return f"{where}key {str(keys[-1]) if kind == 'missing' else 'kind'!r} is missing"
+    if kind == "extra_forbidden":
+        return f"{where}unknown key {shown(keys[-1])}"
     template = _MESSAGES.get(kind, error["msg"])
     message = template if isinstance(template, str) else template(context)
     is_whole = kind == "refused" and not message.startswith("must ")

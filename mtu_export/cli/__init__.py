@@ -47,7 +47,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Take a Multi-Task Upcycling checkpoint to the phone: Core ML, ONNX, ExecuTorch.",
+    help="Take a diffusion model to the phone, with proof: Core ML, ONNX, ExecuTorch.",
 )
 
 for _name in targets.names():

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mtu_export.checkpoint.presets import TASKS
 from mtu_export.cli.console import Console, plain
 from mtu_export.cli.options import Force, Json, Revision, Verbose, print_json
+from mtu_export.models.mtu.presets import TASKS
 from mtu_export.spec import PlanError, UnknownName
 from mtu_export.testing.architectures import ARCHITECTURES
 
@@ -61,7 +61,7 @@ def upcycle(
 
     Without a source: upcycle --arch tiny --random OUT
     """
-    from mtu_export.checkpoint import presets
+    from mtu_export.models.mtu import presets
     from mtu_export.storage.draft import CHECKPOINT, refuse_existing
 
     if random and arch is None:

@@ -105,8 +105,8 @@ def _show(bundle: Bundle) -> None:
     from mtu_export.bundle import sharing
 
     sizes = part_sizes(bundle)
-    lines = [[*verdict.cells.values(), sizes[verdict.component]] for verdict in bundle.proof]
-    table([*PROOF_HEAD, "size"], lines, title=str(bundle.folder))
+    rows = [[*verdict.cells.values(), sizes[verdict.part]] for verdict in bundle.proof]
+    table([*PROOF_HEAD, "size"], rows, title=str(bundle.folder))
     shared = sharing(bundle.manifest)
     if shared is not None:
         print(shared)
@@ -123,9 +123,9 @@ def _show(bundle: Bundle) -> None:
 
 def _warn_incomplete(bundle: Bundle, console: Console) -> None:
     """Say which parts a bundle lacks to run by itself: the checkpoint did not have them."""
-    present = {part.component for part in bundle.parts}
+    present = {part.name for part in bundle.parts}
     for task in bundle.tasks:
-        missing = [part for part in bundle.needs(task.name) if part not in present]
+        missing = [part for part in task.flow.parts if part not in present]
         if missing:
             console.warn(
                 f"the checkpoint has no {', '.join(missing)}: with this bundle alone nobody can "

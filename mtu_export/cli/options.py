@@ -40,8 +40,8 @@ def print_json(value: Any) -> None:
 
 
 def part_sizes(bundle: Bundle) -> dict[str, str]:
-    """Sizes by component, and that of the whole bundle, as tables show them."""
-    sizes = {part.component: part.bytes for part in bundle.parts} | {"pipeline": bundle.bytes}
+    """Sizes by part, and that of the whole bundle, as tables show them."""
+    sizes = {part.name: part.bytes for part in bundle.parts} | {"pipeline": bundle.bytes}
     return {name: f"{size / 1e6:.2f} MB" for name, size in sizes.items()}
 
 
@@ -83,7 +83,7 @@ def values(options: type, arguments: dict[str, Any]) -> dict[str, Any]:
                     raise PlanError(f"name one {option.name}, got {value} and {shortcut}")
                 value = shortcut
         if value is not None and "separator" in option.metadata:
-            value = _numbers(flags_of(option)[-1], value, option.metadata["separator"])
+            value = _numbers(option, value)
         if value is not None:
             chosen[option.name] = value
     return chosen
@@ -120,8 +120,15 @@ def _help(option: Field[Any]) -> str:
     return ". ".join(sentences) + "."
 
 
-def _numbers(flag: str, text: str, separator: str) -> list[int]:
+def _numbers(option: Field[Any], text: str) -> list[int] | list[float]:
+    """Whole numbers where the least and the greatest are whole, fractions where they are not."""
+    separator = option.metadata["separator"]
+    whole = all(isinstance(bound, int) for bound in option.metadata["bounds"])
     try:
-        return [int(number) for number in text.split(separator)]
+        return [(int if whole else float)(number) for number in text.split(separator)]
     except ValueError:
-        raise PlanError(f"{flag} takes numbers, such as 8{separator}20; got {text!r}") from None
+        examples = (8, 20) if whole else (0.4, 0.6)
+        raise PlanError(
+            f"{flags_of(option)[-1]} takes numbers, such as "
+            f"{separator.join(map(str, examples))}; got {text!r}"
+        ) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export.cli.console import plain
-from mtu_export.models.analysis import short
+from mtu_export.models.pipeline.anatomy import short
 from mtu_export.spec import PlanError, ResourceError
 from mtu_export.spec.extras import require
 from mtu_export.storage import atomic_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,8 +69,8 @@ def _verify(bundles: list[Path], options: VerifyOptions, as_json: bool, verbose:
                 {
                     "bundle": str(opened.folder),
                     "bytes": opened.bytes,
-                    "proof": [verdict.to_json() for verdict in verdicts],
-                    "recorded": [verdict.to_json() for verdict in _recorded(opened)],
+                    "proof": [asdict(verdict) for verdict in verdicts],
+                    "recorded": [asdict(verdict) for verdict in _recorded(opened)],
                 }
                 for opened, verdicts in results
             ]
@@ -79,12 +79,9 @@ def _verify(bundles: list[Path], options: VerifyOptions, as_json: bool, verbose:
         lines = []
         for opened, verdicts in results:
             sizes = part_sizes(opened)
-            cells = [{**v.cells, "verdict": "recorded"} for v in _recorded(opened)]
-            cells += [verdict.cells for verdict in verdicts]
-            lines += [
-                [opened.manifest.name, *line.values(), sizes.get(line["part"], "")]
-                for line in cells
-            ]
+            for verdict in (*_recorded(opened), *verdicts):
+                size = sizes.get(verdict.part, "")
+                lines.append([opened.manifest.name, *verdict.cells.values(), size])
         table(["bundle", *PROOF_HEAD, "size"], lines)
     failure = metrics.failure([verdict for _, verdicts in results for verdict in verdicts])
     if failure is not None:
@@ -154,6 +151,8 @@ def inspect_(
         result = inspection.inspect(
             path, revision=revision, against=against, height=height, width=width
         )
+        if picture is not None and against is None and "expert weights" not in result:
+            raise PlanError(f"--plot: {path} has no experts; with --against it shows the deviation")
         if picture is not None and against is None:
             plot.heat_map(result["expert weights"], picture, force=force)
         elif picture is not None:

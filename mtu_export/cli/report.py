@@ -12,9 +12,9 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from mtu_export import models, targets
-from mtu_export.checkpoint.presets import TASKS
 from mtu_export.cli.console import plain, table
-from mtu_export.models import analysis
+from mtu_export.models.mtu.presets import TASKS
+from mtu_export.models.pipeline import anatomy
 from mtu_export.spec import FloatWeights
 from mtu_export.spec.catalog import SCHEMES
 
@@ -23,7 +23,7 @@ _MOST_SHOWN = 8
 """Experts whose weights are printed one by one."""
 _MOST_LAYERS = 20
 """Layers that a table of deviations shows."""
-_TITLES = {"rung": "stage", "passes a step": "passes per step"}
+_TITLES = {"passes a step": "passes per step"}
 """Titles of columns whose keys in JSON read otherwise."""
 
 
@@ -93,7 +93,7 @@ def _smallest(extras: Sequence[str]) -> str:
 
 def show(result: Mapping[str, Any]) -> None:
     """Print a result of ``inspect`` or ``list``."""
-    if "expert weights" in result:
+    if "FLOPs" in result:
         _show_checkpoint(result)
     elif "not compared" in result:
         _show_deviation(result)
@@ -120,7 +120,7 @@ def _number(value: Any) -> str:
 
 
 def _show_checkpoint(result: Mapping[str, Any]) -> None:
-    """Print what a checkpoint holds: tasks, parameters, FLOPs, expert weights."""
+    """Print what a checkpoint holds: tasks, parameters, FLOPs, the expert weights of MTU."""
     tables = ("parameters", "image", "FLOPs", "not counted", "expert weights")
     _show_plain({key: value for key, value in result.items() if key not in tables})
     counts = [[kind, _millions(n), f"{n:,}"] for kind, n in result["parameters"].items()]
@@ -137,9 +137,10 @@ def _show_checkpoint(result: Mapping[str, Any]) -> None:
             ]
             for cost in result["FLOPs"]
         ]
-        head = ["folded UNet of task", "conv + linear", "with attention", "parameters"]
+        folded = "folded UNet" if "expert weights" in result else "UNet"
+        head = [f"{folded} of task", "conv + linear", "with attention", "parameters"]
         table(head, costs, f"FLOPs of one pass at {result['image']}")
-    _show_weights(result["expert weights"])
+    _show_weights(result.get("expert weights", ()))
 
 
 def _show_weights(layers: Sequence[Mapping[str, Any]]) -> None:
@@ -148,7 +149,7 @@ def _show_weights(layers: Sequence[Mapping[str, Any]]) -> None:
         return
     tasks = list(layers[0]["tasks"])
     cells = [[_weights(layer["tasks"][task]) for task in tasks] for layer in layers]
-    names = [analysis.short(layer["layer"]) for layer in layers]
+    names = [anatomy.short(layer["layer"]) for layer in layers]
     widths = [max(map(len, (task, cells[0][i]))) + 3 for i, task in enumerate(tasks)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
     room -= max(map(len, ("layer", *names))) + 4

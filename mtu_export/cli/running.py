@@ -19,7 +19,7 @@ from mtu_export.spec.options import RunOptions
 if TYPE_CHECKING:
     import numpy as np
 
-    from mtu_export.bundle.denoising import Request
+    from mtu_export.bundle.evaluation import Request
     from mtu_export.bundle.runner import Generation, Loop
 
 _MAX_QUOTED = 80
@@ -81,26 +81,28 @@ def _run(
             loop = runner.open_loop(bundle.read(folder), options.task)
         request = api.make_request(loop, options, console.warn)
         _warn(loop, request, console)
-        previews = _previews(loop, request.steps, output, save_every)
+        previews = _previews(loop, request, output, save_every)
         for path in previews.values():
             _require_writable(path, force)
         start = time.monotonic()
         picture = _generate(loop, request, output, previews, console)
         seconds = time.monotonic() - start
+    steps = {"steps": request.steps} if loop.task.flow.has_loop else {}
     if as_json:
         print_json(
             {
                 "picture": str(output),
                 "bundle": str(folder),
                 "task": loop.task.name,
-                "steps": request.steps,
+                **steps,
                 "passes": len(picture.latents),
                 "seconds": round(seconds, 2),
                 "runner": loop.runner,
             }
         )
     else:
-        print(f"{output}: {loop.task.name}, {request.steps} steps, {seconds:.1f} s, {loop.runner}")
+        count = f"{request.steps} steps, " if steps else ""
+        print(f"{output}: {loop.task.name}, {count}{seconds:.1f} s, {loop.runner}")
 
 
 def _warn(loop: Loop, request: Request, console: Console) -> None:
@@ -128,7 +130,7 @@ def _generate(
             def progress(number: int, count: int, latent: np.ndarray) -> None:
                 advance(number, count)
                 if number in previews:
-                    images.save(runner.preview(loop, latent), previews[number])
+                    images.save(runner.preview(loop, request, latent), previews[number])
                     written.append(previews[number])
 
             picture = runner.generate(loop, request, progress)
@@ -142,9 +144,9 @@ def _generate(
     return picture
 
 
-def _previews(loop: Loop, steps: int, output: Path, every: int | None) -> dict[int, Path]:
+def _previews(loop: Loop, request: Request, output: Path, every: int | None) -> dict[int, Path]:
     """Where the decoded latent goes, ``<output>-<pass>.png``, by the number of the pass."""
-    schedule = loop.schedules.get(steps)
+    schedule = loop.schedules.get((request.steps, request.strength))
     if every is None or schedule is None:
         return {}
     return {

@@ -1,6 +1,6 @@
 """The pipeline of an export.
 
-Component by component, in the order in which a loop needs them:
+Part by part, in the order in which flows run them:
 checkpoint ─load─▶ module ─golden─▶ ─specialise─▶ ─rewrite─▶ ─quantise─▶ ─capture─▶ Program
    ─lower─▶ artefact files ─verify─▶ verdicts; then the loop over all of them ─bundle─▶ folder
 """
@@ -11,17 +11,15 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import bundle, checkpoint, targets
 from mtu_export.bundle import Bundle, Manifest
-from mtu_export.bundle.manifest import Text, TextOutput, TokenizerRecord, VerdictRecord
-from mtu_export.checkpoint.layout import tokenizer_folder
-from mtu_export.exporter import budget, collection, compatibility, limits, manifest, resume
+from mtu_export.bundle.manifest import TokenizerRecord, VerdictRecord
+from mtu_export.exporter import budget, collection, limits, manifest, resume, tokenizers
 from mtu_export.spec import (
-    COMPONENTS,
     CheckpointError,
     IntWeights,
     OutputExists,
@@ -29,10 +27,13 @@ from mtu_export.spec import (
     PlanError,
     Verdict,
 )
+from mtu_export.spec.flow import Tokens
 from mtu_export.storage.draft import BUNDLE, draft, tidy
 
 if TYPE_CHECKING:
-    from mtu_export.exporter.component import ExportedPart
+    import numpy as np
+
+    from mtu_export.exporter.part import ExportedPart
     from mtu_export.exporter.reference import Reference
     from mtu_export.exporter.schedule import Baked
     from mtu_export.models.lora import Lora
@@ -49,49 +50,48 @@ def unwatched(stage: str) -> AbstractContextManager[None]:
 @bundle.refuse_invalid_records()
 @collection.rare_collection()
 def export(plan: Plan, watch: Watch = unwatched) -> Bundle:
-    """Write the bundle of ``plan`` to ``plan.out``, whole or not at all.
+    """Make the bundle of ``plan`` at ``plan.out``, whole or not at all.
 
-    Every artefact is loaded from disk, run by its own runtime and compared with PyTorch, and so is
-    the loop of each task. Raises ``ParityError`` below a floor, ``ResourceError``, before any work,
-    where memory or disk are too small, and any other error of ``spec``.
+    Every artefact is loaded from disk and run by its own runtime against PyTorch, and so is the
+    loop. Raises ``ParityError`` below a floor, ``ResourceError`` before any work where memory or
+    disk will not do, and any other error of ``spec``.
     """
     if plan.resume and (finished := _finished_bundle(plan)) is not None:
         return finished
     _require_feasible(plan, watch)
-    prepared = _prepare(plan, watch)
-    stamps = resume.stamps(plan)
+    work = _prepare(plan, watch)
+    before = resume.stamps(plan)
     with draft(
         plan.out,
         force=plan.force,
         marker=BUNDLE,
         sources=resume.source_files(plan),
-        keep=prepared.fingerprint[:8] if plan.resume else None,
+        keep=work.fingerprint[:8] if plan.resume else None,
     ) as folder:
-        parts = _export_components(prepared, folder, watch)
-        document = _write_bundle(prepared, folder, parts)
+        parts = _export_parts(work, folder, watch)
+        described = _write_bundle(work, folder, parts)
         proof = [verdict for part in parts for verdict in part.proof]
-        proof += _prove_loops(prepared, bundle.assemble(folder, document), watch)
-        if resume.stamps(plan) != stamps:
+        proof += _prove_loops(work, bundle.assemble(folder, described), watch)
+        if resume.stamps(plan) != before:
             raise CheckpointError(f"{plan.checkpoint} was changed while it was exported")
         records = tuple(VerdictRecord(**asdict(verdict)) for verdict in proof)
-        bundle.write_manifest(folder, document.model_copy(update={"proof": records}))
+        bundle.write_manifest(folder, described.model_copy(update={"proof": records}))
     return bundle.assemble(plan.out, bundle.read_manifest(plan.out))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What an export works with, read and checked before the first component.
+class _Work:
+    """An export with everything it needs in hand; ``baked`` are the loop's tables, if there is one.
 
-    ``plan.steps`` are the step counts that have a table in ``baked``. ``identity`` goes into every
-    artefact; ``fingerprint`` tells the parts of this export from those of another.
+    ``parts`` are loaded, in the order in which flows run them: those exported, and encoders of
+    fixed prompts.
     """
 
     plan: Plan
-    components: Sequence[str]
+    parts: Sequence[str]
     identity: Mapping[str, str]
     fingerprint: str
-    scheduler: Any
-    baked: Baked
+    baked: Baked | None
     references: Sequence[Reference]
     loras: Sequence[tuple[Lora, float]]
 
@@ -119,72 +119,87 @@ def _require_feasible(plan: Plan, watch: Watch) -> None:
     """Refuse what memory, disk or the parts' configs do not allow."""
     budget.require_resources(plan)
     with watch("compare the parts"):
-        compatibility.require_compatible_parts(plan, _components(plan))
+        parts = _parts(plan)
+        tokenizers.require_tokenizers(plan, parts)
+        plan.model.require_compatible(parts)
 
 
-def _components(plan: Plan) -> list[str]:
-    """The components to load, in loop order: those exported, and encoders of fixed prompts."""
-    names = {*plan.components}
-    if "unet" in names:
-        encoders = [name for name in COMPONENTS if name.startswith("text_encoder")]
-        names |= {name for name in encoders if (plan.checkpoint / name).is_dir()}
-    return [name for name in COMPONENTS if name in names]
+def _parts(plan: Plan) -> list[str]:
+    """The parts to load: those exported and, with any part of a pass, the text encoders."""
+    names, text = {*plan.parts}, plan.model.text
+    passes = {call.part for task in plan.tasks for call in plan.model.flow(task).of("pass")}
+    if text is not None and names & passes:
+        folders = {spec.name: plan.checkpoint / spec.folder for spec in plan.model.parts}
+        names |= {call.part for call in text.calls if folders[call.part].is_dir()}
+    return [spec.name for spec in plan.model.parts if spec.name in names]
 
 
-def _prepare(plan: Plan, watch: Watch) -> _Prepared:
+def _prepare(plan: Plan, watch: Watch) -> _Work:
     """Probe the scheduler, read the LoRAs, hash the sources."""
     with watch("import PyTorch"):
         from mtu_export.bundle import loop_proof  # noqa: F401 (its time is counted here)
-        from mtu_export.exporter import component, schedule  # noqa: F401
+        from mtu_export.exporter import part, schedule  # noqa: F401
         from mtu_export.exporter.reference import Reference
 
         collection.set_aside()
-    with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
-        scheduler = schedule.load(plan.checkpoint, plan.scheduler)
-        baked = schedule.bake(scheduler, plan.steps, required=plan.steps_named)
-        limits.require_tables_fit(baked.tables)
-        references = [Reference(plan, task, baked) for task in plan.tasks]
-        _check_overrides(plan)
-        loras = _read_loras(plan)
+    flows = {task.name: plan.model.flow(task) for task in plan.tasks}
+    baked = None
+    if any(flow.has_loop for flow in flows.values()):
+        with watch(f"probe {schedule.origin(plan.checkpoint, plan.scheduler)}"):
+            scheduler = schedule.load(plan.checkpoint, plan.scheduler)
+            starts = any(flow.start is not None for flow in flows.values())
+            pure = any(flow.has_loop and flow.start is None for flow in flows.values())
+            baked = schedule.bake(
+                scheduler,
+                plan.steps,
+                ([None] if pure else []) + ([*plan.strengths] if starts else []),
+                required=plan.steps_named,
+            )
+            limits.require_tables_fit(baked.tables)
+    references = []
+    for task in plan.tasks:
+        flow = flows[task.name]
+        table = None
+        if baked is not None and flow.has_loop:
+            table = baked.golden_table(task.strength if flow.start is not None else None)
+        references.append(Reference(plan, task, table, None if baked is None else baked.golden))
+    _check_overrides(plan)
     identity = manifest.identity(plan)
-    steps = tuple(steps for steps in plan.steps if steps in baked.tables)
-    return _Prepared(
-        plan=replace(plan, steps=steps or (baked.golden,)),
-        components=_components(plan),
+    return _Work(
+        plan=plan,
+        parts=_parts(plan),
         identity=identity,
         fingerprint=resume.fingerprint(plan, identity, manifest.versions(plan)),
-        scheduler=scheduler,
         baked=baked,
         references=references,
-        loras=loras,
+        loras=_read_loras(plan),
     )
 
 
 def _check_overrides(plan: Plan) -> None:
     """Refuse, before any work, an override that matches no layer of what will be quantised."""
-    from mtu_export import models
     from mtu_export.graph import quantize, rewrite
 
-    if isinstance(plan.scheme.weights, IntWeights) and "unet" in plan.components:
-        headers = checkpoint.headers(plan.checkpoint / "unet")
-        channels = plan.config["in_channels"] + plan.tasks[0].channels
-        outline = models.load(plan.family).outline(plan.config, headers, channels)
-        rewrite.apply(outline, targets.rewrites(plan))
-        quantize.layers(outline, plan.scheme)
+    for name in plan.parts:
+        scheme = plan.schemes[name]
+        if any(override.required for override in scheme.overrides):
+            outline = plan.model.outline(name, plan.tasks[0])
+            rewrite.apply(outline, targets.rewrites(plan))
+            quantize.layers(outline, scheme)
 
 
 def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
-    """The plan's LoRAs; refuses one without layers for any component that is exported."""
+    """The plan's LoRAs; refuses one without layers for any part that is exported."""
     from mtu_export.models import lora
 
-    loras, components = [], _components(plan)
+    loras, parts = [], _parts(plan)
     for path, scale in plan.loras:
         adapter = lora.read(path)
         adapted = dict.fromkeys(layer.component for layer in adapter.layers)
-        if not set(adapted) & set(components):
+        if not set(adapted) & set(parts):
             raise PlanError(
                 f"--lora {path}: its layers are those of {', '.join(adapted)}; "
-                f"exported are: {', '.join(components)}"
+                f"exported are: {', '.join(parts)}"
             )
         loras.append((adapter, scale))
     return loras
@@ -193,46 +208,46 @@ def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
 # ----------------------------------------------------------------------------------------- parts
 
 
-def _export_components(prepared: _Prepared, folder: Path, watch: Watch) -> list[ExportedPart]:
-    """Export each component, or take it from an interrupted export; feed the golden loops."""
-    from mtu_export.exporter import component
+def _export_parts(work: _Work, folder: Path, watch: Watch) -> list[ExportedPart]:
+    """Export each part or take it from an interrupted export; add it to the references."""
+    from mtu_export.exporter import part
 
-    state, parts = resume.State(folder, prepared.fingerprint), []
-    for name in prepared.components:
-        result = state.get(name) if prepared.plan.resume else None
+    state, parts = resume.State(folder, work.fingerprint), []
+    for name in work.parts:
+        result = state.get(name) if work.plan.resume else None
         if result is None:
-            job = component.Job(
-                plan=prepared.plan,
-                component=name,
+            job = part.Job(
+                plan=work.plan,
+                part=work.plan.spec(name),
                 folder=folder,
-                identity=prepared.identity,
+                identity=work.identity,
                 watch=watch,
-                loras=prepared.loras,
+                loras=work.loras,
             )
-            result = component.make(job, prepared.references)
+            result = part.make(job, work.references)
             if result.part is not None:
-                _refuse_failed_part(prepared, result.part, watch)
+                _refuse_failed_part(work, result.part, watch)
             state.put(name, result)
         else:
             with watch(f"{name}: kept from the interrupted export"):
-                pass  # a line on the console
-        for reference in prepared.references:
+                pass
+        for reference in work.references:
             if reference.task.name in result.contributions:
-                reference.add(name, result.contributions[reference.task.name])
+                reference.add(result.contributions[reference.task.name])
         parts += [] if result.part is None else [result.part]
     return parts
 
 
-def _refuse_failed_part(prepared: _Prepared, part: ExportedPart, watch: Watch) -> None:
-    """Raise ``ParityError`` where a verdict failed, for an int8 UNet with its costliest layers."""
+def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
+    """Raise ``ParityError``; for a denoiser's integer weights, it names the costliest layers."""
     from mtu_export.exporter import proof, sensitivity
 
     failed = [verdict.task for verdict in part.proof if verdict.passed is False]
-    hint, integer = None, isinstance(prepared.plan.scheme.weights, IntWeights)
-    if failed and part.component == "unet" and integer:
+    hint, integer = None, isinstance(work.plan.schemes[part.name].weights, IntWeights)
+    if failed and part.record.kind == "denoiser" and integer:
         with watch("measure what each layer loses"):
             hint = sensitivity.layer_sensitivity(
-                prepared.plan, failed[0], part.cost, prepared.loras
+                work.plan, part.name, failed[0], part.cost, work.loras
             )
     proof.refuse_failure(part.proof, hint)
 
@@ -240,47 +255,42 @@ def _refuse_failed_part(prepared: _Prepared, part: ExportedPart, watch: Watch) -
 # ---------------------------------------------------------------------------------------- bundle
 
 
-def _write_bundle(prepared: _Prepared, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
-    """Write all files of a bundle but the parts; returns its manifest, without the proof."""
-    from mtu_export.exporter.reference import describe_loop
+def _write_bundle(work: _Work, folder: Path, parts: Sequence[ExportedPart]) -> Manifest:
+    """Write all but the parts of a bundle; its manifest has no proof yet."""
     from mtu_export.models import lora
 
-    document = manifest.describe(
-        prepared.plan,
-        prepared.identity,
+    described = manifest.describe(
+        work.plan,
+        work.identity,
         [part.record for part in parts],
-        loras=lora.identity(prepared.loras, list(prepared.components)),
-        fingerprint=prepared.fingerprint,
+        work.baked,
+        work.references,
+        loras=lora.identity(work.loras, list(work.parts)),
+        fingerprint=work.fingerprint,
     )
-    tokenizers, folders = _write_tokenizers(prepared.plan, folder, parts)
-    files = [
-        *_write_tensors(prepared.references, folder, parts),
-        *_copy_licences(prepared.plan, folder),
-    ]
-    document = document.model_copy(
+    records = _write_tokenizers(work, folder, parts)
+    files = [*_write_tensors(work.references, folder, parts), *_copy_licences(work.plan, folder)]
+    files += [record.path for record in records]
+    described = described.model_copy(
         update={
-            "tokenizers": tuple(tokenizers),
-            "text": Text(inputs=_text_sources(prepared.references[0], parts), tokenizers=folders),
-            "loop": describe_loop(prepared.scheduler, prepared.baked, prepared.references),
-            "files": tuple(bundle.record(folder, path) for path in (*files, *folders.values())),
+            "tokenizers": tuple(records),
+            "files": tuple(bundle.record(folder, path) for path in files),
         }
     )
-    bundle.write_manifest(folder, document)
-    return document
+    bundle.write_manifest(folder, described)
+    return described
 
 
 def _write_tensors(
     references: Sequence[Reference], folder: Path, parts: Sequence[ExportedPart]
 ) -> list[str]:
     """Write goldens and constants; returns the files' names."""
-    cases = {
-        f"{part.component}/{task}": pairs for part in parts for task, pairs in part.cases.items()
-    }
+    cases = {f"{part.name}/{task}": pairs for part in parts for task, pairs in part.cases.items()}
     loops = {reference.task.name: reference.golden() for reference in references}
     bundle.write_goldens(folder, cases, loops)
-    constants = {}
+    constants: dict[str, np.ndarray] = {}
     for reference in references:
-        constants |= reference.constants()
+        constants |= reference.constants
     if not constants:
         return [bundle.GOLDENS]
     bundle.write_constants(folder, constants)
@@ -295,61 +305,49 @@ def _copy_licences(plan: Plan, folder: Path) -> list[str]:
 
 
 def _write_tokenizers(
-    plan: Plan, folder: Path, parts: Sequence[ExportedPart]
-) -> tuple[list[TokenizerRecord], dict[str, str]]:
-    """The manifest's ``tokenizers``, and the tokenizer's folder of each text encoder."""
+    work: _Work, folder: Path, parts: Sequence[ExportedPart]
+) -> list[TokenizerRecord]:
+    """The manifest's ``tokenizers``: those of the text encoders that are exported."""
     from mtu_export.bundle import source_tokenizer
 
-    tokenizers, folders = [], {}
-    for encoder in (p.component for p in parts if p.component.startswith("text_encoder")):
-        name = tokenizer_folder(encoder)
+    exported = {part.name for part in parts}
+    names = {
+        source.tokenizer
+        for reference in work.references
+        for call in reference.exported.calls
+        if call.part in exported
+        for source in call.sources()
+        if isinstance(source, Tokens)
+    }
+    records = []
+    for name in sorted(names):
         shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
-        exported = source_tokenizer.export(plan.checkpoint / name, folder / name)
-        tokenizers.append(
+        written = source_tokenizer.export(work.plan.checkpoint / name, folder / name)
+        records.append(
             TokenizerRecord(
                 path=name,
-                bos=exported.bos,
-                eos=exported.eos,
-                pad=exported.pad,
-                length=exported.length,
+                bos=written.bos,
+                eos=written.eos,
+                pad=written.pad,
+                length=written.length,
             )
         )
-        folders[encoder] = name
-    return tokenizers, folders
+    return records
 
 
-def _text_sources(
-    reference: Reference, parts: Sequence[ExportedPart]
-) -> dict[str, tuple[TextOutput, ...]]:
-    """Per text input of the UNet, the encoder outputs to concatenate, named as in the artefacts."""
-    order = ("hidden_states", "pooled")
-    records = {part.component: part.record for part in parts}
-    inputs = {}
-    for name, sources in reference.text_sources.items():
-        inputs[name] = tuple(
-            TextOutput(
-                component=record.component,
-                output=record.outputs[order.index(source["output"])].name,
-            )
-            for source in sources
-            if (record := records.get(source["component"])) is not None
-        )
-    return {name: sources for name, sources in inputs.items() if sources}
-
-
-def _prove_loops(prepared: _Prepared, assembled: Bundle, watch: Watch) -> list[Verdict]:
-    """Run each task's loop with the bundle on disk; its verdicts, none of which failed."""
+def _prove_loops(work: _Work, written: Bundle, watch: Watch) -> list[Verdict]:
+    """The verdicts of each task's loop, run with the bundle on disk."""
     from mtu_export.bundle import loop_proof, verification
     from mtu_export.exporter import proof
 
-    complete = [reference for reference in prepared.references if reference.golden()]
+    complete = [reference for reference in work.references if reference.golden()]
     if not complete:
         return []
     verdicts: list[Verdict] = []
-    floor = verification.pass_floor(prepared.plan.scheme, prepared.plan.floor_db)
+    floor = verification.pass_floor(work.plan.scheme, work.plan.floor_db)
     for reference in complete:
-        of_task = f" of {reference.task.name}" if len(prepared.references) > 1 else ""
+        of_task = f" of {reference.task.name}" if len(work.references) > 1 else ""
         with watch(f"verify the loop{of_task}"):
-            verdicts += loop_proof.prove_loop(assembled, reference.task, floor)
+            verdicts += loop_proof.prove_loop(written, written.task(reference.task.name), floor)
         proof.refuse_failure(verdicts)
     return verdicts

@@ -11,24 +11,15 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mtu_export import checkpoint, targets
-from mtu_export.checkpoint.layout import source_folder
 from mtu_export.spec import IntWeights, Plan, ResourceError, Scheme, Unsupported
 from mtu_export.spec.catalog import SCHEMES
 from mtu_export.storage import draft
 
 _BASE_BYTES = 0.4e9
 """Memory of PyTorch and a toolchain before any weight is read."""
-_SCORE_COPIES = 3
-"""Copies of the largest attention scores that are alive at a time."""
 _DISK_MARGIN = 1.05
-_VAE_PREFIXES: Mapping[str, str | tuple[str, ...]] = {
-    "vae_encoder": ("encoder.", "quant_conv."),
-    "vae_decoder": ("decoder.", "post_quant_conv."),
-}
-"""Prefixes of the tensors of each half of a VAE."""
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -36,14 +27,15 @@ _PROC = Path("/proc")
 def require_resources(plan: Plan) -> None:
     """Refuse an export that exceeds memory or disk, with figures.
 
-    Components are exported one at a time: the largest counts for memory, all for disk.
+    Parts are exported one at a time: the largest counts for memory, all for disk.
     Raises ``ResourceError``, and ``Unsupported`` for a scheme that the target has no figure for.
     """
-    headers = {name: _headers(plan, name) for name in plan.components}
+    headers = {name: _headers(plan, name) for name in plan.parts}
     _require_memory(plan, headers)
     disk = {name: _artefact_bytes(plan, name, headers[name]) for name in headers}
     copies = targets.load(plan.target).info.temporary_copies if len(plan.tasks) > 1 else 0
-    needed = _DISK_MARGIN * (sum(disk.values()) + copies * disk.get("unet", 0))
+    shared = sum(size for name, size in disk.items() if plan.spec(name).by_task)
+    needed = _DISK_MARGIN * (sum(disk.values()) + copies * shared)
     free = _free_disk(plan.out)
     if needed > free:
         raise ResourceError(
@@ -56,8 +48,8 @@ def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header
     sizes = {name: _float32_bytes(tensors) for name, tensors in headers.items()}
     largest = max(sizes, key=sizes.__getitem__)
     converted = [tensor for tensor in headers[largest] if tensor.dtype != "F32"]
-    scores = _SCORE_COPIES * attention_bytes(plan) if largest == "unet" else 0
-    fixed = _BASE_BYTES + _float32_bytes(converted) + scores
+    working = plan.model.working_bytes(largest, plan.size, plan.batch)
+    fixed = _BASE_BYTES + _float32_bytes(converted) + working
 
     def needed(target: str, scheme: str) -> float | None:
         """Bytes of an export; None where the target does not support the scheme."""
@@ -85,24 +77,21 @@ def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header
     )
 
 
-def _headers(plan: Plan, component: str) -> list[checkpoint.Header]:
-    """Headers of the tensors that belong to a component."""
-    folder = plan.checkpoint / source_folder(component)
-    if component.startswith("text_encoder"):
-        tensors = checkpoint.headers(folder, checkpoint.TEXT_WEIGHTS, checkpoint.POSITION_IDS)
-        return list(tensors.values())
-    prefix = _VAE_PREFIXES.get(component, "")
-    tensors = checkpoint.headers(folder)
-    return [header for name, header in tensors.items() if name.startswith(prefix)]
+def _headers(plan: Plan, name: str) -> list[checkpoint.Header]:
+    """Headers of the tensors that belong to a part."""
+    part = plan.spec(name)
+    tensors = checkpoint.headers(plan.checkpoint / part.folder, part.stem, part.optional)
+    prefixes = part.prefixes or ("",)
+    return [header for tensor, header in tensors.items() if tensor.startswith(prefixes)]
 
 
 def _float32_bytes(tensors: Sequence[checkpoint.Header]) -> int:
     return sum(4 * math.prod(tensor.shape) for tensor in tensors)
 
 
-def _artefact_bytes(plan: Plan, component: str, tensors: Sequence[checkpoint.Header]) -> float:
-    """Bytes of a component's artefact; those of float32 where --keep-float may keep any layer."""
-    scheme = plan.schemes[component]
+def _artefact_bytes(plan: Plan, name: str, tensors: Sequence[checkpoint.Header]) -> float:
+    """Bytes of a part's artefact; those of float32 where --keep-float may keep any layer."""
+    scheme = plan.schemes[name]
     keeps_more = any(override.required for override in scheme.overrides)
     return (1 if keeps_more else _bits(scheme) / 32) * _float32_bytes(tensors)
 
@@ -115,25 +104,6 @@ def _bits(scheme: Scheme) -> int:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def attention_bytes(plan: Plan) -> float:
-    """Bytes of the largest attention scores, batch x heads x tokens² in float32."""
-    config, (height, width) = plan.config, plan.latent_size
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-    largest = 0.0
-    for level, block in enumerate(config.get("down_block_types", ("CrossAttnDownBlock2D",))):
-        if "CrossAttn" in str(block):
-            tokens = height * width / 4**level
-            largest = max(largest, plan.batch * _heads_at(heads, level) * tokens**2 * 4)
-    return largest
-
-
-def _heads_at(heads: Any, level: int) -> float:
-    """Heads of one level; diffusers' ``attention_head_dim`` is their number."""
-    if isinstance(heads, (list, tuple)) and heads:
-        heads = heads[min(level, len(heads) - 1)]
-    return heads if isinstance(heads, int) and heads > 0 else 1
 
 
 def available_memory() -> float:

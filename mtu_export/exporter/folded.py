@@ -17,15 +17,17 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
 
     Raises ``Unsupported`` where the folded task does not fit a stock UNet.
     """
+    (part,) = (spec for spec in plan.model.parts if spec.kind == "denoiser")
     with draft(plan.out, force=plan.force, marker=FOLDED, sources=[plan.checkpoint]) as folder:
         with watch("import PyTorch"):
-            from mtu_export import models
             from mtu_export.graph import quantize
         with watch("load checkpoint"):
-            family = models.load(plan.family)
-            pipeline = family.load(plan.checkpoint)
+            live = plan.model.load(part.name)
         with watch("fold"):
-            (folded,) = family.specialise(pipeline, plan.tasks).values()
+            specialised = live.specialise(plan.tasks)
+        if specialised is None:
+            raise Unsupported(f"{plan.checkpoint} has nothing to fold: its UNet is a stock one")
+        (folded,) = specialised.values()
         if folded.deviations:
             raise Unsupported(f"no stock UNet2DConditionModel fits: {folded.deviations[0]}")
         with watch("save"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtu_export import bundle, checkpoint
+from mtu_export import bundle, checkpoint, models
 from mtu_export.bundle import Bundle, Manifest
-from mtu_export.models import analysis, deviation
-from mtu_export.spec import PlanError, Task, Verdict
+from mtu_export.spec import PlanError
+from mtu_export.spec.model import LayerDeviation
 
 
 def inspect(
@@ -56,52 +55,13 @@ def is_bundle(folder: Path) -> bool:
 def of_checkpoint(
     folder: Path, height: int | None = None, width: int | None = None
 ) -> dict[str, Any]:
-    """Tasks, parameters, FLOPs and expert weights of a checkpoint; ``height, width`` in pixels.
-
-    Reads only JSON, tensor headers and the routers.
-    """
-    source = analysis.read(folder)
-    tasks = checkpoint.tasks(source.config)
-    size, latent, reason = analysis.image_size(source, height, width)
-    weights = analysis.expert_weights(source)
-    parameters = analysis.parameters(source)
-    costs = analysis.costs(source, latent) if size else {}
-    return {
-        "checkpoint": str(folder),
-        "family": checkpoint.family(source.config),
-        "config": analysis.family_config(source),
-        "dtypes": sorted({header.dtype for header in source.headers.values()}),
-        "parameters": {**parameters, "total": sum(parameters.values())},
-        "parts": sorted(path.name for path in folder.iterdir() if path.is_dir()),
-        "tasks": [_task(task, source.config["in_channels"]) for task in tasks],
-        "image": f"{size[0]} x {size[1]}" if size else None,
-        "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],
-        "not counted": reason or None,
-        "expert weights": [
-            {"layer": layer, "tasks": {task.name: by_task[task.index] for task in tasks}}
-            for layer, by_task in weights.items()
-        ],
-    }
-
-
-def _task(task: Task, latent_channels: int) -> dict[str, Any]:
-    conditioning = " + ".join(f"{c.kind} ({c.channels})" for c in task.conditioning)
-    scales = {"text": task.guidance.text, "image": task.guidance.image}
-    guidance = ", ".join(f"{key} {value:g}" for key, value in scales.items() if value is not None)
-    return {
-        "task": task.name,
-        "channels": latent_channels + task.channels,
-        "conditioning": conditioning or "none",
-        "guidance": guidance or "none",
-        "passes a step": task.guidance.passes,
-        "steps": task.steps,
-        "prompt": "the user's" if task.prompt is None else repr(task.prompt),
-    }
+    """What a family says of a checkpoint; ``height, width`` in pixels."""
+    return models.open(folder).describe(height, width)
 
 
 def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
     """How much two models deviate by layer and kind, and what was not compared."""
-    measured = deviation.deviation(*(analysis.read(path, dense=True) for path in (folder, against)))
+    measured = models.open(folder).deviation(models.open(against))
     return {
         "checkpoint": str(folder),
         "against": str(against),
@@ -111,7 +71,7 @@ def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
     }
 
 
-def _measures(entry: deviation.LayerDeviation) -> dict[str, Any]:
+def _measures(entry: LayerDeviation) -> dict[str, Any]:
     return {
         "kind": entry.kind,
         "deviation": entry.deviation,
@@ -134,7 +94,7 @@ def of_bundle(source: Bundle) -> dict[str, Any]:
         "options": manifest.options,
         "parts": [
             {
-                "part": part.component,
+                "part": part.name,
                 "path": part.path,
                 "MB": round(part.bytes / 1e6, 2),
                 "parameters": part.cost.parameters,
@@ -145,20 +105,15 @@ def of_bundle(source: Bundle) -> dict[str, Any]:
             for part in manifest.parts
         ],
         **({"weights": shared, "weights by task": _weights_by_task(manifest)} if shared else {}),
-        "proof": [_verdict(verdict) for verdict in source.proof],
+        "proof": [verdict.cells for verdict in source.proof],
     }
-
-
-def _verdict(verdict: Verdict) -> dict[str, str]:
-    """A verdict as tables show it; the key of its stage is ``rung``, as in the manifest."""
-    return {"rung" if name == "stage" else name: text for name, text in verdict.cells.items()}
 
 
 def _weights_by_task(manifest: Manifest) -> list[dict[str, Any]]:
     """Bytes of each task's weights and of the shared ones, for parts that tasks share."""
     return [
         {
-            "part": part.component,
+            "part": part.name,
             "task": task,
             "own bytes": count,
             "shared bytes": part.cost.shared_weight_bytes,

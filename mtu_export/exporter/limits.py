@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 
 from mtu_export import bundle, checkpoint
-from mtu_export.bundle.kinds import MOST_ENTRIES
 from mtu_export.bundle.manifest import ScheduleRecord
 from mtu_export.spec import Plan, PlanError, Schedule
+from mtu_export.spec.records import MOST_ENTRIES
 
 TABLES_BYTES = bundle.LIMIT - 1_000_000
 """Bytes of the manifest that the loop's tables may take; the rest of it is far below the others."""
@@ -23,19 +23,18 @@ _OWN_FILES = 4
 
 def require_within_limits(plan: Plan) -> None:
     """Refuse more tasks, LoRAs, licences or steps than a bundle holds. Raises ``PlanError``."""
-    for task in plan.tasks:
-        _require("conditioning entries of a task", len(task.conditioning), MOST_ENTRIES)
     _require("tasks", len(plan.tasks), MOST_ENTRIES, "; export several bundles")
     _require("--lora", len(plan.loras), MOST_ENTRIES)
     licences = checkpoint.licences(plan.checkpoint)
     _require("LICENSE files", len(licences), MOST_ENTRIES - _OWN_FILES)
-    steps = sum(plan.steps)
+    tables = 1 + len(plan.strengths) * any(task.strength is not None for task in plan.tasks)
+    steps = sum(plan.steps) * tables
     _require("steps of --bake-steps in all", steps, TABLES_BYTES // _PASS_BYTES, "; bake fewer")
 
 
-def require_tables_fit(tables: Mapping[int, Schedule]) -> None:
+def require_tables_fit(tables: Mapping[tuple[int, float | None], Schedule]) -> None:
     """Refuse tables that would not leave the manifest room. Raises ``PlanError``."""
-    records = {steps: ScheduleRecord.of(table).to_json() for steps, table in tables.items()}
+    records = [ScheduleRecord.of(n, table).to_json() for (n, _), table in tables.items()]
     size = len(json.dumps({"loop": {"schedules": records}}, indent=1))
     _require("bytes of loop tables", size, TABLES_BYTES, ": bake fewer step counts")
 

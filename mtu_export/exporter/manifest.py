@@ -8,44 +8,48 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtu_export import __version__, bundle, checkpoint, targets
 from mtu_export.bundle.manifest import (
     CostRecord,
+    Golden,
     Image,
     KeptLayer,
     Latent,
+    Loop,
     LoraRecord,
     Manifest,
-    Mask,
     PartRecord,
+    ScheduleRecord,
     SchemeRecord,
     Source,
     TaskRecord,
     TensorRecord,
     Weights,
 )
-from mtu_export.checkpoint.layout import PipelineLayout, source_folder
 from mtu_export.spec import (
     Cost,
     IntWeights,
     Lowered,
     Plan,
     Program,
-    Task,
     TensorSpec,
 )
+
+if TYPE_CHECKING:
+    from mtu_export.exporter.reference import Reference
+    from mtu_export.exporter.schedule import Baked
 
 
 def weights(plan: Plan) -> dict[str, Path]:
     """Configs and weights of the parts to export, by their names in the checkpoint."""
     files = {}
-    for part in dict.fromkeys(source_folder(name) for name in plan.components):
-        folder = plan.checkpoint / part
-        stem = checkpoint.TEXT_WEIGHTS if part.startswith("text_encoder") else checkpoint.WEIGHTS
-        paths = (folder / "config.json", *checkpoint.weight_files(folder, stem))
-        files |= {f"{part}/{path.name}": path for path in paths}
+    for name in plan.parts:
+        part = plan.spec(name)
+        folder = plan.checkpoint / part.folder
+        paths = (folder / "config.json", *checkpoint.weight_files(folder, part.stem))
+        files |= {f"{part.folder}/{path.name}": path for path in paths}
     return files
 
 
@@ -55,7 +59,7 @@ def identity(plan: Plan) -> dict[str, str]:
         "name": plan.out.name,
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
         "mtu_export": __version__,
-        "family": plan.family,
+        "family": plan.model.family,
         "source": plan.source or plan.checkpoint.resolve().name,
         "source_sha256": bundle.sha256_of(weights(plan)),
         "tasks": "+".join(task.name for task in plan.tasks),
@@ -68,20 +72,25 @@ def describe(
     plan: Plan,
     identity: Mapping[str, str],
     parts: Sequence[PartRecord],
+    baked: Baked | None,
+    references: Sequence[Reference],
     loras: Sequence[Mapping[str, Any]] = (),
     fingerprint: str | None = None,
 ) -> Manifest:
-    """The manifest of these parts, with neither files, text, loop nor proof yet.
-
-    A task's steps are the count nearest to its default that has a schedule.
-    """
-    layout = PipelineLayout.read(plan.checkpoint, plan.config)
-    stock = checkpoint.stock_config(plan.config, plan.config["in_channels"])
-    sizes = ("num_experts", "task_embedding_dim", "router_hidden_dim")
+    """The manifest of these parts, with neither tokenizers, files nor proof yet."""
     now = datetime.datetime.now(datetime.UTC)
-    first = sorted(parts, key=lambda part: part.component != "unet")
+    first = sorted(parts, key=lambda part: part.kind != "denoiser")
     scheme = first[0].scheme
     assert scheme is not None
+    latent, names = plan.model.latent, {part.name: _artefact_names(part, plan) for part in parts}
+    optional: dict[str, Any] = {}
+    if latent is not None:
+        optional["latent"] = Latent(channels=latent.channels, factor=latent.factor)
+    if baked is not None:
+        optional["loop"] = _loop(baked)
+    golden = _golden(references)
+    if golden is not None:
+        optional["golden"] = golden
     return Manifest(
         schema_version=identity["schema_version"],
         name=identity["name"],
@@ -90,51 +99,87 @@ def describe(
         source=Source(
             name=identity["source"],
             **({"revision": plan.revision} if plan.revision else {}),
-            family=plan.family,
+            family=plan.model.family,
             sha256=identity["source_sha256"],
-            unet_config={**stock, **{key: plan.config[key] for key in sizes}},
+            config=dict(plan.model.config),
             loras=tuple(LoraRecord(**lora) for lora in loras),
             fingerprint=fingerprint,
+            notes=plan.model.notes,
         ),
         target=plan.target,
         options=asdict(plan.options),
         scheme=scheme,
-        image=Image(
-            height=plan.height, width=plan.width, range=(-1, 1), fit="cover", filter="lanczos"
-        ),
-        tasks=tuple(_task(task, plan, layout, first) for task in plan.tasks),
+        image=Image(height=plan.height, width=plan.width),
+        tasks=tuple(_task(reference, baked, names) for reference in references),
         parts=tuple(parts),
         tokenizers=(),
-        text=None,
-        latent=Latent(
-            channels=plan.config["out_channels"],
-            factor=plan.factor,
-            scaling_factor=layout.scaling_factor,
-        ),
-        mask=Mask(threshold=0.5, resize="nearest", masked_image="image * (mask < 0.5)"),
-        loop=None,
         files=(),
         proof=(),
+        **optional,
     )
 
 
+def _artefact_names(record: PartRecord, plan: Plan) -> dict[str, str]:
+    """Names of a part's inputs and outputs: the graph's to the artefact's."""
+    stock = plan.spec(record.name).stock
+    names = {} if stock is None else stock.io_names
+    there = {tensor.name for tensor in (*record.inputs, *record.outputs)}
+    return {name: renamed for name, renamed in names.items() if renamed in there}
+
+
 def _task(
-    task: Task, plan: Plan, layout: PipelineLayout, parts: Sequence[PartRecord]
+    reference: Reference, baked: Baked | None, names: Mapping[str, Mapping[str, str]]
 ) -> TaskRecord:
-    """The record of a task; ``scaled`` is explicit where it has a meaning."""
-    conditioning = [
-        {"kind": entry.kind, "channels": entry.channels}
-        | ({"scaled": entry.scaled} if entry.kind == "image_latent" else {})
-        for entry in task.conditioning
-    ]
+    """The record of a task; steps and strength are the nearest to its own that have a table."""
+    task, flow = reference.task, reference.exported.renamed(names)
     record = {
-        **task.to_json(),
-        "conditioning": conditioning,
-        "steps": min(plan.steps, key=lambda count: abs(count - task.steps)),
-        "parts": list(layout.components(task)),
-        "entry": next(p.entries[task.name] for p in parts if task.name in p.entries),
+        "name": task.name,
+        "guidance": task.guidance.to_json(),
+        "steps": task.steps,
+        "prompt": task.prompt,
+        "inputs": reference.inputs.to_json(),
+        "flow": flow.to_json(),
     }
+    if baked is not None and flow.has_loop:
+        tables = [key for key in baked.tables if (key[1] is None) == (flow.start is None)]
+        steps = sorted({count for count, _ in tables}, key=lambda n: (abs(n - task.steps), n))[0]
+        record["steps"] = steps
+        if flow.start is not None:
+            wanted = task.strength or 1.0
+            strengths = [s for count, s in tables if count == steps and s is not None]
+            record["strength"] = min(strengths, key=lambda s: abs(s - wanted))
     return TaskRecord.model_validate_json(json.dumps(record))
+
+
+def _loop(baked: Baked) -> Loop:
+    """The tables of the scheduler; a count without one says why."""
+    optional: dict[str, Any] = {}  # keys that a manifest has only where they say something
+    if baked.skipped:
+        optional["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
+    return Loop(
+        scheduler=baked.scheduler,
+        prediction_type=baked.prediction_type,
+        schedules=tuple(
+            ScheduleRecord.of(steps, table) for (steps, _), table in baked.tables.items()
+        ),
+        **optional,
+    )
+
+
+def _golden(references: Sequence[Reference]) -> Golden | None:
+    """The golden request of a task that was run to its end.
+
+    Tasks that take any prompt come first: a task with a fixed prompt ignores the request's.
+    """
+    complete = [reference for reference in references if reference.golden()]
+    if not complete:
+        return None
+    first = min(complete, key=lambda each: each.task.prompt is not None)
+    strengths = [r.request.strength for r in complete if r.request.strength is not None]
+    optional: dict[str, Any] = {"strength": strengths[0]} if strengths else {}
+    if first.schedule is not None:
+        optional["steps"] = first.request.steps
+    return Golden(prompt=first.request.prompt, **optional)
 
 
 def versions(plan: Plan) -> dict[str, str]:
@@ -159,14 +204,13 @@ def part(
     folder: Path,
     kept: Sequence[tuple[str, str]],
 ) -> PartRecord:
-    """The manifest's record of one component, its files hashed; ``plan`` has the part's scheme.
+    """The manifest's record of one part, its files hashed; ``plan`` has the part's scheme.
 
     Inputs and outputs are those of the program, in its order, under the names that the artefact
-    itself has for them. A program of one method is that of every task which needs the component.
+    itself has for them. A program of one method is that of every task which runs the part.
     """
-    layout = PipelineLayout(plan.config)
     first = next(iter(program.methods))
-    users = [task.name for task in plan.tasks if program.name in layout.components(task)]
+    users = [task.name for task in plan.tasks if program.name in plan.model.flow(task).parts]
     inputs = {
         task: tuple(_tensor(spec, lowered) for spec in program.inputs[task])
         for task in lowered.entries
@@ -174,7 +218,8 @@ def part(
     others = {task: tensors for task, tensors in inputs.items() if tensors != inputs[first]}
     file = bundle.record(folder, lowered.path)
     record = PartRecord(
-        component=program.name,  # type: ignore[arg-type]
+        name=program.name,
+        kind=plan.spec(program.name).kind,
         path=file.path,
         bytes=file.bytes,
         sha256=file.sha256,

@@ -5,21 +5,20 @@ Reads the checkpoint's JSON, never its weights, and imports no toolchain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mtu_export import checkpoint, targets
-from mtu_export.checkpoint import pipeline_files
-from mtu_export.checkpoint.layout import PipelineLayout, source_folder, tokenizer_folder
-from mtu_export.exporter import limits, stock_configs
+from mtu_export import checkpoint, models, targets
+from mtu_export.exporter import limits
 from mtu_export.models import lora as loras
 from mtu_export.spec import (
-    COMPONENTS,
     CheckpointError,
     IntWeights,
     KeepFloat,
+    Model,
+    PartSpec,
     Plan,
     PlanError,
     Scheme,
@@ -27,7 +26,7 @@ from mtu_export.spec import (
     UnknownName,
     Unsupported,
 )
-from mtu_export.spec.catalog import BAKED_STEPS, SCHEMES, scheme_of
+from mtu_export.spec.catalog import BAKED_FEW_STEPS, BAKED_STEPS, BAKED_STRENGTHS, SCHEMES
 from mtu_export.spec.extras import EXPORT, require
 from mtu_export.spec.options import FOLD_ONLY, ExportOptions
 from mtu_export.storage.draft import BUNDLE, FOLDED, refuse_existing
@@ -47,42 +46,46 @@ def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
         raise UnknownName("target", options.target, targets.names())
     require(*EXPORT)
     folder = checkpoint.locate(options.model, options.revision)
-    plan = _plan(options, folder, checkpoint.read_config(folder))
+    plan = _plan(options, models.open(folder))
     target = None if options.target == FOLD_ONLY else targets.load(options.target)
-    if target:
-        limits.require_within_limits(plan)
     if not options.skip_existing:
         refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, [folder])
     if target:
+        limits.require_within_limits(plan)
         target.validate_plan(plan)
-    elif len(plan.tasks) > 1:
-        raise Unsupported("a diffusers folder holds one task; name one --task")
+    else:
+        _require_foldable(plan)
     return plan
 
 
-def _plan(options: ExportOptions, folder: Path, config: Mapping[str, Any]) -> Plan:
+def _require_foldable(plan: Plan) -> None:
+    """Refuse several tasks, and a model that is the same for every task. Raises ``Unsupported``."""
+    if not any(part.by_task for part in plan.model.parts):
+        raise Unsupported(f"{plan.checkpoint} has nothing to fold: its UNet is a stock one")
+    if len(plan.tasks) > 1:
+        raise Unsupported("a diffusers folder holds one task; name one --task")
+
+
+def _plan(options: ExportOptions, model: Model) -> Plan:
     """The plan of valid options and a checkpoint, before the output and the target see it."""
     target = None if options.target == FOLD_ONLY else targets.load(options.target)
-    layout = PipelineLayout.read(folder, config)
-    tasks = _tasks(options, checkpoint.tasks(config))
+    tasks = _tasks(options, model)
     scheme = _scheme(options, target.info.default_scheme if target else "fp32")
-    components = _components(options, tasks, layout, folder)
-    height, width = layout.image_size(options.height, options.width)
+    parts = _parts(options, tasks, model)
+    height, width = model.image_size(options.height, options.width)
     names = ["+".join(task.name for task in tasks), options.target, *([scheme.name] * bool(target))]
-    source, revision = checkpoint.source_of(options.model, folder)
-    float16_vae = target is not None and target.info.float16_vae
+    source, revision = checkpoint.source_of(options.model, model.folder)
+    gains = target is not None and target.info.float16_gains
+    specs = {spec.name: spec for spec in model.parts}
     return Plan(
-        checkpoint=folder,
+        model=model,
         source=source,
         revision=revision,
-        family=checkpoint.family(config),
-        config=config,
         tasks=tasks,
         target=options.target,
         scheme=scheme,
         height=height,
         width=width,
-        factor=layout.vae_scale_factor,
         batch=options.batch,
         seed=options.seed,
         out=Path(options.out) if options.out is not None else Path("-".join(names)),
@@ -90,32 +93,34 @@ def _plan(options: ExportOptions, folder: Path, config: Mapping[str, Any]) -> Pl
         floor_db=options.min_psnr,
         memory=None if options.memory is None else options.memory * 1e9,
         force=options.force,
-        components=components,
+        parts=parts,
         schemes={
-            part: scheme_of(part, scheme, layout.vae or {}, float16_vae=float16_vae)
-            for part in components
+            name: specs[name].scheme(_part_scheme(specs[name], scheme), SCHEMES, gains=gains)
+            for name in parts
         },
         scheduler=options.scheduler,
-        steps=_steps(options.bake_steps, tasks),
-        steps_named=bool(options.bake_steps),
+        steps=_steps(options, tasks),
+        strengths=_counts(
+            options.bake_strengths,
+            BAKED_STRENGTHS,
+            [task.strength for task in tasks if task.strength is not None],
+        ),
+        steps_named=bool(options.bake_steps or options.bake_strengths),
         loras=tuple(loras.parse(word) for word in options.lora),
         resume=options.skip_existing,
-        is_sdxl=layout.is_sdxl,
-        stock_configs=stock_configs.read(folder, config, tasks) if target else {},
     )
 
 
-def _tasks(options: ExportOptions, legal: tuple[Task, ...]) -> tuple[Task, ...]:
-    """The named tasks in the checkpoint's order; its only task where none is named."""
-    names = [task.name for task in legal]
-    if options.all_tasks or (not options.task and len(legal) == 1):
-        return legal
-    if not options.task:
+def _tasks(options: ExportOptions, model: Model) -> tuple[Task, ...]:
+    """The named tasks in the checkpoint's order; its default ones where none is named."""
+    names = [task.name for task in model.tasks]
+    chosen = options.task or (names if options.all_tasks else model.default_tasks)
+    if not chosen:
         raise PlanError(f"name a --task; this checkpoint has: {', '.join(names)}")
-    for name in options.task:
+    for name in chosen:
         if name not in names:
             raise UnknownName("task", name, names)
-    return tuple(task for task in legal if task.name in options.task)
+    return tuple(task for task in model.tasks if task.name in chosen)
 
 
 def _scheme(options: ExportOptions, default: str) -> Scheme:
@@ -131,49 +136,49 @@ def _scheme(options: ExportOptions, default: str) -> Scheme:
     return replace(scheme, overrides=(*kept, *scheme.overrides))
 
 
-def _components(
-    options: ExportOptions, tasks: Sequence[Task], layout: PipelineLayout, folder: Path
-) -> tuple[str, ...]:
-    """The components to export: those named, or all that the tasks need and the checkpoint has."""
-    needed = {name for task in tasks for name in layout.components(task)}
-    names = [name for name in COMPONENTS if name in needed]
-    present = [name for name in names if (folder / source_folder(name)).is_dir()]
+def _part_scheme(part: PartSpec, scheme: Scheme) -> Scheme:
+    """The scheme of a part before its own rules: --keep-float names layers of the denoiser."""
+    return scheme if part.kind == "denoiser" else replace(scheme, overrides=())
+
+
+def _parts(options: ExportOptions, tasks: Sequence[Task], model: Model) -> tuple[str, ...]:
+    """The parts to export: those named, or all that the tasks run and the checkpoint has."""
+    flows = {task.name: model.flow(task) for task in tasks}
+    needed = {name for flow in flows.values() for name in flow.parts}
+    specs = {spec.name: spec for spec in model.parts if spec.name in needed}
+    present = [n for n, spec in specs.items() if (model.folder / spec.folder).is_dir()]
     for name in options.components:
-        if name not in COMPONENTS:
-            raise UnknownName("component", name, names)
-        if name not in names:
+        if name not in {spec.name for spec in model.parts}:
+            raise UnknownName("part", name, list(specs))
+        if name not in specs:
             users = ", ".join(repr(task.name) for task in tasks)
-            raise PlanError(f"task {users} needs no {name}; it needs: {', '.join(names)}")
+            raise PlanError(f"task {users} needs no {name}; it needs: {', '.join(specs)}")
         if name not in present:
-            raise CheckpointError(f"{folder} has no {source_folder(name)}/: no {name} to export")
+            raise CheckpointError(
+                f"{model.folder} has no {specs[name].folder}/: no {name} to export"
+            )
     if not options.components:
-        _require_named_parts(layout, folder)
+        model.require_complete()
     chosen = tuple(name for name in present if not options.components or name in options.components)
     for task in tasks:
-        if not {*layout.components(task)} & {*chosen}:
+        if not {*flows[task.name].parts} & {*chosen}:
             raise PlanError(f"task {task.name!r} needs none of --components {', '.join(chosen)}")
-    if options.keep_float and "unet" not in chosen:
-        raise PlanError("--keep-float names layers of the UNet, which is not among --components")
+    if options.keep_float and not any(specs[name].kind == "denoiser" for name in chosen):
+        raise PlanError("--keep-float names layers of the denoiser, which is not exported")
     return chosen
 
 
-def _require_named_parts(layout: PipelineLayout, folder: Path) -> None:
-    """Refuse a checkpoint without a part that its ``model_index.json`` names.
-
-    A checkpoint may lack any part but the UNet; one that names it has been copied incompletely.
-    """
-    path = folder / "model_index.json"
-    index = checkpoint.read_json(path) if path.is_file() else {}
-    encoders = layout.text_encoders
-    parts = {"vae", "scheduler", *encoders, *map(tokenizer_folder, encoders)}
-    for name in pipeline_files.absent(folder, index):
-        if name in parts:
-            raise CheckpointError(
-                f"{folder} has no {name}/, which its model_index.json names; complete the copy or "
-                "download, or name the parts to export with --components"
-            )
+def _steps(options: ExportOptions, tasks: Sequence[Task]) -> tuple[int, ...]:
+    own = [task.steps for task in tasks]
+    usual = BAKED_FEW_STEPS if max(own) <= max(BAKED_FEW_STEPS) else BAKED_STEPS
+    return _counts(options.bake_steps, usual, own)
 
 
-def _steps(counts: Sequence[int], tasks: Sequence[Task]) -> tuple[int, ...]:
-    """Step counts of the loop's tables: those asked for, or the usual ones and the tasks' own."""
-    return tuple(sorted({*(counts or (*BAKED_STEPS, *(task.steps for task in tasks)))}))
+_Number = TypeVar("_Number", int, float)
+
+
+def _counts(
+    named: Sequence[_Number], usual: Sequence[_Number], own: Sequence[_Number]
+) -> tuple[_Number, ...]:
+    """Those asked for, or the usual ones and the tasks' own, in order."""
+    return tuple(sorted({*(named or (*usual, *own))}))

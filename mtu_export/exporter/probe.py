@@ -184,8 +184,8 @@ def _refuse_other_noise(pristine: Any, start: Start, responses: Sequence[_Respon
         for a, b in zip(responses, again, strict=True)
     ):
         raise Unsupported(
-            f"{type(pristine).__name__} draws noise otherwise than by one torch.randn in a pass, "
-            f"so no table holds it; choose from: {SHORT_NAMES}"
+            f"{type(pristine).__name__} draws noise that is not standard normal and new in each "
+            f"pass, so no table holds it; choose from: {SHORT_NAMES}"
         )
 
 

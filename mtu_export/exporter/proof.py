@@ -20,13 +20,15 @@ def prove_fresh_part(plan: Plan, part: Part, task: str, cases: Cases) -> list[Ve
     return verification.prove_part(plan.target, runtimes, part, task, cases, floor)
 
 
-def prove_fold(expected: Sequence[Arrays], actual: Sequence[Arrays], task: Task) -> Verdict:
-    """The verdict of the folded UNet against the live router, both in PyTorch."""
+def prove_fold(
+    part: str, expected: Sequence[Arrays], actual: Sequence[Arrays], task: Task
+) -> Verdict:
+    """The verdict of a specialised part against the live one, both in PyTorch."""
     version = importlib.metadata.version("torch")
     return metrics.judge(
         expected,
         actual,
-        component="unet",
+        part=part,
         task=task.name,
         stage="folded",
         floor_db=SCHEMES["fp32"].floor_db,

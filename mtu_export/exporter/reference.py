@@ -1,247 +1,275 @@
-"""The loop of the live-router pipeline in PyTorch, for one seeded request.
+"""A task's flow in PyTorch, for one seeded request.
 
-Parts are exported one at a time. Each leaves a :class:`Contribution` of arrays to the loop, so that
-no two parts are in memory together and an interrupted export can resume from files.
+Parts are exported one at a time. Each leaves a :class:`Contribution` of arrays, so that parts need
+not be in memory together and an interrupted export can resume from files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from mtu_export import checkpoint
-from mtu_export.bundle import denoising, sampler, source_tokenizer
-from mtu_export.bundle.manifest import Golden, Loop, ScheduleRecord
-from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
+from mtu_export.bundle import sampler, source_tokenizer
+from mtu_export.bundle.evaluation import Evaluation, Request
 from mtu_export.exporter import golden_inputs
-from mtu_export.exporter.schedule import Baked
 from mtu_export.graph import capture
 from mtu_export.graph.capture import Graph
-from mtu_export.spec import Arrays, Plan, Session, Task
+from mtu_export.spec import Arrays, Plan, Schedule, Session, Task, TensorSpec
+from mtu_export.spec.flow import Call, Flow
 
 PROMPT = "make the red circle blue"
 PROMPTS = (PROMPT, "", "make the small green square yellow, and remove the shadow")
-"""The prompt of the golden request, and those of a text encoder's goldens."""
+"""Of the golden request, and of the cases of a text encoder."""
+EMPTY = 1
+"""The case with the empty prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one component adds to the golden loop of a task; which field depends on the component.
+    """What one part adds to the reference of a task; which field depends on its calls.
 
-    - ``text``: a text encoder's outputs, by prompt.
-    - ``channels``: the VAE encoder's conditioning [1, Σc, h, w], with and without the image.
-    - ``outputs``, ``latents``: the UNet's guided output (m of a schedule) and the latent x after
-      it, of each pass, [1, C, h, w].
-    - ``image``: the decoded picture [1, 3, H, W].
+    ``once`` are the outputs of its once calls by case and call; ``outputs`` the guided m of each
+    pass and ``latents`` x after it, [1, C, h, w]; ``picture`` the result [1, 3, H, W].
     """
 
-    text: tuple[Arrays, ...] = ()
-    channels: tuple[np.ndarray, ...] = ()
+    once: Mapping[tuple[int, str], Arrays] = field(default_factory=dict)
     outputs: tuple[np.ndarray, ...] = ()
     latents: tuple[np.ndarray, ...] = ()
-    image: np.ndarray | None = None
+    picture: np.ndarray | None = None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, for a file; inverse of :meth:`from_arrays`."""
         arrays = {
-            f"text/{case}/{name}": value
-            for case, outputs in enumerate(self.text)
+            f"once/{case}/{call}/{name}": value
+            for (case, call), outputs in self.once.items()
             for name, value in outputs.items()
         }
-        for name in ("channels", "outputs", "latents"):
-            arrays |= {f"{name}/{i}": value for i, value in enumerate(getattr(self, name))}
-        return arrays if self.image is None else {**arrays, "image": self.image}
+        for key in ("outputs", "latents"):
+            arrays |= {f"{key}/{i}": value for i, value in enumerate(getattr(self, key))}
+        return arrays if self.picture is None else {**arrays, "picture": self.picture}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Contribution:
         """Read what :meth:`to_arrays` wrote."""
+        once: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+        for path, value in arrays.items():
+            if path.startswith("once/"):
+                _, case, call, name = path.split("/", 3)
+                once.setdefault((int(case), call), {})[name] = value
 
-        def numbered(prefix: str) -> tuple[np.ndarray, ...]:
-            values = denoising.named(arrays, f"{prefix}/")
-            return tuple(values[str(i)] for i in range(len(values)))
+        def numbered(key: str) -> tuple[np.ndarray, ...]:
+            count = sum(name.startswith(f"{key}/") for name in arrays)
+            return tuple(arrays[f"{key}/{i}"] for i in range(count))
 
-        cases = {name.split("/")[1] for name in arrays if name.startswith("text/")}
         return cls(
-            text=tuple(denoising.named(arrays, f"text/{i}/") for i in range(len(cases))),
-            channels=numbered("channels"),
+            once=once,
             outputs=numbered("outputs"),
             latents=numbered("latents"),
-            image=arrays.get("image"),
+            picture=arrays.get("picture"),
         )
 
 
 class Reference:
-    """The golden loop of one task, run part by part while the components are exported.
+    """The golden request of one task, as far as it has been run with the parts so far.
 
-    A component's :class:`Contribution` is added with :meth:`add`; the methods that need one that
-    is missing return an empty result.
+    ``schedule`` is its table, None for a flow without a loop.
     """
 
-    def __init__(self, plan: Plan, task: Task, baked: Baked) -> None:
-        self.plan, self.task, self.steps = plan, task, baked.golden
-        self.schedule = baked.tables[baked.golden]
-        layout = PipelineLayout.read(plan.checkpoint, plan.config)
-        self.is_complete = set(layout.components(task)) <= set(plan.components)
-        self.encoders, self.is_sdxl = layout.text_encoders, layout.is_sdxl
-        self.scaling = layout.scaling_factor
-        index = plan.checkpoint / "model_index.json"
-        self.index = checkpoint.read_json(index) if index.is_file() else {}
-        self.contributions: dict[str, Contribution] = {}
-        self.request = self._request()
+    def __init__(
+        self, plan: Plan, task: Task, schedule: Schedule | None, steps: int | None
+    ) -> None:
+        self.plan, self.task, self.schedule, self.steps = plan, task, schedule, steps
+        self.model, self.inputs = plan.model, plan.model.inputs(task)
+        self.exported = plan.model.flow(task)
+        self.flow = _with_encoders(self.exported, plan)
+        self.is_complete = set(self.exported.parts) <= set(plan.parts)
+        self.specs: dict[str, tuple[TensorSpec, ...]] = {}
+        self._constants = plan.model.constants(task, plan.size)
+        self._tokenizers: dict[str, source_tokenizer.Tokenizer] = {}
+        self.outputs: tuple[np.ndarray, ...] = ()
+        self.latents: tuple[np.ndarray, ...] = ()
+        self.picture: np.ndarray | None = None
+        prompts = (PROMPT if task.prompt is None else task.prompt, *PROMPTS[1:])
+        self.cases = [self._evaluation(prompt, i) for i, prompt in enumerate(prompts)]
 
-    def _request(self) -> denoising.Request:
-        plan, task = self.plan, self.task
-        size, shape = (plan.height, plan.width), (1, plan.config["out_channels"], *plan.latent_size)
-        return denoising.Request(
-            prompt=PROMPT if self.task.prompt is None else self.task.prompt,
-            noise=denoising.noise(shape, plan.seed, self.schedule.draws),
-            steps=self.steps,
-            image=golden_inputs.pictures(size, plan.seed)[0] if task.needs_image else None,
-            mask=golden_inputs.mask(size) if task.needs_mask else None,
+    @property
+    def request(self) -> Request:
+        """The golden request."""
+        return self.cases[0].request
+
+    def _evaluation(self, prompt: str, case: int) -> Evaluation:
+        plan, shape = self.plan, self.plan.latent_shape
+        pictures, tensors = golden_inputs.request(self.inputs, plan.size, plan.seed, case)
+        noise = None
+        if shape is not None and self.schedule is not None:
+            noise = sampler.noise((1 + self.schedule.draws, *shape[1:]), plan.seed)
+        request = Request(
+            prompt=prompt,
+            noise=noise,
+            steps=self.steps or 1,
+            strength=None if self.schedule is None else self.schedule.strength,
+            pictures=pictures,
+            tensors=tensors,
+        )
+        guidance = self.task.guidance
+        return Evaluation(
+            self.flow, self.inputs, self.specs, self._constants, guidance, request, self._ids
         )
 
-    def add(self, component: str, contribution: Contribution) -> None:
-        """Keep a component's contribution."""
-        self.contributions[component] = contribution
+    def _ids(self, tokenizer: str, prompt: str) -> np.ndarray:
+        if tokenizer not in self._tokenizers:
+            self._tokenizers[tokenizer] = source_tokenizer.read(self.plan.checkpoint / tokenizer)
+        return self._tokenizers[tokenizer].encode(prompt)[0]
 
-    # ------------------------------------------------------------------------------- text
+    def runs(self, part: str) -> bool:
+        """Whether the task's own flow runs a part, rather than the encoding of a fixed prompt."""
+        return part in self.exported.parts
+
+    def add(self, contribution: Contribution) -> None:
+        """Take what a part has contributed."""
+        for (case, call), outputs in contribution.once.items():
+            self.cases[case].outputs[call, True] = outputs
+        self.outputs = contribution.outputs or self.outputs
+        self.latents = contribution.latents or self.latents
+        if contribution.picture is not None:
+            self.picture = contribution.picture
+        self._add_prompt_constants()
+
+    # ----------------------------------------------------------------------------- golden cases
+
+    def golden_inputs(self, call: Call, graph: Graph) -> tuple[Arrays, ...]:
+        """The inputs of a part's golden cases, for its first call in the flow."""
+        self.specs[call.part] = graph.inputs
+        if call.when == "once":
+            return tuple(case.call_inputs(call) for case in self.cases)
+        if call.when in ("pass", "guided"):
+            return golden_inputs.of_pass(
+                graph.inputs,
+                call.inputs,
+                self.inputs,
+                self._constants,
+                self.plan.seed,
+                [embeddings for case in self.cases if (embeddings := self._embeddings(case, call))],
+            )
+        return tuple(
+            {spec.name: sampler.noise(spec.shape, self.plan.seed + i) for spec in graph.inputs}
+            for i in range(golden_inputs.CASES)
+        )
+
+    def _embeddings(self, case: Evaluation, call: Call) -> dict[str, np.ndarray]:
+        """The text inputs of a pass call for the prompt of a case; empty where not all are made."""
+        text = self.model.text
+        if text is None:
+            return {}
+        encoded = {name: value for name, value in text.inputs.items() if name in call.inputs}
+        if not all(case.has(value) for value in encoded.values()):
+            return {}
+        return {name: case.value(value) for name, value in encoded.items()}
+
+    # -------------------------------------------------------------------------------- constants
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """Prompts for the text encoders: the request's, the empty one and another."""
-        return (self.request.prompt, *PROMPTS[1:])
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """The constants that the exported flow names, as far as they are made."""
+        named = _constant_names(self.exported)
+        return {name: value for name, value in self._constants.items() if name in named}
 
-    def ids(self, encoder: str) -> list[Arrays]:
-        """Inputs of a text encoder, one for each prompt."""
-        folder = self.plan.checkpoint / tokenizer_folder(encoder)
-        loaded = source_tokenizer.read(folder)
-        return [{"input_ids": loaded.encode(prompt)[0]} for prompt in self.prompts]
+    def _add_prompt_constants(self) -> None:
+        """Embeddings of the empty and of the fixed prompt, once their encoders have run."""
+        text = self.model.text
+        for name, value in {} if text is None else text.inputs.items():
+            assert text is not None
+            if all(case.has(value) for case in self.cases[:2]):
+                empty = self.cases[EMPTY].value(value)
+                self._constants[f"empty/{name}"] = empty * 0 if text.zero_empty else empty
+                prompt = self.cases[0].value(value)
+                self._constants[f"prompt/{self.task.name}/{name}"] = prompt
 
-    @property
-    def text_sources(self) -> dict[str, list[dict[str, str]]]:
-        """The outputs of text encoders that are concatenated to each text input of the UNet."""
-        hidden = [{"component": name, "output": "hidden_states"} for name in self.encoders]
-        pooled = {"text_embeds": [{"component": "text_encoder_2", "output": "pooled"}]}
-        return {"encoder_hidden_states": hidden, **(pooled if self.is_sdxl else {})}
+    # ------------------------------------------------------------------------------------- runs
 
-    def text_embeddings(self, case: int) -> dict[str, np.ndarray]:
-        """UNet inputs [1, ...] for one of the prompts; empty where an encoder is missing."""
-        embeddings = {}
-        for name, sources in self.text_sources.items():
-            if not all(source["component"] in self.contributions for source in sources):
-                return {}
-            outputs = [
-                self.contributions[source["component"]].text[case][source["output"]]
-                for source in sources
-            ]
-            embeddings[name] = np.concatenate(outputs, -1)
-        return embeddings
+    def run_once(self, part: str, graph: Graph) -> Contribution:
+        """The once calls of a part; those that depend on the prompt in every case."""
+        self.specs[part] = graph.inputs
+        once: dict[tuple[int, str], Arrays] = {}
+        for call in self.flow.of("once"):
+            if call.part != part:
+                continue
+            prompted = call.id in self.flow.prompted
+            for number, case in enumerate(self.cases if prompted else self.cases[:1]):
+                case.run_once(call, session(graph))
+                once[number, call.id] = case.outputs[call.id, True]
+        return Contribution(once=once)
 
-    @property
-    def known_embeddings(self) -> list[Arrays]:
-        """Text inputs of the UNet by prompt, where the checkpoint's encoders can make them."""
-        cases = map(self.text_embeddings, range(len(self.prompts)))
-        return [embeddings for embeddings in cases if embeddings]
-
-    def constants(self) -> dict[str, np.ndarray]:
-        """Inputs of the UNet that no user changes, by name in ``constants.safetensors``."""
-        constants: dict[str, np.ndarray] = {}
-        prompt, empty = self.text_embeddings(0), self.text_embeddings(1)
-        if prompt and self.task.guidance.kind != "none":
-            # true is the default of diffusers' SDXL pipelines
-            zeros = self.is_sdxl and self.index.get("force_zeros_for_empty_prompt", True) is True
-            constants |= {f"empty/{n}": v * 0 if zeros else v for n, v in empty.items()}
-        if prompt and self.task.prompt is not None:
-            constants |= {f"prompt/{self.task.name}/{name}": v for name, v in prompt.items()}
-        if self.is_sdxl:
-            size = [self.plan.height, self.plan.width]
-            constants["sizes/time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
-        return constants
-
-    # ------------------------------------------------------------------------ image and loop
-
-    def run_encoder(self, graph: Graph) -> Contribution:
-        """The request's image as conditioning, through the VAE encoder."""
-
-        def encode(image: np.ndarray) -> np.ndarray:
-            (outputs,) = capture.run(graph, [{graph.inputs[0].name: image}])
-            return outputs[graph.outputs[0].name]
-
-        return Contribution(channels=self._channels(encode))
-
-    def _channels(
-        self, encode: Callable[[np.ndarray], np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        size = self.plan.latent_size
-        return denoising.conditioning(self.task, self.request, encode, self.scaling, size)
-
-    def run_loop(self, graph: Graph) -> Contribution:
-        """Run the guided passes with the live router; empty where a component is missing."""
-        if not self.is_complete or not self.text_embeddings(0):
+    def run_loop(self, graphs: Mapping[str, Graph]) -> Contribution:
+        """The guided passes; empty where a part of the flow or an encoder is missing."""
+        missing = _constant_names(self.exported) - set(self._constants)
+        done = {call for call, _ in self.cases[0].outputs}
+        if not self.is_complete or missing or self.schedule is None:
             return Contribution()
-        encoded = self.contributions.get("vae_encoder", Contribution()).channels
-        full, without = encoded or self._channels(_no_encoder)
-        sizes = denoising.named(self.constants(), "sizes/")
-        empty = denoising.named(self.constants(), "empty/")
-        text_inputs = ({**self.text_embeddings(0), **sizes}, {**empty, **sizes})
-        denoise = denoising.denoiser(
-            _session(graph), graph.inputs, self.task.guidance, text_inputs, (full, without)
-        )
-        passes = list(sampler.trajectory(self.schedule, self.request.noise, denoise))
+        if not {call.id for call in self.exported.of("once")} <= done:
+            return Contribution()
+        self.specs |= {name: graph.inputs for name, graph in graphs.items()}
+        case = self.cases[0]
+        denoise = case.denoiser({name: session(graph) for name, graph in graphs.items()})
+        assert case.request.noise is not None
+        passes = list(sampler.trajectory(self.schedule, case.request.noise, denoise, case.start()))
         return Contribution(
             outputs=tuple(m for m, _ in passes), latents=tuple(x for _, x in passes)
         )
 
-    def run_decoder(self, graph: Graph) -> Contribution:
+    def run_end(self, graphs: Mapping[str, Graph]) -> Contribution:
         """The picture of the last latent, where the loop was run."""
-        latents = self.contributions.get("unet", Contribution()).latents
-        if not latents:
+        if not self.latents:
             return Contribution()
-        session = _session(graph)
-        return Contribution(
-            image=denoising.decode(session, graph.inputs[0], latents[-1], self.scaling)
-        )
+        self.specs |= {name: graph.inputs for name, graph in graphs.items()}
+        picture = self.cases[0].picture(self.latents[-1], lambda name: session(graphs[name]))
+        return Contribution(picture=picture)
 
     def golden(self) -> dict[str, np.ndarray]:
-        """The tensors of ``loop/<task>/``; empty where the loop was not run to its end."""
-        image = self.contributions.get("vae_decoder", Contribution()).image
-        if image is None:
+        """The tensors of ``loop/<task>/``; empty where the flow was not run to its end."""
+        picture = self.picture
+        if not self.flow.has_loop and self.is_complete:
+            result = self.flow.picture
+            picture = self.cases[0].outputs[result.call, True][result.name]
+        if picture is None:
             return {}
-        loop = self.contributions["unet"].to_arrays()
-        golden = {"noise": self.request.noise, "image": image, **loop}
-        for name, value in (("input", self.request.image), ("mask", self.request.mask)):
-            if value is not None:
-                golden[name] = value
-        return golden
+        golden = {"picture": picture}
+        for key in ("outputs", "latents"):
+            golden |= {f"{key}/{i}": value for i, value in enumerate(getattr(self, key))}
+        request = self.request
+        if request.noise is not None:
+            golden["noise"] = request.noise
+        given = {**request.pictures, **request.tensors}
+        return golden | {f"request/{name}": value for name, value in given.items()}
 
 
-def describe_loop(scheduler: Any, baked: Baked, references: Sequence[Reference]) -> Loop:
-    """The manifest's ``loop``: the tables, and the golden request of a task that was run.
+def _with_encoders(flow: Flow, plan: Plan) -> Flow:
+    """A flow with the calls of the text encoders whose parts the checkpoint has.
 
-    Tasks that take any prompt come first: a task with a fixed prompt ignores the request's.
+    The flow of a task with a fixed prompt has none of them, as its embeddings are constants.
     """
-    loop = Loop(
-        scheduler=type(scheduler).__name__,
-        prediction_type=scheduler.config.get("prediction_type", "epsilon"),
-        schedules={str(steps): ScheduleRecord.of(table) for steps, table in baked.tables.items()},
-    )
-    optional: dict[str, Any] = {}  # keys that are left out of a manifest where they are empty
-    if baked.skipped:
-        optional["skipped"] = {str(steps): reason for steps, reason in baked.skipped.items()}
-    complete = [reference for reference in references if reference.golden()]
-    for reference in sorted(complete, key=lambda each: each.task.prompt is not None)[:1]:
-        optional["golden"] = Golden(prompt=reference.request.prompt, steps=reference.steps)
-    return loop.model_copy(update=optional)
+    text, there = plan.model.text, {call.id for call in flow.calls}
+    specs = {spec.name: spec for spec in plan.model.parts}
+    calls = [
+        call
+        for call in (() if text is None else text.calls)
+        if call.id not in there and (plan.checkpoint / specs[call.part].folder).is_dir()
+    ]
+    return flow.model_copy(update={"calls": (*calls, *flow.calls)})
 
 
-def _no_encoder(image: np.ndarray) -> np.ndarray:
-    raise AssertionError("a task that encodes its image has a VAE encoder among its components")
+def _constant_names(flow: Flow) -> set[str]:
+    """Names of the constants that a flow needs."""
+    names = {
+        source.name for call in flow.calls for source in call.sources() if source.kind == "constant"
+    }
+    values = (value for call in flow.calls for value in call.inputs.values())
+    return names | {value.empty for value in values if value.empty is not None}
 
 
-def _session(graph: Graph) -> Session:
+def session(graph: Graph) -> Session:
     """A graph in PyTorch as a session."""
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The finished components of an interrupted export, kept in its draft so it can be resumed."""
+"""The finished parts of an interrupted export, kept in its draft so it can be resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,16 @@ import numpy as np
 import mtu_export
 from mtu_export import bundle, checkpoint
 from mtu_export.exporter import manifest
-from mtu_export.spec import COMPONENTS, BundleError, Cost, Plan, Verdict
+from mtu_export.spec import BundleError, Cost, Plan, Verdict
 from mtu_export.storage import atomic_file
 from mtu_export.storage.draft import SCRATCH
 
 if TYPE_CHECKING:
-    from mtu_export.exporter.component import ExportedPart, Result
+    from mtu_export.exporter.part import ExportedPart, Result
 
 _NOT_EXPORTED = ("out", "force", "memory", "resume")
 """Fields of a plan that do not change what is exported."""
-_HASHED = ("checkpoint", "source", "revision", "loras", "config", "stock_configs")
+_HASHED = ("model", "source", "revision", "loras")
 """Fields of a plan whose files are hashed: where they lie changes nothing."""
 _LABELS = ("name", "source")
 """Entries of an identity that are names of folders."""
@@ -35,7 +35,8 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
 
     Sources count by content, not by path or name.
     """
-    options = {k: v for k, v in asdict(plan).items() if k not in (*_NOT_EXPORTED, *_HASHED)}
+    left_out = (*_NOT_EXPORTED, *_HASHED)
+    options = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in left_out}
     content = {
         "options": options,
         "identity": {key: value for key, value in identity.items() if key not in _LABELS},
@@ -44,7 +45,8 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
         "sources": bundle.sha256_of(_read_too(plan)),
         "code": _code(),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True, default=asdict)  # schemes, tasks, options
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
@@ -82,10 +84,10 @@ def _read_too(plan: Plan) -> dict[str, Path]:
     folder = plan.checkpoint
     names = ("model_index.json", "scheduler/*.json", "tokenizer*/*", "*/config.json")
     files = [path for name in names for path in folder.glob(name) if path.is_file()]
-    for name in COMPONENTS if "unet" in plan.components else ():
-        encoder = name.startswith("text_encoder") and name not in plan.components
-        if encoder and (folder / name).is_dir():
-            files += checkpoint.weight_files(folder / name, checkpoint.TEXT_WEIGHTS)
+    for part in plan.model.parts:
+        encoder = part.kind == "text_encoder" and part.name not in plan.parts
+        if encoder and (folder / part.folder).is_dir():
+            files += checkpoint.weight_files(folder / part.folder, part.stem)
     files += checkpoint.licences(folder)
     return {str(path.relative_to(folder)): path for path in files}
 
@@ -98,9 +100,9 @@ def _lora_files(path: Path) -> list[Path]:
 
 
 class State:
-    """Finished components in a draft folder; those of another export are deleted.
+    """Finished parts in a draft folder; those of another export are deleted.
 
-    A component is two files: its arrays, and a JSON record that appears last and whole and has
+    A part is two files: its arrays, and a JSON record that appears last and whole and has
     hashes of both.
     """
 
@@ -116,11 +118,11 @@ class State:
             self.scratch.mkdir()
             (self.scratch / "mark").write_text(fingerprint, "utf-8")
 
-    def get(self, component: str) -> Result | None:
-        """A finished component, its files checked; None where it is incomplete or was changed."""
+    def get(self, name: str) -> Result | None:
+        """A finished part, its files checked; None where it is incomplete or was changed."""
         from safetensors.numpy import load_file
 
-        record = self._record(component)
+        record = self._record(name)
         if record is None:
             return None
         try:
@@ -129,32 +131,32 @@ class State:
                 bundle.check_part(self.folder, _part_record(part))
         except BundleError:
             return None
-        return _decoded(component, record, load_file(self._arrays(component)))
+        return _decoded(name, record, load_file(self._arrays(name)))
 
-    def put(self, component: str, result: Result) -> None:
-        """Keep a finished component."""
+    def put(self, name: str, result: Result) -> None:
+        """Keep a finished part."""
         from safetensors.numpy import save_file
 
         record, arrays = _encoded(result)
-        path = self._arrays(component)
+        path = self._arrays(name)
         save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
         record["arrays"] = bundle.sha256(path)
         text = json.dumps(record)
-        with atomic_file(self.scratch / f"{component}.json") as private:
+        with atomic_file(self.scratch / f"{name}.json") as private:
             private.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", "utf-8")
 
-    def _arrays(self, component: str) -> Path:
-        return self.scratch / f"{component}.safetensors"
+    def _arrays(self, name: str) -> Path:
+        return self.scratch / f"{name}.safetensors"
 
-    def _record(self, component: str) -> dict[str, Any] | None:
+    def _record(self, name: str) -> dict[str, Any] | None:
         """The record, where it and the arrays are as they were written."""
         try:
-            text = (self.scratch / f"{component}.json").read_text("utf-8")
+            text = (self.scratch / f"{name}.json").read_text("utf-8")
             digest, _, text = text.partition("\n")
             if digest != hashlib.sha256(text.encode()).hexdigest():
                 return None
             record = json.loads(text)
-            return record if record["arrays"] == bundle.sha256(self._arrays(component)) else None
+            return record if record["arrays"] == bundle.sha256(self._arrays(name)) else None
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -178,24 +180,28 @@ def _encoded(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                     arrays |= {f"{prefix}/{name}": value for name, value in tensors.items()}
         record["part"] = {
             "record": part.record.to_json(),
-            "proof": [verdict.to_json() for verdict in part.proof],
+            "proof": [asdict(verdict) for verdict in part.proof],
             "cost": asdict(part.cost),
             "cases": cases,
         }
     return record, arrays
 
 
-def _decoded(component: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Result:
+def _decoded(name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Result:
     """The result of :func:`_encoded`."""
-    from mtu_export.bundle.denoising import named
-    from mtu_export.exporter.component import Result
+    from mtu_export.exporter.part import Result
     from mtu_export.exporter.reference import Contribution
 
     contributions = {
-        task: Contribution.from_arrays(named(arrays, f"loop/{task}/")) for task in record["tasks"]
+        task: Contribution.from_arrays(_below(arrays, f"loop/{task}/")) for task in record["tasks"]
     }
-    part = None if record["part"] is None else _decoded_part(component, record["part"], arrays)
+    part = None if record["part"] is None else _decoded_part(name, record["part"], arrays)
     return Result(part=part, contributions=contributions)
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays below a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
 
 
 def _part_record(part: Mapping[str, Any]) -> bundle.PartRecord:
@@ -203,9 +209,9 @@ def _part_record(part: Mapping[str, Any]) -> bundle.PartRecord:
 
 
 def _decoded_part(
-    component: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> ExportedPart:
-    from mtu_export.exporter.component import ExportedPart
+    from mtu_export.exporter.part import ExportedPart
 
     cases = {
         task: [
@@ -218,9 +224,9 @@ def _decoded_part(
         for task, pairs in record["cases"].items()
     }
     return ExportedPart(
-        component=component,
+        name=name,
         record=_part_record(record),
-        proof=tuple(Verdict.from_json(verdict) for verdict in record["proof"]),
+        proof=tuple(Verdict(**verdict) for verdict in record["proof"]),
         cases=cases,
         cost=Cost(**record["cost"]),
     )

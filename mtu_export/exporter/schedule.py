@@ -137,44 +137,62 @@ GOLDEN_STEPS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Baked:
-    """Tables by step count; ``golden`` is the golden loop's count, ``skipped`` count to reason."""
+    """Tables by step count and strength; ``golden`` is the golden loop's count.
 
-    tables: Mapping[int, Schedule]
+    ``skipped`` maps a count without any table to the reason.
+    """
+
+    scheduler: str
+    prediction_type: str
+    tables: Mapping[tuple[int, float | None], Schedule]
     golden: int
     skipped: Mapping[int, str]
 
+    def golden_table(self, strength: float | None) -> Schedule:
+        """The golden loop's table: from noise, or of the nearest strength that has one."""
+        strengths = [s for steps, s in self.tables if steps == self.golden and s is not None]
+        if strength is not None:
+            wanted = strength
+            strength = min(strengths, key=lambda each: abs(each - wanted))
+        return self.tables[self.golden, strength]
 
-def bake(scheduler: Any, counts: Sequence[int], *, required: bool) -> Baked:
-    """The tables of ``counts`` and of the golden loop.
+
+def bake(
+    scheduler: Any,
+    counts: Sequence[int],
+    strengths: Sequence[float | None] = (None,),
+    *,
+    required: bool,
+) -> Baked:
+    """The tables of ``counts`` and of the golden loop, each from ``strengths`` (None: from noise).
 
     A count that the scheduler does not support is an error where the user named it (``required``),
     and otherwise skipped with its reason; see :func:`table` for errors. The golden loop falls back
-    to the smallest count that works.
+    to the smallest count that works. A strength that leaves no pass of a count is left out there.
     """
-    pristine, baked = pristine_copy(scheduler), {}
+    pristine = pristine_copy(scheduler)
+    baked: dict[tuple[int, float | None], Schedule] = {}
     refusals: dict[int, PlanError] = {}
     for steps in sorted({GOLDEN_STEPS, *counts}):
         try:
-            baked[steps] = _writable(pristine, _table(pristine, steps))
+            able = [s for s in strengths if s is None or int(steps * s) > 0]
+            baked |= {(steps, strength): _table(pristine, steps, strength) for strength in able}
         except PlanError as error:
             if required and steps in counts:
                 raise
             refusals[steps] = error
     if not baked:
-        raise next(iter(refusals.values()))
+        raise next(
+            iter(refusals.values()), PlanError("no strength leaves a pass of any step count")
+        )
+    done = [n for n, _ in baked if all((n, s) in baked for s in strengths if s is None)]
     return Baked(
+        scheduler=type(scheduler).__name__,
+        prediction_type=scheduler.config.get("prediction_type", "epsilon"),
         tables=baked,
-        golden=GOLDEN_STEPS if GOLDEN_STEPS in baked else min(baked),
+        golden=GOLDEN_STEPS if GOLDEN_STEPS in done else min(done),
         skipped={steps: str(error) for steps, error in refusals.items()},
     )
-
-
-def _writable(scheduler: Any, schedule: Schedule) -> Schedule:
-    """A table that a manifest has keys for; raises ``Unsupported`` for one with fresh noise."""
-    if schedule.draws:
-        name = type(scheduler).__name__
-        raise Unsupported(f"{name} draws noise, which no bundle holds; choose from: {SHORT_NAMES}")
-    return schedule
 
 
 def tables(scheduler: Any, counts: Sequence[int]) -> dict[int, Schedule]:

@@ -10,7 +10,6 @@ from torch import nn
 
 from mtu_export import targets
 from mtu_export.bundle import metrics
-from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.graph import capture, quantize
 from mtu_export.graph.capture import Graph
 from mtu_export.spec import (
@@ -26,42 +25,36 @@ _WORK = 2e13
 
 
 def layer_sensitivity(
-    plan: Plan, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()
+    plan: Plan, part: str, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()
 ) -> str:
-    """A line on what quantising each layer alone costs a task; see :func:`describe`.
+    """A line on what quantising each layer alone of a part costs a task; see :func:`describe`.
 
     A large model is measured on smaller pictures, as there is one pass per layer: for SD 1.5 that
     takes 20 minutes at 512 x 512 pixels and one minute at 128 x 128.
     """
-    from mtu_export import models
-    from mtu_export.exporter import golden_inputs
+    from mtu_export.exporter.part import load
+    from mtu_export.exporter.reference import Reference
     from mtu_export.graph import quantize, rewrite
-    from mtu_export.models import lora
 
-    assert isinstance(plan.scheme.weights, IntWeights)
-    family, task = models.load(plan.family), next(t for t in plan.tasks if t.name == name)
-    pipeline = family.load(plan.checkpoint)
-    of_unet = [
-        (adapter, scale)
-        for adapter, scale in loras
-        if any(layer.component == "unet" for layer in adapter.layers)
-    ]
-    if of_unet:
-        lora.apply({"unet": pipeline.components["unet"]}, of_unet)
-    folded = family.specialise(pipeline, [task])[task.name].module
-    rewrite.apply(folded, targets.rewrites(plan))
-    work = len(quantize.layers(folded, plan.scheme)[0]) * cost.flops_total / plan.batch
-    layout = PipelineLayout.read(plan.checkpoint, plan.config)
-    step, small = layout.size_step, replace(plan, batch=1)
+    scheme, task = plan.schemes[part], next(t for t in plan.tasks if t.name == name)
+    assert isinstance(scheme.weights, IntWeights)
+    live = load(plan, part, loras)
+    specialised = live.specialise([task])
+    module = None if specialised is None else specialised[task.name].module
+    layers = live.graph(task, plan.size, 1, module).layers
+    rewrite.apply(layers, targets.rewrites(plan))
+    work = len(quantize.layers(layers, scheme)[0]) * cost.flops_total / plan.batch
+    step, small = plan.model.size_step, replace(plan, batch=1)
     while work > _WORK and max(small.height, small.width) > step:
         height, width = (max(step, n // 2 // step * step) for n in (small.height, small.width))
         work *= height * width / (small.height * small.width)
         small = replace(small, height=height, width=width)
-    graph = family.graph(folded, small, task)
-    cases = golden_inputs.goldens(graph.inputs, task, small)[1:2]
-    together, losses = measure(graph, folded, plan.scheme, cases)
-    size = (small.height, small.width)
-    return describe(together, losses, size, plan.scheme.weights.bits)
+    graph = live.graph(task, small.size, 1, module)
+    reference = Reference(small, task, None, None)
+    call = next(call for call in reference.flow.calls if call.part == part)
+    cases = reference.golden_inputs(call, graph)[1:2]
+    together, losses = measure(graph, layers, scheme, cases)
+    return describe(together, losses, small.size, scheme.weights.bits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,20 @@ from mtu_export.spec import Arrays, Cost, Program, TensorSpec, ToolchainError, f
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module to capture, with its inputs and outputs in the order of the bundle contract."""
+    """A module to capture, with its inputs and outputs in the order of the bundle contract.
+
+    ``named`` is the module in which the paths of its layers are looked up, if it is an inner one.
+    """
 
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    named: nn.Module | None = None
+
+    @property
+    def layers(self) -> nn.Module:
+        """The module that names its layers."""
+        return self.module if self.named is None else self.named
 
 
 def run(graph: Graph, cases: Sequence[Arrays]) -> tuple[Arrays, ...]:

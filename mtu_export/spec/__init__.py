@@ -25,15 +25,29 @@ from mtu_export.spec.errors import (
     Unsupported,
     first_line,
 )
-from mtu_export.spec.loop import HISTORY, LARGEST_COEFFICIENT, MOST_PASSES, Pass, Schedule
+from mtu_export.spec.loop import (
+    HISTORY,
+    LARGEST_COEFFICIENT,
+    MOST_PASSES,
+    TIMESTEP,
+    Pass,
+    Schedule,
+)
+from mtu_export.spec.model import (
+    Family,
+    LatentSpec,
+    LivePart,
+    Model,
+    PartSpec,
+    StockPart,
+    StockPipeline,
+    TextEncoding,
+)
 from mtu_export.spec.plan import (
-    COMPONENTS,
     Arrays,
-    Component,
     Cost,
     LoraSource,
     Lowered,
-    Pipeline,
     Plan,
     Program,
     Specialised,
@@ -41,7 +55,7 @@ from mtu_export.spec.plan import (
     TensorSpec,
     Verdict,
 )
-from mtu_export.spec.protocols import Family, Runtime, Session, Support, Target, TargetInfo, Witness
+from mtu_export.spec.protocols import Runtime, Session, Support, Target, TargetInfo, Witness
 from mtu_export.spec.scheme import (
     FloatWeights,
     Granularity,
@@ -64,7 +78,6 @@ from mtu_export.spec.task import (
 )
 
 __all__ = [
-    "COMPONENTS",
     "CONDITIONING_CHANNELS",
     "GUIDANCE_SCALES",
     "HISTORY",
@@ -72,10 +85,10 @@ __all__ = [
     "LARGEST_COUNT",
     "MOST_PASSES",
     "TASK_NAME",
+    "TIMESTEP",
     "Arrays",
     "BundleError",
     "CheckpointError",
-    "Component",
     "Conditioning",
     "Cost",
     "DeviceError",
@@ -86,19 +99,22 @@ __all__ = [
     "IntWeights",
     "Interrupted",
     "KeepFloat",
+    "LatentSpec",
+    "LivePart",
     "LoraSource",
     "Lowered",
     "MissingWeights",
+    "Model",
     "MtuExportError",
     "MtuExportWarning",
     "NotFoldable",
     "OutputExists",
     "ParityError",
+    "PartSpec",
     "Pass",
     "PerChannel",
     "PerGroup",
     "PerTensor",
-    "Pipeline",
     "Plan",
     "PlanError",
     "Program",
@@ -109,12 +125,15 @@ __all__ = [
     "Scheme",
     "Session",
     "Specialised",
+    "StockPart",
+    "StockPipeline",
     "Structure",
     "Support",
     "Target",
     "TargetInfo",
     "Task",
     "TensorSpec",
+    "TextEncoding",
     "ToolchainError",
     "ToolchainMissing",
     "UnknownName",

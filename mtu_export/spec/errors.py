@@ -32,6 +32,10 @@ class MtuExportError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __str__(self) -> str:
+        """The line; what does not print, as names from somebody else's file may hold, is ``?``."""
+        return _printable(super().__str__())
+
 
 class MtuExportWarning(UserWarning):
     """One clear line for the user about work that goes on."""
@@ -129,4 +133,8 @@ def first_line(error: BaseException, longest: int = 300) -> str:
     """The first line of an error's message, printable; the name of its class where it has none."""
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip() if lines else type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:longest])
+    return _printable(text[:longest])
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -7,14 +7,16 @@ independent standard normal (runtime/README.md, "The loop").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mtu_export.spec.errors import BundleError
 
 HISTORY = 4
 """Coefficients on x and on m: the newest and three before it."""
 MOST_PASSES = 10_000
+TIMESTEP = "timestep"
+"""The column that every table has."""
 LARGEST_COEFFICIENT = 1e9
 """Of coefficients, timesteps and scales."""
 
@@ -30,7 +32,8 @@ def _require(value: float, name: str, *, positive: bool = False) -> None:
 class Pass:
     """One pass: where the denoiser is asked, and the coefficients, newest first.
 
-    ``noise`` is the coefficient of fresh standard normal noise, 0 where the pass draws none. Raises
+    ``noise`` is the coefficient of fresh standard normal noise, 0 where the pass draws none;
+    ``features`` are columns of the table beside the timestep, by name, numbers or vectors. Raises
     ``BundleError`` for what is no finite number and for other than four coefficients.
     """
 
@@ -39,6 +42,7 @@ class Pass:
     x: tuple[float, ...]
     m: tuple[float, ...]
     noise: float = 0.0
+    features: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(self.timestep, "timestep")
@@ -49,6 +53,11 @@ class Pass:
                 raise BundleError(f"{name} must be {HISTORY} numbers, got {len(values)}")
             for k, value in enumerate(values):
                 _require(value, f"{name}[{k}]")
+
+    @property
+    def columns(self) -> Mapping[str, float | tuple[float, ...]]:
+        """What feeds inputs of parts: ``timestep`` and the features."""
+        return {TIMESTEP: self.timestep, **self.features}
 
     @property
     def depth(self) -> int:
@@ -94,18 +103,3 @@ class Schedule:
     def draws(self) -> int:
         """How many arrays of noise the passes take besides n_0: one each, or none at all."""
         return len(self.passes) if any(step.noise for step in self.passes) else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry of a manifest; as plain JSON."""
-        return {
-            "init_noise_sigma": self.start_noise,
-            "passes": [
-                {
-                    "timestep": step.timestep,
-                    "input_scale": step.input_scale,
-                    "x": list(step.x),
-                    "m": list(step.m),
-                }
-                for step in self.passes
-            ],
-        }

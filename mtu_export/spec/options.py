@@ -11,16 +11,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mtu_export.spec.catalog import BAKED_STEPS, SCHEDULERS, SCHEMES
+from mtu_export.spec.catalog import (
+    BAKED_FEW_STEPS,
+    BAKED_STEPS,
+    BAKED_STRENGTHS,
+    SCHEDULERS,
+    SCHEMES,
+)
 from mtu_export.spec.errors import PlanError, UnknownName
 from mtu_export.spec.flags import check_bounds, option
 from mtu_export.spec.patterns import compile_pattern
-from mtu_export.spec.plan import COMPONENTS
 from mtu_export.spec.task import shown
 
 FOLD_ONLY = "diffusers"
 """The target that stops after the fold."""
+_STRENGTHS = ",".join(f"{strength:g}" for strength in BAKED_STRENGTHS)
 _STEPS = ",".join(map(str, BAKED_STEPS))
+_FEW_STEPS = ",".join(map(str, BAKED_FEW_STEPS))
 _SCHEDULERS = ", ".join(name for name in SCHEDULERS if name.islower())
 
 
@@ -80,7 +87,7 @@ class ExportOptions:
         unit=" dB",
     )
     keep_float: Sequence[str] = option(
-        "With int8: a layer of the UNet that keeps floating point, by its path or a regular "
+        "With int8: a layer of the denoiser that keeps floating point, by its path or a regular "
         "expression of it; repeat for more.",
         default=(),
         metavar="NAME",
@@ -89,16 +96,24 @@ class ExportOptions:
         "Memory that the export may use. Default: what is free.", metavar="GB"
     )
     components: Sequence[str] = option(
-        f"Part to export ({', '.join(COMPONENTS)}); repeat for more. Default: all that the tasks "
-        "need.",
+        "Part to export, by name; repeat for more. Default: all that the tasks need.",
         default=(),
         metavar="NAME",
+    )
+    bake_strengths: Sequence[float] = option(
+        "Strengths with which a task that starts from a picture can run. Default: "
+        f"{_STRENGTHS} and the tasks' own.",
+        default=(),
+        metavar="S,S",
+        bounds=(0.01, 1),
+        separator=",",
     )
     scheduler: str | None = option(
         f"Scheduler in place of the checkpoint's: {_SCHEDULERS}.", metavar="NAME"
     )
     bake_steps: Sequence[int] = option(
-        f"Step counts that the bundle can run. Default: {_STEPS} and the tasks' own.",
+        f"Step counts that the bundle can run. Default: {_STEPS} and the tasks' own; of a model "
+        f"for few steps {_FEW_STEPS}.",
         default=(),
         metavar="N,N",
         bounds=(1, 1000),
@@ -166,10 +181,24 @@ class RunOptions:
     prompt: str | None = option(
         "Text that describes the picture, or the change to it.", metavar="TEXT"
     )
+    negative_prompt: str | None = option(
+        "Text that the picture is led away from. Default: the empty prompt.", metavar="TEXT"
+    )
     task: str | None = option("Task, where the bundle has several.", metavar="NAME")
     image: str | Path | None = option("Picture to start from.", metavar="FILE")  # noqa: RUF009
     mask: str | Path | None = option("Mask: white where to repaint.", metavar="FILE")  # noqa: RUF009
+    input: Sequence[str] = option(
+        "Another input of the task, by name: a picture, a .npy file or a number; repeat for more.",
+        default=(),
+        metavar="NAME=VALUE",
+    )
     steps: int | None = option("Denoising steps. Default: the task's own.", metavar="N")
+    strength: float | None = option(
+        "How far to leave the input image, above 0 and up to 1, one of those that were baked. "
+        "Default: the task's own.",
+        metavar="SHARE",
+        bounds=(0, 1),
+    )
     seed: int | None = option("Seed of the noise. Default: 0.", metavar="N", bounds=(0, 2**32 - 1))
     noise: str | Path | None = option(  # noqa: RUF009
         "Noise from a .npy file, in place of a seed.", metavar="FILE"
@@ -188,5 +217,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         for field_ in fields(self):
             check_bounds(field_, getattr(self, field_.name))
+        inputs = (self.input,) if isinstance(self.input, str) else tuple(self.input)
+        object.__setattr__(self, "input", inputs)
+        for text in inputs:
+            if not all(text.partition("=")[::2]):
+                raise PlanError(f"--input takes NAME=VALUE, got {shown(text)}")
         if self.seed is not None and self.noise is not None:
             raise PlanError("--noise FILE is the noise itself; give no --seed")

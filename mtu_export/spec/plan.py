@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtu_export.spec.errors import ToolchainError
+from mtu_export.spec.model import Model, PartSpec
 from mtu_export.spec.scheme import Scheme
 from mtu_export.spec.task import Task
 
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
-
-
-Component = Literal["text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder"]
-COMPONENTS: tuple[str, ...] = get_args(Component)
-"""What a bundle may hold, in the order in which a loop needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,33 +39,24 @@ class LoraSource(NamedTuple):
 class Plan:
     """One export, resolved: every name looked up, every default filled in.
 
-    - ``source``: the checkpoint's name, its folder's or ``owner/name`` on the hub; ``revision``:
-      the commit on the hub.
-    - ``config``: the checkpoint's ``unet/config.json``.
-    - ``height``, ``width``: of the pictures, in pixels; ``factor``: pixels per latent cell.
-    - ``components``: the parts to export, each with its scheme of ``schemes``; ``scheme`` is the
-      UNet's.
-    - ``options``: an instance of the target's options dataclass.
-    - ``floor_db``: replaces the scheme's floor; ``memory``: replaces the bytes that are free here.
-    - ``scheduler``: None for the checkpoint's own.
-    - ``steps``: step counts to write tables for. Of those that the user named (``steps_named``)
-      one that the scheduler cannot do refuses the export, of the default ones it is left out.
-    - ``resume``: continue a stopped export.
-    - ``stock_configs``: JSON that diffusers would find for a component, for ``"scheduler"`` and for
-      ``"model_index"``, where the checkpoint has it.
+    ``source`` is the checkpoint's name: its folder's or ``owner/name`` on the hub, where
+    ``revision`` is the commit. ``height`` and ``width`` are in pixels; ``options`` are the target's
+    own. ``floor_db`` overrides the scheme's floor; ``memory``, in bytes, what the machine has
+    available. ``parts`` are exported, each by its scheme of ``schemes``; ``scheme`` is the
+    denoiser's. ``scheduler`` is None for the checkpoint's own; ``steps`` and ``strengths`` are
+    those of the loop's tables; one that the scheduler cannot do refuses the export where
+    ``steps_named`` (the user named them), else it is left out. ``resume`` continues a stopped
+    export.
     """
 
-    checkpoint: Path
+    model: Model
     source: str = ""
     revision: str | None = None
-    family: str
-    config: Mapping[str, Any]
     tasks: tuple[Task, ...]
     target: str
     scheme: Scheme
     height: int
     width: int
-    factor: int
     batch: int
     seed: int
     out: Path
@@ -77,35 +64,40 @@ class Plan:
     floor_db: float | None = None
     memory: float | None = None
     force: bool = False
-    components: tuple[str, ...] = ("unet",)
+    parts: tuple[str, ...] = ()
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     scheduler: str | None = None
     steps: tuple[int, ...] = ()
+    strengths: tuple[float, ...] = ()
     steps_named: bool = False
     loras: tuple[LoraSource, ...] = ()
     resume: bool = False
-    is_sdxl: bool = False
-    stock_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def part(self, component: str) -> Plan:
-        """This plan with the scheme of one component."""
-        return replace(self, scheme=self.schemes.get(component, self.scheme))
+    def part(self, name: str) -> Plan:
+        """This plan with the scheme of one part."""
+        return replace(self, scheme=self.schemes.get(name, self.scheme))
+
+    def spec(self, name: str) -> PartSpec:
+        """A part of the model."""
+        return next(part for part in self.model.parts if part.name == name)
 
     @property
-    def latent_size(self) -> tuple[int, int]:
-        """Latent height and width."""
-        return self.height // self.factor, self.width // self.factor
+    def checkpoint(self) -> Path:
+        """The checkpoint's folder."""
+        return self.model.folder
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
 
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """A loaded checkpoint: its config, and its live modules by component.
-
-    The classes of the modules are known to their family alone.
-    """
-
-    config: Mapping[str, Any]
-    components: Mapping[str, Any]
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int] | None:
+        """[1, C, h, w]; None for a model without a loop."""
+        latent = self.model.latent
+        if latent is None:
+            return None
+        return 1, latent.channels, self.height // latent.factor, self.width // latent.factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +105,7 @@ class Specialised:
     """The module of one task without a router, and how exact it is.
 
     ``errors`` maps a block to its largest relative error against the live router in float64;
-    ``deviations`` has one line for each difference from a stock diffusers UNet.
+    ``deviations`` says, a line each, where the module is no stock one of diffusers.
     """
 
     module: nn.Module
@@ -126,7 +118,7 @@ Arrays = Mapping[str, "np.ndarray"]
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One captured component: all that a target sees of a model.
+    """One part, captured: the narrow waist between models and targets.
 
     ``methods`` maps a task to its ``torch.export.ExportedProgram``, ``inputs`` to its inputs. Tasks
     differ in the channels of ``sample`` only; ``outputs`` are those of every task.
@@ -211,13 +203,9 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One result of the proof: how close a component is to PyTorch at one stage.
+    """One line of proof. ``runner`` and ``passed`` are None where nothing could run."""
 
-    ``runner`` and ``psnr_db`` are None where nothing could run, ``passed`` also for a figure
-    without a floor; ``reason`` says why.
-    """
-
-    component: str
+    part: str
     task: str
     stage: str
     psnr_db: float | None
@@ -232,7 +220,7 @@ class Verdict:
         """The verdict as texts for a table, by column."""
         unjudged = "not run" if self.runner is None else "figure"
         return {
-            "part": self.component,
+            "part": self.part,
             "task": self.task,
             "stage": self.stage,
             "PSNR": "not run" if self.psnr_db is None else f"{self.psnr_db:.1f} dB",
@@ -240,13 +228,3 @@ class Verdict:
             "verdict": {True: "passed", False: "FAILED", None: unjudged}[self.passed],
             "runner": self.runner or self.reason or "",
         }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Verdict:
-        """Read an entry of a manifest's ``proof``; keys of a newer minor schema are left out."""
-        names = [key.name for key in fields(cls) if key.name != "stage"]
-        return cls(stage=record["rung"], **{name: record[name] for name in names})
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry of a manifest's ``proof``; inverse of :meth:`from_json`."""
-        return {"rung" if name == "stage" else name: v for name, v in asdict(self).items()}

@@ -1,21 +1,16 @@
-"""What a target and a model family are: each a module, found by its file name."""
+"""What a target is: a module, found by its file name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from mtu_export.spec.plan import Arrays, Lowered, Pipeline, Plan, Program, Specialised, Structure
-from mtu_export.spec.task import Task
+from mtu_export.spec.plan import Arrays, Lowered, Plan, Program, Structure
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
-
-    from mtu_export.checkpoint import Header
-    from mtu_export.graph.capture import Graph
 
 Session = Callable[[Arrays], dict[str, "np.ndarray"]]
 Witness = Callable[[Path, str, Arrays], tuple[float, ...]]
@@ -67,11 +62,11 @@ class TargetInfo:
     that were tried. ``supports`` lists the schemes that it can export. ``rewrites`` are
     names from ``graph.rewrite`` that make its graphs run well, ``multitask_rewrites`` more of them
     for several tasks on shared float weights. ``temporary_copies`` is how many copies of a part
-    are on disk beside it while several tasks are written. ``float16_vae``: whether a VAE is
-    float16 under the narrow schemes, as it saves bytes or time there. ``unused`` are packages that
-    its toolchain imports where they are installed, and that no export needs. Integer weights show
-    in one of ``integer_operators``, where its structure can tell; ``int8_activations``: whether it
-    quantises activations too.
+    are on disk beside it while several tasks are written. ``float16_gains``: whether
+    float16 saves bytes or time in parts that integer schemes leave alone, such as a VAE.
+    ``unused`` are packages that its toolchain imports where they are installed, and that no export
+    needs. Integer weights show in one of ``integer_operators``, where its structure can tell;
+    ``int8_activations``: whether it quantises activations too.
     """
 
     suffix: str
@@ -81,7 +76,7 @@ class TargetInfo:
     rewrites: tuple[str, ...] = ()
     multitask_rewrites: tuple[str, ...] = ()
     temporary_copies: int = 0
-    float16_vae: bool = False
+    float16_gains: bool = False
     unused: tuple[str, ...] = ()
     integer_operators: tuple[str, ...] = ()
     int8_activations: bool = False
@@ -130,63 +125,4 @@ class Target(Protocol):
 
     def structure(self, path: Path, entry: str) -> Structure:
         """Read an artefact that may be hostile, without running it; raises ``BundleError``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which tensors of a family's UNet come from which tensor of a stock UNet.
-
-    - ``pattern``: regular expression for the whole name of the family's tensors; ``kind``: what
-      ``inspect`` counts them as.
-    - ``stock``: template of the stock tensor's name; None where the tensors are new.
-    - ``axis``: the tensors of one stock name are its slices along this axis, in the order of their
-      numbers, in each of ``halves`` equal parts; None: each is as large as the stock tensor.
-    - ``rescaled``: the first half is the stock one times ``checkpoint.rescale``.
-    - ``by_task``: the first axis is that of the tasks.
-    """
-
-    pattern: str
-    kind: str
-    stock: str | None = None
-    axis: int | None = None
-    halves: int = 1
-    rescaled: bool = False
-    by_task: bool = False
-
-
-class Family(Protocol):
-    """One checkpoint family: a module of ``mtu_export.models``, found by its file name."""
-
-    LAYOUT: Sequence[Place]
-    """Tensors that a stock UNet does not have; the first pattern that matches a name counts."""
-
-    def load(self, folder: Path) -> Pipeline:
-        """The checkpoint in memory, checked; raises ``CheckpointError``."""
-        ...
-
-    def graph(self, unet: nn.Module, plan: Plan, task: Task) -> Graph:
-        """One task of a live or specialised UNet, ready to capture."""
-        ...
-
-    def specialise(self, pipeline: Pipeline, tasks: Sequence[Task]) -> dict[str, Specialised]:
-        """The UNet of each task without a router; tensors that are equal are shared.
-
-        May consume the pipeline, so that both are not in memory together.
-        """
-        ...
-
-    def expert_weights(
-        self, config: Mapping[str, Any], headers: Mapping[str, Header]
-    ) -> dict[str, Tensor]:
-        """Expert weights [T, N] in float64 by block, from tensor headers; no model is loaded.
-
-        Raises ``MissingWeights`` where the headers do not fit the config.
-        """
-        ...
-
-    def outline(
-        self, config: Mapping[str, Any], headers: Mapping[str, Header], channels: int
-    ) -> nn.Module:
-        """What :meth:`specialise` makes of a task with ``channels`` inputs, without memory."""
         ...

@@ -113,10 +113,17 @@ class Guidance:
         """Denoiser passes a step."""
         return 1 + len(GUIDANCE_SCALES[self.kind])
 
+    def to_json(self) -> dict[str, Any]:
+        """The guidance object of a task: its kind and the scales of this kind."""
+        return {"kind": self.kind} | {s: getattr(self, s) for s in GUIDANCE_SCALES[self.kind]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a checkpoint; ``index`` is its row in the task embedding."""
+    """One task of a checkpoint; ``index`` is its row in the task embedding.
+
+    ``strength`` is the default share of the schedule that a task which starts from a picture runs.
+    """
 
     name: str
     index: int
@@ -124,6 +131,7 @@ class Task:
     guidance: Guidance
     steps: int
     prompt: str | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(TASK_NAME, self.name):
@@ -157,20 +165,17 @@ class Task:
         return any(entry.encodes_image for entry in self.conditioning)
 
     def to_json(self) -> dict[str, Any]:
-        """The task object of ``unet/config.json``; inverse of ``checkpoint.task_from_json``."""
+        """The task object of checkpoint format 1."""
         entries: list[dict[str, Any]] = []
         for entry in self.conditioning:
             record: dict[str, Any] = {"kind": entry.kind, "channels": entry.channels}
             if not entry.scaled:
                 record["scaled"] = False
             entries.append(record)
-        guidance: dict[str, Any] = {"kind": self.guidance.kind}
-        for scale in GUIDANCE_SCALES[self.guidance.kind]:
-            guidance[scale] = getattr(self.guidance, scale)
         return {
             "name": self.name,
             "conditioning": entries,
-            "guidance": guidance,
+            "guidance": self.guidance.to_json(),
             "steps": self.steps,
             "prompt": self.prompt,
         }

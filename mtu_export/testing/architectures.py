@@ -55,6 +55,14 @@ _TINY_HALF = {
 }
 
 
+_TINY_SD2 = {
+    **_TINY,
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+}
+"""As Stable Diffusion 2.x: heads by level, linear projections."""
+
+
 _TINY_SDXL = {
     **_TINY,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
@@ -86,6 +94,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "atom": _ATOM,
     "tiny": _TINY,
     "tiny-half": _TINY_HALF,
+    "tiny-sd2": _TINY_SD2,
     "tiny-sdxl": _TINY_SDXL,
     "sd15": _SD,
     "sdxl": _SDXL,
@@ -151,6 +160,10 @@ _CLIP_ATOM = {**_CLIP_TINY_HALF, "num_hidden_layers": 1, "num_attention_heads": 
 
 
 _CLIP_TINY_XL = {**_CLIP_TINY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+
+
+_CLIP_TINY_SD2 = {**_CLIP_TINY, "hidden_act": "gelu", "pad_token_id": 0}
+"""OpenCLIP's activation; its pad is ``!``. Of a published one the last layer was left out."""
 
 
 _VAE = {
@@ -222,10 +235,15 @@ _EULER = {
 }
 
 
+_DDIM_V = {**_NOISE, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+"""Of Stable Diffusion 2.1."""
+
+
 STOCK_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "atom": {"text_encoder": _CLIP_ATOM, "vae": _VAE_ATOM, "scheduler": _PNDM},
     "tiny": {"text_encoder": _CLIP_TINY, "vae": _VAE_TINY, "scheduler": _PNDM},
     "tiny-half": {"text_encoder": _CLIP_TINY_HALF, "vae": _VAE_TINY_HALF, "scheduler": _PNDM},
+    "tiny-sd2": {"text_encoder": _CLIP_TINY_SD2, "vae": _VAE_TINY, "scheduler": _DDIM_V},
     "tiny-sdxl": {
         "text_encoder": _CLIP_TINY_XL,
         "text_encoder_2": {**_CLIP_TINY_XL, "hidden_act": "gelu", "pad_token_id": 0},

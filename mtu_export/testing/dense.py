@@ -1,27 +1,60 @@
-"""A random dense pipeline, to be upcycled."""
+"""Random dense pipelines: stock ones of diffusers, with any UNet options and any scheduler."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
+from diffusers import UNet2DConditionModel
 
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing import architectures, random_parts
 
 
-def write_dense(architecture: str, folder: Path, seed: int = 0) -> Path:
-    """Write a whole diffusers pipeline with random weights; returns ``folder``."""
-    from diffusers import UNet2DConditionModel
+def write_dense(
+    architecture: str,
+    folder: Path,
+    seed: int = 0,
+    *,
+    pipeline: str = "StableDiffusionPipeline",
+    unet: Mapping[str, Any] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a whole diffusers pipeline with random weights; returns ``folder``.
 
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES[architecture]))
-    assert isinstance(unet, UNet2DConditionModel)
-    unet.save_pretrained(folder / "unet")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        **random_parts.write(architecture, folder, seed, torch.float32),
-        "unet": ["diffusers", "UNet2DConditionModel"],
+    ``unet`` changes options of the architecture's UNet, ``scheduler`` entries of its scheduler's
+    config, ``flags`` those of ``model_index.json``.
+    """
+    with torch.device("meta"):
+        config = {**architectures.ARCHITECTURES[architecture], **(unet or {})}
+        module = UNet2DConditionModel.from_config(config)
+    assert isinstance(module, UNet2DConditionModel)
+    state = {
+        name: random_parts.random_tensor(name, tuple(value.shape), seed)
+        for name, value in module.state_dict().items()
     }
-    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    module.load_state_dict(state, assign=True)
+    module.save_pretrained(folder / UNET)
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": diffusers.__version__,
+        **random_parts.write(architecture, folder, seed, torch.float32),
+        UNET: ["diffusers", "UNet2DConditionModel"],
+    }
+    if not architectures.ARCHITECTURES[architecture].get("addition_embed_type"):
+        index |= {key: [None, None] for key in ("safety_checker", "feature_extractor")}
+    _set_scheduler(folder, index, scheduler or {})
+    (folder / "model_index.json").write_text(json.dumps({**index, **(flags or {})}), "utf-8")
     return folder
+
+
+def _set_scheduler(folder: Path, index: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = {**json.loads(path.read_text("utf-8")), **changes}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    index["scheduler"] = ["diffusers", config["_class_name"]]

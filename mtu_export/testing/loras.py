@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtu_export.models.pipeline.layout import UNET
+
 Pair = tuple[Tensor, Tensor]
 _OLD_NAMES = {
     "to_q": "to_q_lora",
@@ -45,7 +47,7 @@ def layers(module: nn.Module) -> list[str]:
 
 
 def peft(
-    matrices: Mapping[str, Pair], component: str = "unet", wrapper: str = ""
+    matrices: Mapping[str, Pair], component: str = UNET, wrapper: str = ""
 ) -> dict[str, Tensor]:
     """A LoRA's tensors under PEFT's names."""
     tensors = {}

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from mtu_export.bundle import denoising
+from mtu_export.bundle import sampler
 
 VECTORS = {0: 8192, 1: 16384, 7: 16384, 2**32 - 1: 16384, 2**32 + 1: 16384, 2**64: 16384}
 """Seeds of one word of 32 bits, two and three, and how many draws: a latent of 4 x 64 x 64.
@@ -25,7 +25,7 @@ def noise_vectors(counts: Mapping[int, int] = VECTORS) -> list[dict[str, Any]]:
     """
     vectors = []
     for seed, count in counts.items():
-        draws = denoising.noise((1, 1, 1, count), seed).reshape(-1).astype("<f4")
+        draws = sampler.noise((1, 1, 1, count), seed).reshape(-1).astype("<f4")
         vectors.append(
             {
                 "seed": str(seed),  # beyond what a number of JSON holds everywhere

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig
 
 from mtu_export import checkpoint
 from mtu_export.bundle import tokenizer
-from mtu_export.checkpoint.layout import tokenizer_folder
-from mtu_export.models.stock import TEXT_CLASSES
+from mtu_export.models.pipeline.layout import tokenizer_folder
+from mtu_export.models.pipeline.stock import TEXT_CLASSES
 from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import STOCK_PARTS
 

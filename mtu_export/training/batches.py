@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtu_export.checkpoint.layout import vae_scale_factor
-from mtu_export.models import stock
+from mtu_export.models.pipeline import stock
+from mtu_export.models.pipeline.layout import vae_scale_factor
 from mtu_export.spec import CheckpointError, PlanError, Task, shown
 from mtu_export.training.data import Sample, Samples, fetch, first_line
 

@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from mtu_export import checkpoint, models
+from mtu_export import checkpoint
 from mtu_export.authoring import upcycle
-from mtu_export.checkpoint import pipeline_files, presets
-from mtu_export.checkpoint.layout import PipelineLayout
 from mtu_export.graph.tensors import is_finite
-from mtu_export.models import mtu
-from mtu_export.models.unet import as_checkpoint_error
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
+from mtu_export.models.pipeline import files as pipeline_files
+from mtu_export.models.pipeline import unet_config
+from mtu_export.models.pipeline.layout import UNET, PipelineLayout
+from mtu_export.models.pipeline.unet import as_checkpoint_error
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
@@ -86,17 +89,17 @@ def find(recipe: Recipe) -> Model:
     Raises ``PlanError``, ``CheckpointError`` and ``UnknownName``.
     """
     folder = checkpoint.locate(recipe.model)
-    config = checkpoint.read_json(folder / "unet" / "config.json")
-    config = checkpoint.without_training_keys(config)
+    config = checkpoint.read_json(folder / UNET / "config.json")
+    config = unet_config.without_training_keys(config)
     kind = config.get("_class_name")
-    if kind != checkpoint.CLASS_SUFFIX:
-        config = checkpoint.read_config(folder)
+    if kind != unet_config.CLASS_SUFFIX:
+        config = mtu_config.read_config(folder)
         for key, value in (("tasks", recipe.tasks), ("upcycle", recipe.upcycle)):
             if value:
                 raise PlanError(f"{folder} is an MTU checkpoint with tasks of its own; drop {key}")
-        return Model(folder=folder, config=config, tasks=checkpoint.tasks(config), multi=True)
-    checkpoint.check_sizes(config)
-    config = {**checkpoint.STOCK_DEFAULTS, **config}
+        return Model(folder=folder, config=config, tasks=mtu_config.tasks(config), multi=True)
+    unet_config.check_sizes(config)
+    config = {**unet_config.STOCK_DEFAULTS, **config}
     if not recipe.tasks:
         raise PlanError(f"{folder} has a dense UNet; name the tasks to train, as tasks = ['t2i']")
     path = folder / "model_index.json"
@@ -155,13 +158,13 @@ def make(model: Model, recipe: Recipe, state: Path) -> Model:
         )
         with atomic_file(record) as private:
             private.write_text(json.dumps(identity, indent=1) + "\n", "utf-8")
-    config = checkpoint.read_config(out)
-    return Model(folder=out, config=config, tasks=checkpoint.tasks(config), multi=True)
+    config = mtu_config.read_config(out)
+    return Model(folder=out, config=config, tasks=mtu_config.tasks(config), multi=True)
 
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of what a run reads of a model: the UNet's weights, and every file of its parts."""
-    unet = digest(checkpoint.weight_files(folder / "unet"))
+    unet = digest(checkpoint.weight_files(folder / UNET))
     files = sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file())
     parts = [path for path in files if path.relative_to(folder).parts[0] in _PARTS]
     return {"weights of the model": unet, "parts of the model": digest(parts)}
@@ -182,8 +185,7 @@ def load(model: Model, train: str) -> tuple[nn.Module, list[str]]:
     Frozen ones stay mapped from disk. Raises ``CheckpointError`` and ``MissingWeights``.
     """
     if model.multi:
-        family = models.load(checkpoint.family(model.config))
-        unet = cast(nn.Module, family.load(model.folder).components["unet"])
+        unet: nn.Module = mtu.load(model.folder)
     else:
         unet = _dense(model)
     names = trained(unet, train)
@@ -202,11 +204,11 @@ def trained(unet: nn.Module, train: str) -> list[str]:
 
 
 def _dense(model: Model) -> nn.Module:
-    headers = checkpoint.headers(model.folder / "unet")
+    headers = checkpoint.headers(model.folder / UNET)
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     for key in config:
         if key not in mtu.STOCK_KEYS:
-            raise CheckpointError(f"{model.folder / 'unet' / 'config.json'}: unknown key {key!r}")
+            raise CheckpointError(f"{model.folder / UNET / 'config.json'}: unknown key {key!r}")
     with as_checkpoint_error(), torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
@@ -275,17 +277,17 @@ def write(
     with draft(out, force=force, marker=model.marker, sources=[source]) as folder:
         config = dict(model.config)
         if not model.multi:
-            stock = checkpoint.stock_config(config, config["in_channels"])
+            stock = mtu_config.stock_config(config, config["in_channels"])
             config = {**stock, DENSE.key: DENSE.value}
-        checkpoint.write(folder / "unet", config, tensors())
+        checkpoint.write(folder / UNET, config, tensors())
         if whole:
             pipeline_files.copy(source, folder, index)
         if model.multi:
             pipeline_files.write_index(folder, index)
         elif whole:
             document = checkpoint.read_json(source / "model_index.json")
-            changed = {**document, "unet": ["diffusers", checkpoint.CLASS_SUFFIX]}
+            changed = {**document, UNET: ["diffusers", unet_config.CLASS_SUFFIX]}
             kept = {
-                k: v for k, v in changed.items() if k.startswith("_") or k in index or k == "unet"
+                k: v for k, v in changed.items() if k.startswith("_") or k in index or k == UNET
             }
             (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", "utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from mtu_export.checkpoint.layout import PipelineLayout
+from mtu_export.models.pipeline.layout import PipelineLayout
 from mtu_export.spec import CheckpointError, Interrupted, ParityError, PlanError, ResourceError
 from mtu_export.storage.draft import refuse_existing
 from mtu_export.training import data, log, model, state

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mtu_export import checkpoint
 from mtu_export.bundle import source_tokenizer, tokenizer
-from mtu_export.checkpoint.layout import PipelineLayout, tokenizer_folder
-from mtu_export.models import stock
+from mtu_export.models.pipeline import stock
+from mtu_export.models.pipeline.layout import PipelineLayout, tokenizer_folder
 from mtu_export.spec import CheckpointError
 
 _KEPT_BYTES = 1_000_000_000

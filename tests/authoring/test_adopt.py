@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtu_export import MTUUNet2DConditionModel, checkpoint, cli, exporter
+from mtu_export import MTUUNet2DConditionModel, cli, exporter
 from mtu_export.authoring.adopt import adopt, survey
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options
+from mtu_export.models.mtu import config as mtu_config
 from mtu_export.spec import CheckpointError, OutputExists, PlanError
 from tests.support.foreign import (
     BLOCK,
@@ -401,4 +402,4 @@ def test_the_command_makes_a_checkpoint(
     code, out, _ = run("w.safetensors", "out", "--map", "map.json", "--force", "--json")
     assert code == 0
     assert json.loads(out)["checkpoint"] == "out"
-    assert checkpoint.read_config(tmp_path / "out")["num_experts"] == 4
+    assert mtu_config.read_config(tmp_path / "out")["num_experts"] == 4

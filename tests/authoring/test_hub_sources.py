@@ -13,6 +13,7 @@ import pytest
 from mtu_export import checkpoint
 from mtu_export.cli import app
 from mtu_export.exporter.inspection import inspect
+from mtu_export.models.mtu import config as mtu_config
 from mtu_export.spec import PlanError
 from tests.authoring.test_upcycle import dense
 from tests.support.foreign import example, put, stacked_state
@@ -39,7 +40,7 @@ def run(*arguments: object) -> None:
 
 
 def recorded(checkpoint_folder: Path) -> dict[str, Any]:
-    config = checkpoint.read_config(checkpoint_folder)
+    config = mtu_config.read_config(checkpoint_folder)
     return {key: config.get(key) for key in (checkpoint.SOURCE, checkpoint.REVISION)}
 
 

@@ -17,11 +17,23 @@ from diffusers import UNet2DConditionModel
 
 from mtu_export import checkpoint
 from mtu_export.authoring import upcycle
-from mtu_export.bundle import denoising, tokenizer
+from mtu_export.bundle import tokenizer
+from mtu_export.bundle.evaluation import Evaluation, Request
 from mtu_export.bundle.metrics import psnr
 from mtu_export.graph import capture, quantize
-from mtu_export.models import mtu, stock
-from mtu_export.spec import CheckpointError, OutputExists, PlanError, UnknownName, catalog
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu.model import MTUModel
+from mtu_export.models.pipeline import stock
+from mtu_export.spec import (
+    Arrays,
+    CheckpointError,
+    OutputExists,
+    PlanError,
+    UnknownName,
+    catalog,
+)
+from mtu_export.spec.flow import Value
 from mtu_export.testing import architectures
 
 
@@ -50,14 +62,14 @@ def test_rescale_starts_equal_to_the_dense_model(tmp_path: Path, experts: int) -
     upcycle.upcycle(tmp_path / "dense", tmp_path / "equal", rescale=True, **settings)  # type: ignore[arg-type]
     upcycle.upcycle(tmp_path / "dense", tmp_path / "plain", **settings)  # type: ignore[arg-type]
     equal = mtu.load(tmp_path / "equal")
-    upcycled = predict(equal.components["unet"], task="t2i")
+    upcycled = predict(equal, task="t2i")
     assert psnr(want.numpy(), upcycled.numpy()) > 110
     # channels that the dense model lacks start at zero: the condition does not count yet
     x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     x[:, :4] = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    folded = mtu.specialise(equal, [equal.components["unet"].task("t2i")])["t2i"].module
+    folded = mtu.specialise(equal, [equal.task("t2i")])["t2i"].module
     assert psnr(want.numpy(), predict(folded).numpy()) > 110
-    plain = predict(mtu.load(tmp_path / "plain").components["unet"], task="t2i")
+    plain = predict(mtu.load(tmp_path / "plain"), task="t2i")
     assert (psnr(want.numpy(), plain.numpy()) > 110) == (experts == 1)
 
 
@@ -86,7 +98,7 @@ def test_a_wide_source_keeps_its_channels_for_the_task_of_its_width(tmp_path: Pa
     upcycle.upcycle(
         tmp_path / "dense", tmp_path / "out", tasks=["t2i", "fill"], rescale=True, sizes=(8, 8)
     )
-    unet = mtu.load(tmp_path / "out").components["unet"]
+    unet = mtu.load(tmp_path / "out")
     assert unet.config["in_channels"] == 4
     assert psnr(want.numpy(), predict(unet, 9, task="fill").numpy()) > 110
     assert predict(unet, 4, task="t2i").shape == (1, 4, 16, 16)
@@ -122,7 +134,6 @@ def test_edit_of_instruct_pix2pix_takes_the_image_latent_of_diffusers(
     index |= {} if cosxl is None else {"is_cosxl_edit": cosxl}
     path.write_text(json.dumps(index), "utf-8")
     notes = upcycle.upcycle(source, tmp_path / "ck", tasks=["edit"])
-    (task,) = checkpoint.tasks(checkpoint.read_config(tmp_path / "ck"))
     vae = stock.load_vae(source)
     kind = getattr(diffusers, index["_class_name"])
     theirs = SimpleNamespace(vae=vae, is_cosxl_edit=cosxl)
@@ -130,14 +141,21 @@ def test_edit_of_instruct_pix2pix_takes_the_image_latent_of_diffusers(
     arguments = (image, 1, 1, torch.float32, "cpu", False)
     expected = kind.prepare_image_latents(theirs, *arguments)
 
-    def encode(pixels: np.ndarray) -> np.ndarray:
+    def encode(inputs: Arrays) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            return vae.encode(torch.from_numpy(pixels)).latent_dist.mode().numpy()  # type: ignore[union-attr]
+            posterior: Any = vae.encode(torch.from_numpy(inputs["sample"]))
+        return {"latent": posterior.latent_dist.mode().numpy()}
 
-    request: Any = SimpleNamespace(image=image.numpy(), mask=None)
-    scaling = vae.config["scaling_factor"]
-    latent = (expected.shape[2], expected.shape[3])
-    ours, _ = denoising.conditioning(task, request, encode, scaling, latent)
+    model = MTUModel(tmp_path / "ck")
+    (task,) = model.tasks
+    flow = model.flow(task)
+    request = Request(prompt="", noise=None, steps=1, pictures={"image": image.numpy()})
+    evaluation = Evaluation(
+        flow, model.inputs(task), {}, {}, task.guidance, request, lambda *_: np.zeros((1, 77))
+    )
+    evaluation.run_once(flow.call("vae_encoder"), encode)
+    _, channels = flow.call("unet").inputs["sample"].sources
+    ours = evaluation.value(Value(sources=(channels,)))
     assert psnr(expected.detach().numpy(), ours) > 100
     assert bool(notes) is (not cosxl)
     assert all("edit: image latents are not scaled" in note for note in notes)
@@ -261,7 +279,7 @@ def test_random_pipelines_are_whole(name: str, request: pytest.FixtureRequest) -
     """Every part loads as the class that the index names, and the parts fit one another."""
     folder: Path = request.getfixturevalue(name)
     index = json.loads((folder / "model_index.json").read_text())
-    unet = checkpoint.read_config(folder)
+    unet = mtu_config.read_config(folder)
     widths, xl = 0, name == "pipeline_sdxl"
     for part in ("text_encoder", "text_encoder_2") if xl else ("text_encoder",):
         library, kind = index[part]
@@ -313,7 +331,7 @@ def test_the_index_opens_as_a_stock_pipeline(pipeline: Path, tmp_path: Path) -> 
     index = json.loads((pipeline / "model_index.json").read_text())
     shutil.copytree(pipeline, tmp_path / "pipe", ignore=shutil.ignore_patterns("unet"))
     live = mtu.load(pipeline)
-    folded: Any = mtu.specialise(live, [live.components["unet"].task("t2i")])["t2i"].module
+    folded: Any = mtu.specialise(live, [live.task("t2i")])["t2i"].module
     quantize.quantize([folded], catalog.SCHEMES["fp32"])
     folded.save_pretrained(tmp_path / "pipe" / "unet")
     stock_index = {

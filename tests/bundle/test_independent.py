@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import pytest
 from PIL import Image
 
 from mtu_export import exporter, targets
-from mtu_export.bundle import Bundle, denoising, runner, tokenizer
+from mtu_export.bundle import Bundle, runner, sampler, tokenizer
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options
-from tests.support import independent_loop
+from tests.support import independent_loop, vectors
 
 SCRIPT = Path(independent_loop.__file__)
 TESTDATA = Path(__file__).parents[2] / "runtime" / "testdata"
@@ -82,31 +83,43 @@ def test_it_makes_the_picture_of_run(request_: dict[str, Any], tmp_path: Path) -
     assert psnr(pixels(TESTDATA / request_["picture"]), picture) >= FLOOR_DB
 
 
+def test_a_negative_prompt_makes_the_picture_of_run(
+    request_: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = ["--prompt", request_["prompt"], "--negative-prompt", "a dark photo, BLURRED"]
+    arguments += ["--input", f"image={TESTDATA / request_['image']}"]
+    arguments += ["--noise", str(TESTDATA / request_["noise"]), "--steps", str(request_["steps"])]
+    folder = TESTDATA / request_["bundle"]
+    picture = alone(folder, tmp_path / "alone.png", *arguments)
+    assert psnr(ours(folder, tmp_path / "ours.png", *arguments), picture) >= FLOOR_DB
+    assert psnr(pixels(TESTDATA / request_["picture"]), picture) < FLOOR_DB
+
+
 def test_every_word_of_a_request_matters(request_: dict[str, Any]) -> None:
     """Otherwise an equal picture would prove little."""
     exported = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
-    height, width = (exported.m["image"][side] for side in ("height", "width"))
-    image = independent_loop.read_image(TESTDATA / request_["image"], height, width)
+    pictures = exported.read_inputs([("image", str(TESTDATA / request_["image"]))])["pictures"]
     noise = np.load(TESTDATA / request_["noise"])
-    fields: dict[str, Any] = {"prompt": request_["prompt"], "image": image, "noise": noise}
-    fields |= {"steps": request_["steps"], "mask": None}
-    expected = exported.picture(**fields)
-    other = {"prompt": "a dog", "image": image[..., ::-1], "noise": noise[..., ::-1]}
-    for field, value in other.items():
-        assert psnr(expected, exported.picture(**{**fields, field: value})) < 40, field
+    fields = {name: request_[name] for name in ("prompt", "steps")}
+    request = independent_loop.Request(**fields, pictures=pictures, noise=noise)
+    _, expected = exported.loop(request).picture()
+    others: dict[str, Any] = {"prompt": "a dog", "noise": noise[..., ::-1]}
+    others |= {"pictures": {"image": pictures["image"][..., ::-1]}}
+    others |= {"negative_prompt": "a yellow square"}
+    for name, value in others.items():
+        _, picture = exported.loop(replace(request, **{name: value})).picture()
+        assert psnr(expected, picture) < 40, name
     for scale in ("text", "image"):
         guidance = {**exported.task["guidance"], scale: 0.0}
         changed = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
         changed.task = {**changed.task, "guidance": guidance}
-        assert psnr(expected, changed.picture(**fields)) < 40, scale
+        assert psnr(expected, changed.loop(request).picture()[1]) < 40, scale
 
 
 def test_its_ids_are_those_of_the_tokenizer(request_: dict[str, Any]) -> None:
     folder = TESTDATA / request_["bundle"]
     (record,) = json.loads((folder / "manifest.json").read_text("utf-8"))["tokenizers"]
     theirs = independent_loop.Tokenizer(folder / record["path"], record)
-    for case in json.loads((TESTDATA / "tokens.json").read_text("utf-8")):
-        assert theirs(case["text"])[0].tolist() == case["ids"], case["text"]
     random, loaded = np.random.default_rng(0), tokenizer.load(folder / record["path"])
     letters = [*"aÉ½²!'<|> \t_中😀\u0301\u00a0\x1c", "<|endoftext|>", "<|ENDOFTEXT|>", "'S", "'ll"]
     for _ in range(2000):
@@ -119,55 +132,60 @@ def test_an_app_checks_itself_on_first_start(request_: dict[str, Any]) -> None:
     exported = independent_loop.Bundle(TESTDATA / request_["bundle"], None)
     tensors = independent_loop.read_safetensors(exported.root / "goldens.safetensors")
     floors = {
-        entry["component"]: entry["floor_db"]
+        entry["part"]: entry["floor_db"]
         for entry in exported.m["proof"]
-        if entry["rung"] in ("exported", "quantised", "loop")
+        if entry["stage"] in ("exported", "quantised", "passes")
     }
     for part in exported.m["parts"]:
-        name, inputs = part["component"], part["inputs"]
+        name, inputs = part["name"], part["inputs"]
         for case in range(3):
             prefix = f"{name}/edit/{case}/"
             got = exported.run(name, {s["name"]: tensors[prefix + s["name"]] for s in inputs})
             assert len(got) == len(part["outputs"])
             for output, value in got.items():
                 assert psnr(tensors[prefix + output], value) >= floors[name]
-    golden, noise = exported.m["loop"]["golden"], tensors["loop/edit/noise"]
-    image = tensors["loop/edit/input"]
-    picture = exported.picture(golden["prompt"], image, None, noise, golden["steps"])
-    assert psnr(tensors["loop/edit/image"], picture) >= floors["pipeline"]
+    for expected, actual in passes(exported, tensors):
+        assert psnr(expected, actual) >= floors["pipeline"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: m.update(schema_version="2.0"),
-        lambda m: m["parts"][0].update(path="../edit-onnx-int8/text_encoder"),
-        lambda m: m["parts"][0].update(path="./text_encoder"),
-        lambda m: m["parts"][0].update(sha256="0" * 64),
-        lambda m: m["files"][0].update(bytes=1),
-        lambda m: m["parts"][0].update(entries={}),
-        lambda m: m["text"].update(tokenizers={}),
-        lambda m: m["loop"]["schedules"]["4"]["passes"][0].update(x=[1, 1, 0, 0]),
-    ],
-)
-def test_it_refuses_what_the_contract_refuses(
-    change: Callable[[dict[str, Any]], object], tmp_path: Path
-) -> None:
-    folder = tmp_path / "edit-onnx-int8"
-    folder.mkdir()
-    for path in (TESTDATA / "edit-onnx-int8").iterdir():
-        if path.name == "manifest.json":
-            manifest = json.loads(path.read_text("utf-8"))
-            change(manifest)
-            (folder / path.name).write_text(json.dumps(manifest), "utf-8")
-        elif path.is_dir():
-            (folder / path.name).mkdir()
-            for file in path.iterdir():
-                (folder / path.name / file.name).write_bytes(file.read_bytes())
-        else:
-            (folder / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(SystemExit, match="refused"):
-        independent_loop.Bundle(folder, None)
+def passes(
+    exported: independent_loop.Bundle, tensors: dict[str, np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(reference's, ours): x after each pass from the reference's states, and the picture."""
+    golden = {k.removeprefix("loop/edit/"): v for k, v in tensors.items() if "loop/" in k}
+    request = independent_loop.Request(
+        **{name: exported.m["golden"][name] for name in ("prompt", "steps")},
+        pictures={"image": golden["request/image"]},
+        noise=golden["noise"],
+    )
+    loop = exported.loop(request)
+    loop.run_once()
+    table = loop.table()
+    first = np.float32(table["start"]["noise"]) * golden["noise"][:1]
+    starts = [first, *(golden[f"latents/{i}"] for i in range(len(table["passes"])))]
+    pairs = []
+    for i, step in enumerate(table["passes"]):
+        states = [(starts[k], golden[f"outputs/{k}"]) for k in range(i)][::-1]
+        states = [(starts[i], loop.guided_sum(step, starts[i])), *states]
+        terms = zip(step["x"], step["m"], states, strict=False)
+        total = sum(a * x.astype("f8") + b * m.astype("f8") for a, b, (x, m) in terms)
+        pairs.append((starts[i + 1], np.asarray(total, np.float32)))
+    end = loop.run_stage("end", independent_loop.Pass(starts[-1]))
+    name = loop.flow["picture"]
+    return [*pairs, (golden["picture"], end[name["call"]][name["name"]])]
+
+
+def test_it_refuses_in_one_line(request_: dict[str, Any], tmp_path: Path) -> None:
+    folder = vectors.edited(
+        {"edits": [{"op": "set", "path": ["schema_version"], "value": "1.3"}]}, tmp_path
+    )
+    command = [sys.executable, "-I", str(SCRIPT), str(folder), "-o", str(tmp_path / "x.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    expected = (
+        "independent_loop.py: refused by rule 2: schema 1.3: of another version; export it again"
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (1, [expected])
+    assert not (tmp_path / "x.png").exists()
 
 
 # ------------------------------------------------------------------------------- fresh bundles
@@ -177,6 +195,12 @@ def export(folder: Path, task: str | list[str], out: Path, batch: int) -> Bundle
     settings: dict[str, Any] = {"target": "onnx", "scheme": "fp32", "bake_steps": (4,)}
     settings |= {"height": 48, "width": 32, "batch": batch}
     return exporter.export(options.resolve(model=folder, task=task, out=out, **settings))
+
+
+def latent_of(exported: Bundle, task: str | None = None) -> tuple[int, int, int]:
+    latent = runner.open_loop(exported, task).latent
+    assert latent is not None
+    return latent
 
 
 @pytest.mark.slow
@@ -201,7 +225,7 @@ def test_fresh_bundles_with_a_mask(
     alpha = np.where(x < 12, 0, 255)
     mask = np.stack([disc, disc * 0.8, disc, alpha], -1)
     Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "mask.png")
-    np.save(tmp_path / "noise.npy", denoising.noise((1, *runner.open_loop(exported).latent), 3))
+    np.save(tmp_path / "noise.npy", sampler.noise((1, *latent_of(exported)), 3))
     arguments = ["--image", str(TESTDATA / "input.png"), "--mask", str(tmp_path / "mask.png")]
     arguments += ["--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
     arguments += [] if task["prompt"] is not None else ["--prompt", "Two RED dogs, it's a photo!"]
@@ -213,8 +237,7 @@ def test_fresh_bundles_with_a_mask(
 def test_a_bundle_of_several_tasks(atom_pipeline: Path, tmp_path: Path) -> None:
     exported = export(atom_pipeline, ["t2i", "edit", "sr"], tmp_path / "bundle", 1)
     assert not (exported.folder / "model_index.json").exists()  # it would name one UNet
-    shape = (1, *runner.open_loop(exported, "t2i").latent)
-    np.save(tmp_path / "noise.npy", denoising.noise(shape, 3))
+    np.save(tmp_path / "noise.npy", sampler.noise((1, *latent_of(exported, "t2i")), 3))
     for task in ("t2i", "edit", "sr"):
         arguments = ["--task", task, "--noise", str(tmp_path / "noise.npy"), "--steps", "4"]
         arguments += ["--image", str(TESTDATA / "input.png")] if task != "t2i" else []

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mtu_export.bundle import denoising
+from mtu_export.bundle import sampler
 from mtu_export.testing.noise import FIRST, VECTORS, noise_vectors
 from tests.support import numpy_noise
 
@@ -58,12 +58,12 @@ def test_draws_are_those_of_numpy(seed: int) -> None:
 def test_noise_is_one_stream(passes: int) -> None:
     """The start's first, then pass by pass, and the start's is the same whatever follows."""
     shape, seed = (1, 4, 6, 8), 11
-    noise = denoising.noise(shape, seed, passes)
+    noise = sampler.noise((1 + passes, *shape[1:]), seed)
     generator = np.random.default_rng(seed)
     expected = [generator.standard_normal(shape, np.float32) for _ in range(1 + passes)]
     assert (noise.shape, noise.dtype) == ((1 + passes, *shape[1:]), np.float32)
     assert np.array_equal(noise, np.concatenate(expected))
-    assert np.array_equal(noise[:1], denoising.noise(shape, seed))
+    assert np.array_equal(noise[:1], sampler.noise(shape, seed))
 
 
 # ------------------------------------------------------------------------------------- vectors

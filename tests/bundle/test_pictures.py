@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mtu_export.bundle import images
-from mtu_export.spec import ParityError, PlanError, ResourceError, UnknownName
+from mtu_export.spec import PlanError, ResourceError, UnknownName
 
 RANDOM = np.random.default_rng(0)
 TESTDATA = Path(__file__).parents[2] / "runtime" / "testdata"
@@ -65,6 +65,16 @@ def test_fit_is_scale_to_cover_then_centre_crop(
     assert fitted.shape == (1, 3, target[1], target[0])
     assert fitted.dtype == np.float32
     assert np.abs((fitted[0].transpose(1, 2, 0) + 1) * 127.5 - by_hand).max() <= 1.001
+
+
+def nearest(sides: tuple[int, int, int, int]) -> list[list[int]]:
+    """Rows and columns of the pixels under each centre, by rule I7, in fractions."""
+    across, down, width, height = sides
+    scale = min(Fraction(across, width), Fraction(down, height))
+    return [
+        [floor((Fraction(side) - scale * n) / 2 + (i + Fraction(1, 2)) * scale) for i in range(n)]
+        for side, n in ((down, height), (across, width))
+    ]
 
 
 def lanczos(image: np.ndarray, count: int, first: float, scale: float) -> np.ndarray:
@@ -127,6 +137,46 @@ def test_values_are_from_minus_one_to_one() -> None:
     for value, expected in ((0, -1.0), (255, 1.0)):
         fitted = images.fit(Image.new("RGB", (9, 9), (value,) * 3), 8, 8)
         np.testing.assert_array_equal(fitted, np.full((1, 3, 8, 8), expected, np.float32))
+
+
+RANGES = {"-1..1": (2 / 255, -1), "0..1": (1 / 255, 0), "0..255": (1, 0)}
+
+
+@pytest.mark.parametrize("name", list(RANGES))
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("filter", ["lanczos", "nearest"])
+def test_every_level_is_brought_to_the_range(name: str, grey: bool, filter: str) -> None:
+    """A picture of its own size, so that no level is resampled."""
+    factor, offset = RANGES[name]
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    ramp = Image.fromarray(np.stack([levels, levels, levels], -1))
+    fitted = images.fit(ramp, 16, 16, filter, name, grey=grey)
+    expected = levels.astype(np.float64) * factor + offset
+    assert (fitted.shape, fitted.dtype) == ((1, 1 if grey else 3, 16, 16), np.float32)
+    for channel in fitted[0]:
+        np.testing.assert_allclose(channel, expected, atol=2e-7 * (255 if name == "0..255" else 1))
+
+
+def test_grey_is_the_formula_of_the_contract_on_the_fitted_colours() -> None:
+    """Rule I7 after I5: weights of 16 bits, of the picture that was resampled in colour."""
+    image = Image.fromarray(RANDOM.integers(0, 256, (61, 50, 3), np.uint8))
+    red, green, blue = images.fit(image, 48, 32, range="0..255")[0].astype(np.int64)
+    expected = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    grey = images.fit(image, 48, 32, range="0..255", grey=True)
+    np.testing.assert_array_equal(grey[0, 0], expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides=st.tuples(*[st.integers(1, 90)] * 4), seed=st.integers(0, 2**31))
+def test_a_picture_takes_the_nearest_pixels_as_a_mask_does(
+    sides: tuple[int, int, int, int], seed: int
+) -> None:
+    """Labels must not be mixed, and lie where the mask lies: rule I7 in fractions."""
+    across, down, width, height = sides
+    pixels = np.random.default_rng(seed).integers(0, 256, (down, across, 3)).astype(np.uint8)
+    rows, columns = nearest(sides)
+    fitted = images.fit(Image.fromarray(pixels), width, height, "nearest", "0..255")
+    np.testing.assert_array_equal(fitted[0].transpose(1, 2, 0), pixels[rows][:, columns])
 
 
 @settings(max_examples=60, deadline=None)
@@ -213,6 +263,8 @@ def test_no_pixels_and_no_size_are_refused() -> None:
             images.fit(photo(4, 4), *size)
     with pytest.raises(UnknownName, match="lanczos"):
         images.fit(photo(4, 4), 8, 8, "sharp")
+    with pytest.raises(UnknownName, match=r"unknown range '0..2'; choose from: -1\.\.1, 0\.\.1"):
+        images.fit(photo(4, 4), 8, 8, range="0..2")
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -278,11 +330,7 @@ def test_a_mask_takes_the_nearest_pixels(sides: tuple[int, int, int, int], seed:
     """The pixel under each centre, in fractions; Pillow's floating point errs at borders."""
     across, down, width, height = sides
     pixels = np.random.default_rng(seed).integers(0, 256, (down, across)).astype(np.uint8)
-    scale = min(Fraction(across, width), Fraction(down, height))
-    rows, columns = (
-        [floor((Fraction(side) - scale * count) / 2 + (i + Fraction(1, 2)) * scale) for i in every]
-        for side, count, every in ((down, height, range(height)), (across, width, range(width)))
-    )
+    rows, columns = nearest(sides)
     mask = images.fit_mask(Image.fromarray(pixels), width, height)
     np.testing.assert_array_equal(mask[0, 0], pixels[rows][:, columns] >= 128)
 
@@ -310,66 +358,4 @@ def test_masked_picture_and_latent_mask_are_those_of_diffusers() -> None:
     expected = theirs * (cut_theirs < 0.5)
     np.testing.assert_allclose(images.masked_image(fitted, cut), expected.numpy(), atol=1e-6)
     small = torch.nn.functional.interpolate(cut_theirs, size=(4, 8))
-    np.testing.assert_array_equal(images.latent_mask(cut, 8), small.numpy())
-    with pytest.raises(PlanError, match="1/7"):
-        images.latent_mask(cut, 7)
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp", "new/b.png"])
-def test_what_is_written_can_be_read(tmp_path: Path, name: str) -> None:
-    fitted = images.fit(photo(48, 32), 48, 32)
-    images.save(fitted, tmp_path / name)
-    read_back = images.fit(images.read(tmp_path / name), 48, 32)
-    assert np.abs(read_back - fitted).max() <= (0 if name.lower().endswith("png") else 0.15)
-    assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
-
-
-def test_values_beyond_are_clipped_and_rounded() -> None:
-    array = np.array([-9, -1, 0.2 / 127.5, 1, 9], np.float32).reshape(1, 1, 1, 5).repeat(3, 1)
-    assert np.asarray(images.to_image(array))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
-
-
-@pytest.mark.parametrize("name", ["a", "a.gif", "a.png.txt", ".png"])
-def test_other_suffixes_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PlanError, match=r"legal suffixes: \.png, \.jpg, \.jpeg, \.webp"):
-        images.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
-
-
-def test_a_refused_picture_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-    bad = np.zeros((1, 3, 4, 4), np.float32)
-    bad[0, 0, 0, 0] = np.nan
-    with pytest.raises(ParityError, match="NaN"):
-        images.save(bad, path)
-    for shape in ((3, 4, 4), (1, 1, 4, 4), (1, 3, 0, 4)):
-        with pytest.raises(PlanError, match="an image is"):
-            images.save(np.zeros(shape, np.float32), path)
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-
-    def fail(self: Image.Image, target: Path, *arguments: object, **named: object) -> None:
-        target.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(ResourceError, match="No space left"):
-        images.save(np.zeros((1, 3, 4, 4), np.float32), path)
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.png").mkdir()
-    for name in ("file/a.png", "folder.png", "x" * 300 + ".png"):
-        with pytest.raises(ResourceError, match="cannot write"):
-            images.save(np.zeros((1, 3, 4, 4), np.float32), tmp_path / name)
+    np.testing.assert_array_equal(cut[..., ::8, ::8], small.numpy())  # `every` of a flow

@@ -31,8 +31,8 @@ def fake(scaled: torch.Tensor, timestep: float) -> torch.Tensor:
     return torch.sin(2 * scaled + timestep / 300) + 0.7 * torch.tanh(near) * torch.cos(scaled)
 
 
-def fake_numpy(scaled: np.ndarray, timestep: float) -> np.ndarray:
-    return fake(torch.from_numpy(scaled), timestep).numpy()
+def fake_numpy(scaled: np.ndarray, step: Pass) -> np.ndarray:
+    return fake(torch.from_numpy(scaled), step.timestep).numpy()
 
 
 @cache
@@ -90,8 +90,8 @@ def test_a_wrong_coefficient_would_show() -> None:
 def test_latents_are_made_pass_by_pass() -> None:
     asked = []
 
-    def denoise(scaled: np.ndarray, timestep: float) -> np.ndarray:
-        asked.append(timestep)
+    def denoise(scaled: np.ndarray, step: Pass) -> np.ndarray:
+        asked.append(step)
         assert scaled.dtype == np.float32
         return scaled
 
@@ -99,14 +99,11 @@ def test_latents_are_made_pass_by_pass() -> None:
     running = sampler.latents(table, NOISE, denoise)
     assert asked == []
     next(running)
-    assert asked == [table.passes[0].timestep]
+    assert asked == [table.passes[0]]
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), count=st.integers(1, 9))
-def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
-    """x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k}, written out with plain indices in float64."""
-    random = np.random.default_rng(seed)
+def random_table(random: np.random.Generator, count: int, strength: float | None) -> Schedule:
+    """Passes of random coefficients, of which every second draws noise."""
     passes = []
     for i in range(count):
         a, b = (random.normal(0, 0.4, 4) * (np.arange(4) <= i) for _ in range(2))
@@ -116,22 +113,88 @@ def test_the_recurrence_is_that_of_the_contract(seed: int, count: int) -> None:
                 input_scale=float(random.uniform(0.1, 2)),
                 x=tuple(map(float, a)),
                 m=tuple(map(float, b)),
+                noise=float(random.normal()) if i % 2 else 0.0,
             )
         )
-    table = Schedule(start_noise=float(random.uniform(0.5, 15)), passes=tuple(passes))
-    noise = random.standard_normal((1, 2, 3, 3)).astype(np.float32)
-    latents = list(sampler.latents(table, noise, lambda x, t: np.tanh(x + t).astype(np.float32)))
-    x: list[np.ndarray] = [table.start_noise * noise.astype(np.float64)]
+    return Schedule(
+        start_noise=float(random.uniform(0.5, 15)),
+        start_picture=0.0 if strength is None else float(random.normal()),
+        strength=strength,
+        passes=tuple(passes),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), count=st.integers(1, 9), strength=st.sampled_from([None, 0.5, 1.0])
+)
+def test_the_recurrence_is_that_of_the_contract(
+    seed: int, count: int, strength: float | None
+) -> None:
+    """x_{i+1} = Σ_k x[k]·x_{i−k} + m[k]·m_{i−k} + noise·n_{i+1}, with plain indices in float64."""
+    random = np.random.default_rng(seed)
+    table = random_table(random, count, strength)
+    noise = random.standard_normal((1 + count, 2, 3, 3)).astype(np.float32)
+    picture = None if strength is None else noise[:1] ** 2
+    asked = sampler.trajectory(
+        table, noise, lambda x, step: np.tanh(x + step.timestep).astype(np.float32), picture
+    )
+    latents = [latent for _, latent in asked]
+    wide = noise.astype(np.float64)
+    x = [
+        table.start_noise * wide[:1]
+        + (0 if strength is None else table.start_picture * wide[:1] ** 2)
+    ]
     m: list[np.ndarray] = []
-    for i, step in enumerate(passes):
+    for i, step in enumerate(table.passes):
         m.append(np.tanh(step.input_scale * x[i] + step.timestep))
-        total = np.zeros_like(x[0])
+        total = step.noise * wide[i + 1 : i + 2]
         for k in range(min(i + 1, 4)):
             total += step.x[k] * x[i - k] + step.m[k] * m[i - k]
         x.append(total)
     scale = max(np.abs(each).max() for each in x)
-    for expected, got in zip(x[1:], latents, strict=True):
-        assert np.abs(expected - got).max() <= 2e-5 * scale
+    for expected, actual in zip(x[1:], latents, strict=True):
+        assert np.abs(expected - actual).max() <= 2e-5 * scale
+
+
+def test_a_sum_is_formed_in_float64_and_rounded_once() -> None:
+    """Terms that cancel: in float32 nothing of the third would be left."""
+    step = Pass(timestep=0.0, input_scale=1.0, x=(1.0, 0, 0, 0), m=(-1.0, 0, 0, 0), noise=1e-3)
+    large, small = np.full((1, 1, 1, 1), 2.0**24, np.float32), np.ones((1, 1, 1, 1), np.float32)
+    assert sampler.advance(step, [(large + 2, large)], small).item() == np.float32(2.001)
+    table = Schedule(start_noise=0.1, start_picture=-0.1, strength=1.0, passes=(step,))
+    x = sampler.start(table, np.full((2, 1, 1, 1), 3.0, np.float32), 3 * small)
+    assert x.item() == 0.0
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 2), (2, 4, 2, 2), (4, 4, 2, 2), (3, 4, 4)])
+def test_noise_is_one_array_for_the_start_and_one_for_each_pass(shape: tuple[int, ...]) -> None:
+    table = random_table(np.random.default_rng(0), 2, None)
+    with pytest.raises(PlanError, match=r"the noise must be \[3, C, h, w\], got"):
+        sampler.start(table, np.zeros(shape, np.float32))
+    plain = Schedule(start_noise=1.0, passes=table.passes[:1])
+    one, more = np.ones((1, 4, 2, 2), np.float32), np.ones((2, 4, 2, 2), np.float32)
+    assert sampler.start(plain, one).shape == sampler.start(plain, more).shape == (1, 4, 2, 2)
+
+
+def test_a_picture_is_taken_exactly_where_a_strength_is() -> None:
+    noise, picture = np.ones((3, 4, 2, 2), np.float32), np.ones((1, 4, 2, 2), np.float32)
+    table = random_table(np.random.default_rng(0), 2, 0.5)
+    for wrong, got in ((None, "none"), (picture[..., 1:], r"\[1, 4, 2, 1\]")):
+        with pytest.raises(PlanError, match=rf"takes a picture's latent .*, got {got}"):
+            sampler.start(table, noise, wrong)
+    table = random_table(np.random.default_rng(0), 2, None)
+    with pytest.raises(PlanError, match="starts from noise alone and takes no picture"):
+        sampler.start(table, noise, picture)
+
+
+def test_a_seed_is_one_stream_for_the_start_and_all_passes() -> None:
+    """The noise of the start does not depend on how many passes draw."""
+    one, four = sampler.noise((1, 4, 2, 2), 7), sampler.noise((4, 4, 2, 2), 7)
+    np.testing.assert_array_equal(one, four[:1])
+    stream = np.random.default_rng(7).standard_normal(64, np.float32)
+    np.testing.assert_array_equal(four.reshape(-1), stream)
+    assert four.dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from transformers import CLIPTokenizer
 
 from mtu_export import bundle, cli
-from mtu_export.bundle import denoising, images, runner, verification
+from mtu_export.bundle import images, runner, sampler, verification
+from mtu_export.bundle.evaluation import Request
 from mtu_export.bundle.metrics import psnr
 
 HERE = Path(__file__).parents[2] / "runtime" / "testdata"
@@ -45,7 +46,8 @@ def test_it_is_small_and_whole(exported: bundle.Bundle) -> None:
 
 def test_it_verifies(exported: bundle.Bundle) -> None:
     verdicts = verification.verify_bundle(exported)
-    assert [v.component for v in verdicts] == [*exported.needs("edit"), "pipeline", "pipeline"]
+    parts = exported.task("edit").flow.parts
+    assert [v.part for v in verdicts] == [*parts, "pipeline", "pipeline"]
     assert [v.stage for v in verdicts if not v.passed] == ["loop"]  # a figure
 
 
@@ -75,16 +77,17 @@ def test_the_arrays_on_the_way_are_those_of_the_request(
     fitted = images.fit(images.read(HERE / request_["image"]), width, height)
     np.testing.assert_allclose(tensors["image"], fitted, atol=2.1 / 127.5)
     np.testing.assert_array_equal(tensors["noise"], np.load(HERE / request_["noise"]))
+    assert loop.latent is not None
     np.testing.assert_array_equal(
-        tensors["noise"], denoising.noise((1, *loop.latent), request_["seed"])
+        tensors["noise"], sampler.noise((1, *loop.latent), request_["seed"])
     )
     latents, picture = runner.generate(
         loop,
-        denoising.Request(
+        Request(
             prompt=request_["prompt"],
             noise=tensors["noise"],
             steps=request_["steps"],
-            image=tensors["image"],
+            pictures={"image": tensors["image"]},
         ),
     )
     assert len(latents) == sum(name.startswith("latents/") for name in tensors)
@@ -100,13 +103,13 @@ def test_one_ulp_of_noise_moves_nothing(request_: dict[str, Any], exported: bund
     tensors, loop = load_file(HERE / request_["tensors"]), runner.open_loop(exported)
     fields = {name: request_[name] for name in ("prompt", "steps")}
     noise = np.nextafter(tensors["noise"], np.float32(9))
-    request = denoising.Request(**fields, image=tensors["image"], noise=noise)
+    request = Request(**fields, pictures={"image": tensors["image"]}, noise=noise)
     assert psnr(tensors["picture"], runner.generate(loop, request)[1]) > 80
 
 
 def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
     reference = CLIPTokenizer.from_pretrained(HERE / request_["bundle"] / "tokenizer")
-    cases = json.loads((HERE / request_["tokens"]).read_text("utf-8"))
+    cases = json.loads((HERE / "tokens.json").read_text("utf-8"))["texts"]
     for case in cases:
         options = {"padding": "max_length", "max_length": 77, "truncation": True}
         assert case["ids"] == reference(case["text"], **options).input_ids
@@ -119,18 +122,26 @@ def test_tokens_are_those_of_transformers(request_: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("key", "name", "value"),
-    [("guidance", "text", 0.0), ("guidance", "image", 0.0), ("latent", "scaling_factor", 1e-3)],
+    ("path", "value"),
+    [
+        (("guidance", "text"), 0.0),
+        (("guidance", "image"), 0.0),
+        (("flow", "calls", 3, "inputs", "latent_sample", "sources", 0, "divide"), 1e-3),
+        (("flow", "calls", 2, "inputs", "sample", "sources", 1, "multiply"), 3.0),
+    ],
 )
 def test_a_changed_recipe_fails_its_golden(
-    key: str, name: str, value: float, exported: bundle.Bundle, tmp_path: Path
+    path: tuple[str | int, ...], value: float, exported: bundle.Bundle, tmp_path: Path
 ) -> None:
     """An int8 pass's own floor may let these pass; the figure of the export does not."""
     folder = tmp_path / "b"
     shutil.copytree(exported.folder, folder)
     manifest = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))
-    row = manifest["tasks"][0]["guidance"] if key == "guidance" else manifest[key]
-    row[name] = value
+    node = manifest["tasks"][0]
+    for step in path[:-1]:
+        node = node[step]
+    assert path[-1] in node
+    node[path[-1]] = value
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     verdicts = verification.verify_bundle(bundle.read(folder))
     assert next(row.passed for row in verdicts if row.stage == "passes") is False

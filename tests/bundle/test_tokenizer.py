@@ -52,7 +52,7 @@ def transformers_ids(reference: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("part", PARTS)
 def test_ids_are_those_of_transformers(part: str, folder: Path) -> None:
     reference = CLIPTokenizer.from_pretrained(folder / part)
-    ours = tokenizer.load(folder / part)
+    ours = source_tokenizer.read(folder / part)
     assert (ours.bos, ours.eos) == (reference.bos_token_id, reference.eos_token_id)
     assert ours.pad == reference.pad_token_id == {"tokenizer": 49407, "tokenizer_2": 0}[part]
     letters = st.characters(exclude_categories=["Cs"])  # type: ignore[arg-type]
@@ -73,14 +73,16 @@ def test_ids_are_those_of_transformers(part: str, folder: Path) -> None:
 
 
 def test_a_long_text_says_what_it_lost(folder: Path) -> None:
-    ours = tokenizer.load(folder / "tokenizer")
+    ours = source_tokenizer.read(folder / "tokenizer")
     kept = "photo " * 75
     assert ours.encode(kept)[1] == ""
     ids, cut = ours.encode(kept + "of a Red CAFÉ")
     assert cut == "of a Red CAFÉ"
     assert ids[0, 0] == ours.bos
     assert ids[0, -1] == ours.eos
-    short = tokenizer.load(folder / "tokenizer", length=4)
+    document = json.loads(json.dumps(ours.document))
+    document["truncation"]["max_length"] = document["padding"]["strategy"]["Fixed"] = 4
+    short = tokenizer.open_document(folder, document, 4)
     assert short.encode("photo of a cat")[1] == "a cat"
     with pytest.raises(PlanError, match="half a character at 1"):
         ours.encode("a\ud800")
@@ -118,7 +120,7 @@ def test_the_vocabulary_is_real_byte_pair_encoding(folder: Path, tmp_path: Path)
     spoken = {f"{word}</w>" for line in lines for word in line.split()}
     ours, whole = ({"".join(merge) for merge in pairs} & spoken for pairs in (merges, theirs))
     assert len(ours) > 0.85 * len(whole) > 100  # ties go in another order there
-    engine = tokenizer.load(folder / "tokenizer").engine
+    engine = source_tokenizer.read(folder / "tokenizer").engine
     assert engine.encode("a photo of the red circle", add_special_tokens=False).tokens == [
         f"{word}</w>" for word in ("a", "photo", "of", "the", "red", "circle")
     ]
@@ -160,14 +162,13 @@ def test_the_tokenizers_of_old_checkpoints_load(folder: Path, tmp_path: Path) ->
     for name in ("vocab.json", "merges.txt"):
         data = (folder / "tokenizer" / name).read_bytes()
         (path / name).write_bytes(data.replace(b"\n", b"\r\n"))
-    bare = tokenizer.load(path)
+    bare = source_tokenizer.read(path)
     assert (bare.bos, bare.eos, bare.pad, bare.limit) == (49406, 49407, 49407, None)
     token = {"__type": "AddedToken", "content": tokenizer.END, "lstrip": False, "normalized": True}
     config = {"eos_token": token, "pad_token": "!", "model_max_length": 77}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
-    for loaded in (tokenizer.load(path), source_tokenizer.read(path)):
-        assert (loaded.eos, loaded.pad) == (49407, 0)
-    assert source_tokenizer.read(path).limit == 77
+    loaded = source_tokenizer.read(path)
+    assert (loaded.eos, loaded.pad, loaded.limit) == (49407, 0, 77)
 
 
 # --------------------------------------------------------------------------------- added tokens
@@ -221,7 +222,7 @@ def test_a_text_encoder_without_room_for_added_tokens_is_refused(tmp_path: Path)
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
-    loaded = tokenizer.load(folder / "tokenizer")
+    loaded = source_tokenizer.read(folder / "tokenizer")
     config = {
         "vocab_size": 49408,
         "max_position_embeddings": 77,
@@ -241,7 +242,7 @@ def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path)
             tokenizer.matches(loaded, {**config, **change})
     vocabulary.write(tmp_path / "t", start=49407, end=49406)
     with pytest.raises(CheckpointError, match="greatest id, 49407; the tokenizer's end is 49406"):
-        tokenizer.matches(tokenizer.load(tmp_path / "t"), {**config, "eos_token_id": 2})
+        tokenizer.matches(source_tokenizer.read(tmp_path / "t"), {**config, "eos_token_id": 2})
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps({**checkpoint.read_json(path), "model_max_length": 128}))
     with pytest.raises(CheckpointError, match="has model_max_length 128"):

@@ -23,7 +23,7 @@ def _judge(actual: np.ndarray, floor: float) -> metrics.Verdict:
     return metrics.judge(
         [{"y": reference}, {"y": reference}],
         [{"y": reference}, {"y": actual}],
-        component="unet",
+        part="unet",
         task="edit",
         stage="exported",
         floor_db=floor,
@@ -50,14 +50,14 @@ def test_nan_fails_with_a_reason() -> None:
 
 
 def test_not_run_is_never_a_pass() -> None:
-    verdict = metrics.not_run(component="unet", task="t", stage="r", floor_db=1, reason="no Mac")
+    verdict = metrics.not_run(part="unet", task="t", stage="r", floor_db=1, reason="no Mac")
     assert verdict.passed is None
     assert metrics.failure([verdict]) is None
 
 
 def test_a_verdict_without_a_figure_is_a_line_too() -> None:
     """NaN has no PSNR: the reason alone is shown."""
-    labels = {"component": "unet", "task": "edit", "stage": "folded", "floor_db": 90.0}
+    labels = {"part": "unet", "task": "edit", "stage": "folded", "floor_db": 90.0}
     verdict = metrics.broken(**labels, runner="torch", reason="NaN first appears in conv_in")
     assert metrics.failure([verdict]) == (
         "unet of task 'edit' (folded, torch): NaN first appears in conv_in"

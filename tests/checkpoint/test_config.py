@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mtu_export import checkpoint
-from mtu_export.checkpoint import config
-from mtu_export.models import mtu
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.pipeline import unet_config
 from mtu_export.spec import CheckpointError
 from mtu_export.testing import architectures
 
@@ -23,7 +24,7 @@ def test_a_dense_unet_folder_is_told_from_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"the UNet is dense .* mtu-export upcycle SOURCE OUT"
     ):
-        checkpoint.read_config(tmp_path)
+        mtu_config.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_a_dense_unet_folder_is_told_from_no_checkpoint(tmp_path: Path) -> None:
 )
 def test_sizes_are_positive_integers(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=f"{key}: must be a positive integer or a list"):
-        checkpoint.check_sizes({key: value})
+        unet_config.check_sizes({key: value})
 
 
 def test_stock_defaults_are_those_of_diffusers() -> None:
@@ -49,7 +50,7 @@ def test_stock_defaults_are_those_of_diffusers() -> None:
     from diffusers import UNet2DConditionModel
 
     stock = inspect.signature(UNet2DConditionModel.__init__).parameters
-    for key, value in checkpoint.STOCK_DEFAULTS.items():
+    for key, value in unet_config.STOCK_DEFAULTS.items():
         default = stock[key].default
         assert (list(default) if isinstance(default, tuple) else default) == value
 
@@ -71,7 +72,7 @@ def test_absurd_sizes_are_refused_at_once(unet: Path, change: dict[str, object])
     path = unet / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}), "utf-8")
     with pytest.raises(CheckpointError, match=next(iter(change))):
-        checkpoint.read_config(unet.parent)
+        mtu_config.read_config(unet.parent)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_vae_without_a_scale_is_refused_early(unet: Path, scale: object) -> No
     text = json.dumps({"scaling_factor": scale})
     (unet.parent / "vae" / "config.json").write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match="scaling_factor must be a positive number"):
-        checkpoint.read_config(unet.parent)
+        mtu_config.read_config(unet.parent)
 
 
 def test_what_training_leaves_in_a_config_is_ignored(unet: Path) -> None:
@@ -161,8 +162,8 @@ def test_what_training_leaves_in_a_config_is_ignored(unet: Path) -> None:
     ema.save_pretrained(str(unet.parent / "ema"))
     written = json.loads((unet.parent / "ema" / "config.json").read_text("utf-8"))
     keys = {key for key in written if not key.startswith("_")} - set(mtu.STOCK_KEYS)
-    assert keys == set(config.TRAINING_KEYS) - {"gradient_checkpointing"}
+    assert keys == set(unet_config.TRAINING_KEYS) - {"gradient_checkpointing"}
     path = unet / "config.json"
-    left = {key: written.get(key, False) for key in config.TRAINING_KEYS}
+    left = {key: written.get(key, False) for key in unet_config.TRAINING_KEYS}
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **left}), "utf-8")
     mtu.load(unet.parent)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from mtu_export import checkpoint
+from mtu_export.models.mtu import config as mtu_config
 from mtu_export.spec import CheckpointError
 
 
 def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no unet/ folder"):
-        checkpoint.read_config(tmp_path)
+        mtu_config.read_config(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         checkpoint.locate(tmp_path / "none")
     with pytest.raises(CheckpointError, match="neither a folder nor reachable"):
@@ -23,10 +24,10 @@ def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
         checkpoint.locate(tmp_path / "file")
     (tmp_path / "unet").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        checkpoint.read_config(tmp_path)
+        mtu_config.read_config(tmp_path)
     (tmp_path / "unet" / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        checkpoint.read_config(tmp_path)
+        mtu_config.read_config(tmp_path)
 
 
 def test_a_hub_id_is_read_from_the_hub_cache(
@@ -66,9 +67,16 @@ def test_of_a_pipeline_on_the_hub_only_what_is_read_is_fetched(
 
     names = _REPOSITORY.split() if pipeline else ["a/b.safetensors", "c.safetensors", "d.bin"]
 
-    def fetch(_: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def fetch(
+        _: str,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str] | None = None,
+    ) -> str:
         assert revision == "v2"
-        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+        for name in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
         return str(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export.checkpoint import pipeline_files
+from mtu_export.models.pipeline import files as pipeline_files
 from mtu_export.spec import CheckpointError
 
 

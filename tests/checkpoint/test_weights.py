@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mtu_export import checkpoint
+from mtu_export.models.mtu import config as mtu_config
 from mtu_export.spec import CheckpointError
 from mtu_export.testing import architectures
 
@@ -146,7 +147,7 @@ def test_a_git_lfs_pointer_is_called_one(unet: Path) -> None:
         checkpoint.headers(unet)
     git_lfs_pointer(unet / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json is a git-lfs pointer"):
-        checkpoint.read_config(unet.parent)
+        mtu_config.read_config(unet.parent)
 
 
 @pytest.mark.parametrize("pickle_beside", [False, True])

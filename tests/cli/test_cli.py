@@ -199,10 +199,10 @@ def test_an_export_prints_json_alone_and_verifies(
     assert (code, "exists; choose another -o or pass --force" in err) == (2, True)
     code, out, _ = run(["verify", "inpaint-onnx-int8", "--json"], monkeypatch, capfd)
     (entry,) = json.loads(out)
-    at_the_export = [v["psnr_db"] for v in result["proof"] if v["rung"] != "folded"]
+    at_the_export = [v["psnr_db"] for v in result["proof"] if v["stage"] != "folded"]
     assert code == 0
     assert [v["psnr_db"] for v in entry["proof"]] == at_the_export
-    assert [(v["component"], v["runner"].partition(" ")[0]) for v in entry["recorded"]] == [
+    assert [(v["part"], v["runner"].partition(" ")[0]) for v in entry["recorded"]] == [
         ("unet", "torch")
     ]
     failing = ["verify", "inpaint-onnx-int8", "--min-psnr", "80", "--json"]
@@ -219,7 +219,7 @@ def test_a_proof_of_no_part_is_shown_without_a_size(
     folder = Path(shutil.copytree(source, tmp_path / "b"))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     for entry in manifest["proof"]:
-        entry["component"] = "nobody"
+        entry["part"] = "nobody"
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     code, out, err = run(["verify", str(folder)], monkeypatch, capfd)
     assert (code, "nobody" in out, "error" in err) == (0, True, False)

@@ -17,17 +17,22 @@ import pytest
 from PIL import Image
 
 from mtu_export import cli
-from mtu_export.bundle import denoising, images, runner, verification
+from mtu_export.bundle import api, images, runner, sampler, verification
+from mtu_export.spec.options import RunOptions
 from tests.bundle.test_pictures import photo
 from tests.support import handmade
 
 SHAPE = (1, 4, 2, 3)
+LABELS = (1, 2, handmade.HEIGHT, handmade.WIDTH)
+HERE = {"in.png", "m.png", "l.npy"}
+"""Files that are there before a picture is made."""
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("run")
-    return {name: handmade.write(root / name, name) for name in handmade.TASKS}
+    folders = {name: handmade.write(root / name, name) for name in handmade.TASKS}
+    return {**folders, "translate": handmade.write_translator(root / "translate")}
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = Image.new("L", (48, 32))
     mask.paste(255, (10, 4, 30, 20))
     mask.save("m.png")
+    np.save("l.npy", np.random.default_rng(3).standard_normal(LABELS).astype(np.float32))
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -61,7 +67,8 @@ def run(
 
 EDIT = ("--prompt", "make it red", "--image", "in.png")
 FILL = (*EDIT, "--mask", "m.png")
-REQUESTS = {"t2i": EDIT[:2], "edit": EDIT, "fill": FILL, "sr": EDIT[2:]}
+TRANSLATE = ("--image", "in.png", "--input", "hint=m.png", "--input", "labels=l.npy")
+REQUESTS = {"t2i": EDIT[:2], "edit": EDIT, "fill": FILL, "img2img": EDIT, "sr": EDIT[2:]}
 
 
 def pixels(path: str) -> np.ndarray:
@@ -78,7 +85,33 @@ def test_every_task_writes_its_picture(run: Run, name: str) -> None:
     assert printed.startswith(f"out.png: {name}, 4 steps, ")
     assert [line for line in err.splitlines() if not line.startswith("✓")] == []
     assert Image.open("out.png").size == (handmade.WIDTH, handmade.HEIGHT)
-    assert {path.name for path in Path().iterdir()} == {"in.png", "m.png", "out.png"}
+    assert {path.name for path in Path().iterdir()} == {*HERE, "out.png"}
+
+
+def test_a_flow_without_a_loop_has_no_steps(run: Run) -> None:
+    code, printed, err = run("translate", *TRANSLATE)
+    assert (code, "steps" in printed, "warning" in err) == (0, False, False), (printed, err)
+    assert printed.startswith("out.png: translate, ")
+    code, printed, _ = run("translate", *TRANSLATE, "--input", "amount=2", "--json", out="b.png")
+    result = json.loads(printed)
+    assert (code, result["passes"], "steps" in result) == (0, 0, False)
+    assert (pixels("out.png") != pixels("b.png")).any()
+
+
+def test_a_negative_prompt_leads_away(run: Run) -> None:
+    assert run("edit", *EDIT, out="a.png")[0] == 0
+    assert run("edit", *EDIT, "--negative-prompt", "blurred", out="b.png")[0] == 0
+    assert (pixels("a.png") != pixels("b.png")).any()
+
+
+def test_strength_is_a_share_of_the_steps(run: Run) -> None:
+    for strength, passes in (("0.5", 2), ("1", 4)):
+        arguments = ("--strength", strength, "--json")
+        code, printed, _ = run("img2img", *EDIT, *arguments, out=f"{strength}.png")
+        assert (code, json.loads(printed)["passes"]) == (0, passes)
+    assert run("img2img", *EDIT)[0] == 0
+    assert (pixels("out.png") == pixels("0.5.png")).all()
+    assert (pixels("0.5.png") != pixels("1.png")).any()
 
 
 def test_json_alone(run: Run, bundles: dict[str, Path]) -> None:
@@ -104,10 +137,19 @@ def test_a_seed_is_a_picture(run: Run) -> None:
 
 
 def test_noise_of_a_file_is_that_of_the_seed(run: Run) -> None:
-    np.save("n.npy", denoising.noise(SHAPE, 7))
+    np.save("n.npy", sampler.noise(SHAPE, 7))
     assert run("edit", *EDIT, "--seed", "7", out="a.png")[0] == 0
     assert run("edit", *EDIT, "--noise", "n.npy", out="b.png")[0] == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_noise_of_every_pass_in_a_file_is_that_of_the_seed(run: Run) -> None:
+    """Two passes draw; a task whose passes draw none takes the first array alone."""
+    np.save("n.npy", sampler.noise((3, *SHAPE[1:]), 7))
+    for name in ("img2img", "edit"):
+        assert run(name, *EDIT, "--seed", "7", out=f"{name}-a.png")[0] == 0
+        assert run(name, *EDIT, "--noise", "n.npy", out=f"{name}-b.png")[0] == 0
+        assert Path(f"{name}-a.png").read_bytes() == Path(f"{name}-b.png").read_bytes()
 
 
 def test_guidance_is_that_of_the_words(run: Run) -> None:
@@ -194,13 +236,10 @@ def test_an_export_with_a_mask_runs(
     assert run(exported.folder, *FILL, "--steps", "2", "--seed", "3", "--save-every", "1")[0] == 0
     assert Image.open("out.png").size == Image.open("out-001.png").size == (24, 16)
     loop = runner.open_loop(exported)
-    request = denoising.Request(
-        prompt="make it red",
-        noise=denoising.noise((1, *loop.latent), 3),
-        steps=2,
-        image=images.fit(images.read(Path("in.png")), 24, 16),
-        mask=images.fit_mask(images.read(Path("m.png")), 24, 16),
-    )
+    arguments = dict(zip(("prompt", "image", "mask"), FILL[1::2], strict=True))
+    request = api.make_request(loop, RunOptions(**arguments, steps=2, seed=3))
+    assert request.noise is not None
+    np.testing.assert_array_equal(request.noise, sampler.noise((1, 4, 8, 12), 3))
     expected = np.asarray(images.to_image(runner.generate(loop, request)[1]))
     np.testing.assert_array_equal(pixels("out.png"), expected)
     assert exported.tasks[0].steps == 2
@@ -305,7 +344,7 @@ def test_ctrl_c_leaves_no_half_picture(bundles: dict[str, Path], previews: bool)
             Image.open(path).load()
     else:
         assert rest.splitlines()[-1] == "error: interrupted; nothing was written"
-        assert left == ["in.png", "m.png"]
+        assert left == sorted(HERE)
 
 
 def test_ctrl_c_while_a_runtime_is_imported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +381,7 @@ def test_the_disk_is_full_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Image.Image, "save", fail)
     code, _, err = run("edit", *EDIT)
     assert (code, "No space left" in err) == (6, True)
-    assert {path.name for path in Path().iterdir()} == {"in.png", "m.png"}
+    assert {path.name for path in Path().iterdir()} == HERE
 
 
 def test_sizes_are_those_of_the_picture_upright() -> None:

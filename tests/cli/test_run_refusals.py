@@ -13,7 +13,7 @@ from PIL import Image
 
 from mtu_export import bundle
 from tests.bundle.test_pictures import grey_png
-from tests.cli.test_run import EDIT, FILL, SHAPE, Run, bundles, here, run
+from tests.cli.test_run import EDIT, FILL, SHAPE, TRANSLATE, Run, bundles, here, run
 from tests.support import handmade
 
 __all__ = ["bundles", "here", "run"]
@@ -27,7 +27,28 @@ __all__ = ["bundles", "here", "run"]
         ("edit", FILL, "task 'edit' takes no --mask"),
         ("fill", EDIT, "task 'fill' needs --mask FILE"),
         ("t2i", EDIT, "task 't2i' takes no --image"),
-        ("sr", EDIT, "task 'sr' has a prompt of its own, ''"),
+        ("sr", EDIT, "task 'sr' has its own, ''"),
+        ("sr", (*EDIT[2:], "--negative-prompt", "x"), "takes no --negative-prompt: it has no guid"),
+        ("translate", (*TRANSLATE, "--negative-prompt", "x"), "takes no --negative-prompt"),
+        ("translate", (*TRANSLATE, "--prompt", "x"), "task 'translate' takes no prompt"),
+        ("translate", (*TRANSLATE, "--steps", "4"), "task 'translate' takes no --steps"),
+        ("translate", (*TRANSLATE, "--seed", "4"), "task 'translate' takes no --seed"),
+        ("translate", (*TRANSLATE, "--noise", "l.npy"), "task 'translate' takes no --noise"),
+        ("translate", TRANSLATE[:4], "task 'translate' needs --input labels=FILE"),
+        ("translate", (*TRANSLATE, "--input", "amount=3"), "amount must be 0 to 2"),
+        ("translate", (*TRANSLATE, "--input", "amount=nan"), "amount must be 0 to 2"),
+        ("translate", (*TRANSLATE, "--input", "amount=x"), "--input amount: 'x' is no number"),
+        ("translate", (*TRANSLATE, "--input", "much=1"), "takes no --input much="),
+        ("translate", (*TRANSLATE, "--input", "much"), "--input takes NAME=VALUE, got 'much'"),
+        ("translate", (*TRANSLATE[:4], "--input", "labels=in.png"), "not a .npy file of numbers"),
+        ("edit", (*EDIT, "--strength", "0.5"), "takes no --strength: it does not start from a pic"),
+        (
+            "img2img",
+            (*EDIT, "--strength", "0.75"),
+            "no table for strength 0.75 at 4 steps; it has: 0",
+        ),
+        ("img2img", (*EDIT, "--strength", "1.5"), "--strength must be from 0 to 1"),
+        ("img2img", (*EDIT, "--strength", "0"), "no table for strength 0"),
         ("edit", (*EDIT, "--steps", "3"), "no table for 3 steps; it has: 2, 4"),
         ("edit", (*EDIT, "--steps", "0"), "no table for 0 steps"),
         ("edit", (*EDIT, "--steps", "few"), "Invalid value for '--steps'"),
@@ -107,8 +128,8 @@ NAN = np.full(SHAPE, np.nan, np.float32)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.zeros(SHAPE), "must hold one float32 array of shape [1, 4, 2, 3]"),
-        (np.zeros((1, 4, 3, 2), np.float32), "must hold one float32 array"),
+        (np.zeros(SHAPE), "must hold one float32 array"),
+        (np.zeros((1, 4, 3, 2), np.float32), "must hold one float32 array of shape [1, 4, 2, 3]"),
         (np.zeros(SHAPE, ">f4"), "must hold one float32 array"),
         (NAN, "holds NaN or Inf"),
         (np.array([{"a": 1}], object), "not a .npy file of numbers"),

@@ -1,40 +1,46 @@
-"""A pipeline with trained tokens, exported: its bundle makes the ids and states of transformers."""
+"""A pipeline with trained tokens, exported: its bundle makes the ids and states of diffusers."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import StableDiffusionPipeline
 
 from mtu_export import exporter, targets
 from mtu_export.bundle import tokenizer
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter.options import resolve
+from mtu_export.testing.dense import write_dense
 
 
 @pytest.mark.slow
-def test_a_bundle_knows_the_trained_tokens(atom_pipeline: Path, tmp_path: Path) -> None:
-    """The textual inversion of field reports: a token more in tokenizer and text encoder."""
-    folder = Path(shutil.copytree(atom_pipeline, tmp_path / "ti"))
-    reference = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    reference.add_tokens(["<cat-toy>"])
-    encoder.resize_token_embeddings(len(reference))
-    for part, saved in (("tokenizer", reference), ("text_encoder", encoder)):
-        shutil.rmtree(folder / part)
-        saved.save_pretrained(folder / part)
-    options = {"components": ["text_encoder"], "scheme": "fp32", "out": tmp_path / "b"}
-    bundle = exporter.export(resolve(target="onnx", model=folder, task="t2i", **options))  # type: ignore[arg-type]
-    prompt = "a photo of <cat-toy> in the snow"
-    batch = reference(prompt, padding="max_length", max_length=77, return_tensors="pt")
+@pytest.mark.parametrize(("count", "text"), [(1, "<cat>"), (3, "<cat> <cat>_1 <cat>_2")])
+def test_a_bundle_knows_the_trained_tokens(tmp_path: Path, count: int, text: str) -> None:
+    """Textual inversion: a name of n embedded tokens is n added ones, written in a row."""
+    pipe = StableDiffusionPipeline.from_pretrained(write_dense("atom", tmp_path / "plain"))
+    width = pipe.text_encoder.config.hidden_size
+    trained = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+    pipe.load_textual_inversion({"<cat>": trained.squeeze(0)})
+    pipe.save_pretrained(tmp_path / "trained")
+    prompt = f"a photo of {text} in the snow"
+    assert pipe.maybe_convert_prompt("a photo of <cat> in the snow", pipe.tokenizer) == prompt
+    bundle = exporter.export(
+        resolve(
+            target="onnx",
+            model=tmp_path / "trained",
+            components=["text_encoder"],
+            scheme="fp32",
+            out=tmp_path / "b",
+        )
+    )
+    batch = pipe.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt")
     ids, cut = tokenizer.load(bundle.folder / "tokenizer").encode(prompt)
     assert (ids.tolist(), cut) == (batch.input_ids.tolist(), "")
     with torch.no_grad():
-        expected = encoder(batch.input_ids).last_hidden_state.numpy()
+        expected = pipe.text_encoder(batch.input_ids).last_hidden_state.numpy()
     part = bundle.part("text_encoder")
     session = targets.runtime(targets.load("onnx")).open(part.path, part.entry_of("t2i"))
     (states,) = session({"input_ids": ids}).values()

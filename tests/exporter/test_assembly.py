@@ -14,7 +14,7 @@ import pytest
 from mtu_export import bundle, exporter, targets
 from mtu_export.bundle import hashes, structure
 from mtu_export.exporter import options
-from mtu_export.exporter.component import _Captured
+from mtu_export.exporter.part import _Captured
 
 
 @pytest.fixture

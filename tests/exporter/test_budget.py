@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtu_export import exporter, targets
+from mtu_export import exporter, models, targets
 from mtu_export.exporter import budget, options
 from mtu_export.spec import PlanError, ResourceError, Support, Unsupported
 from mtu_export.testing.architectures import ARCHITECTURES
@@ -72,7 +73,7 @@ def test_disk_is_that_of_all_parts_and_memory_that_of_the_largest(
     plan = options.resolve(**settings, out=tmp_path / "o")
     alone = {
         name: options.resolve(**settings, components=[name], out=tmp_path / "o")
-        for name in plan.components
+        for name in plan.parts
     }
 
     def disk(plan_: options.Plan) -> float:
@@ -116,14 +117,19 @@ def test_a_control_group_limits_what_is_available(
     assert budget.available_memory() == pytest.approx(free, rel=0.5)
 
 
-def test_scores_grow_with_the_fourth_power_of_the_side(resolved: options.Plan) -> None:
-    sd = replace(resolved, config=ARCHITECTURES["sd15"], height=512, width=512)
-    assert budget.attention_bytes(sd) == 8 * 4096**2 * 4
-    assert budget.attention_bytes(
-        replace(sd, height=1024, width=1024)
-    ) == 16 * budget.attention_bytes(sd)
-    xl = replace(sd, config=ARCHITECTURES["sdxl"])
-    assert budget.attention_bytes(xl) == 10 * 1024**2 * 4
+def test_scores_grow_with_the_fourth_power_of_the_side(tmp_path: Path) -> None:
+    """Three copies of heads x tokens², float32."""
+
+    def needed(architecture: str, side: int) -> float:
+        folder = tmp_path / architecture
+        folder.mkdir(exist_ok=True)
+        config = {"_class_name": "UNet2DConditionModel", **ARCHITECTURES[architecture]}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        return models.open(folder).working_bytes("unet", (side, side), 1)
+
+    assert needed("sd15", 512) == 3 * 8 * 4096**2 * 4
+    assert needed("sd15", 1024) == 16 * needed("sd15", 512)
+    assert needed("sdxl", 512) == 3 * 10 * 1024**2 * 4
 
 
 @pytest.mark.parametrize("name", targets.names())

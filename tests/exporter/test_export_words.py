@@ -15,8 +15,8 @@ import pytest
 
 from mtu_export import exporter
 from mtu_export.bundle import source_tokenizer
-from mtu_export.checkpoint import layout
-from mtu_export.exporter import component, options
+from mtu_export.exporter import options, part
+from mtu_export.models.pipeline import layout
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
 
 
@@ -26,10 +26,10 @@ class Began(BaseException):
 
 @pytest.fixture(autouse=True)
 def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(job: component.Job, reference: Any) -> None:
-        raise Began(job.component)
+    def make(job: part.Job, reference: Any) -> None:
+        raise Began(job.name)
 
-    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(part, "make", make)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def remove(folder: Path, *parts: str) -> None:
     """Take parts out of a pipeline, which then does not name them either."""
     path = folder / "model_index.json"
     index = json.loads(path.read_text("utf-8"))
-    for part in parts:
-        shutil.rmtree(folder / part)
-        del index[part]
+    for name in parts:
+        shutil.rmtree(folder / name)
+        del index[name]
     path.write_text(json.dumps(index), "utf-8")
 
 
@@ -250,7 +250,7 @@ def test_only_the_unet_is_compulsory(
 ) -> None:
     """What a checkpoint lacks is not exported (docs/checkpoint.md)."""
     remove(copied, *gone)
-    assert options.resolve(target="onnx", model=copied, task="edit").components == parts
+    assert options.resolve(target="onnx", model=copied, task="edit").parts == parts
     with pytest.raises(Began, match=first):
         export(copied)
 
@@ -279,12 +279,12 @@ def test_a_tokenizer_of_one_file_is_enough(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        ("edit", {"components": ["lora"]}, "unknown component 'lora'; choose from: text_encoder"),
-        ("edit", {"components": [""]}, "unknown component ''"),
+        ("edit", {"components": ["lora"]}, "unknown part 'lora'; choose from: text_encoder"),
+        ("edit", {"components": [""]}, "unknown part ''"),
         ("t2i", {"components": ["vae_encoder"]}, "task 't2i' needs no vae_encoder"),
         ("sr", {"components": ["text_encoder"]}, "task 'sr' needs no text_encoder"),
         (["t2i", "sr"], {"components": ["text_encoder"]}, "'sr' needs none of --components text_"),
-        ("edit", {"components": ["text_encoder_2"]}, "needs no text_encoder_2; it needs: text"),
+        ("edit", {"components": ["text_encoder_2"]}, "unknown part 'text_encoder_2'; choose"),
         ("edit", {"batch": 0}, "--batch must be from 1 to 64, got 0"),
         ("edit", {"batch": 65}, "--batch must be from 1 to 64"),
         ("edit", {"height": 100}, "--height must be a multiple of 16 from 16 to 8192, got 100"),
@@ -323,7 +323,7 @@ def test_picks_are_in_the_order_of_a_loop_and_bring_the_words_of_the_unet(copied
     plan = options.resolve(
         target="onnx", model=copied, task="edit", components=["vae_decoder", "text_encoder"]
     )
-    assert plan.components == ("text_encoder", "vae_decoder")
+    assert plan.parts == ("text_encoder", "vae_decoder")
     with pytest.raises(Began, match="vae_decoder"):
         export(copied, components=["vae_decoder"])
     with pytest.raises(Began, match="text_encoder"):  # what the empty prompt is made with
@@ -363,5 +363,5 @@ def test_it_says_whose_schedule_a_checkpoint_without_scheduler_gets(
 @pytest.mark.parametrize("parts", [["text_encoder"], ["vae_encoder", "vae_decoder"]])
 def test_keep_float_names_layers_of_the_unet_alone(pipeline: Path, parts: list[str]) -> None:
     settings = {"task": "edit", "scheme": "int8", "out": "none", "keep_float": ["mlp.fc1"]}
-    with pytest.raises(PlanError, match="--keep-float names layers of the UNet, which is not"):
+    with pytest.raises(PlanError, match="--keep-float names layers of the denoiser, which is not"):
         options.resolve(target="onnx", model=pipeline, components=parts, **settings)

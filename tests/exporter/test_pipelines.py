@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,9 @@ def test_the_floor_tells_prompts_and_guidance_apart(tmp_path: Path, case: pipeli
     expected = pipelines.by_us(loop)
     other = pipelines.by_us(loop, pipelines.PROMPT.replace("table", "chair"))
     assert pipelines.compare(expected, other).latents_db < 45
-    assert loop.task.guidance == Guidance(kind="text", text=7.5)
-    weaker = replace(loop, task=replace(loop.task, guidance=Guidance(kind="text", text=7.4)))
-    compared = pipelines.compare(expected, pipelines.by_us(weaker))
+    assert loop.task.scales == Guidance(kind="text", text=7.5)
+    weaker = pipelines.by_us(loop, guidance=Guidance(kind="text", text=7.4))
+    compared = pipelines.compare(expected, weaker)
     assert compared.latents_db < pipelines.FLOOR_DB
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mtu_export import bundle, checkpoint
-from mtu_export.exporter import limits, manifest, options
+from mtu_export.exporter import limits, manifest, options, schedule
 from mtu_export.exporter.options import resolve
+from mtu_export.exporter.reference import Reference
 from mtu_export.spec import (
     CheckpointError,
     OutputExists,
@@ -25,8 +26,8 @@ from mtu_export.spec import (
 
 def test_defaults(tiny: Path) -> None:
     plan = options.resolve(target="onnx", model=tiny, task="edit")
-    assert (plan.height, plan.width, plan.factor, plan.batch) == (128, 128, 8, 1)
-    assert plan.latent_size == (16, 16)
+    assert (plan.size, plan.batch) == ((128, 128), 1)
+    assert plan.latent_shape == (1, 4, 16, 16)
     assert plan.out == Path("edit-onnx-fp32")
     assert plan.scheme.name == "fp32"
     assert plan.options.opset == 20
@@ -80,16 +81,32 @@ def test_the_checkpoint_is_never_the_output(tiny: Path) -> None:
         options.resolve(target="diffusers", model=tiny, task="edit", out=tiny, force=True)
 
 
-def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
+def denoiser_record() -> bundle.PartRecord:
+    """The record of a UNet of the task `edit`."""
     weights = {"bits": 32, "granularity": None}
     scheme = {"name": "fp32", "weights": weights, "activations": "float32", "kept_float": []}
     cost = dict.fromkeys(("parameters", "flops_conv_linear", "flops_total", "weight_bytes"), 1)
-    record = {"component": "unet", "path": "unet", "bytes": 1, "sha256": "0" * 64, "cost": cost}
+    record = {
+        "name": "unet",
+        "kind": "denoiser",
+        "path": "unet",
+        "bytes": 1,
+        "sha256": "0" * 64,
+        "cost": cost,
+    }
     record |= {"entries": {"edit": "main"}, "inputs": [], "outputs": [], "scheme": scheme}
-    part = bundle.validated(bundle.PartRecord, json.dumps(record))
+    return bundle.validated(bundle.PartRecord, json.dumps(record))
+
+
+def test_a_task_has_steps_that_have_a_schedule(tiny: Path) -> None:
     for baked, steps in (([4, 8], 8), ([4, 20, 50], 20), ((), 20)):
         plan = options.resolve(target="onnx", model=tiny, task="edit", bake_steps=baked, out="b")
-        (task,) = manifest.describe(plan, manifest.identity(plan), [part]).tasks
+        baked_ = schedule.bake(schedule.load(None, "ddim"), plan.steps, required=False)
+        references = [Reference(plan, plan.tasks[0], baked_.golden_table(None), baked_.golden)]
+        described = manifest.describe(
+            plan, manifest.identity(plan), [denoiser_record()], baked_, references
+        )
+        (task,) = described.tasks
         assert task.steps == steps
 
 
@@ -154,10 +171,16 @@ def test_more_tasks_than_a_bundle_holds_are_refused_before_any_weight(
 
 def test_more_conditioning_than_a_bundle_holds_is_refused(tiny: Path, tmp_path: Path) -> None:
     first = json.loads((tiny / "unet" / "config.json").read_text("utf-8"))["tasks"][0]
-    tasks = [first | {"conditioning": [{"kind": "mask", "channels": 1}] * 65}]
-    model = with_tasks(tiny, tmp_path / "checkpoint", tasks=tasks)
-    with pytest.raises(PlanError, match="at most 64 conditioning entries of a task, got 65"):
-        resolve(target="onnx", model=model, height=128, width=128)
+    settings: Any = {"target": "onnx", "height": 128, "width": 128}
+    for count in (15, 16):
+        tasks = [first | {"conditioning": [{"kind": "mask", "channels": 1}] * count}]
+        model = with_tasks(tiny, tmp_path / str(count), tasks=tasks)
+        if count == 15:
+            (task,) = resolve(model=model, **settings).tasks
+            assert len(task.conditioning) == 15
+        else:
+            with pytest.raises(PlanError, match="'t2i': at most 15 conditioning entries, got 16"):
+                resolve(model=model, **settings)
 
 
 def test_more_loras_and_licences_than_a_bundle_holds_are_refused(
@@ -188,9 +211,9 @@ def test_tables_that_leave_the_manifest_no_room_are_refused(passes: int) -> None
     long = (1 / 3, -1 / 3, 0.0, 0.0)
     first = Pass(timestep=999.0, input_scale=1 / 3, x=(1 / 3, 0.0, 0.0, 0.0), m=(1 / 3, 0, 0, 0))
     rest = [Pass(timestep=1 / 3, input_scale=1 / 3, x=long, m=long)] * (passes - 1)
-    tables = {passes: Schedule(start_noise=1.0, passes=(first, *rest))}
+    tables: Any = {(passes, None): Schedule(start_noise=1.0, passes=(first, *rest))}
     if passes == 5_000:
         limits.require_tables_fit(tables)
     else:
         with pytest.raises(PlanError, match="at most 3,000,000 bytes of loop tables"):
-            limits.require_tables_fit(tables | {5_000: tables[passes]})
+            limits.require_tables_fit(tables | {(5_000, None): tables[passes, None]})

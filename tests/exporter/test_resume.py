@@ -14,7 +14,7 @@ import pytest
 
 from mtu_export import bundle, cli, exporter
 from mtu_export.bundle import Bundle, verification
-from mtu_export.exporter import assembly, component, manifest, options, resume
+from mtu_export.exporter import assembly, manifest, options, part, resume
 from mtu_export.spec import CheckpointError, MtuExportError, OutputExists, PlanError
 
 pytestmark = pytest.mark.slow
@@ -50,13 +50,13 @@ class Stopped(BaseException):
 def components(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts that are made, not taken."""
     names: list[str] = []
-    true = component.make
+    true = part.make
 
-    def make(job: component.Job, reference: Any) -> Any:
-        names.append(job.component)
+    def make(job: part.Job, reference: Any) -> Any:
+        names.append(job.name)
         return true(job, reference)
 
-    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(part, "make", make)
     return names
 
 
@@ -64,17 +64,17 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from mtu_export import exporter
-from mtu_export.exporter import component
+from mtu_export.exporter import part
 from tests.exporter.test_resume import resolved
 
-true = component.make
+true = part.make
 
 def make(job, reference):
-    if job.component == "vae_encoder":
+    if job.name == "vae_encoder":
         os.kill(os.getpid(), signal.SIGKILL)
     return true(job, reference)
 
-component.make = make
+part.make = make
 exporter.export(resolved(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 """An export that is killed with -9 before its second part."""
@@ -86,7 +86,7 @@ def inode(folder: Path) -> int:
 
 def whole(exported: Bundle) -> None:
     """The bundle is as one that was made in one go."""
-    assert [part.component for part in exported.parts] == PARTS
+    assert [part.name for part in exported.parts] == PARTS
     assert all(
         verdict.passed
         for verdict in verification.verify_bundle(exported)
@@ -302,11 +302,11 @@ def test_what_is_not_as_it_was_is_made_again(
     damage(draft_of(work))
     asked: list[str] = []
 
-    def make(job: component.Job, reference: Any) -> None:
-        asked.append(job.component)
+    def make(job: part.Job, reference: Any) -> None:
+        asked.append(job.name)
         raise Stopped
 
-    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(part, "make", make)
     with pytest.raises(Stopped):
         exporter.export(resolved(pipeline, work / "out"))
     assert asked == [again]
@@ -326,11 +326,11 @@ def test_another_plan_begins_anew(
 ) -> None:
     work = Path(shutil.copytree(stopped, tmp_path / "home"))
 
-    def make(job: component.Job, reference: Any) -> None:
+    def make(job: part.Job, reference: Any) -> None:
         assert not (job.folder / "text_encoder").exists()
         raise Stopped
 
-    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(part, "make", make)
     with pytest.raises(Stopped):
         exporter.export(resolved(pipeline, work / "out", seed=5))
     assert len(list(work.iterdir())) == 2  # what was stopped first still waits for its plan
@@ -375,14 +375,14 @@ def test_a_source_that_changes_meanwhile_is_refused(
     stopped: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(shutil.copytree(pipeline, tmp_path / "source"))
-    true, work = component.make, tmp_path / "home"
+    true, work = part.make, tmp_path / "home"
     work.mkdir()
 
-    def make(job: component.Job, reference: Any) -> Any:
+    def make(job: part.Job, reference: Any) -> Any:
         (source / "vae" / "config.json").touch()
         return true(job, reference)
 
-    monkeypatch.setattr(component, "make", make)
+    monkeypatch.setattr(part, "make", make)
     plan = resolved(source, work / "out", target="reference", skip_existing=False)
     with pytest.raises(CheckpointError, match="was changed while it was exported"):
         exporter.export(plan)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from mtu_export import bundle, exporter
 from mtu_export.bundle import Bundle, runner, verification
 from mtu_export.cli import app
-from mtu_export.exporter import component, options
+from mtu_export.exporter import options, part
 from mtu_export.spec import BundleError, PlanError, ToolchainError, Unsupported
 
 NEAR_DB = {"int8": 0.1, "fp16": 0.3, "fp32": 3}
@@ -171,7 +171,7 @@ def test_parts_without_the_unet_are_of_the_tasks_that_need_them(
 ) -> None:
     settings = {"target": "reference", "components": ["vae_encoder", "vae_decoder"]}
     exported = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
-    assert {part.component: set(part.entries) for part in exported.parts} == {
+    assert {part.name: set(part.entries) for part in exported.parts} == {
         "vae_encoder": {"edit"},
         "vae_decoder": {"t2i", "edit"},
     }
@@ -214,11 +214,11 @@ def test_stacked_norms_are_shared_too(make_tiny: Callable[..., Path], tmp_path: 
 def test_a_whole_pipeline_of_three_tasks(atom_pipeline: Path, tmp_path: Path) -> None:
     settings = {"target": "reference", "bake_steps": [4]}
     exported = export(atom_pipeline, tmp_path / "b", THREE, "fp32", **settings)
-    entries = {part.component: part.entries for part in exported.parts}
+    entries = {part.name: part.entries for part in exported.parts}
     assert set(entries["text_encoder"]) == {"t2i", "fill"}
     assert set(entries["vae_encoder"]) == {"sr", "fill"}
     assert entries["unet"].keys() == set(THREE)
-    rows = {(row.component, row.task) for row in exported.proof}
+    rows = {(row.part, row.task) for row in exported.proof}
     assert rows == {
         ("text_encoder", "t2i"),
         ("vae_encoder", "sr"),
@@ -241,22 +241,22 @@ def test_a_stopped_export_goes_on_with_all_tasks(
     atom_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"target": "reference", "bake_steps": [4], "skip_existing": True}
-    make, components, stops = component.make, [], ["once"]
+    make, components, stops = part.make, [], ["once"]
 
-    def stop(job: component.Job, references: Any) -> Any:
-        if job.component == "vae_decoder" and stops:
+    def stop(job: part.Job, references: Any) -> Any:
+        if job.name == "vae_decoder" and stops:
             stops.clear()
             raise KeyboardInterrupt
-        components.append(job.component)
+        components.append(job.name)
         return make(job, references)
 
-    monkeypatch.setattr(component, "make", stop)
+    monkeypatch.setattr(part, "make", stop)
     with pytest.raises(KeyboardInterrupt):
         export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
     assert components == ["text_encoder", "vae_encoder", "unet"]
     exported = export(atom_pipeline, tmp_path / "b", ("t2i", "edit"), "fp32", **settings)
     assert components[3:] == ["vae_decoder"]
-    assert {verdict.task for verdict in exported.proof if verdict.component == "pipeline"} == {
+    assert {verdict.task for verdict in exported.proof if verdict.part == "pipeline"} == {
         "t2i",
         "edit",
     }
@@ -271,7 +271,7 @@ def test_a_stopped_export_goes_on_with_all_tasks(
 def test_graphs_that_are_not_alike_are_refused(
     atom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtu_export.models import mtu
+    from mtu_export.models.mtu import network as mtu
 
     specialise = mtu.specialise
 
@@ -327,7 +327,7 @@ def _negative(part: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (_renamed, "names are not those of inputs"),
-        (_foreign, "'unknown' is not a task of entries"),
+        (_foreign, "'unknown' is no task of entries"),
         (_endless, "must be at least 1, got -1"),
         (_no_list, "must be a list"),
         (_no_counts, "sr: must be an integer"),

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export.checkpoint import presets
 from mtu_export.graph import fold, quantize, rewrite
 from mtu_export.graph.gated import GatedLinear, bake
-from mtu_export.models import mtu
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
 from mtu_export.spec import NotFoldable
 from mtu_export.spec.catalog import SCHEMES
 

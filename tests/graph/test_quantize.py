@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mtu_export import models
+from mtu_export.checkpoint import EMBEDDED
 from mtu_export.graph import quantize
 from mtu_export.graph.gated import GatedLinear
 from mtu_export.spec import IntWeights, PerGroup, Scheme, Unsupported
@@ -57,8 +59,8 @@ def _net() -> nn.Module:
 
 
 def test_first_last_and_time_stay_float_with_a_reason() -> None:
-    net = _net()
-    kept = quantize.quantize([net], SCHEMES["int8"])
+    net, (unet,) = _net(), (p for p in models.open(EMBEDDED).parts if p.kind == "denoiser")
+    kept = quantize.quantize([net], unet.scheme(SCHEMES["int8"], SCHEMES, gains=True))
     assert kept == (
         ("conv_in", "first layer"),
         ("time_embedding.0", "time embedding"),

@@ -11,7 +11,8 @@ from diffusers.models.attention_processor import Attention
 
 from mtu_export.bundle.metrics import psnr
 from mtu_export.graph import rewrite
-from mtu_export.models import mtu, stock
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.pipeline import stock
 from mtu_export.spec import UnknownName, Unsupported
 
 
@@ -19,8 +20,8 @@ from mtu_export.spec import UnknownName, Unsupported
 @pytest.mark.parametrize("name", ["tiny", "tiny_sdxl"])
 def test_rewritten_unets_compute_the_same(name: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(name)
-    pipeline = mtu.load(folder)
-    unet = mtu.specialise(pipeline, [pipeline.components["unet"].task("sr")])["sr"].module
+    live = mtu.load(folder)
+    unet = mtu.specialise(live, [live.task("sr")])["sr"].module
     random = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, 8, 16, 16, generator=random), torch.tensor([7.0])]
     inputs.append(torch.randn(2, 77, 32, generator=random))

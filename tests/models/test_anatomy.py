@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,17 @@ from safetensors.torch import load_file, save_file
 
 from mtu_export import checkpoint, models
 from mtu_export.authoring import upcycle
-from mtu_export.checkpoint import presets
 from mtu_export.exporter import inspection, options
 from mtu_export.graph import capture
-from mtu_export.models import analysis, deviation, mtu
-from mtu_export.models.experts import transformer_blocks
-from mtu_export.spec import CheckpointError, MissingWeights, PlanError
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
+from mtu_export.models.mtu.experts import transformer_blocks
+from mtu_export.models.mtu.layout import LAYOUT
+from mtu_export.models.mtu.model import MTUModel, data_order
+from mtu_export.models.pipeline import anatomy, deviation
+from mtu_export.models.pipeline.anatomy import Anatomy
+from mtu_export.spec import CheckpointError, Cost, MissingWeights, PlanError
+from mtu_export.spec.model import Deviation
 from mtu_export.testing import architectures
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -69,12 +75,18 @@ def unequal(folder: Path, out: Path) -> Path:
 # --------------------------------------------------------------------------------------- FLOPs
 
 
-def folded_cost(folder: Path, task: str) -> object:
+def folded_cost(folder: Path, task: str) -> Cost:
     """The cost that an export records."""
     plan = options.resolve(target="onnx", model=folder, task=task, out=folder / "none")
-    family = models.load("mtu")
-    module = family.specialise(family.load(folder), plan.tasks[:1])[plan.tasks[0].name].module
-    return capture.cost(family.graph(module, plan, plan.tasks[0]))
+    live, first = plan.model.load("unet"), plan.tasks[0]
+    folded = live.specialise([first])
+    assert folded is not None
+    return capture.cost(live.graph(first, plan.size, 1, folded[first.name].module))
+
+
+def costs(folder: Path, latent: tuple[int, int]) -> dict[str, Cost]:
+    model = MTUModel(folder)
+    return anatomy.costs(model.unet, model.tasks, latent, model.outline_of)
 
 
 @pytest.mark.slow
@@ -91,18 +103,18 @@ def test_cost_is_that_of_the_folded_module(
     make_tiny: Callable[..., Path], architecture: str, settings: dict[str, object], task: str
 ) -> None:
     folder = make_tiny(architecture, **settings)
-    source = analysis.read(folder)
-    size, latent, reason = analysis.image_size(source, None, None)
-    assert (size, reason) == ((128, 128), "")
-    assert analysis.costs(source, latent)[task] == folded_cost(folder, task)
+    described = inspection.of_checkpoint(folder)
+    assert (described["image"], described["not counted"]) == ("128 x 128", None)
+    figures = next(entry for entry in described["FLOPs"] if entry["task"] == task)
+    assert figures == {"task": task, **asdict(folded_cost(folder, task))}
 
 
 @pytest.mark.slow
 def test_cost_counts_the_widths_on_disk(tiny: Path, tmp_path: Path) -> None:
     folder = unequal(tiny, tmp_path / "unequal")
-    cost = analysis.costs(analysis.read(folder), (16, 16))["edit"]
+    cost = costs(folder, (16, 16))["edit"]
     assert cost == folded_cost(folder, "edit")
-    assert cost.flops_total < analysis.costs(analysis.read(tiny), (16, 16))["edit"].flops_total
+    assert cost.flops_total < costs(tiny, (16, 16))["edit"].flops_total
 
 
 @pytest.mark.parametrize(
@@ -116,9 +128,7 @@ def test_published_sizes(architecture: str, narrow: float, whole: float, paramet
     stock = architectures.ARCHITECTURES[architecture]
     tasks = presets.resolve_tasks(["t2i"], stock)
     config = upcycle.mtu_config(stock, tasks, 4, (768, 768), "replace")
-    family = models.load("mtu")
-    source = analysis.Source(folder=Path(), config=config, headers={}, family=family)
-    cost = analysis.costs(source, (64, 64))["t2i"]
+    cost = anatomy.costs(config, tasks, (64, 64), lambda n: mtu.outline(config, {}, n))["t2i"]
     assert round(cost.flops_conv_linear / 1e12, 3) == narrow
     assert round(cost.flops_total / 1e12, 3) == whole
     assert cost.parameters == parameters
@@ -134,10 +144,7 @@ def test_parameters_of_the_published_checkpoint() -> None:
         name: checkpoint.Header(dtype="F32", shape=tuple(value.shape), file=Path())
         for name, value in live.state_dict().items()
     }
-    source = analysis.Source(
-        folder=Path(), config=config, headers=counts, family=models.load("mtu")
-    )
-    kinds = analysis.parameters(source)
+    kinds = Anatomy(config=config, headers=counts, layout=LAYOUT).parameters()
     assert round(sum(kinds.values()) / 1e6) == 869
     assert sum(kinds.values()) == sum(p.numel() for p in live.parameters())
     assert round(kinds["routers"] / 1e6, 2) == 9.50
@@ -145,10 +152,9 @@ def test_parameters_of_the_published_checkpoint() -> None:
 
 
 def test_sizes_are_those_of_an_export(tiny: Path, tmp_path: Path) -> None:
-    source = analysis.read(tiny)
-    assert analysis.image_size(source, 64, 256)[:2] == ((64, 256), (8, 32))
+    assert inspection.of_checkpoint(tiny, 64, 256)["image"] == "64 x 256"
     with pytest.raises(PlanError, match="--height must be a multiple of 16"):
-        analysis.image_size(source, 50, None)
+        inspection.of_checkpoint(tiny, 50, None)
     folder = changed(tiny, tmp_path / "unsized")
     config_of(folder, sample_size=None)
     described = inspection.of_checkpoint(folder)
@@ -175,8 +181,8 @@ def test_expert_weights_are_those_of_the_live_routers(
     make_tiny: Callable[..., Path], architecture: str, settings: dict[str, object]
 ) -> None:
     folder = make_tiny(architecture, **settings)
-    weights = analysis.expert_weights(analysis.read(folder))
-    live = mtu.load(folder).components["unet"].double()
+    weights = MTUModel(folder).expert_weights()
+    live = mtu.load(folder).double()
     blocks = dict(transformer_blocks(live))
     assert set(weights) == set(blocks)
     for path, by_task in weights.items():
@@ -190,8 +196,8 @@ def test_expert_weights_are_those_of_the_live_routers(
 # -------------------------------------------------------------------------------------- deviation
 
 
-def compare(one: Path, other: Path) -> deviation.Deviation:
-    return deviation.deviation(*(analysis.read(path, dense=True) for path in (one, other)))
+def compare(one: Path, other: Path) -> Deviation:
+    return models.open(one).deviation(models.open(other))
 
 
 def test_nothing_deviates_from_itself(tiny: Path) -> None:
@@ -200,7 +206,7 @@ def test_nothing_deviates_from_itself(tiny: Path) -> None:
     assert compared.left_out == ()
     count = sum(entry.parameters for entry in compared.layers)
     assert count == sum(entry.parameters for entry in compared.kinds)
-    assert count == sum(analysis.parameters(analysis.read(tiny)).values())
+    assert count == sum(MTUModel(tiny).anatomy().parameters().values())
 
 
 CHANGES = {
@@ -263,7 +269,7 @@ def test_an_upcycled_model_is_its_dense_source(
     assert left_out[f"{BLOCK}.ff.router.fc2.bias"] == "a dense UNet has none"
     assert left_out["conv_in.edit.weight"].startswith("another shape: [32, 8, 3, 3]")
     assert (f"{BLOCK}.norm3.edit.bias" in left_out) == (task_norm == "stacked")
-    headers = analysis.read(tmp_path / "mtu").headers
+    headers = MTUModel(tmp_path / "mtu").anatomy().headers
     compared = sum(entry.parameters for entry in deviations.layers)
     assert compared == sum(
         math.prod(header.shape) for name, header in headers.items() if name not in left_out
@@ -376,17 +382,10 @@ def test_damage_is_one_line(tiny: Path, tmp_path: Path) -> None:
             inspection.of_checkpoint(folder)
         with pytest.raises(CheckpointError):
             inspection.of_deviation(tiny, folder)
-    with pytest.raises(CheckpointError, match="the UNet is dense"):
-        inspection.of_checkpoint(_pipeline(tmp_path))
-    with pytest.raises(CheckpointError, match="no unet/ folder"):
+    with pytest.raises(CheckpointError, match=r"no model_index\.json and no unet/"):
         inspection.of_deviation(tiny, tmp_path)
-
-
-def _pipeline(folder: Path) -> Path:
-    dense(folder / "pipeline" / "unet")
-    return folder / "pipeline"
 
 
 def test_blocks_of_no_stock_unet_are_sorted_too() -> None:
     paths = ["side.1", "up_blocks.0", "mid_block.0", "down_blocks.10", "down_blocks.2"]
-    assert sorted(paths, key=analysis.data_order) == [*reversed(paths)]
+    assert sorted(paths, key=data_order) == [*reversed(paths)]

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtu_export.models import lora, mtu
+from mtu_export.models import lora
+from mtu_export.models.mtu import network as mtu
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError
 from mtu_export.testing import architectures, loras
 
@@ -381,7 +382,7 @@ def test_components_that_are_not_there_are_counted(
 def test_memory_mapped_weights_are_replaced_not_written(tiny: Path, tmp_path: Path) -> None:
     file = next((tiny / "unet").glob("*.safetensors"))
     before = file.read_bytes()
-    unet = mtu.load(tiny).components["unet"]
+    unet = mtu.load(tiny)
     old = unet.get_parameter("mid_block.attentions.0.proj_in.weight")
     kept = old.clone()
     adapter = lora.read(loras.write(tmp_path / "x.safetensors", PAIR))

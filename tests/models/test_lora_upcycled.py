@@ -19,8 +19,9 @@ from torch import nn
 
 from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
-from mtu_export.models import lora, mtu
+from mtu_export.models import lora
 from mtu_export.models.lora.model import Target
+from mtu_export.models.mtu import network as mtu
 from mtu_export.spec import CheckpointError, MtuExportWarning
 from mtu_export.testing import architectures, loras
 
@@ -41,7 +42,7 @@ def dense(folder: Path, in_channels: int = 4) -> UNet2DConditionModel:
 
 
 def live(folder: Path) -> mtu.MTUUNet2DConditionModel:
-    return mtu.load(folder).components["unet"]
+    return mtu.load(folder)
 
 
 def predict(unet: Any, task: str) -> torch.Tensor:
@@ -172,15 +173,14 @@ def test_kohya_names_reach_the_experts_and_the_fold_stays_exact(tmp_path: Path) 
     upcycle.upcycle(tmp_path / "dense", tmp_path / "out", **TASKS_AND_SIZES)
     paths = [path for path in loras.layers(stock) if ".ff." in path]
     file = loras.write(tmp_path / "k.safetensors", loras.kohya(loras.pairs(stock, paths), alpha=2))
-    pipeline = mtu.load(tmp_path / "out")
-    unet = pipeline.components["unet"]
+    unet = mtu.load(tmp_path / "out")
     plain = predict(unet, "edit")
-    report = lora.apply(pipeline.components, [(lora.read(file), 1.0)])
+    report = lora.apply({"unet": unet}, [(lora.read(file), 1.0)])
     assert report.folded[0].layers == {"unet": len(paths)}
     assert report.changed == {"unet": 4 * len(paths)}
     want = predict(unet, "edit")
     assert psnr(want.numpy(), plain.numpy()) < 60
-    folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"].module
+    folded = mtu.specialise(unet, [unet.task("edit")])["edit"].module
     random = torch.Generator().manual_seed(1)
     x = torch.randn(1, 8, 16, 16, generator=random)
     text = torch.randn(1, 77, 32, generator=random)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from mtu_export import MTUUNet2DConditionModel, checkpoint, models
 from mtu_export.authoring import upcycle
 from mtu_export.bundle.metrics import psnr
-from mtu_export.checkpoint import presets
 from mtu_export.exporter import options
-from mtu_export.models import mtu
-from mtu_export.models.experts import transformer_blocks
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
+from mtu_export.models.mtu.experts import transformer_blocks
 from mtu_export.spec import CheckpointError, MissingWeights, UnknownName
 from mtu_export.testing import architectures, random_parts
 from tests.support.mtu_checkpoints import WEIGHTS, edit_config, edit_weights, inputs, load
@@ -35,7 +36,7 @@ SD2 = {
 
 
 def test_the_files_that_are_no_families_are_shared_ones() -> None:
-    assert models.names() == ("mtu",)
+    assert models.names() == ("mtu", "sd")
 
 
 def test_a_block_computes_the_formula_of_the_format(tiny: Path) -> None:
@@ -83,7 +84,7 @@ def test_diffusers_saves_and_loads_it_sharded_or_not(tiny: Path, tmp_path: Path)
             assert all(torch.equal(state[key], want[key]) for key in want)
         config = json.loads((tmp_path / name / "unet" / "config.json").read_text())
         assert {key for key in config if not key.startswith("_")} <= {
-            *checkpoint.MTU_KEYS,
+            *mtu_config.MTU_KEYS,
             *mtu.STOCK_KEYS,
         }
 
@@ -149,8 +150,7 @@ def test_keys_with_stock_defaults_may_be_left_out(tiny: Path, tmp_path: Path) ->
         del config[key]
     path.write_text(json.dumps(config))
     resolved = options.resolve(target="onnx", model=folder, task="edit")
-    pipeline = mtu.load(folder)
-    graph = mtu.graph(pipeline.components["unet"], resolved, resolved.tasks[0])
+    graph = resolved.model.load("unet").graph(resolved.tasks[0], resolved.size, 1)
     assert graph.inputs[0].shape == (1, 8, 16, 16)
 
 
@@ -168,12 +168,11 @@ def test_sd2_configuration(make_tiny: Callable[..., Path], tmp_path: Path) -> No
     shapes = upcycle.tensor_shapes(config)
     tensors = ((name, random_parts.random_tensor(name, shape, 0)) for name, shape in shapes.items())
     checkpoint.write(tmp_path / "sd2" / "unet", config, tensors)
-    pipeline = mtu.load(tmp_path / "sd2")
-    unet = pipeline.components["unet"]
+    unet = mtu.load(tmp_path / "sd2")
     arguments = inputs(unet, "edit")
     with torch.no_grad():
         want = unet(**arguments).sample
-        got = mtu.specialise(pipeline, [unet.task(None)])["edit"].module(**arguments).sample
+        got = mtu.specialise(unet, [unet.task(None)])["edit"].module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mtu_export import MTUUNet2DConditionModel, exporter
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options
-from mtu_export.models import mtu
+from mtu_export.models.mtu import network as mtu
 from mtu_export.spec import NotFoldable
 from tests.support.mtu_checkpoints import WEIGHTS, edit_config, edit_weights, inputs, load
 
@@ -26,12 +26,11 @@ def test_a_folded_unet_equals_the_live_one(
     make_tiny: Callable[..., Path], architecture: str, experts: int
 ) -> None:
     folder = make_tiny(architecture, experts=experts)
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
+    unet = mtu.load(folder)
     arguments = inputs(unet, "inpaint")
     with torch.no_grad():
         want = unet(**arguments, task="inpaint").sample
-        folded = mtu.specialise(pipeline, [unet.task("inpaint")])["inpaint"]
+        folded = mtu.specialise(unet, [unet.task("inpaint")])["inpaint"]
         got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
     assert max(folded.errors.values()) < 1e-6
@@ -67,8 +66,7 @@ def test_unequal_widths_fold_and_are_no_stock_unet(
     folder = edit_config(folder, tmp_path / "odd3", num_experts=3)
     again = MTUUNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     assert again.state_dict().keys() == load(folder).state_dict().keys()
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
+    unet = mtu.load(folder)
     if double:
         unet.double()
     kind = torch.float64 if double else torch.float32
@@ -77,7 +75,7 @@ def test_unequal_widths_fold_and_are_no_stock_unet(
     }
     with torch.no_grad():
         want = unet(**arguments, task="edit").sample
-        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
+        folded = mtu.specialise(unet, [unet.task("edit")])["edit"]
         got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > (250 if double else 110)
     assert max(folded.errors.values()) < (1e-14 if double else 1e-6)
@@ -89,12 +87,11 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
     tensors = load_file(folder / WEIGHTS)
     path = next(name for name in tensors if name.endswith(".norm3.weight")).removesuffix(".weight")
     assert f"{path}.edit.weight" in tensors
-    pipeline = mtu.load(folder)
-    unet = pipeline.components["unet"]
+    unet = mtu.load(folder)
     arguments = inputs(unet, "edit")
     with torch.no_grad():
         want = unet(**arguments, task="edit").sample
-        folded = mtu.specialise(pipeline, [unet.task("edit")])["edit"]
+        folded = mtu.specialise(unet, [unet.task("edit")])["edit"]
         got = folded.module(**arguments).sample
     assert psnr(want.numpy(), got.numpy()) > 110
     assert "two stacked norms" in folded.deviations[0]
@@ -103,17 +100,16 @@ def test_stacked_norms_fold_to_two_norms(make_tiny: Callable[..., Path], tmp_pat
 def test_a_block_that_is_not_exact_is_refused_by_name(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtu_export.models import experts
+    from mtu_export.models.mtu import experts
 
     def sees_data(self: experts.MTUFeedForward, x: torch.Tensor) -> torch.Tensor:
         return x * x.mean() + original(self, x)
 
     original = experts.MTUFeedForward.forward
     monkeypatch.setattr(experts.MTUFeedForward, "forward", sees_data)
-    pipeline = mtu.load(tiny)
-    task = pipeline.components["unet"].task("edit")
+    unet = mtu.load(tiny)
     with pytest.raises(NotFoldable, match=r"^down_blocks\.0\.attentions\.0\.transformer_blocks\.0"):
-        mtu.specialise(pipeline, [task])
+        mtu.specialise(unet, [unet.task("edit")])
 
 
 PLAIN_DIFFUSERS = """

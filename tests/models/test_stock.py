@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mtu_export.bundle.metrics import psnr
 from mtu_export.graph import capture
-from mtu_export.models import stock
+from mtu_export.models.pipeline import stock
 from mtu_export.spec import CheckpointError, MissingWeights
 
 TEXT: dict[str, Any] = {

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mtu_export import MTUUNet2DConditionModel
 from mtu_export.graph import capture
-from mtu_export.models import mtu
-from mtu_export.models.unet import unet_graph
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.pipeline.unet import unet_graph
 
 TASKS = ("t2i", "relight")
 WAIT_S = 120

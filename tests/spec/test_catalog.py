@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
-from mtu_export import targets
-from mtu_export.checkpoint.layout import VAE_SCALE_FACTOR, vae_scale_factor
-from mtu_export.spec import KeepFloat
-from mtu_export.spec.catalog import SCHEMES, scheme_of
+from mtu_export.exporter.options import resolve
+from mtu_export.models.pipeline.layout import VAE_SCALE_FACTOR, vae_scale_factor
 from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED, STOCK_PARTS
 
@@ -28,17 +28,24 @@ from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED, STOCK_PAR
     ],
 )
 def test_each_part_has_its_scheme(
-    scheme: str, target: str, upcast: bool, names: tuple[str, ...]
+    pipeline_sdxl: Path,
+    tmp_path: Path,
+    scheme: str,
+    target: str,
+    upcast: bool,
+    names: tuple[str, ...],
 ) -> None:
-    mine = KeepFloat(pattern="mid_block.*", why="asked for", required=True)
-    exported = replace(SCHEMES[scheme], overrides=(mine, *SCHEMES[scheme].overrides))
-    config = {"force_upcast": True} if upcast else {}
-    half = targets.load(target).info.float16_vae
+    folder = Path(shutil.copytree(pipeline_sdxl, tmp_path / "xl"))
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "force_upcast": upcast}), "utf-8")
+    kept = ["mid_block.*"] if scheme == "int8" else []
+    plan = resolve(model=folder, target=target, scheme=scheme, task="t2i", keep_float=kept)
     parts = ("unet", "text_encoder_2", "vae_decoder")
-    schemes = [scheme_of(part, exported, config, float16_vae=half) for part in parts]
-    assert tuple(of_part.name for of_part in schemes) == names
-    assert schemes[0] == exported
-    assert mine not in schemes[1].overrides or scheme != "int8"
+    assert tuple(plan.schemes[part].name for part in parts) == names
+    patterns = {part: [o.pattern for o in plan.schemes[part].overrides] for part in parts}
+    integer = scheme == "int8"
+    assert ("mid_block.*" in patterns["unet"], "conv_in" in patterns["unet"]) == (integer, integer)
+    assert patterns["text_encoder_2"] == patterns["vae_decoder"] == []
 
 
 def test_stock_parts_fit_their_unets() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mtu_export.graph import capture
 from mtu_export.graph.capture import Graph
-from mtu_export.models.unet import as_checkpoint_error
+from mtu_export.models.pipeline.unet import as_checkpoint_error
 from mtu_export.spec import CheckpointError, NotFoldable, TensorSpec, ToolchainError, first_line
 
 

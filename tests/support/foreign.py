@@ -17,7 +17,7 @@ from diffusers.models.attention import FeedForward
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtu_export.models.experts import transformer_blocks
+from mtu_export.models.mtu.experts import transformer_blocks
 from mtu_export.testing import architectures
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"

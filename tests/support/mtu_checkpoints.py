@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtu_export import MTUUNet2DConditionModel
-from mtu_export.models import mtu
+from mtu_export.models.mtu import network as mtu
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -39,7 +39,7 @@ def inputs(unet: MTUUNet2DConditionModel, task: str, seed: int = 0) -> dict[str,
 
 
 def load(folder: Path) -> MTUUNet2DConditionModel:
-    return mtu.load(folder).components["unet"]
+    return mtu.load(folder)
 
 
 def edit_config(source: Path, out: Path, **changes: object) -> Path:

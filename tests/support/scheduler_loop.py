@@ -9,6 +9,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from mtu_export.spec import Pass
+
 
 def fake(scaled: torch.Tensor, timestep: float) -> torch.Tensor:
     """A stand-in for a UNet: nonlinear, of about unit size, mixes neighbours, knows the time.
@@ -20,9 +22,9 @@ def fake(scaled: torch.Tensor, timestep: float) -> torch.Tensor:
     return 0.8 * torch.sin(scaled + timestep / 300) + 0.3 * torch.tanh(near) * torch.cos(scaled)
 
 
-def fake_numpy(scaled: np.ndarray, timestep: float) -> np.ndarray:
-    """The same for numpy arrays."""
-    return fake(torch.from_numpy(scaled), timestep).numpy()
+def fake_numpy(scaled: np.ndarray, step: Pass) -> np.ndarray:
+    """The same for numpy arrays, as a sampler asks it."""
+    return fake(torch.from_numpy(scaled), step.timestep).numpy()
 
 
 def by_scheduler(
@@ -53,7 +55,7 @@ def by_scheduler(
         own = wide[index + 1 : index + 2]
 
         def draw(
-            *args: Any, own: torch.Tensor = own, dtype: torch.dtype | None = None, **kwargs: Any
+            *words: Any, own: torch.Tensor = own, dtype: torch.dtype | None = None, **named: Any
         ) -> torch.Tensor:
             return own.to(dtype or torch.float32)
 

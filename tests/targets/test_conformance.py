@@ -34,11 +34,11 @@ def test_every_target_exports_every_scheme_it_accepts(
         return
     exported = bundle.read(folder)
     unet = "quantised" if scheme == "int8" else "exported"
-    verdicts = {(verdict.component, verdict.stage): verdict for verdict in exported.proof}
+    verdicts = {(verdict.part, verdict.stage): verdict for verdict in exported.proof}
     assert verdicts.pop(("unet", "folded")).passed
     assert ("unet", unet) in verdicts
     assert ("pipeline", "passes") in verdicts
-    assert {name for name, _ in verdicts} == {*exported.needs("inpaint"), "pipeline"}
+    assert {name for name, _ in verdicts} == {*exported.task("inpaint").flow.parts, "pipeline"}
     for verdict in verdicts.values():
         if targets.runtime(targets.load(target)).runner()[0] is None:
             assert verdict.passed is None
@@ -49,7 +49,7 @@ def test_every_target_exports_every_scheme_it_accepts(
         else:
             assert verdict.passed
     if (target, scheme) not in CORNERS or scheme == "int8":  # one scheme of a target is enough
-        again = {(v.component, v.stage): v for v in verification.verify_bundle(exported)}
+        again = {(v.part, v.stage): v for v in verification.verify_bundle(exported)}
         again = {key: v for key, v in again.items() if v.stage != "witness"}
         assert list(again) == list(verdicts)
         for key, verdict in verdicts.items():
@@ -59,7 +59,7 @@ def test_every_target_exports_every_scheme_it_accepts(
             )
     if target == "executorch" and scheme == "int8":
         assert exported.manifest.scheme.activations == "dynamic_int8"
-        (unet,) = (part for part in exported.manifest.parts if part.component == "unet")
+        (unet,) = (part for part in exported.manifest.parts if part.name == "unet")
         outside = unet.notes["outside"]
         assert not any(
             k.startswith(("aten_convolution", "aten_linear", "aten_bmm")) for k in outside
@@ -102,7 +102,9 @@ def test_sdxl_exports_with_its_extra_inputs(tiny_sdxl: Path, tmp_path: Path) -> 
 def test_every_family_fulfils_the_protocol() -> None:
     for name in models.names():
         family = models.load(name)
-        assert all(callable(getattr(family, verb)) for verb in ("load", "graph", "specialise"))
+        assert all(callable(getattr(family, verb)) for verb in ("claims", "open"))
+        assert all(isinstance(claimed, str) for claimed in family.classes)
+        assert family.classes
 
 
 def test_every_target_fulfils_the_protocol() -> None:

@@ -51,7 +51,7 @@ def _without_loop(exported: Bundle, component: str) -> Bundle:
 
 def test_an_export_is_proved_by_figures(whole: Path) -> None:
     proof = bundle.read(whole).proof
-    assert {verdict.component for verdict in proof} >= {
+    assert {verdict.part for verdict in proof} >= {
         "text_encoder",
         "vae_encoder",
         "unet",
@@ -66,13 +66,11 @@ def test_an_export_is_proved_by_figures(whole: Path) -> None:
 
 def test_verify_finds_the_same_figures(whole: Path) -> None:
     exported = bundle.read(whole)
-    before = {(v.component, v.stage): v.psnr_db for v in exported.proof}
+    before = {(v.part, v.stage): v.psnr_db for v in exported.proof}
     for verdict in verification.verify_bundle(exported):
         assert verdict.passed or verdict.stage == "loop", verdict
         if verdict.stage != "witness":
-            assert verdict.psnr_db == pytest.approx(
-                before[verdict.component, verdict.stage], abs=0.5
-            )
+            assert verdict.psnr_db == pytest.approx(before[verdict.part, verdict.stage], abs=0.5)
 
 
 def _blobs(path: Path) -> list[tuple[int, int, str]]:
@@ -188,7 +186,7 @@ def test_nan_is_a_failed_row_that_names_the_layer(copy: Path) -> None:
         weights.write(b"\x00\x7e" * (length // 2))
     assert file.is_file()
     verdicts = verification.verify_bundle(_rehash(copy))
-    unet = next(verdict for verdict in verdicts if verdict.component == "unet")
+    unet = next(verdict for verdict in verdicts if verdict.part == "unet")
     assert unet.passed is False
     assert "NaN first appears in operator 'conv2d_cast_fp16' (conv)" in str(unet.reason)
     assert "layer 'unet_conv_in'" in str(unet.reason)

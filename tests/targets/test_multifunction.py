@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from mtu_export import bundle, models, targets
+from mtu_export import bundle, targets
 from mtu_export.bundle import verification
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter.options import resolve
@@ -352,14 +352,16 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
 ) -> None:
     folder = request.getfixturevalue(model)
     resolved = resolve(target="coreml", model=folder, task=("t2i", "fill"), scheme=scheme)
-    family = models.load(resolved.family)
-    folded = family.specialise(family.load(folder), resolved.tasks)
+    live = resolved.model.load("unet")
+    folded = live.specialise(resolved.tasks)
+    assert folded is not None
     modules = [folded[task.name].module for task in resolved.tasks]
     for module in modules:
         rewrite.apply(module, targets.rewrites(resolved))
     quantize.quantize(modules, resolved.scheme)
     graphs = {
-        task.name: family.graph(folded[task.name].module, resolved, task) for task in resolved.tasks
+        task.name: live.graph(task, resolved.size, 1, folded[task.name].module)
+        for task in resolved.tasks
     }
     program = capture.capture("unet", graphs)
     (tmp_path / "all").mkdir()

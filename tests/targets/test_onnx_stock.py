@@ -36,11 +36,29 @@ def test_tokenizers_are_named_with_their_encoders(
     )
     write_configs("unet", plan, tmp_path)
     assert not {n for n in checkpoint.read_json(tmp_path / "model_index.json") if "token" in n}
-    parts = [part for part in plan.components if part.startswith("text_encoder")]
+    parts = [part for part in plan.parts if part.startswith("text_encoder")]
     assert len(parts) == (2 if size else 1)
     for part in parts:
         write_configs(part, plan, tmp_path)
-    index = checkpoint.read_json(tmp_path / "model_index.json")
-    for part in parts:
-        name = part.replace("text_encoder", "tokenizer")
-        assert index[name] == ["transformers", "CLIPTokenizer"]
+        index = checkpoint.read_json(tmp_path / "model_index.json")
+        assert index[part.replace("text_encoder", "tokenizer")] == ["transformers", "CLIPTokenizer"]
+    write_configs(parts[-1], plan, tmp_path / "alone")
+    index = checkpoint.read_json(tmp_path / "alone" / "model_index.json")
+    assert [n for n in index if "token" in n] == [parts[-1].replace("text_encoder", "tokenizer")]
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "kind"),
+    [
+        ("t2i", 4, "StableDiffusionPipeline"),
+        ("edit", 8, "StableDiffusionInstructPix2PixPipeline"),
+        ("fill", 9, "StableDiffusionInpaintPipeline"),
+    ],
+)
+def test_the_config_of_the_unet_is_that_of_its_task(
+    pipeline: Path, tmp_path: Path, task: str, channels: int, kind: str
+) -> None:
+    plan = options.resolve(target="onnx", model=pipeline, task=task)
+    write_configs("unet", plan, tmp_path)
+    assert checkpoint.read_json(tmp_path / "unet" / "config.json")["in_channels"] == channels
+    assert checkpoint.read_json(tmp_path / "model_index.json")["_class_name"] == kind

@@ -16,9 +16,9 @@ from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
-from mtu_export.models import stock
+from mtu_export.models.pipeline import stock
 from mtu_export.spec import Arrays, FloatWeights, IntWeights
-from mtu_export.spec.catalog import scheme_of
+from mtu_export.spec.catalog import SCHEMES
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def test_a_part_lowers_reads_and_runs(
     folder: Path = request.getfixturevalue(architecture)
     target = targets.load(name)
     whole = options.resolve(target=name, model=folder, task="t2i", scheme=scheme)
-    part_scheme = scheme_of(part, whole.scheme, {}, float16_vae=target.info.float16_vae)
+    part_scheme = whole.spec(part).scheme(whole.scheme, SCHEMES, gains=target.info.float16_gains)
     whole = replace(whole, scheme=part_scheme)
     graph, cases = graph_of(folder, part, (whole.height, whole.width))
     expected = capture.run(graph, cases)

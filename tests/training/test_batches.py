@@ -11,11 +11,12 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export import checkpoint
-from mtu_export.bundle import denoising
+from mtu_export.bundle.evaluation import Evaluation, Request
 from mtu_export.graph import capture
-from mtu_export.models import stock
-from mtu_export.spec import Guidance, Task
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu.model import MTUModel
+from mtu_export.models.pipeline import stock
+from mtu_export.spec import Arrays, Guidance, Pass, Session, Task, TensorSpec
 from mtu_export.training.batches import Encoder, Live, without_image
 from mtu_export.training.draws import Order, draws, dropped
 from mtu_export.training.text import Texts
@@ -26,14 +27,15 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", TASKS)
 def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> None:
-    task = {t.name: t for t in checkpoint.tasks(checkpoint.read_config(pipeline))}[name]
+    model = MTUModel(pipeline)
+    task = next(task for task in model.tasks if task.name == name)
     encoder, world = Encoder(pipeline, CPU), World((name,), 3)
     live = Live(world, {name: [0, 1, 2]}, encoder, (SIDE, SIDE))
     batch = live.batch(task, [2, 0])
     graph = stock.vae_encoder_graph(stock.load_vae(pipeline), SIDE, SIDE)
 
-    def encode(image: np.ndarray) -> np.ndarray:
-        return capture.run(graph, [{"sample": image}])[0]["latent"]
+    def encode(inputs: Arrays) -> dict[str, np.ndarray]:
+        return dict(capture.run(graph, [inputs])[0])
 
     for place, sample_index in enumerate((2, 0)):
         sample = world[sample_index]
@@ -42,14 +44,9 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
             image = torch.nn.functional.interpolate(
                 image[None], (SIDE, SIDE), mode="bicubic", antialias=True
             )[0].clamp(-1, 1)
-        request = denoising.Request(
-            prompt="",
-            noise=np.zeros((1, 4, *live.latent), np.float32),
-            steps=1,
-            image=image[None].numpy(),
-            mask=None if sample.mask is None else sample.mask[None].numpy(),
-        )
-        full, without = denoising.conditioning(task, request, encode, encoder.scaling, live.latent)
+        pictures = {"image": image[None].numpy()}
+        pictures |= {} if sample.mask is None else {"mask": sample.mask[None].numpy()}
+        without, full = _channels(model, task, pictures, encode, live.latent)
         channels_ = batch.channels[place : place + 1]
         np.testing.assert_allclose(channels_.numpy(), full, rtol=0, atol=2e-6)
         bare = without_image(task, channels_, torch.tensor([True]))
@@ -59,8 +56,55 @@ def test_channels_are_those_of_the_exported_loop(pipeline: Path, name: str) -> N
     assert batch.prompts == (["", ""] if name == "sr" else [world[2].prompt, world[0].prompt])
 
 
+def _channels(
+    model: MTUModel,
+    task: Task,
+    pictures: dict[str, np.ndarray],
+    encode: Session,
+    latent: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the exported loop's UNet gets after the latent, without and with the image."""
+    flow, empty = model.flow(task), np.zeros((1, 77, 8), np.float32)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "text_encoder": {"input_ids": (1, 77)},
+        "vae_encoder": {"sample": (1, 3, SIDE, SIDE)},
+        "unet": {
+            "sample": (1, 4 + task.channels, *latent),
+            "timestep": (1,),
+            "encoder_hidden_states": empty.shape,
+        },
+    }
+    specs = {
+        part: [TensorSpec(name=name, shape=shape) for name, shape in inputs.items()]
+        for part, inputs in shapes.items()
+    }
+    names = ("empty", f"prompt/{task.name}")
+    evaluation = Evaluation(
+        flow,
+        model.inputs(task),
+        specs,
+        {f"{name}/encoder_hidden_states": empty for name in names},
+        Guidance(kind="text_image", text=2.0, image=2.0),
+        Request(prompt="", noise=None, steps=1, negative_prompt="", pictures=pictures),
+        lambda *_: np.zeros((1, 77), np.int32),
+    )
+    for call in flow.of("once"):
+        encoded = {"hidden_states": empty}
+        evaluation.run_once(call, encode if call.part == "vae_encoder" else lambda _, e=encoded: e)
+    samples: list[np.ndarray] = []
+
+    def unet(inputs: Arrays) -> dict[str, np.ndarray]:
+        samples.append(inputs["sample"])
+        return {"out_sample": inputs["sample"][:, :4]}
+
+    step = Pass(timestep=1.0, input_scale=1.0, x=(1, 0, 0, 0), m=(0, 0, 0, 0))
+    evaluation.denoiser({"unet": unet})(np.zeros((1, 4, *latent), np.float32), step)
+    neither, _, both = (sample[:, 4:] for sample in samples)
+    return neither, both
+
+
 def test_targets_are_the_scaled_posterior(pipeline: Path) -> None:
-    task = checkpoint.tasks(checkpoint.read_config(pipeline))[0]
+    task = mtu_config.tasks(mtu_config.read_config(pipeline))[0]
     live = Live(World(("t2i",), 3), {"t2i": [0, 1, 2]}, Encoder(pipeline, CPU), (SIDE, SIDE))
     batch = live.batch(task, [1])
     vae = AutoencoderKL.from_pretrained(pipeline / "vae")
@@ -74,7 +118,7 @@ def test_targets_are_the_scaled_posterior(pipeline: Path) -> None:
 def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl: Path) -> None:
     prompts = ["a red circle", "", "make it blue " * 40, "a red circle"]
     for folder, xl in ((pipeline, False), (pipeline_sdxl, True)):
-        texts = Texts(folder, checkpoint.read_config(folder), CPU)
+        texts = Texts(folder, mtu_config.read_config(folder), CPU)
         lost = [False, False, False, True]
         text_embeddings = texts.of(prompts, lost)
         for number_of_prompt, prompt in enumerate(prompts[:3]):
@@ -98,7 +142,7 @@ def test_texts_are_those_of_the_exported_encoders(pipeline: Path, pipeline_sdxl:
 def test_the_memory_of_prompts_is_bounded(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtu_export.training import text
 
-    texts = Texts(pipeline, checkpoint.read_config(pipeline), CPU)
+    texts = Texts(pipeline, mtu_config.read_config(pipeline), CPU)
     embedding_bytes = 77 * 32 * 4
     monkeypatch.setattr(text, "_KEPT_BYTES", 3 * embedding_bytes)
     before = texts.of(["p0", "p1", "p2", "p3", "p4"])["encoder_hidden_states"]

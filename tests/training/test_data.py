@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mtu_export import checkpoint
 from mtu_export.bundle import images
+from mtu_export.models.mtu import config as mtu_config
 from mtu_export.spec import CheckpointError, PlanError, Task
 from mtu_export.training.batches import Encoder, Live, index_by_task
 from mtu_export.training.data import Folder, Sample, Samples, fetch, load
@@ -137,7 +137,7 @@ def test_tasks_without_samples(relight: str) -> None:
     def task(name: str) -> Task:
         guidance = {"kind": "none"}
         document = {"name": name, "conditioning": [], "guidance": guidance, "steps": 1}
-        return checkpoint.task_from_json(document, 0, "task")
+        return mtu_config.task_from_json(document, 0, "task")
 
     indices, others = index_by_task(World(("t2i", "sr"), 3), [task("sr")])
     assert (indices, others) == ({"sr": [1, 3, 5]}, {"t2i": 3})
@@ -202,7 +202,7 @@ GOOD: dict[str, Any] = {"task": "edit", "prompt": "", "image": GREY, "condition"
 )
 def test_bad_samples_are_named(pipeline: Path, fields: dict[str, Any], message: str) -> None:
 
-    tasks = {task.name: task for task in checkpoint.tasks(checkpoint.read_config(pipeline))}
+    tasks = {task.name: task for task in mtu_config.tasks(mtu_config.read_config(pipeline))}
     requested = tasks["fill" if fields.get("task") == "fill" else "edit"]
     encoder = Encoder(pipeline, torch.device("cpu"))
     world = Broken(Sample(**{**GOOD, **fields}))

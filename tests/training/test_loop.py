@@ -16,7 +16,7 @@ from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mtu_export import checkpoint, training
-from mtu_export.models import mtu
+from mtu_export.models.mtu import network as mtu
 from mtu_export.spec import ParityError, PlanError
 from mtu_export.testing import architectures
 from mtu_export.training import model
@@ -132,7 +132,7 @@ def test_all_is_every_parameter(four_tasks: Path, tmp_path: Path) -> None:
 def test_the_papers_list_in_sd15(norm: str) -> None:
     """The paper says 158 M of 869 M: experts and routers are 158.3 M, the whole list 158.5 M."""
     from mtu_export.authoring import upcycle
-    from mtu_export.checkpoint import presets
+    from mtu_export.models.mtu import presets
 
     stock = architectures.ARCHITECTURES["sd15"]
     tasks = presets.resolve_tasks(["t2i", "edit", "sr", "inpaint"], stock)

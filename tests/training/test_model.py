@@ -13,7 +13,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from mtu_export import checkpoint, training
-from mtu_export.models import mtu
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
 from mtu_export.spec import CheckpointError, OutputExists, PlanError, Unsupported
 from mtu_export.training import Upcycling, model
 from tests.training.world import World, four, recipe
@@ -64,7 +65,7 @@ def test_a_dense_pipeline_loads_in_diffusers(dense: Path, tmp_path: Path) -> Non
 def test_a_dense_unet_is_upcycled_first(dense: Path, tmp_path: Path) -> None:
     options = recipe(dense, tmp_path, steps=1, tasks=("t2i", "edit"), upcycle=SMALL)
     training.train(options, four())
-    unet = mtu.load(tmp_path / "out").components["unet"]
+    unet = mtu.load(tmp_path / "out")
     assert [task.name for task in unet.tasks] == ["t2i", "edit"]
     assert unet.config["num_experts"] == 2
     assert unet.config["_rescale"] == 2
@@ -85,9 +86,9 @@ def test_experts_of_other_options_are_made_anew_or_refused(dense: Path, tmp_path
     training.rehearse(options, four(), seconds=0.0)
     other = replace(options, tasks=("t2i", "sr"), upcycle=replace(SMALL, experts=4))
     training.train(other, four())
-    config = checkpoint.read_config(tmp_path / "out")
+    config = mtu_config.read_config(tmp_path / "out")
     assert config["num_experts"] == 4
-    assert [task.name for task in checkpoint.tasks(config)] == ["t2i", "sr"]
+    assert [task.name for task in mtu_config.tasks(config)] == ["t2i", "sr"]
     with pytest.raises(PlanError, match=r"of another run: tasks is .* name another folder"):
         training.train(options, four(), force=True)
     file = source / "unet" / "diffusion_pytorch_model.safetensors"
@@ -135,7 +136,7 @@ def test_what_is_trained_is_inspected_and_folds(
         options.resolve(target="diffusers", model=tmp_path / "out", task="sr", out=out)
     )
     folded = UNet2DConditionModel.from_pretrained(out)
-    live = mtu.load(tmp_path / "out").components["unet"]
+    live = mtu.load(tmp_path / "out")
     x, text = torch.randn(1, 8, 4, 4), torch.randn(1, 77, 32)
     with torch.no_grad():
         assert torch.allclose(

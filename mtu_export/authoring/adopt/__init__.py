@@ -19,10 +19,15 @@ from mtu_export import checkpoint
 from mtu_export.authoring.adopt import mapping
 from mtu_export.authoring.adopt.fitting import expert_widths, fit
 from mtu_export.authoring.adopt.layout import Layout, Piece, TargetTensor, arrange
-from mtu_export.checkpoint import Header, pipeline_files, presets
-from mtu_export.checkpoint.presets import TASKS
+from mtu_export.checkpoint import Header
 from mtu_export.graph.tensors import is_finite
-from mtu_export.models import mtu
+from mtu_export.models.mtu import config as mtu_config
+from mtu_export.models.mtu import network as mtu
+from mtu_export.models.mtu import presets
+from mtu_export.models.mtu.presets import TASKS
+from mtu_export.models.pipeline import files as pipeline_files
+from mtu_export.models.pipeline import unet_config
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import CheckpointError, MissingWeights, PlanError, UnknownName
 from mtu_export.storage.draft import CHECKPOINT, draft
 
@@ -158,11 +163,11 @@ def write(adoption: Adoption, out: Path, *, force: bool = False) -> None:
     source = adoption.source
     if source.is_dir() and source.resolve() in out.resolve().parents:
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
-    index = pipeline_files.read(source) if (source / "unet").is_dir() else {}
+    index = pipeline_files.read(source) if (source / UNET).is_dir() else {}
     with draft(out, force=force, marker=CHECKPOINT, sources=[source, adoption.map]) as folder:
-        checkpoint.write(folder / "unet", adoption.config, _tensors(adoption))
-        written = checkpoint.headers(folder / "unet")
-        checkpoint.check_config(checkpoint.read_config(folder), mtu.STOCK_KEYS)
+        checkpoint.write(folder / UNET, adoption.config, _tensors(adoption))
+        written = checkpoint.headers(folder / UNET)
+        mtu_config.check_config(mtu_config.read_config(folder), mtu.STOCK_KEYS)
         checkpoint.compare(written, adoption.expected)
         pipeline_files.copy(source if source.is_dir() else source.parent, folder, index)
         pipeline_files.write_index(folder, index)
@@ -194,7 +199,7 @@ def _unet_folder(source: Path) -> Path:
     """The folder that holds the UNet's weights and its config."""
     if not source.is_dir():
         return source.parent
-    return source / "unet" if (source / "unet").is_dir() else source
+    return source / UNET if (source / UNET).is_dir() else source
 
 
 def _files(source: Path) -> tuple[Path, ...]:
@@ -235,11 +240,11 @@ def _config(source: Path, tensor_map: mapping.Map, map_file: Path) -> dict[str, 
     """The config beside the weights, updated by the map's; null there removes a foreign key."""
     beside = _unet_folder(source) / "config.json"
     config = checkpoint.read_json(beside) if beside.is_file() else {}
-    config = checkpoint.without_training_keys(config)
-    legal = {*checkpoint.MTU_KEYS, *mtu.STOCK_KEYS}
+    config = unet_config.without_training_keys(config)
+    legal = {*mtu_config.MTU_KEYS, *mtu.STOCK_KEYS}
     config = {**config, **tensor_map.config}
     foreign = [key for key, value in config.items() if key not in legal and value is None]
-    legal.add(checkpoint.RESCALE)
+    legal.add(mtu_config.RESCALE)
     config = {
         key: value
         for key, value in config.items()
@@ -251,11 +256,11 @@ def _config(source: Path, tensor_map: mapping.Map, map_file: Path) -> dict[str, 
             f"{map_file}: the config has keys that format 1 does not know: "
             f"{', '.join(key[:80] for key in unknown)}; null in the map's config leaves one out"
         )
-    config = {"mtu_format": checkpoint.FORMAT, "task_norm": "replace", **config}
+    config = {"mtu_format": mtu_config.FORMAT, "task_norm": "replace", **config}
     config["_class_name"] = "MTUUNet2DConditionModel"
     try:
         config["tasks"] = _tasks(config)
-        checkpoint.check_config(config, mtu.STOCK_KEYS)
+        mtu_config.check_config(config, mtu.STOCK_KEYS)
     except CheckpointError as error:
         reason = str(error).removeprefix("unet/config.json: ")
         raise PlanError(f"{map_file}: config: {reason}") from None
@@ -275,7 +280,7 @@ def _tasks(config: Mapping[str, Any]) -> list[Any]:
         for entry in entries
     ]
     return [
-        checkpoint.task_from_json(entry, index, f"tasks[{index}]").to_json()
+        mtu_config.task_from_json(entry, index, f"tasks[{index}]").to_json()
         for index, entry in enumerate(resolved)
     ]
 

@@ -11,14 +11,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from mtu_export import checkpoint, models
+from mtu_export.models.pipeline.names import natural_order
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtu_export.spec.protocols import Place
+    from mtu_export.models.pipeline.places import Place
 
 Shape = tuple[int, ...]
 _ORIGINAL_RESNET = {
@@ -186,20 +186,17 @@ def _targets(module: nn.Module) -> Iterator[Target]:
         config: Any = module.config
         yield Target(
             path=stock,
-            weights=tuple((path, shapes[path]) for path in sorted(paths, key=models.natural_order)),
+            weights=tuple((path, shapes[path]) for path in sorted(paths, key=natural_order)),
             axis=place.axis,
             halves=place.halves,
-            factor=checkpoint.rescale(config) if place.rescaled else 1.0,
+            factor=cast(Any, module).value_factor if place.rescaled else 1.0,
             latent=0 if place.axis is not None else config["in_channels"],
         )
 
 
 def layout(module: nn.Module) -> Sequence[Place]:
-    """The ``LAYOUT`` of a family's live UNet; empty for a stock component."""
-    name, suffix = type(module).__name__, checkpoint.CLASS_SUFFIX
-    if name == suffix or not name.endswith(suffix):
-        return ()
-    return models.load(checkpoint.family({"_class_name": name})).LAYOUT
+    """The ``LAYOUT`` of a family's live UNet; empty for a stock part."""
+    return getattr(module, "LAYOUT", ())
 
 
 def _stock_layer(name: str, places: Sequence[Place]) -> tuple[Place | None, str]:

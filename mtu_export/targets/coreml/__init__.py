@@ -1,4 +1,4 @@
-"""Core ML: one ML Program package (``.mlpackage``) per component, converted on Linux or macOS.
+"""Core ML: one ML Program package (``.mlpackage``) per part, converted on Linux or macOS.
 
 Weights are float32, float16, or int8 codes with one float16 scale per channel; codes stay
 compressed in the file as ``constexpr`` operators. Core ML runs a package on macOS, the MIL
@@ -70,9 +70,9 @@ class CoreML:
         },
         multitask_rewrites=("geglu",),
         temporary_copies=1,
-        float16_vae=True,
-        integer_operators=converting.CONSTEXPR,
+        float16_gains=True,
         unused=("executorch",),  # its list of operators takes two seconds to read
+        integer_operators=converting.CONSTEXPR,
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"coreml": native, "mil-evaluator": mil}
@@ -82,7 +82,7 @@ class CoreML:
 
         Raises ``ToolchainError`` if coremltools is installed without its native libraries.
         """
-        if len(plan.tasks) > 1 and "unet" in plan.components:
+        if len(plan.tasks) > 1 and any(plan.spec(name).by_task for name in plan.parts):
             _validate_tasks(plan)
         _validate_scheme(plan.scheme, plan.options)
         _require_toolchain()
@@ -90,7 +90,7 @@ class CoreML:
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Convert one component to ``folder/<Name>.mlpackage`` without running it."""
+        """Convert one part to ``folder/<Name>.mlpackage`` without running it."""
         return converting.lower(program, plan, folder, identity)
 
     def structure(self, path: Path, entry: str) -> Structure:

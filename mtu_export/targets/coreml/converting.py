@@ -25,29 +25,22 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIX = ".mlpackage"
-NAMES = {
-    "unet": "Unet",
-    "text_encoder": "TextEncoder",
-    "text_encoder_2": "TextEncoder2",
-    "vae_encoder": "VAEEncoder",
-    "vae_decoder": "VAEDecoder",
-}
 TRIGONOMETRY = ("sin", "cos")
 CONSTEXPR = ("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale")
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
-    """Convert one component to ``folder/<Name>.mlpackage`` without running it.
+    """Convert one part to ``folder/<Name>.mlpackage`` without running it.
 
     A single method becomes the function ``main``; several become functions named after their tasks.
     Inputs and outputs keep the names of ``program``. fp16 and int8 compute in float16, except for
-    everything that leads to ``sin`` and ``cos`` and, with ``upcast_attention``, the UNet's
+    everything that leads to ``sin`` and ``cos`` and, with ``upcast_attention``, the
     attention scores. The same program gives the same bytes. A package that a killed process left
     behind is replaced. Raises ``ToolchainError`` if coremltools fails, or if the package it wrote
     differs from the program.
     """
     first, several = next(iter(program.methods)), len(program.methods) > 1
-    path = folder / f"{NAMES[program.name]}{SUFFIX}"
+    path = folder / f"{_file_name(program.name)}{SUFFIX}"
     program.require_same_graph()
     exported = program.methods[first].run_decompositions({})
     half = _compute_dtype(plan.scheme) == "float16"
@@ -56,7 +49,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
     markers = multifunction.mark(program, exported) if several else ()
     if path.exists():  # coremltools refuses it
         shutil.rmtree(path)
-    upcast = half and program.name == "unet" and plan.config.get("upcast_attention") is True
+    upcast = half and plan.spec(program.name).upcast_attention
     _convert(exported, program.inputs[first], program.outputs, plan, path, upcast=upcast)
     if several:
         multifunction.write(path, program, markers)
@@ -129,6 +122,12 @@ def _convert(
         raise ToolchainError(
             f"coremltools could not convert to {path.name}: {first_line(error)}"
         ) from error
+
+
+def _file_name(part: str) -> str:
+    """A part's name in the style of Apple's: ``vae_encoder`` -> ``VAEEncoder``."""
+    words = ("VAE" if word == "vae" else word.capitalize() for word in part.split("_"))
+    return "".join(words)
 
 
 def _compute_dtype(scheme: Scheme) -> str:

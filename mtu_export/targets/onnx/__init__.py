@@ -1,4 +1,4 @@
-"""ONNX for ONNX Runtime: one folder per component, laid out as optimum and diffusers expect."""
+"""ONNX for ONNX Runtime: one folder per part, laid out as optimum and diffusers expect."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Onnx:
             "int8": Support(memory=1.2),
         },
         multitask_rewrites=("geglu", "gate_weight"),
-        float16_vae=True,
+        float16_gains=True,
         integer_operators=("DequantizeLinear",),
     )
     options = Options
@@ -61,7 +61,7 @@ class Onnx:
 
     def validate_plan(self, plan: Plan) -> None:
         """Refuse weights other than float32, float16 and int8 per channel, and clashing names."""
-        if "unet" in plan.components:
+        if any(plan.spec(name).by_task for name in plan.parts):
             _refuse_clashing_names([task.name for task in plan.tasks])
         weights = plan.scheme.weights
         if isinstance(weights, FloatWeights):
@@ -76,7 +76,7 @@ class Onnx:
     def lower(
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
-        """Write ``<component>/model.onnx``, or one file per task on shared weights."""
+        """Write ``<part>/model.onnx``, or one file per task on shared weights."""
         return lowering.lower(program, plan, folder, identity)
 
     def structure(self, path: Path, entry: str) -> Structure:

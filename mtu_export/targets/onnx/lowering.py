@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from mtu_export.spec import FloatWeights, Lowered, Plan, Program, TensorSpec, ToolchainError
 from mtu_export.targets.onnx.running import last_line
 from mtu_export.targets.onnx.shortcuts import shortcuts
-from mtu_export.targets.onnx.stock import io_names, repeated_outputs, write_configs
+from mtu_export.targets.onnx.stock import write_configs
 from mtu_export.targets.onnx.writing import Writer
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", 
 
 
 def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]) -> Lowered:
-    """Write ``<component>/model.onnx`` (``.onnx_data`` above 1 GB) and the stock configs.
+    """Write ``<part>/model.onnx`` (``.onnx_data`` above 1 GB) and the stock configs.
 
-    Several methods become ``<component>/<task>.onnx``, small graphs on one ``.onnx_data`` that
+    Several methods become ``<part>/<task>.onnx``, small graphs on one ``.onnx_data`` that
     stores equal tensors once. The graph is converted once, as tasks differ only in values and in
     the width of ``sample``.
     """
-    first, names = next(iter(program.methods)), io_names(program.name, plan)
+    first, stock = next(iter(program.methods)), plan.spec(program.name).stock
+    names = {} if stock is None else stock.io_names
     opset = plan.options.opset
     program.require_same_graph()
     exported, task_tensors = program.methods[first], program.task_tensors
@@ -65,7 +66,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         reasons = _restore(model, tensors, half=half)
         kept_float += [reason for reason in reasons if reason not in kept_float]
         _widen(model, signatures[task][0])
-        _repeat(model, repeated_outputs(program.name, plan))
+        _repeat(model, {} if stock is None else stock.repeated)
         _describe(model, program.name, identity)
         entries[task] = f"{task}{SUFFIX}" if several else FILE
         writer.write(model, entries[task])

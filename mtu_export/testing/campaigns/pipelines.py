@@ -21,9 +21,11 @@ from PIL import Image
 
 from mtu_export import exporter
 from mtu_export.authoring import upcycle
-from mtu_export.bundle import denoising, images, runner
+from mtu_export.bundle import images, runner
+from mtu_export.bundle.evaluation import Request
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options, schedule
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import Guidance
 
 STEPS = 20
@@ -203,18 +205,23 @@ def with_table(loop: runner.Loop, case: Case, folder: Path, scratch: Path) -> ru
     config["prediction_type"] = case.prediction
     (scratch / path).write_text(json.dumps(config), "utf-8")
     schedules = schedule.tables(schedule.load(scratch, case.scheduler), [STEPS])
-    return replace(loop, schedules=schedules)
+    return replace(loop, schedules={(steps, None): table for steps, table in schedules.items()})
 
 
-def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Generated:
-    """What a bundle generates for a prompt."""
+def by_us(loop: runner.Loop, prompt: str = PROMPT, guidance: Guidance | None = None) -> Generated:
+    """What a bundle generates for a prompt; ``guidance`` replaces the task's scales."""
     height, width = loop.size
-    request = denoising.Request(
+    pictures = {
+        "image": images.fit(photo(height, width), width, height),
+        "mask": images.fit_mask(mask(height, width), width, height),
+    }
+    taken = loop.task.inputs.pictures
+    request = Request(
         prompt=prompt,
         noise=noise(),
         steps=STEPS,
-        image=images.fit(photo(height, width), width, height),
-        mask=images.fit_mask(mask(height, width), width, height),
+        pictures={name: value for name, value in pictures.items() if name in taken},
+        guidance=guidance,
     )
     latents, image = runner.generate(loop, request)
     return Generated(latent=latents[-1], image=np.clip(image, -1, 1))
@@ -225,14 +232,12 @@ def by_us(loop: runner.Loop, prompt: str = PROMPT) -> Generated:
 
 def stock(folder: Path, task: str, kind: str, out: Path) -> Any:
     """The checkpoint at ``folder`` as a diffusers pipeline, with its UNet folded for ``task``."""
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("unet"))
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(UNET))
     exporter.save_folded(
-        options.resolve(
-            target="diffusers", model=folder, task=task, scheme="fp32", out=out / "unet"
-        )
+        options.resolve(target="diffusers", model=folder, task=task, scheme="fp32", out=out / UNET)
     )
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
-    index |= {"_class_name": kind, "unet": ["diffusers", "UNet2DConditionModel"]}
+    index |= {"_class_name": kind, UNET: ["diffusers", "UNet2DConditionModel"]}
     index["_diffusers_version"] = diffusers.__version__
     if "XL" not in kind:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
@@ -348,7 +353,7 @@ class Pairs:
     def make(self, case: Case) -> tuple[Generated, Generated]:
         """What diffusers generates for a case, and what the bundle does."""
         loop = self.loop(case)
-        return by_diffusers(self.pipe(case), case, loop.task.guidance), by_us(loop)
+        return by_diffusers(self.pipe(case), case, loop.task.scales), by_us(loop)
 
     def measure(self, case: Case) -> Similarity:
         """Run both sides of a case and compare them."""

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtu_export.bundle import denoising, runner
+from mtu_export.bundle import runner
+from mtu_export.bundle.evaluation import Request
 from mtu_export.bundle.metrics import psnr
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import Guidance, Pass, Schedule
 from mtu_export.testing import loras
 from mtu_export.testing.campaigns import pipelines
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+PARTS = (UNET, "text_encoder", "text_encoder_2")
 SCALE = 0.7
 FLOOR_DB = 90.0
 """For one pass; the floor of the loop is ``pipelines.FLOOR_DB``."""
@@ -41,7 +43,7 @@ def write_lora(pipe: Any, path: Path) -> Path:
         part = getattr(pipe, name, None)
         if part is None:
             continue
-        paths = [p for p in loras.layers(part) if name != "unet" or ".ff." not in p]
+        paths = [p for p in loras.layers(part) if name != UNET or ".ff." not in p]
         matrices = loras.pairs(part, [p for p in paths if "text_projection" not in p], seed=seed)
         small = {p: (down * 0.5, up * 0.5) for p, (down, up) in matrices.items()}
         tensors |= loras.peft(small, component=name)
@@ -76,13 +78,13 @@ def pass_by_us(loop: runner.Loop) -> np.ndarray:
     """The same output of a bundle: its first latent under a schedule of one pass."""
     only = Pass(timestep=500.0, input_scale=1.0, x=(0.0,) * 4, m=(1.0, 0.0, 0.0, 0.0))
     schedule = Schedule(start_noise=1.0, passes=(only,))
-    request = denoising.Request(
+    request = Request(
         prompt=pipelines.PROMPT,
         noise=pipelines.noise(),
         steps=1,
         guidance=Guidance(kind="text", text=1.0),
     )
-    return runner.generate(replace(loop, schedules={1: schedule}), request)[0][0]
+    return runner.generate(replace(loop, schedules={(1, None): schedule}), request)[0][0]
 
 
 def measure(pairs: pipelines.Pairs, pipeline: str) -> Similarity:
@@ -95,7 +97,7 @@ def measure(pairs: pipelines.Pairs, pipeline: str) -> Similarity:
     set_lora(pipe, file, SCALE)
     with_lora = pass_by_diffusers(pipe)
     loop = pipelines.export(folder, case.task, root / "bundle", lora=[f"{file}:{SCALE}"])
-    theirs = pipelines.by_diffusers(pipe, case, loop.task.guidance)
+    theirs = pipelines.by_diffusers(pipe, case, loop.task.scales)
     ours = pipelines.by_us(pipelines.with_table(loop, case, folder, root / "scheduler"))
     return Similarity(
         without_db=psnr(with_lora, without_lora),

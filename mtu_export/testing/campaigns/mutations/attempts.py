@@ -7,6 +7,8 @@ import io
 import json
 from pathlib import Path
 
+from mtu_export.models.pipeline.layout import UNET
+
 CORRECT = "correct export"
 VERIFIED = "verified"
 """Outcomes without an error, for a checkpoint and for a bundle."""
@@ -54,7 +56,7 @@ def attempt(folder: Path, task: str | None, target: str, workspace: Path) -> tup
         _inspect(folder)
     writes_bundle = target != "diffusers"
     try:
-        parts = ["unet"] if writes_bundle else ()
+        parts = [UNET] if writes_bundle else ()
         plan = options.resolve(
             target=target,
             model=folder,

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing.campaigns.mutations.files import (
     dump,
     pick,
@@ -99,7 +100,7 @@ def _mutate_goldens(path: Path, random: Random) -> str:
 def _mutate_model(folder: Path, random: Random, *, cut: bool) -> str:
     from mtu_export import bundle
 
-    model = folder / "unet" / "model.onnx"
+    model = folder / UNET / "model.onnx"
     data = bytearray(model.read_bytes())
     if cut:
         data, change = data[: random.randrange(len(data))], "model cut"

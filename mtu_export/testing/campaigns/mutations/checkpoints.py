@@ -12,6 +12,7 @@ from random import Random
 
 from safetensors import SafetensorError
 
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing.campaigns.mutations.configs import (
     config_keys,
     config_ours,
@@ -34,23 +35,23 @@ def make_base(root: Path, name: str) -> Path:
     """The valid checkpoint ``name`` of ``BASES`` below ``root``; written once."""
     from mtu_export import checkpoint
     from mtu_export.authoring import upcycle
-    from mtu_export.checkpoint import pipeline_files
+    from mtu_export.models.pipeline import files as pipeline_files
 
     folder, draft = root / name, root / f"{name}.new"
     if folder.is_dir():
         return folder
     shutil.rmtree(draft, ignore_errors=True)
     upcycle.write_random(name.removesuffix("-sharded"), draft, tasks=TASKS)
-    for part in [path for path in draft.iterdir() if path.is_dir() and path.name != "unet"]:
+    for part in [path for path in draft.iterdir() if path.is_dir() and path.name != UNET]:
         shutil.rmtree(part)
     pipeline_files.write_index(draft, {})
     if name.endswith("-sharded"):
         whole = draft / "whole"
-        (draft / "unet").rename(whole)
+        (draft / UNET).rename(whole)
         headers = checkpoint.headers(whole)
         tensors = ((name, checkpoint.tensor(headers, name)) for name in headers)
         config = json.loads((whole / "config.json").read_text("utf-8"))
-        checkpoint.write(draft / "unet", config, tensors, shard_bytes=2_000_000)
+        checkpoint.write(draft / UNET, config, tensors, shard_bytes=2_000_000)
         shutil.rmtree(whole)
     for part, part_config in (("vae", VAE), ("scheduler", SCHEDULER)):
         (draft / part).mkdir()
@@ -71,7 +72,7 @@ def other_parts(folder: Path, random: Random) -> str:
     name = pick(random, ("model_index.json", "scheduler/scheduler_config.json"))
     documents = (
         {"_class_name": value},
-        {"unet": value},
+        {UNET: value},
         [value],
         {"\ud800": 1},
         {"../x": ["a", "b"]},
@@ -89,9 +90,9 @@ def links(folder: Path, random: Random) -> str:
     )
     path.unlink(missing_ok=True)
     if choice == "pickle":
-        path = folder / "unet" / "diffusion_pytorch_model.bin"
+        path = folder / UNET / "diffusion_pytorch_model.bin"
         path.write_bytes(b"\x80\x04K\x01.")
-        shutil.rmtree(folder / "unet" / WEIGHTS, ignore_errors=True)
+        shutil.rmtree(folder / UNET / WEIGHTS, ignore_errors=True)
     elif choice == "folder":
         path.mkdir()
     elif choice == "pipe":

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from random import Random
 
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing.campaigns.mutations.files import INDEX, dump, pick, slot
 from mtu_export.testing.campaigns.mutations.values import ODD, OURS, STOCK
 
 
 def config_stock(folder: Path, random: Random) -> str:
     """Change a key that diffusers reads."""
-    path = folder / "unet" / "config.json"
+    path = folder / UNET / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, STOCK)
     value = pick(random, STOCK[key] if random.random() < 0.8 else ODD)
@@ -22,7 +23,7 @@ def config_stock(folder: Path, random: Random) -> str:
 
 def config_ours(folder: Path, random: Random) -> str:
     """Change a key of experts, routers or tasks."""
-    path = folder / "unet" / "config.json"
+    path = folder / UNET / "config.json"
     config = json.loads(path.read_text("utf-8"))
     key = pick(random, OURS)
     value = pick(random, OURS[key] if random.random() < 0.8 else ODD)
@@ -32,7 +33,7 @@ def config_ours(folder: Path, random: Random) -> str:
 
 def config_keys(folder: Path, random: Random) -> str:
     """Remove a key, or add an unknown one."""
-    path = folder / "unet" / "config.json"
+    path = folder / UNET / "config.json"
     config = json.loads(path.read_text("utf-8"))
     if random.random() < 0.7:
         key = pick(random, config)
@@ -46,7 +47,7 @@ def config_keys(folder: Path, random: Random) -> str:
 
 def config_task(folder: Path, random: Random) -> str:
     """Change something inside ``tasks``: duplicate, rename, retype or remove it."""
-    path = folder / "unet" / "config.json"
+    path = folder / UNET / "config.json"
     config = json.loads(path.read_text("utf-8"))
     tasks = config.get("tasks")
     if (
@@ -112,7 +113,7 @@ def json_bytes(folder: Path, random: Random) -> str:
     names = ["unet/config.json"] * 3 + [f"unet/{INDEX}", "vae/config.json", "model_index.json"]
     path = folder / pick(random, names)
     if not path.is_file():
-        path = folder / "unet" / "config.json"
+        path = folder / UNET / "config.json"
     data = bytearray(path.read_bytes())
     choice = random.randrange(6)
     if choice == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing.campaigns.mutations.files import (
     INDEX,
     dump,
@@ -18,7 +19,7 @@ from mtu_export.testing.campaigns.mutations.files import (
 
 
 def _weights(folder: Path, random: Random) -> Path:
-    return pick(random, sorted((folder / "unet").glob("*.safetensors")))
+    return pick(random, sorted((folder / UNET).glob("*.safetensors")))
 
 
 def header(folder: Path, random: Random) -> str:
@@ -134,7 +135,7 @@ def dtype(folder: Path, random: Random) -> str:
 
 def shards(folder: Path, random: Random) -> str:
     """Change the shard index (paths that escape, names in no shard), or delete a shard."""
-    unet = folder / "unet"
+    unet = folder / UNET
     path = unet / INDEX
     names = sorted(p.name for p in unet.glob("*.safetensors"))
     index: dict[str, Any] = {"metadata": {}, "weight_map": dict.fromkeys(("a", "b"), names[0])}

@@ -1,0 +1,1 @@
+"""What Stable Diffusion pipelines share: text encoders, VAE, UNet, and the flow through them."""
