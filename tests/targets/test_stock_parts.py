@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtu_export import checkpoint, targets
-from mtu_export.bundle import tokenizer
+from mtu_export.bundle import source_tokenizer
 from mtu_export.bundle.metrics import psnr
 from mtu_export.exporter import options
 from mtu_export.graph import capture, quantize, rewrite
@@ -98,7 +98,7 @@ def graph_of(folder: Path, part: str, size: tuple[int, int]) -> tuple[Graph, lis
     graph = stock.text_encoder_graph(
         module, module.config, penultimate=xl, pooled=part == "text_encoder_2"
     )
-    loaded = tokenizer.load(folder / part.replace("text_encoder", "tokenizer"))
+    loaded = source_tokenizer.read(folder / part.replace("text_encoder", "tokenizer"))
     return graph, [{"input_ids": loaded.encode(prompt)[0]} for prompt in PROMPTS]
 
 
