@@ -48,7 +48,7 @@ def make(number: int, seed: int, work: Path) -> tuple[dict[str, Any], Path, str 
     random = Random(f"{seed}/{number}")
     folder = work / "mutant"
     if random.random() < BUNDLES:
-        source = mutations.make_bundle(STATE, mutations.make_base(STATE, "tiny"))
+        source = mutations.make_bundle(STATE)
         shutil.copytree(source, folder)
         change = mutations.mutate_bundle(folder, random)
         return {"number": number, "input": "bundle", "road": "verify", "change": change}, folder, ""
@@ -188,7 +188,7 @@ def main() -> None:
     if args.fresh:
         shutil.rmtree(rows, ignore_errors=True)
     rows.mkdir(parents=True, exist_ok=True)
-    mutations.make_bundle(STATE, mutations.make_base(STATE, "tiny"))
+    mutations.make_bundle(STATE)
     for path in rows.glob("*.json"):
         if args.again and json.loads(path.read_text("utf-8"))["end"] == ELSE:
             path.unlink()

@@ -142,7 +142,9 @@ def _task(
     }
     if baked is not None and flow.has_loop:
         tables = [key for key in baked.tables if (key[1] is None) == (flow.start is None)]
-        steps = sorted({count for count, _ in tables}, key=lambda n: (abs(n - task.steps), n))[0]
+        counts = {count for count, _ in tables}
+        named = counts & set(reference.plan.steps) or counts  # without the golden loop's own
+        steps = min(sorted(named), key=lambda count: abs(count - task.steps))
         record["steps"] = steps
         if flow.start is not None:
             wanted = task.strength or 1.0

@@ -88,10 +88,26 @@ def test_a_mutated_checkpoint_folds_or_is_refused(
     assert end_of(base(name), random, "diffusers") in ENDS
 
 
-@_property(40)
+@pytest.fixture(scope="session")
+def whole_bundle(shared_folders: SharedFolders) -> Path:
+    """All parts of a loop, with its goldens, small."""
+    return shared_folders.folder(
+        "edit-onnx-int8",
+        "bundle of mutants",
+        lambda folder: mutations.make_bundle(folder.parent),
+    )
+
+
+@pytest.mark.slow
+@_property(60)
 @given(random=RANDOMS)
-def test_a_mutated_bundle_verifies_or_is_refused(onnx_bundle: Path, random: Random) -> None:
-    assert end_of_bundle(onnx_bundle, random) in ENDS
+def test_a_mutated_bundle_verifies_or_is_refused(whole_bundle: Path, random: Random) -> None:
+    assert end_of_bundle(whole_bundle, random) in ENDS
+
+
+@pytest.mark.slow
+def test_a_valid_bundle_verifies(whole_bundle: Path) -> None:
+    assert mutations.attempt_bundle(whole_bundle)[0] == mutations.VERIFIED
 
 
 @pytest.mark.slow

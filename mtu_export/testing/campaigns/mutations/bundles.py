@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,20 +20,24 @@ from mtu_export.testing.campaigns.mutations.files import (
 from mtu_export.testing.campaigns.mutations.values import ODD
 
 
-def make_bundle(root: Path, checkpoint: Path) -> Path:
-    """A valid int8 ONNX bundle of ``checkpoint`` below ``root``; exported once."""
+def make_bundle(root: Path) -> Path:
+    """A valid int8 ONNX bundle below ``root``, of all parts and with its loop; exported once."""
     from mtu_export import exporter
+    from mtu_export.authoring import upcycle
     from mtu_export.exporter import options
 
-    out = root / "edit-onnx-int8"
+    out, checkpoint = root / "edit-onnx-int8", root / "whole"
     if not out.is_dir():
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        upcycle.write_random("atom", checkpoint, tasks=["edit"])
         plan = options.resolve(
             model=checkpoint,
             target="onnx",
             task="edit",
             scheme="int8",
-            height=64,
-            width=64,
+            height=16,
+            width=24,
+            bake_steps=[2],
             out=out,
         )
         exporter.export(plan)
@@ -40,13 +46,15 @@ def make_bundle(root: Path, checkpoint: Path) -> Path:
 
 def mutate_bundle(folder: Path, random: Random) -> str:
     """Change a copy of a valid bundle in place; returns what was changed."""
-    choice = random.randrange(9)
+    choice = random.randrange(12)
     if choice < 4:
         return _mutate_manifest(folder, random)
+    if choice > 8:
+        return _mutate_flow(folder, random)
     if choice == 4:
         tricks = ("..", "/etc", "unet/../unet", "é" * 200, "a\0b", "~", "unet/model.onnx", "\ud800")
         manifest = _manifest(folder)
-        manifest["parts"][0]["path"] = pick(random, tricks)
+        pick(random, manifest["parts"])["path"] = pick(random, tricks)
         dump(manifest, folder / "manifest.json")
         return "path of a part"
     if choice == 5:
@@ -77,6 +85,79 @@ def _mutate_manifest(folder: Path, random: Random) -> str:
     return change
 
 
+SOURCES: tuple[dict[str, Any], ...] = (
+    *({"kind": "latent"}, {"kind": "guided"}, {"kind": "column", "name": "timestep"}),
+    *({"kind": "column", "name": "x"}, {"kind": "constant", "name": "x"}),
+    *({"kind": "constant", "name": "empty/encoder_hidden_states"}, {"kind": "tensor", "name": "x"}),
+    *({"kind": "tokens", "tokenizer": "tokenizer"}, {"kind": "number", "name": "x"}),
+    *({"kind": "picture", "name": "image"}, {"kind": "picture", "name": "image", "mean": 8}),
+    *({"kind": "picture", "name": "image", "outside": "image"}, {"kind": "x"}),
+    *({"kind": "output", "call": name, "name": "latent_sample"} for name in (UNET, "x")),
+)
+KEYS: tuple[dict[str, Any], ...] = (
+    *({"multiply": 0.5}, {"divide": 1e9}, {"multiply": 2, "divide": 2}, {"only": "image"}),
+    *({"only": "prompt"}, {"every": 8}, {"every": 8, "mean": 8}, {"axis": 1}, {"axis": 7}),
+    *({"empty": "empty/encoder_hidden_states"}, {"empty": "x"}, {"name": "x"}, {"new": 1}),
+)
+
+
+def _mutate_flow(folder: Path, random: Random) -> str:
+    """Another order of calls, another source or key, or another table."""
+    manifest = _manifest(folder)
+    flow = manifest["tasks"][0]["flow"]
+    calls = flow["calls"]
+    value = pick(random, pick(random, calls)["inputs"].values())
+    index = random.randrange(len(value["sources"]))
+    match random.randrange(8):
+        case 0:
+            random.shuffle(calls)
+            change = "calls shuffled"
+        case 1:
+            calls.insert(random.randrange(len(calls)), copy.deepcopy(pick(random, calls)))
+            change = "a call twice"
+        case 2:
+            calls.remove(pick(random, calls))
+            change = "a call less"
+        case 3:
+            pick(random, calls)["when"] = pick(random, ("once", "pass", "guided", "end"))
+            change = "when of a call"
+        case 4:
+            value["sources"][index] = pick(random, SOURCES)
+            change = f"source {value['sources'][index]}"
+        case 5:
+            pick(random, (value, value["sources"][index])).update(pick(random, KEYS))
+            change = f"keys of {value}"
+        case 6:
+            key = pick(random, ("prediction", "picture", "refined", "start"))
+            flow[key] = pick(random, (*SOURCES, *(flow[k] for k in ("prediction", "picture"))))
+            change = f"{key} {flow[key]}"
+        case _:
+            change = _mutate_table(pick(random, manifest["loop"]["schedules"]), random)
+    dump(manifest, folder / "manifest.json")
+    return change[:200]
+
+
+def _mutate_table(table: dict[str, Any], random: Random) -> str:
+    step = pick(random, table["passes"])
+    match random.randrange(5):
+        case 0:
+            table["passes"].remove(step)
+            return "a pass less"
+        case 1:
+            table["passes"].append(step)
+            return "a pass more"
+        case 2:
+            table["strength"] = 0.5
+            return "a table with a strength"
+        case 3:
+            step["columns"] = pick(random, ({}, {"x": 1.0}, {"timestep": [1.0, 2.0]}))
+            return f"columns {step['columns']}"
+        case _:
+            step[pick(random, ("x", "m"))] = [random.uniform(-2, 2) for _ in range(4)]
+            step["noise"] = pick(random, (0.0, 0.1))
+            return "coefficients of a pass"
+
+
 def _mutate_goldens(path: Path, random: Random) -> str:
     import numpy as np
 
@@ -85,7 +166,7 @@ def _mutate_goldens(path: Path, random: Random) -> str:
     if random.random() < 0.5:
         begin, end = (n // 4 for n in header[name]["data_offsets"])
         value = pick(random, (np.nan, np.inf, 0.0, 1e38))
-        np.frombuffer(data, np.float32)[begin:end] = value
+        np.frombuffer(data, np.float32)[begin:end] = value  # ids are as wide
         change = f"goldens {name} = {value}"
     else:
         odd = ({"dtype": "I32"}, {"dtype": "F16"}, {"shape": [1]}, {"data_offsets": [0, 4]})
@@ -100,7 +181,9 @@ def _mutate_goldens(path: Path, random: Random) -> str:
 def _mutate_model(folder: Path, random: Random, *, cut: bool) -> str:
     from mtu_export import bundle
 
-    model = folder / UNET / "model.onnx"
+    manifest = _manifest(folder)
+    part = pick(random, manifest["parts"])
+    model = folder / part["path"] / "model.onnx"
     data = bytearray(model.read_bytes())
     if cut:
         data, change = data[: random.randrange(len(data))], "model cut"
@@ -110,8 +193,6 @@ def _mutate_model(folder: Path, random: Random, *, cut: bool) -> str:
         change = "bits of the model"
     model.write_bytes(data)
     if random.random() < 0.8:  # a forger would write the new hash too
-        manifest = _manifest(folder)
-        part = manifest["parts"][0]
         part["bytes"], part["sha256"] = bundle.size(model.parent), bundle.sha256(model.parent)
         dump(manifest, folder / "manifest.json")
         change += ", hashed anew"
