@@ -95,7 +95,7 @@ def compare(model: Path, name: str) -> dict[str, Any]:
     assert specialised is not None, "a dense checkpoint is not folded: name an MTU one"
     folded = specialised[task.name].module
     rewrite.apply(folded, targets.load("executorch").info.rewrites)
-    quantize.quantize([folded], plan.scheme)
+    quantize.quantize([folded], plan.schemes[UNET])
     graph = live.graph(task, plan.size, plan.batch, folded)
     reference = Reference(plan, task, None, None)
     cases = reference.golden_inputs(reference.flow.call(UNET), graph)

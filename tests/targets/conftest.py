@@ -49,7 +49,7 @@ def mini(atom: Path) -> MakeMini:
         cases = tuple({"sample": random.standard_normal(SPEC.shape, np.float32)} for _ in range(4))
         graph = Graph(module=Mini(dead).eval(), inputs=(SPEC,), outputs=(OUT,))
         expected = capture.run(graph, cases)
-        quantize.quantize([graph.module], resolved.scheme)
+        quantize.quantize([graph.module], resolved.schemes["unet"])
         program = capture.capture("unet", {"t2i": graph})
         return program, resolved, cases[:2], expected[:2], graph.module
 

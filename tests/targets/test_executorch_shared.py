@@ -71,7 +71,7 @@ def program(tasks: list[str], resolved: Plan) -> tuple[Program, dict[str, Arrays
         for task, module in modules.items()
     }
     expected = {task: capture.run(graph, [case(task, 0)])[0] for task, graph in graphs.items()}
-    quantize.quantize(list(modules.values()), resolved.scheme)
+    quantize.quantize(list(modules.values()), resolved.schemes["unet"])
     if len(modules) == 1:
         bake(next(iter(modules.values())))
     return capture.capture("unet", graphs), expected

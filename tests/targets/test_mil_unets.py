@@ -79,7 +79,7 @@ def test_a_unet_of_sd_2_is_evaluated(
     output = TensorSpec(name="out_sample", shape=(1, 4, 8, 8))
     graph = Graph(module=StableDiffusion2().eval(), inputs=SPECS, outputs=(output,))
     expected = capture.run(graph, cases)
-    quantize.quantize([graph.module.unet], whole.scheme)  # type: ignore[union-attr]
+    quantize.quantize([graph.module.unet], whole.schemes["unet"])  # type: ignore[union-attr]
     program = capture.capture("unet", {"t2i": graph})
     lowered = targets.load("coreml").lower(program, whole, tmp_path, {"name": "sd2"})
     session = mil.open(tmp_path / lowered.path, "main")

@@ -91,7 +91,7 @@ def several(atom: Path) -> MakeSeveral:
             for task, width in WIDTHS.items()
         }
         expected = {t: capture.run(graphs[t], [cases[t]])[0]["out_sample"] for t in TASKS}
-        quantize.quantize(list(modules.values()), resolved.scheme)
+        quantize.quantize(list(modules.values()), resolved.schemes["unet"])
         program = capture.capture("unet", graphs)
         return program, resolved, cases, expected
 
@@ -358,7 +358,7 @@ def test_a_unet_is_what_coremltools_makes_of_single_ones(
     modules = [folded[task.name].module for task in resolved.tasks]
     for module in modules:
         rewrite.apply(module, targets.rewrites(resolved))
-    quantize.quantize(modules, resolved.scheme)
+    quantize.quantize(modules, resolved.schemes["unet"])
     graphs = {
         task.name: live.graph(task, resolved.size, 1, folded[task.name].module)
         for task in resolved.tasks
