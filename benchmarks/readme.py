@@ -68,15 +68,16 @@ def sizes(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def loops(ours: dict[str, Any], optimum: dict[str, Any]) -> list[str]:
+def loops(ours: dict[str, Any], dense: dict[str, Any], optimum: dict[str, Any]) -> list[str]:
     """Whole loops against programs of other people: the worst PSNR of each."""
     lines = [
         "| bundle (ONNX, fp32), against | cases | last latent, worst | image, worst |",
         "|---|---|---|---|",
     ]
-    rows = [{**row, "against": f"diffusers' {row['pipeline']}"} for row in ours["loops"]]
-    rows += [{**row, "against": "the same, a LoRA beside its weights"} for row in ours["loras"]]
-    rows += [{**row, "against": "optimum-onnx, the same files"} for row in optimum["rows"]]
+    rows = [{**row, "against": f"dense, diffusers' {row['pipeline']}"} for row in dense["rows"]]
+    rows += [{**row, "against": f"MTU, diffusers' {row['pipeline']}"} for row in ours["loops"]]
+    rows += [{**row, "against": "MTU, a LoRA beside its weights"} for row in ours["loras"]]
+    rows += [{**row, "against": "MTU, optimum-onnx, the same files"} for row in optimum["rows"]]
     for against in dict.fromkeys(row["against"] for row in rows):
         cases = [row for row in rows if row["against"] == against]
         worst = [min(row[key] for row in cases) for key in ("latents_db", "image_db")]
@@ -178,18 +179,26 @@ def front(rows: list[dict[str, Any]]) -> list[str]:
 
 def page() -> str:
     """docs/results.md."""
-    world, rows, loops_, optimum, large, several = (
+    world, rows, loops_, dense, optimum, large, several = (
         json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
-        for name in ("shapes_small", "conformance", "pipelines", "optimum", "sizes", "shared")
+        for name in (
+            "shapes_small",
+            "conformance",
+            "pipelines",
+            "dense",
+            "optimum",
+            "sizes",
+            "shared",
+        )
     )
     return "\n".join(
         [
             "# Results",
             "",
             "Made by `python benchmarks/readme.py` from the files of `benchmarks/results/`; each "
-            "is written by a make target (`make conformance`, `pipelines`, `optimum`, `sizes`, "
-            "`shared`, `shapes`). Unless a column says otherwise, PSNR is that of a tensor against "
-            "PyTorch, 20·log10(max|reference| / rmse), the worst case.",
+            "is written by a make target (`make conformance`, `pipelines`, `dense`, `optimum`, "
+            "`sizes`, `shared`, `shapes`). Unless a column says otherwise, PSNR is that of a "
+            "tensor against PyTorch, 20·log10(max|reference| / rmse), the worst case.",
             "",
             "## The embedded model",
             "",
@@ -212,12 +221,13 @@ def page() -> str:
             "",
             "## Against programs of others",
             "",
-            "From prompt and noise to a picture in 20 steps, with the same weights, noise and "
-            f"scheduler ([each pipeline and scheduler]({RAW}/pipelines.md), "
-            f"[optimum-onnx]({RAW}/optimum.md)). The InstructPix2Pix cases use a task file with "
-            '`"scaled": false`, as that model was trained ([tasks](tasks.md)).',
+            "From prompt and noise to a picture in 20 steps, of distilled models in 1 to 4, with "
+            f"the same weights, noise and scheduler ([dense pipelines]({RAW}/dense.md), [MTU's "
+            f"tasks]({RAW}/pipelines.md), [optimum-onnx]({RAW}/optimum.md)). MTU's InstructPix2Pix "
+            'cases use a task file with `"scaled": false`, as that model was trained '
+            "([tasks](tasks.md)).",
             "",
-            *loops(loops_, optimum),
+            *loops(loops_, dense, optimum),
             "",
             "## Published sizes",
             "",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtu_export import export, models
 from mtu_export.exporter.options import resolve
@@ -132,6 +133,24 @@ def test_few_steps_are_baked_for_a_model_that_runs_few(configs: Callable[..., Pa
     assert plan.steps == (1, 2, 4, 8)
 
 
+@pytest.mark.parametrize("width", [32, 33])
+def test_the_guidance_scale_is_embedded_as_diffusers_does(width: int) -> None:
+    from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
+    from torch import nn
+
+    from mtu_export.models.pipeline.unet import GuidedUNetGraph
+
+    unet = UNet2DConditionModel.from_config({**ARCHITECTURES["atom"], "time_cond_proj_dim": width})
+    assert isinstance(unet, nn.Module)
+    scale = torch.tensor([8.5])
+    expected = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+        None,  # type: ignore[arg-type]
+        scale - 1,
+        width,
+    )
+    torch.testing.assert_close(GuidedUNetGraph(unet)._embedding(scale, 1), expected)
+
+
 def test_the_card_says_what_is_not_in_it(configs: Callable[..., Path]) -> None:
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     notes = models.open(configs(flags={"safety_checker": checker})).notes
@@ -150,6 +169,7 @@ def test_the_card_says_what_is_not_in_it(configs: Callable[..., Path]) -> None:
         ({"dual_cross_attention": True}, "dual_cross_attention.*[Tt]rue"),
         ({"attention_type": "gated"}, "attention_type.*gated"),
         ({"class_embeddings_concat": True}, "class_embeddings_concat.*[Tt]rue"),
+        ({"time_cond_proj_dim": 2}, "time_cond_proj_dim.*2"),
         ({"something_new": 1}, "unknown key 'something_new'"),
     ],
 )

@@ -84,6 +84,15 @@ class GuidedUNetGraph(UNetGraph):
         half = int(config["time_cond_proj_dim"]) // 2
         exponents = torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1))
         self.register_buffer("frequencies", exponents.exp()[None], persistent=False)
+        self.padding = int(config["time_cond_proj_dim"]) % 2
+
+    def _embedding(self, guidance_scale: Tensor, batch: int) -> Tensor:
+        """The scale w [1] as [B, time_cond_proj_dim]; an odd width ends in a zero."""
+        angles = ((guidance_scale - 1.0) * 1000.0)[:, None] * self.frequencies
+        embedding = torch.cat([angles.sin(), angles.cos()], 1)
+        if self.padding:
+            embedding = torch.nn.functional.pad(embedding, (0, 1))
+        return embedding.expand(batch, -1)
 
     def forward(  # type: ignore[override]
         self,
@@ -93,13 +102,11 @@ class GuidedUNetGraph(UNetGraph):
         guidance_scale: Tensor,
     ) -> Tensor:
         """As :class:`UNetGraph`, with guidance_scale [1] in addition."""
-        angles = ((guidance_scale - 1.0) * 1000.0)[:, None] * self.frequencies
-        embedding = torch.cat([angles.sin(), angles.cos()], 1).expand(sample.shape[0], -1)
         return self.unet(
             sample,
             timestep,
             encoder_hidden_states,
-            timestep_cond=embedding,
+            timestep_cond=self._embedding(guidance_scale, sample.shape[0]),
             return_dict=False,
             **self.fixed,
         )[0]
@@ -119,13 +126,11 @@ class GuidedXLUNetGraph(GuidedUNetGraph):
     ) -> Tensor:
         """As :class:`XLUNetGraph`, with guidance_scale [1] in addition."""
         added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        angles = ((guidance_scale - 1.0) * 1000.0)[:, None] * self.frequencies
-        embedding = torch.cat([angles.sin(), angles.cos()], 1).expand(sample.shape[0], -1)
         return self.unet(
             sample,
             timestep,
             encoder_hidden_states,
-            timestep_cond=embedding,
+            timestep_cond=self._embedding(guidance_scale, sample.shape[0]),
             added_cond_kwargs=added,
             return_dict=False,
             **self.fixed,

@@ -74,6 +74,11 @@ Depths = Annotated[
     _Depth | Sequence[_Depth | Sequence[_Depth]] | None,
     legal(f"a positive integer or a list of them, at most {_DEEPEST}"),
 ]
+_LEAST = 4
+ScaleWidth = Annotated[
+    Annotated[int, Field(ge=_LEAST, le=_LARGEST)] | None,
+    legal(f"null or an integer from {_LEAST} to {_LARGEST:,}"),
+]
 Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST), legal("a number")]
 Flag = bool | None
 _NO_INPUT = "; others need an input that no export has"
@@ -121,7 +126,7 @@ class StockConfig(StrictModel):
     encoder_hid_dim: NoInput = None
     encoder_hid_dim_type: NoInput = None
     num_class_embeds: NoInput = None
-    time_cond_proj_dim: Size | None = None
+    time_cond_proj_dim: ScaleWidth = None
 
     @model_validator(mode="after")
     def _validate_together(self) -> StockConfig:
