@@ -17,16 +17,16 @@ from mtu_export.testing.dense import write_dense
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "text"), [(1, "<cat>"), (3, "<cat> <cat>_1 <cat>_2")])
-def test_a_bundle_knows_the_trained_tokens(tmp_path: Path, count: int, text: str) -> None:
-    """Textual inversion: a name of n embedded tokens is n added ones, written in a row."""
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_bundle_knows_the_trained_tokens(tmp_path: Path, count: int) -> None:
+    """Textual inversion: a name of n embedded tokens is n added ones."""
     pipe = StableDiffusionPipeline.from_pretrained(write_dense("atom", tmp_path / "plain"))
     width = pipe.text_encoder.config.hidden_size
     trained = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
     pipe.load_textual_inversion({"<cat>": trained.squeeze(0)})
     pipe.save_pretrained(tmp_path / "trained")
-    prompt = f"a photo of {text} in the snow"
-    assert pipe.maybe_convert_prompt("a photo of <cat> in the snow", pipe.tokenizer) == prompt
+    prompt = "a photo of <cat> in the snow"
+    converted = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
     bundle = exporter.export(
         resolve(
             target="onnx",
@@ -36,7 +36,7 @@ def test_a_bundle_knows_the_trained_tokens(tmp_path: Path, count: int, text: str
             out=tmp_path / "b",
         )
     )
-    batch = pipe.tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt")
+    batch = pipe.tokenizer(converted, padding="max_length", max_length=77, return_tensors="pt")
     ids, cut = tokenizer.load(bundle.folder / "tokenizer").encode(prompt)
     assert (ids.tolist(), cut) == (batch.input_ids.tolist(), "")
     with torch.no_grad():

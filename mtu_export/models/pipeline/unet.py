@@ -82,7 +82,9 @@ class GuidedUNetGraph(UNetGraph):
         super().__init__(unet, **fixed)
         config: Any = unet.config
         half = int(config["time_cond_proj_dim"]) // 2
-        exponents = torch.arange(half, dtype=torch.float32) * -(math.log(10_000.0) / (half - 1))
+        device = next(unet.parameters()).device
+        numbers = torch.arange(half, dtype=torch.float32, device=device)
+        exponents = numbers * -(math.log(10_000.0) / (half - 1))
         self.register_buffer("frequencies", exponents.exp()[None], persistent=False)
         self.padding = int(config["time_cond_proj_dim"]) % 2
 

@@ -194,6 +194,7 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance, draws: np.ndarray) -
     """What the pipeline makes of the same noise."""
     if case.table:
         config = {**pipe.scheduler.config, **case.table}
+        config.pop("_use_default_values", None)  # of the old class: they would win over the table
         kind = getattr(diffusers, config.pop("_class_name"))
         pipe.scheduler = kind.from_config(config)
     _feed(pipe, draws)
