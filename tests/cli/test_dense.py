@@ -59,11 +59,8 @@ def test_a_pipeline_is_exported_run_verified_and_shown(typed: Typed, dense: Path
     assert "router" not in printed
     assert "img2img" in printed
     typed("run", "sd", *PROMPT, "-o", "plain.png")
-    typed("run", "sd", *PROMPT, "--negative-prompt", "", "-o", "same.png")
     typed("run", "sd", *PROMPT, "--negative-prompt", "a table", "-o", "other.png")
-    plain, same, other = (Path(f"{name}.png").read_bytes() for name in ("plain", "same", "other"))
-    assert plain == same
-    assert plain != other
+    assert Path("plain.png").read_bytes() != Path("other.png").read_bytes()
     _, err = typed("run", "sd", *PROMPT, "--strength", 0.5, "-o", "x.png", code=2)
     refused(err, "task 't2i' takes no --strength: it does not start from a picture")
 

@@ -312,6 +312,8 @@ def _heads_at(heads: Any, level: int) -> float:
 
 def _task(task: Task, latent_channels: int) -> dict[str, Any]:
     conditioning = " + ".join(f"{c.kind} ({c.channels})" for c in task.conditioning)
+    if task.strength is not None:
+        conditioning = "starts from the image"
     scales = {"text": task.guidance.text, "image": task.guidance.image}
     guidance = ", ".join(f"{key} {value:g}" for key, value in scales.items() if value is not None)
     return {
