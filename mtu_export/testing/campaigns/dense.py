@@ -187,14 +187,15 @@ def open_pipeline(case: Case, folder: Path) -> Any:
         pipe.vae.quant_conv.weight[means:] = 0
         pipe.vae.quant_conv.bias[means:] = -30
     _keep_double(pipe)
+    path = folder / "scheduler" / "scheduler_config.json"
+    pipe.stored_scheduler_config = json.loads(path.read_text("utf-8"))
     return pipe
 
 
 def by_diffusers(pipe: Any, case: Case, guidance: Guidance, draws: np.ndarray) -> Generated:
     """What the pipeline makes of the same noise."""
     if case.table:
-        config = {**pipe.scheduler.config, **case.table}
-        config.pop("_use_default_values", None)  # of the old class: they would win over the table
+        config = {**pipe.stored_scheduler_config, **case.table}  # not the old class's defaults
         kind = getattr(diffusers, config.pop("_class_name"))
         pipe.scheduler = kind.from_config(config)
     _feed(pipe, draws)
