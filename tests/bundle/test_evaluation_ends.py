@@ -12,6 +12,7 @@ from tests.bundle.test_evaluation import (
     IMAGE,
     NONE,
     PREDICTION,
+    STEP,
     Recorder,
     X,
     call,
@@ -66,3 +67,14 @@ def test_a_flow_without_a_loop_is_its_once_calls() -> None:
     asked.run_once(asked.flow.calls[0], lambda inputs: {"y": inputs["a"] * 2})
     asked.run_once(asked.flow.calls[1], lambda inputs: {"y": inputs["a"] + 1})
     np.testing.assert_array_equal(asked.picture(None, {}.__getitem__), IMAGE * 2 + 1)
+
+
+def test_columns_of_vectors_are_joined() -> None:
+    """Each is [1, n], whatever the shape of the input that they make together."""
+    angles = {"kind": "column", "name": "angles"}
+    net = call("net", "pass", both=value(angles, {**angles, "multiply": 2}, axis=1))
+    specs = {"net": {"both": (1, 6)}, "decoder": {"latent": X.shape}}
+    asked = evaluation(specs, net, DECODE, prediction=PREDICTION)
+    session = Recorder(X)
+    asked.denoiser({"net": session})(X, STEP)
+    assert session.asked[0]["both"].tolist() == [[0.25, 0.5, 0.75, 0.5, 1.0, 1.5]]
