@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtu_export.bundle import denoising, sampler
+from mtu_export.bundle import sampler
 from mtu_export.spec import BundleError, Pass, PlanError, Schedule
 
 LATENT = (1, 2, 3, 4)
-NOISE = denoising.noise(LATENT, 0, 3)
-PICTURE = denoising.noise(LATENT, 1)
+NOISE = sampler.noise((4, *LATENT[1:]), 0)
+PICTURE = sampler.noise(LATENT, 1)
 PLAIN = Pass(timestep=1.0, input_scale=0.5, x=(0.75, 0, 0, 0), m=(0.3, 0, 0, 0))
 QUIET = Schedule(start_noise=2.5, passes=(PLAIN,) * 3)
 NOISY = Schedule(start_noise=2.5, passes=(replace(PLAIN, noise=0.7), PLAIN, PLAIN))
 FROM_PICTURE = replace(NOISY, start_picture=0.6, strength=0.5)
 
 
-def denoise(x: np.ndarray, timestep: float) -> np.ndarray:
-    return np.tanh(x + np.float32(timestep)).astype(np.float32)
+def denoise(x: np.ndarray, step: Pass) -> np.ndarray:
+    return np.tanh(x + np.float32(step.timestep)).astype(np.float32)
 
 
 @settings(max_examples=30, deadline=None)
@@ -44,7 +44,7 @@ def test_the_recurrence_with_noise(seed: int, count: int) -> None:
             )
         )
     schedule = Schedule(start_noise=1.7, start_picture=-0.4, strength=0.5, passes=tuple(steps))
-    noise = denoising.noise(LATENT, seed, count)
+    noise = sampler.noise((1 + count, *LATENT[1:]), seed)
     x = [1.7 * noise[:1].astype(np.float64) - 0.4 * PICTURE.astype(np.float64)]
     m: list[np.ndarray] = []
     for i, step in enumerate(steps):
