@@ -222,9 +222,9 @@ def test_closed_streams() -> None:
 
 STAGES = (
     "import PyTorch",
-    "load checkpoint",
-    "run live-router model",
-    "fold",
+    "load",
+    "run in PyTorch",
+    "specialise",
     "prove the fold",
     "rewrite and quantise",
     "capture",
