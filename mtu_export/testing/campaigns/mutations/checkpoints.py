@@ -119,7 +119,7 @@ _CHANGES: tuple[tuple[int, Callable[[Path, Random], str]], ...] = (
 """(weight, function) of every kind of change."""
 
 
-_TOO_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+_TOO_BROKEN = (RecursionError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """Errors of a change that finds nothing left to change after an earlier one."""
 
 
