@@ -271,9 +271,9 @@ class NumberRequest(_Closed):
 class Inputs(_Closed):
     """What a task takes from its user beside the prompt, by name."""
 
-    pictures: Annotated[dict[Name, PictureRequest], Field(default_factory=dict, max_length=16)]
-    tensors: Annotated[dict[Name, TensorRequest], Field(default_factory=dict, max_length=16)]
-    numbers: Annotated[dict[Name, NumberRequest], Field(default_factory=dict, max_length=16)]
+    pictures: dict[Name, PictureRequest] = Field(default_factory=dict, max_length=16)
+    tensors: dict[Name, TensorRequest] = Field(default_factory=dict, max_length=16)
+    numbers: dict[Name, NumberRequest] = Field(default_factory=dict, max_length=16)
 
 
 def require_order(flow: Flow, where: str) -> None:
