@@ -178,8 +178,8 @@ class Evaluation:
             point = _Point(latent=latent, outputs=outputs)
             outputs[call.id] = open_part(call.part)(self._single(call, point))
         result = self.flow.picture
-        made = outputs.get(result.call) or self.outputs[result.call, True]
-        return made[result.name]
+        end_or_once = outputs.get(result.call) or self.outputs[result.call, True]
+        return end_or_once[result.name]
 
     # ------------------------------------------------------------------------------------ values
 

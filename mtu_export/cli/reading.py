@@ -79,9 +79,10 @@ def _verify(bundles: list[Path], options: VerifyOptions, as_json: bool, verbose:
         lines = []
         for opened, verdicts in results:
             sizes = part_sizes(opened)
-            for verdict in (*_recorded(opened), *verdicts):
-                size = sizes.get(verdict.part, "")
-                lines.append([opened.manifest.name, *verdict.cells.values(), size])
+            cells = [{**v.cells, "verdict": "recorded"} for v in _recorded(opened)]
+            cells += [verdict.cells for verdict in verdicts]
+            for line in cells:
+                lines.append([opened.manifest.name, *line.values(), sizes.get(line["part"], "")])
         table(["bundle", *PROOF_HEAD, "size"], lines)
     failure = metrics.failure([verdict for _, verdicts in results for verdict in verdicts])
     if failure is not None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from mtu_export import checkpoint
 from mtu_export.graph.capture import Graph
-from mtu_export.graph.tensors import is_finite
 from mtu_export.models.mtu import config as mtu_config
 from mtu_export.models.mtu.experts import (
     ActiveTask,
@@ -34,7 +33,7 @@ from mtu_export.models.mtu.experts import (
 from mtu_export.models.mtu.folding import FoldedBlock, fold_block
 from mtu_export.models.mtu.layout import LAYOUT
 from mtu_export.models.pipeline import unet_config
-from mtu_export.models.pipeline.unet import as_checkpoint_error, dry_run, unet_graph
+from mtu_export.models.pipeline.unet import as_checkpoint_error, dry_run, fill, unet_graph
 from mtu_export.spec import (
     CheckpointError,
     MissingWeights,
@@ -280,14 +279,7 @@ def load(folder: Path) -> MTUUNet2DConditionModel:
     """Load a checkpoint's UNet in float32, memory-mapped where it is stored as float32."""
     config = mtu_config.read_config(folder)
     headers = checkpoint.headers(folder / "unet")
-    unet = _meta_model(config, headers)
-    state: dict[str, Tensor] = {}
-    for name in headers:
-        state[name] = checkpoint.tensor(headers, name).to(torch.float32)
-        if not is_finite(state[name]):
-            raise MissingWeights(f"tensor {name!r} holds NaN or Inf")
-    unet.load_state_dict(state, strict=True, assign=True)
-    return unet.requires_grad_(False).eval()
+    return fill(_meta_model(config, headers), headers)
 
 
 def graph(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,6 +26,7 @@ from mtu_export.spec import (
     first_line,
 )
 
+_Module = TypeVar("_Module", bound=nn.Module)
 TEXT_TOKENS = 77
 _LOGGERS = threading.RLock()
 """Held while the levels of other libraries' loggers, which all threads share, are changed."""
@@ -147,6 +148,14 @@ def load(folder: Path, config: Mapping[str, Any]) -> UNet2DConditionModel:
     headers = checkpoint.headers(folder)
     module = outline(config)
     checkpoint.compare(headers, {k: tuple(v.shape) for k, v in module.state_dict().items()})
+    return fill(module, headers)
+
+
+def fill(module: _Module, headers: Mapping[str, checkpoint.Header]) -> _Module:
+    """Give a module on the meta device the tensors of ``headers``, in float32, to be run.
+
+    Raises ``MissingWeights`` for NaN and Inf.
+    """
     state: dict[str, Tensor] = {}
     for name in headers:
         state[name] = checkpoint.tensor(headers, name).to(torch.float32)
