@@ -94,7 +94,7 @@ mutations: setup
 schedulers: setup
 	$(BIN)/python benchmarks/schedulers.py
 
-## The form of manifest.json -> runtime/manifest.schema.json
+## The forms of manifest.json and of benchmark records -> runtime/*.schema.json
 schema: setup
 	$(BIN)/python benchmarks/schema.py
 

@@ -1,4 +1,4 @@
-"""Write runtime/manifest.schema.json out of the tables by which bundles are read.
+"""Write the schemas of runtime/ out of the models by which files are read.
 
 python benchmarks/schema.py
 """
@@ -6,22 +6,28 @@ python benchmarks/schema.py
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mtu_export import bundle
+from mtu_export.bench import record
 
-FILE = Path(__file__).parent.parent / "runtime" / "manifest.schema.json"
+RUNTIME = Path(__file__).parent.parent / "runtime"
+FILE = RUNTIME / "manifest.schema.json"
+BENCH_FILE = RUNTIME / "bench.schema.json"
 
 
-def text() -> str:
-    """The file's text."""
-    return json.dumps(bundle.json_schema(), indent=2) + "\n"
+def text(schema: Mapping[str, Any] | None = None) -> str:
+    """A file's text; the manifest's by default."""
+    return json.dumps(schema or bundle.json_schema(), indent=2) + "\n"
 
 
 def main() -> None:
-    """Rewrite the file."""
-    FILE.parent.mkdir(exist_ok=True)
+    """Rewrite the files."""
+    RUNTIME.mkdir(exist_ok=True)
     FILE.write_text(text(), "utf-8")
+    BENCH_FILE.write_text(text(record.json_schema()), "utf-8")
 
 
 if __name__ == "__main__":

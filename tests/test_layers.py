@@ -66,9 +66,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"spec", "storage", "checkpoint", "graph", "bundle", "authoring", *MODELS},
         {"torch", "diffusers", "pydantic"},
     ),
+    "bench": (
+        {"spec", "storage", "checkpoint", "targets", "bundle", "exporter", "models"},
+        NUMPY | PYDANTIC | {"filelock"},
+    ),
     "cli": (
         {"spec", "storage", "checkpoint", "targets", "bundle", "testing", "exporter", *MODELS}
-        | {"authoring", "training"},
+        | {"authoring", "training", "bench"},
         {"typer", "packaging"},
     ),
     "testing.campaigns": (

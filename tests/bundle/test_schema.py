@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from mtu_export import bundle
+from mtu_export.bench import record
 from mtu_export.spec import BundleError
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
@@ -38,6 +39,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_is_what_is_generated() -> None:
     text = (RUNTIME / "manifest.schema.json").read_text("utf-8")
     assert text == json.dumps(bundle.json_schema(), indent=2) + "\n", "run: make schema"
+    text = (RUNTIME / "bench.schema.json").read_text("utf-8")
+    assert text == json.dumps(record.json_schema(), indent=2) + "\n", "run: make schema"
+    Draft202012Validator.check_schema(json.loads(text))
 
 
 def test_real_manifests_are_valid(
