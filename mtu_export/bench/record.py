@@ -239,7 +239,8 @@ class Peak(BenchRecord):
 class Comparison(BenchRecord):
     """Time of ``subject`` over time of ``baseline``, from rounds that took turns.
 
-    ``ratio`` is the median of the rounds' ratios of medians, ``low`` and ``high`` their extremes.
+    ``ratio`` is the median of the rounds' ratios of medians, ``low`` and ``high`` their extremes;
+    ``rounds`` are the ratios of all rounds.
     """
 
     subject: Kind
@@ -252,6 +253,7 @@ class Comparison(BenchRecord):
     ratio: Ratio
     low: Ratio
     high: Ratio
+    rounds: Annotated[tuple[Ratio, ...], Field(max_length=1000)] = ()
 
 
 class Fleet(BenchRecord):
