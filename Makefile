@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema testdata mil-mutations \
-  coreml-ladder shared shapes export-times clean
+  coreml-ladder shared shapes export-times runner clean
 
 setup: $(VENV)/.installed
 
@@ -139,6 +139,10 @@ export-times: setup
 ## Train the small world's models on a CPU -> benchmarks/results/shapes_small.* (hours, resumable).
 shapes: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.shapes small
+
+## The C++ runner of this machine, or of phones with ARCH=aarch64 -> build/runner/<arch>
+runner: setup
+	$(BIN)/python runtime/android/runner/assemble.py $(ARCH:%=--arch %)
 
 clean:
 	rm -rf build $(VENV)

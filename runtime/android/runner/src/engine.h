@@ -1,0 +1,50 @@
+/* What an engine's plugin gives to mtu-bench: one exported function, `mtu_engine_1`. C alone crosses
+ * it: no exceptions, no C++ types. Functions that can fail return 0, or the exit code of the failure
+ * (3 artefact, 4 engine, 5 run) and leave one line in `error`. */
+#ifndef MTU_ENGINE_H
+#define MTU_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MTU_FLOAT32 = 1, MTU_INT32 = 2 };
+enum { MTU_OK = 0, MTU_BAD_ARTEFACT = 3, MTU_NO_ENGINE = 4, MTU_PART_FAILED = 5 };
+
+typedef struct mtu_tensor {
+  const char *name;
+  int32_t dtype;
+  int32_t rank;
+  const int64_t *shape;
+  void *data; /* row-major; NULL where only the form is meant */
+  uint64_t bytes;
+} mtu_tensor;
+
+typedef struct mtu_option {
+  const char *key;
+  const char *value;
+} mtu_option;
+
+typedef struct mtu_engine {
+  const char *name;
+  /* `library`: the engine's file, or "" for one in `folder`; threads 0: the engine's default. */
+  int (*start)(const char *library, const char *folder, int32_t threads, const mtu_option *options,
+               size_t count);
+  const char *(*version)(void);
+  int (*open)(const char *path, const char *entry, const mtu_tensor *inputs, size_t input_count,
+              const mtu_tensor *outputs, size_t output_count, void **part);
+  /* Reads `inputs` and writes `outputs`, whose forms are those of `open`, in its order. */
+  int (*run)(void *part, const mtu_tensor *inputs, const mtu_tensor *outputs);
+  void (*close)(void *part);
+  const char *(*error)(void);
+} mtu_engine;
+
+__attribute__((visibility("default"))) const mtu_engine *mtu_engine_1(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
