@@ -197,3 +197,18 @@ def parse(text: str | bytes) -> Result:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its JSON"
         return failed(f"the runner's result cannot be read: {where}: {first['msg']}")
+
+
+def mismatch(job: Job, result: Result) -> str | None:
+    """Why a result cannot be the answer to a job, in one line; None where it can."""
+    parts = set(result.load_s) | set(result.load_again_s) | set(result.calls)
+    if parts - set(job.parts):
+        return "the runner's result is of another job: it names other parts"
+    if result.status == "failed":
+        return None
+    measured = set(result.load_s) == set(job.parts) and result.first_s is not None
+    if not measured or len(result.samples_s) != job.samples:
+        return f"the runner's result is of another job: {len(result.samples_s)} samples"
+    if set(result.psnr_db) != set(job.expected):
+        return "the runner's result is of another job: it compares other registers"
+    return None

@@ -1,0 +1,290 @@
+"""The device that runs jobs on a phone: it pushes by hash, runs, reads the result, and removes."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from mtu_export.bench.devices import DeviceLost, Progress
+from mtu_export.bench.devices.adb import client, probe
+from mtu_export.bench.devices.adb.client import Adb, Answer, printable
+from mtu_export.bench.devices.adb.files import KEPT, RETURN, Session, ending, name_of
+from mtu_export.bench.job import (
+    JOB,
+    LARGEST_RESULT,
+    RESULT,
+    TENSORS,
+    Job,
+    Result,
+    failed,
+    mismatch,
+    parse,
+)
+from mtu_export.bench.record import DeviceRecord, DeviceState
+from mtu_export.bundle import MANIFEST, Bundle, files_of, sha256
+
+RUNNER = "mtu-bench"
+GRACE = 10.0
+"""Seconds of silence beyond a job's own deadline after which its runner hangs."""
+_ENGINES = ("onnx", "executorch")
+_LONGEST_RUN = 86_400.0
+_KILLED = 137
+_EXITS = {
+    2: "it refused the job",
+    3: "it refused the artefact or its tensors",
+    4: "it has no such engine, or one that is too old",
+    5: "the part failed",
+    126: "the phone may not execute it",
+    127: "the phone does not find it or its loader",
+    134: "it aborted",
+    139: "it crashed with a segmentation fault",
+}
+
+FindRunner = Callable[[str], Path]
+"""Architecture -> folder of the runner."""
+
+
+def connect(
+    serial: str | None = None,
+    *,
+    runner: FindRunner,
+    keep: bool = False,
+    progress: Progress | None = None,
+) -> AdbDevice:
+    """The phone of a serial, or the only one that is connected.
+
+    ``keep`` leaves runner and bundles on the phone for the next run. Raises ``DeviceError`` or
+    ``RuntimeUnavailable`` in one line.
+    """
+    adb = client.program()
+    phone = client.choose(client.listed(adb), serial)
+    return AdbDevice(Adb(adb, phone.serial, progress), runner=runner, keep=keep)
+
+
+class AdbDevice:
+    """A phone; see :class:`mtu_export.bench.devices.Device`."""
+
+    def __init__(
+        self,
+        adb: Adb,
+        *,
+        runner: FindRunner,
+        keep: bool = False,
+        cool_limit: float = probe.COOL_LIMIT,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.adb = adb
+        self.phone = probe.look(adb)
+        self.runner = runner(self.phone.arch)
+        self._runner_key = f"runner-{name_of(sha256(self.runner))}"
+        self.keep = keep
+        self.cool_limit = cool_limit
+        self.grace = GRACE
+        self.return_limit = RETURN
+        self._clock, self._sleep = clock, sleep
+        self._session: Session | None = None
+        self._bundles: dict[Path, Bundle] = {}
+
+    @property
+    def name(self) -> str:
+        """``adb:SERIAL``."""
+        return f"adb:{self.adb.serial}"
+
+    def __enter__(self) -> AdbDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ----------------------------------------------------------------------------------- what it is
+
+    def describe(self) -> DeviceRecord:
+        """What the phone is."""
+        loader = _loader(self.runner)
+        libc = "glibc (own loader)" if loader else None
+        return self.phone.record.model_copy(update={"libc": libc})
+
+    def refuses(self, bundle: Bundle) -> str | None:
+        """Core ML bundles run on Apple's systems alone."""
+        target = bundle.manifest.target
+        if target in _ENGINES:
+            return None
+        return f"{target} bundles do not run on Android; it runs: {', '.join(_ENGINES)}"
+
+    def state(self, *, wait: bool = False) -> DeviceState:
+        """Heat, battery and clocks; ``wait``: after thermal status 0, or the limit."""
+        if not wait:
+            return probe.state(self.adb)
+        return probe.cool(
+            self.adb,
+            limit=self.cool_limit,
+            clock=self._clock,
+            sleep=self._sleep,
+            progress=self.adb.progress,
+        )
+
+    # ----------------------------------------------------------------------------------- files
+
+    def prepare(self, bundles: Sequence[Bundle]) -> None:
+        """Push the runner and the parts of bundles that this phone runs."""
+        self._place_runner()
+        runnable = [bundle for bundle in bundles if self.refuses(bundle) is None]
+        for bundle in runnable:
+            self._bundles[bundle.folder.resolve()] = bundle
+        wanted = {self._runner_key, *(_key(bundle) for bundle in runnable)}
+        for bundle in runnable:
+            self._place(bundle.folder, [part.record.path for part in bundle.parts], "", wanted)
+
+    def _opened(self) -> Session:
+        """The session; a new one where the connection was cut, as its folder went with it."""
+        if self._session is not None and not self._session.is_open:
+            self._end()
+        if self._session is None:
+            session = Session(self.adb, keep=self.keep)
+            session.open()
+            self._session = session
+        return self._session
+
+    def _place_runner(self) -> str:
+        files = {f.relative_to(self.runner).as_posix(): f for f in files_of(self.runner)}
+        return self._opened().place(self._runner_key, files)
+
+    def _place(
+        self, folder: Path, paths: Sequence[str], identity: str, wanted: Collection[str] = ()
+    ) -> str:
+        """Push artefacts, with the files beside them that hold their weights; the folder's name."""
+        bundle = self._bundles.get(folder.resolve())
+        if bundle is not None:
+            parts = [part.record for part in bundle.parts if part.record.path in set(paths)]
+            paths = [*paths, *(path for part in parts for path in part.data)]
+        key = f"b-{name_of(identity)}" if bundle is None else _key(bundle)
+        files = {
+            file.relative_to(folder).as_posix(): file
+            for path in dict.fromkeys(paths)
+            for file in files_of(folder / path)
+        }
+        self._opened().place(key, files, wanted)
+        return key
+
+    def close(self) -> None:
+        """End what runs on the phone and remove what was pushed; says what may be left or stays."""
+        if self._session is not None:
+            self._end()
+            if self.keep:
+                self.adb.progress(
+                    f"kept on {self.adb.serial}: {KEPT}; remove it with: "
+                    + self.adb.by_hand(f"rm -rf {KEPT}")
+                )
+
+    def _end(self) -> None:
+        session, self._session = self._session, None
+        left = session.close() if session is not None else None
+        if left is not None:
+            self.adb.progress(left)
+
+    # ------------------------------------------------------------------------------------- run
+
+    def run(self, job: Job) -> Result:
+        """Run a job; see :meth:`mtu_export.bench.devices.Device.run`."""
+        try:
+            return self._run(job)
+        except DeviceLost as error:
+            if not self.adb.returns(self.return_limit):
+                raise
+            return failed(f"{error}; the phone is there again")
+
+    def _run(self, job: Job) -> Result:
+        runner = self._place_runner()
+        root = self._place(job.folder, [part.path for part in job.parts.values()], job.identity)
+        session = self._opened()
+        with tempfile.TemporaryDirectory(prefix="mtu-bench-") as name:
+            path = job.write(Path(name), root)
+            session.send(path.with_name(TENSORS), path)
+        self.adb.look(f"rm -f {session.folder}/{RESULT}")
+        free = probe.free_memory(self.adb)
+        answer = self._start(session.folder, runner, job)
+        if answer.stopped is not None:
+            self.adb.look(ending(session.folder))
+            return failed(f"the runner hangs: {answer.stopped}; it was killed")
+        return self._result(session.folder, job, answer, free)
+
+    def _start(self, folder: str, runner: str, job: Job) -> Answer:
+        loader = _loader(self.runner)
+        words = [f"{runner}/{RUNNER}", JOB, "-o", RESULT, "--progress"]
+        programs = [words[0]]
+        if loader is not None:
+            programs.append(f"{runner}/{loader}")
+            words = [programs[-1], "--library-path", f"{runner}:{runner}/lib", *words]
+        executable = f"chmod 755 {' '.join(map(quote, programs))}"
+        return self.adb.shell(
+            f"{executable}; cd {folder} && {' '.join(map(quote, words))}",
+            seconds=_LONGEST_RUN,
+            patience=job.deadline_s + job.cooldown_ms / 1000 + self.grace,
+            on_line=self._show,
+        )
+
+    def _show(self, line: str) -> None:
+        """Pass an event of the runner on."""
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                values = [f"{key} {value}" for key, value in event.items() if key != "event"]
+                self.adb.progress(printable(f"{event['event']}: {', '.join(values)}"))
+
+    def _result(self, folder: str, job: Job, answer: Answer, free: int | None) -> Result:
+        text = self.adb.shell(f"cat {folder}/{RESULT}", limit=LARGEST_RESULT, seconds=120)
+        if text.stopped is not None:
+            return failed(f"the runner's result: {text.stopped}")
+        killed = answer.code == _KILLED
+        if text.code != 0:
+            reason = _EXITS.get(answer.code, "it left no result")
+            last = f": {answer.last_line}" if answer.last_line else ""
+            result = failed(f"the runner ended with exit code {answer.code}: {reason}{last}")
+        else:
+            result = parse(_cleaned(text.out))
+            reason = mismatch(job, result)
+            result = failed(reason) if reason else result
+            killed |= re.search(r"\bsignal 9\b|SIGKILL", result.reason or "") is not None
+        if killed:
+            before = "unknown" if free is None else f"{free / 1e6:,.0f}"
+            reason = f"killed, most likely out of memory ({before} MB were free before)"
+            return result.model_copy(update={"status": "failed", "reason": reason})
+        return result
+
+
+def _key(bundle: Bundle) -> str:
+    return f"b-{name_of(sha256(bundle.folder / MANIFEST))}"
+
+
+def _loader(runner: Path) -> str | None:
+    """The program loader that a runner's folder brings, None where the system's loads it."""
+    for folder in ("", "lib"):
+        for path in sorted((runner / folder).glob("ld-linux-*.so.*")):
+            return path.relative_to(runner).as_posix()
+    return None
+
+
+def _cleaned(text: str) -> str:
+    """A JSON text whose strings are short and printable; as it is where it is no JSON."""
+    try:
+        return json.dumps(_clean(json.loads(text)))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value, 500)
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _clean(each) for key, each in value.items()}
+    return value
