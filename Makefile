@@ -12,7 +12,7 @@ PYTHONS := 3.11 3.12 3.13
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
-  executorch-fp16 mutations schedulers pipelines dense optimum schema testdata mil-mutations \
+  executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
   coreml-ladder shared shapes export-times runner clean
 
 setup: $(VENV)/.installed
@@ -97,6 +97,15 @@ schedulers: setup
 ## The forms of manifest.json and of benchmark records -> runtime/*.schema.json
 schema: setup
 	$(BIN)/python benchmarks/schema.py
+
+## onnxruntime-web, which `bench --device web` serves, and TypeScript, which checks the types of
+## runtime/web -> the cache; from the npm registry, once.
+TYPESCRIPT := 5.9.3
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mtu-export
+web: setup
+	$(BIN)/python -m mtu_export.bench.web.engine
+	@test -d $(CACHE)/typescript/node_modules/typescript || npm install --prefix $(CACHE)/typescript \
+	  --no-package-lock --ignore-scripts --no-audit --no-fund typescript@$(TYPESCRIPT)
 
 ## A bundle, a request and its result, vectors for readers in every language -> runtime/testdata
 testdata: setup

@@ -16,6 +16,7 @@ from mtu_export.bench import record
 RUNTIME = Path(__file__).parent.parent / "runtime"
 FILE = RUNTIME / "manifest.schema.json"
 BENCH_FILE = RUNTIME / "bench.schema.json"
+WEB_FILE = RUNTIME / "web" / "manifest_schema.js"
 
 
 def text(schema: Mapping[str, Any] | None = None) -> str:
@@ -23,11 +24,21 @@ def text(schema: Mapping[str, Any] | None = None) -> str:
     return json.dumps(schema or bundle.json_schema(), indent=2) + "\n"
 
 
+def module() -> str:
+    """The manifest's schema as a module of runtime/web, which has no build step."""
+    schema = json.dumps(bundle.json_schema(), separators=(",", ":"))
+    kind = '/** @type {import("./schema.js").Schema} */'
+    return (
+        f"// Written by `make schema`: the manifest's schema.\n{kind}\nexport default {schema};\n"
+    )
+
+
 def main() -> None:
     """Rewrite the files."""
     RUNTIME.mkdir(exist_ok=True)
     FILE.write_text(text(), "utf-8")
     BENCH_FILE.write_text(text(record.json_schema()), "utf-8")
+    WEB_FILE.write_text(module(), "utf-8")
 
 
 if __name__ == "__main__":
