@@ -6,6 +6,7 @@ The form is normative in ``runtime/android/runner/README.md``; the C++ runner an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +181,11 @@ class Result(BenchRecord):
     memory: Memory | None = None
     psnr_db: dict[str, Number] = Field(default_factory=dict)
     machine: Machine | None = None
+
+
+def stamp(*values: object) -> str:
+    """A short hash of what identifies a result."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:24]
 
 
 def failed(reason: str) -> Result:

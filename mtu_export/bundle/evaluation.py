@@ -115,6 +115,12 @@ class Evaluation:
         """A value of the prompt that depends on once calls alone, [1, ...]."""
         return self._value(value, _Point(), None)
 
+    def fixed(
+        self, source: Source, branch: Branch, step: Pass | None, spec: TensorSpec | None
+    ) -> np.ndarray:
+        """A source that no part makes, [1, ...], in one branch of a pass."""
+        return self._source(source, _Point(branch=branch, step=step), spec)
+
     def variants(self, call: Call) -> tuple[bool, ...]:
         """For which texts a once call is made: the prompt, the negative prompt."""
         negative = self.request.negative_prompt is not None

@@ -70,7 +70,7 @@ def prove_loop(
     if runner is None:
         return [metrics.not_run(**labels, reason=str(reason))]
     loop = open_loop(source, task.name, runtime)
-    golden = _golden_loop(loop, tensors)
+    golden = golden_loop(loop, tensors)
     try:
         expected, actual, free = _results(loop, golden)
     except PlanError as error:
@@ -142,7 +142,7 @@ def _free_latent(
     return last
 
 
-def _golden_loop(loop: Loop, tensors: Mapping[str, np.ndarray]) -> GoldenLoop:
+def golden_loop(loop: Loop, tensors: Mapping[str, np.ndarray]) -> GoldenLoop:
     """The golden of a bundle's task; raises ``BundleError``."""
     where, golden = f"{bundle.GOLDENS}: loop/{loop.task.name}", loop.bundle.manifest.golden
     has_loop = loop.task.flow.has_loop

@@ -159,7 +159,7 @@ def schedule_of(loop: Loop, request: Request) -> Schedule:
 def prepare(loop: Loop, request: Request) -> Evaluation:
     """The evaluation of a request after its once calls: text and pictures are encoded."""
     _check_request(loop, request)
-    evaluation, flow = _evaluation(loop, request), loop.task.flow
+    evaluation, flow = begin(loop, request), loop.task.flow
     opened: dict[str, Session] = {}
     for call in flow.of("once"):
         if call.part not in opened:
@@ -168,7 +168,8 @@ def prepare(loop: Loop, request: Request) -> Evaluation:
     return evaluation
 
 
-def _evaluation(loop: Loop, request: Request) -> Evaluation:
+def begin(loop: Loop, request: Request) -> Evaluation:
+    """The evaluation of a request, before its once calls."""
     flow, tokenizers = loop.task.flow, _tokenizers(loop)
     return Evaluation(
         flow,
@@ -218,7 +219,7 @@ def preview(loop: Loop, request: Request, latent: np.ndarray) -> np.ndarray:
     flow = loop.task.flow
     once = {call.id for call in flow.of("once")}
     needed = {s.call for call in flow.of("end") for s in call.sources() if isinstance(s, Output)}
-    evaluation = prepare(loop, request) if once & needed else _evaluation(loop, request)
+    evaluation = prepare(loop, request) if once & needed else begin(loop, request)
     return decode(loop, evaluation, latent)
 
 
