@@ -51,12 +51,13 @@ class Contender:
     """What takes part: a bundle, or why there is none.
 
     ``label`` is the record to show where there is no bundle: that of the bundle it would be a
-    baseline of.
+    baseline of. ``task`` limits it to one task.
     """
 
     kind: Kind
     bundle: Bundle | None
     label: BundleRecord
+    task: str | None = None
     reason: str | None = None
 
 
@@ -65,7 +66,7 @@ class SuiteOptions:
     """How a run is made.
 
     ``rounds`` and ``samples`` replace those of the mode; ``tasks`` and ``parts`` select, all by
-    default. ``state`` is a folder in which results are kept, so that a run that was stopped goes on.
+    default. ``state`` is a folder that keeps results: a run that was stopped goes on from there.
     """
 
     mode: Mode = "quick"
@@ -146,7 +147,8 @@ class Suite:
                 turns = [
                     self._item(contender, task, part)
                     for contender in group
-                    if contender is group[0] or part == denoiser
+                    if contender is group[0]
+                    or (part == denoiser and contender.task in (None, task.name))
                 ]
                 self._take_turns(turns, yardstick=part == denoiser)
                 items += turns

@@ -6,6 +6,7 @@ each. They are checked as far as that needs neither checkpoint nor bundle.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -224,3 +225,106 @@ class RunOptions:
                 raise PlanError(f"--input takes NAME=VALUE, got {shown(text)}")
         if self.seed is not None and self.noise is not None:
             raise PlanError("--noise FILE is the noise itself; give no --seed")
+
+
+DEVICES = ("host", "adb", "web")
+MODES = ("quick", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How bundles are measured. Raises ``PlanError``."""
+
+    device: str = option(
+        "Where bundles run: host; adb or adb:SERIAL, a phone; web, a browser.",
+        default="host",
+        metavar="NAME",
+    )
+    mode: str = option(
+        "quick: 3 rounds and a few samples; full: 5 rounds and more samples.",
+        default="quick",
+        metavar="quick|full",
+    )
+    baseline: bool = option(
+        "Export baselines too, and measure them in turns with the bundles: the dense single-task "
+        "model, the unfolded one, the toolchain's plain export, and a bundle for each task.",
+        default=False,
+    )
+    model: str | Path | None = option(  # noqa: RUF009
+        "Checkpoint of the bundles, for --baseline. Default: the model that comes with this "
+        "package.",
+        "-m",
+        "--model",
+        metavar="FOLDER|HUB-ID",
+    )
+    out: str | Path | None = option(  # noqa: RUF009
+        "Record to write, JSON.", "-o", "--output", metavar="FILE.json"
+    )
+    task: Sequence[str] = option(
+        "Task to measure, by name; repeat for more. Default: all of a bundle.",
+        default=(),
+        metavar="NAME",
+    )
+    part: Sequence[str] = option(
+        "Part to measure, by name, or image for the whole picture; repeat for more. Default: all.",
+        default=(),
+        metavar="NAME",
+    )
+    threads: int = option(
+        "Threads of the engine; 0 is its own default.", default=0, metavar="N", bounds=(0, 256)
+    )
+    cpus: str = option(
+        "Cores: all, big (those of the highest clock), or a hexadecimal mask.",
+        default="all",
+        metavar="all|big|MASK",
+    )
+    rounds: int | None = option("Rounds in place of the mode's.", metavar="N", bounds=(1, 100))
+    samples: int | None = option(
+        "Samples of a round in place of the mode's.", metavar="N", bounds=(1, 10_000)
+    )
+    runner: str | None = option(
+        "Runner on this host: c++ or python. Default: c++ where it is built (make runner).",
+        metavar="NAME",
+    )
+    engine_options: Sequence[str] = option(
+        "Option of the engine, such as a session config entry of ONNX Runtime; repeat for more.",
+        "--option",
+        default=(),
+        metavar="NAME=VALUE",
+    )
+    ort_web: str | Path | None = option(  # noqa: RUF009
+        "With --device web: folder of the npm package onnxruntime-web.", metavar="FOLDER"
+    )
+    keep: bool = option("With --device adb: leave what was pushed on the phone.", default=False)
+    force: bool = option("Replace an existing record.", default=False)
+
+    def __post_init__(self) -> None:
+        for name in ("task", "part", "engine_options"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for field_ in fields(self):
+            check_bounds(field_, getattr(self, field_.name))
+        kind, _, serial = self.device.partition(":")
+        if kind not in DEVICES or (serial and kind != "adb") or self.device.endswith(":"):
+            raise UnknownName("device", self.device, ["host", "adb", "adb:SERIAL", "web"])
+        if self.mode not in MODES:
+            raise UnknownName("mode", self.mode, MODES)
+        if self.runner is not None and self.runner not in ("c++", "python"):
+            raise UnknownName("runner", self.runner, ["c++", "python"])
+        if not re.fullmatch("all|big|[0-9a-f]{1,64}", self.cpus) or not self.cpus.strip("0"):
+            raise PlanError(
+                f"--cpus takes all, big or a hexadecimal mask of cores, got {shown(self.cpus)}"
+            )
+        for text in self.engine_options:
+            if not all(text.partition("=")[::2]):
+                raise PlanError(f"--option takes NAME=VALUE, got {shown(text)}")
+        self._require_device(kind)
+
+    def _require_device(self, kind: str) -> None:
+        """Refuse an option that belongs to another device."""
+        for name, devices in (("ort_web", ("web",)), ("keep", ("adb",)), ("runner", ("host",))):
+            if getattr(self, name) not in (None, False) and kind not in devices:
+                flag = "--" + name.replace("_", "-")
+                raise PlanError(f"{flag} belongs to --device {devices[0]}, not {self.device}")
+        if self.model is not None and not self.baseline:
+            raise PlanError("-m names the checkpoint of --baseline; give --baseline too")

@@ -17,7 +17,7 @@ from mtu_export.bench.devices import Progress
 from mtu_export.bench.job import LARGEST_RESULT, RESULT, Job, Result, failed, parse
 from mtu_export.bench.record import DeviceRecord, DeviceState
 from mtu_export.bundle import Bundle
-from mtu_export.spec import ToolchainMissing
+from mtu_export.spec import ToolchainError
 
 RUNNERS = ("c++", "python")
 BUNDLE = "bundle"
@@ -32,9 +32,9 @@ class Host:
     name = "host"
 
     def __init__(self, runner: str | None = None, progress: Progress = lambda _: None) -> None:
-        self.binary = None if runner == "python" else builds.find_runner(platform.machine())
-        if runner == "c++" and self.binary is None:
-            raise ToolchainMissing("the C++ runner (make runner)", "onnx")
+        self.folder = None if runner == "python" else builds.find_runner(platform.machine())
+        if runner == "c++" and self.folder is None:
+            raise ToolchainError("the C++ runner is not built here; build it with: make runner")
         self.progress = progress
 
     def describe(self) -> DeviceRecord:
@@ -74,8 +74,8 @@ class Host:
             (folder / BUNDLE).symlink_to(job.folder.resolve(), target_is_directory=True)
             path, output = job.write(folder, BUNDLE), folder / RESULT
             command = [str(path), "-o", str(output), "--progress"]
-            if self.binary is not None:
-                command = [str(self.binary), *command]
+            if self.folder is not None:
+                command = [str(self.folder / builds.START), *command]
             else:
                 command = [sys.executable, "-m", "mtu_export.bench.python_runner", *command]
             return _result(command, output, job.deadline_s + _GRACE_S, self.progress)
