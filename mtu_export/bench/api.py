@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import bundle
-from mtu_export.bench import fleet, suite, work
+from mtu_export.bench import builds, fleet, suite, work
 from mtu_export.bench.devices import Device
 from mtu_export.bench.record import Fleet, Run
 from mtu_export.bench.suite import Contender, Suite, SuiteOptions
@@ -29,6 +29,7 @@ def bench(
     options: BenchOptions | None = None,
     *,
     progress: Progress = _silent,
+    detail: Progress = _silent,
     state: Path | None = None,
     commit: str | None = None,
     **values: Any,
@@ -37,8 +38,9 @@ def bench(
 
     >>> run = bench(["edit-onnx-int8"], mode="quick")  # doctest: +SKIP
 
-    ``state`` is a folder that keeps results, so that the same call continues a run that was
-    stopped. Raises ``PlanError``, ``BundleError``, ``DeviceError``, ``ToolchainError``.
+    ``progress`` is told each step, ``detail`` what a runner says of it. ``state`` is a folder that
+    keeps results, so that the same call continues a run that was stopped. Raises ``PlanError``,
+    ``BundleError``, ``DeviceError``, ``ToolchainError``.
     """
     options = options or BenchOptions(**values)
     sources = [each if isinstance(each, Bundle) else bundle.read(Path(each)) for each in bundles]
@@ -46,7 +48,7 @@ def bench(
         raise PlanError("name at least one bundle")
     _check_names(sources, options)
     if options.device == "web":
-        from mtu_export.bench.devices import web
+        from mtu_export.bench.devices import web  # pyright: ignore
 
         return web.bench(sources, options, progress)
     settings = work.Settings(
@@ -65,7 +67,7 @@ def bench(
         state=state,
     )
     groups = [_group(source, options, progress) for source in sources]
-    with closing(_device(options, progress)) as device:
+    with closing(_device(options, detail)) as device:
         fleets = [
             each
             for source in sources
@@ -87,15 +89,20 @@ def _check_names(sources: Sequence[Bundle], options: BenchOptions) -> None:
                 raise UnknownName(kind, name, legal)
 
 
-def _device(options: BenchOptions, progress: Progress) -> Device:
+def _device(options: BenchOptions, detail: Progress) -> Device:
     kind, _, serial = options.device.partition(":")
     if kind == "adb":
-        from mtu_export.bench.devices.adb import AdbDevice
+        from mtu_export.bench.devices import adb
 
-        return AdbDevice(serial or None, keep=options.keep, progress=progress)
+        return adb.connect(serial or None, runner=_runner, keep=options.keep, progress=detail)
     from mtu_export.bench.devices.host import Host
 
-    return Host(options.runner, progress)
+    return Host(options.runner, detail)
+
+
+def _runner(arch: str) -> Path:
+    """The C++ runner of an architecture; built where it is not there."""
+    return builds.find_runner(arch) or builds.build_runner(arch)
 
 
 def _group(source: Bundle, options: BenchOptions, progress: Progress) -> list[Contender]:
@@ -104,14 +111,12 @@ def _group(source: Bundle, options: BenchOptions, progress: Progress) -> list[Co
     group = [Contender(kind="bundle", bundle=source, label=label)]
     if not options.baseline:
         return group
-    from mtu_export.bench import baselines
+    from mtu_export.bench import baselines  # pyright: ignore
 
     for each in baselines.baselines(source, options.model, progress=progress):
         read = None if each.folder is None else bundle.read(each.folder)
         group.append(
-            Contender(
-                kind=each.kind, bundle=read, label=label, task=each.task, reason=each.reason
-            )
+            Contender(kind=each.kind, bundle=read, label=label, task=each.task, reason=each.reason)
         )
     return group
 
@@ -126,7 +131,7 @@ def _fleet(
     """The fleet of a bundle of several tasks, with ``--baseline`` alone."""
     if not options.baseline or len(source.tasks) < 2 or device.refuses(source) is not None:
         return []
-    from mtu_export.bench import baselines
+    from mtu_export.bench import baselines  # pyright: ignore
 
     singles = {}
     for each in baselines.fleet(source, options.model, progress=progress):

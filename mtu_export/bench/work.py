@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mtu_export import bundle
+from mtu_export import bundle, targets
 from mtu_export.bench.job import Job, JobPart
 from mtu_export.bench.program import Compiler, Past, Program
 from mtu_export.bench.record import IMAGE, BundleRecord, Work
@@ -14,7 +14,6 @@ from mtu_export.bundle import Bundle, Part, TaskRecord, loop_proof, runner, samp
 from mtu_export.bundle.loop_proof import GoldenLoop
 from mtu_export.spec import Arrays, PlanError
 from mtu_export.spec.catalog import SCHEMES
-from mtu_export.targets.onnx.running import ACTIVATIONS
 
 ENGINES = ("onnx", "executorch")
 """Targets whose artefacts a runner opens."""
@@ -131,7 +130,7 @@ def _cases(source: Bundle, part: Part, task: str) -> Sequence[tuple[Arrays, Arra
 def _job(source: Bundle, task: str, parts: list[Part], settings: Settings) -> Job:
     """A job with these parts, and nothing to do yet."""
     target = source.manifest.target
-    options = dict([ACTIVATIONS]) if target == "onnx" else {}
+    options = targets.load(target).info.session_options
     return Job(
         engine=target,
         folder=source.folder,

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mtu_export import __version__, targets
-from mtu_export.cli import bench, checkpoints, exports, reading, running, training
+from mtu_export.cli import bench, checkpoints, exports, measuring, reading, running, training
 from mtu_export.cli.console import plain
 from mtu_export.spec import (
     Interrupted,
@@ -59,6 +59,7 @@ app.command()(training.train)
 app.command("verify")(reading.verify_command())
 app.command("run")(running.run_command())
 app.command(name="inspect")(reading.inspect_)
+app.command("bench")(measuring.bench_command())
 app.command()(bench.compare)
 app.command(name="list")(reading.list_)
 app.command()(reading.doctor)

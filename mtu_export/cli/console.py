@@ -128,6 +128,25 @@ class Console:
 
             yield advance
 
+    @contextmanager
+    def steps(self) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+        """Two functions of a line: a step, which a log shows too, and a detail of the last one."""
+        from rich.console import Console as Rich
+
+        rich = Rich(file=self.stream, highlight=False)
+        if self.silent or not rich.is_terminal:
+            yield self.say, lambda _: None
+            return
+        current = ""
+        with rich.status("") as status:
+
+            def step(line: str) -> None:
+                nonlocal current
+                current = plain(line)
+                status.update(current)
+
+            yield step, lambda line: status.update(f"{current}: {plain(line)}")
+
     def say(self, line: str, *, always: bool = False) -> None:
         """One line where no bar is seen: in a log file or a pipe; ``always``: on a terminal too."""
         if not self.silent and (always or not self.stream.isatty()):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from mtu_export.spec import PlanError
+from mtu_export.spec import OutputExists, PlanError, ResourceError
 from mtu_export.spec.flags import flags_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,23 @@ PROOF_HEAD = ["part", "task", "stage", "PSNR", "floor", "verdict", "runner"]
 def print_json(value: Any) -> None:
     """Print JSON on standard output."""
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def require_writable(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that exists, or a place that cannot hold one."""
+    name = repr(str(path)[:200])
+    try:
+        if path.is_dir():
+            raise PlanError(f"{name} is a folder")
+        if not force and (path.exists() or path.is_symlink()):
+            raise OutputExists(path)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise PlanError(f"cannot write {name}: {error.strerror}") from None
+    if not folder.is_dir():
+        raise PlanError(f"cannot write {name}: {str(folder)[:200]!r} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise ResourceError(f"cannot write {name}: no permission")
 
 
 def part_sizes(bundle: Bundle) -> dict[str, str]:

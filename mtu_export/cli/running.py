@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtu_export.cli.console import Console
-from mtu_export.cli.options import Force, Json, Verbose, parameter, parameters, print_json, values
-from mtu_export.spec import Interrupted, OutputExists, PlanError, ResourceError
+from mtu_export.cli.options import (
+    Force,
+    Json,
+    Verbose,
+    parameter,
+    parameters,
+    print_json,
+    require_writable,
+    values,
+)
+from mtu_export.spec import Interrupted, PlanError
 from mtu_export.spec.options import RunOptions
 
 if TYPE_CHECKING:
@@ -72,7 +80,7 @@ def _run(
     from mtu_export.bundle import api, images, runner
 
     images.check_suffix(output)
-    _require_writable(output, force)
+    require_writable(output, force)
     if save_every is not None and save_every < 1:
         raise PlanError(f"--save-every must be 1 or more, got {save_every}")
     console = Console(verbose=verbose)
@@ -83,7 +91,7 @@ def _run(
         _warn(loop, request, console)
         previews = _previews(loop, request, output, save_every)
         for path in previews.values():
-            _require_writable(path, force)
+            require_writable(path, force)
         start = time.monotonic()
         picture = _generate(loop, request, output, previews, console)
         seconds = time.monotonic() - start
@@ -153,20 +161,3 @@ def _previews(loop: Loop, request: Request, output: Path, every: int | None) -> 
         number: output.with_name(f"{output.stem}-{number:03d}{output.suffix}")
         for number in range(every, len(schedule.passes), every)
     }
-
-
-def _require_writable(path: Path, force: bool) -> None:
-    """Refuse, before any work, a file that exists, or a place that cannot hold one."""
-    name = repr(str(path)[:200])
-    try:
-        if path.is_dir():
-            raise PlanError(f"{name} is a folder")
-        if not force and (path.exists() or path.is_symlink()):
-            raise OutputExists(path)
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-    except OSError as error:
-        raise PlanError(f"cannot write {name}: {error.strerror}") from None
-    if not folder.is_dir():
-        raise PlanError(f"cannot write {name}: {str(folder)[:200]!r} is not a folder")
-    if not os.access(folder, os.W_OK):
-        raise ResourceError(f"cannot write {name}: no permission")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,7 +66,8 @@ class TargetInfo:
     float16 saves bytes or time in parts that integer schemes leave alone, such as a VAE.
     ``unused`` are packages that its toolchain imports where they are installed, and that no export
     needs. Integer weights show in one of ``integer_operators``, where its structure can tell;
-    ``int8_activations``: whether it quantises activations too.
+    ``int8_activations``: whether it quantises activations too. ``session_options`` are what the
+    contract asks of a runtime: name to value.
     """
 
     suffix: str
@@ -80,6 +81,7 @@ class TargetInfo:
     unused: tuple[str, ...] = ()
     integer_operators: tuple[str, ...] = ()
     int8_activations: bool = False
+    session_options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Target(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mtu_export.bench import builds, work
 from mtu_export.bench.devices import Progress
-from mtu_export.bench.job import LARGEST_RESULT, RESULT, Job, Result, failed, parse
+from mtu_export.bench.job import LARGEST_RESULT, RESULT, Job, Result, failed, mismatch, parse
 from mtu_export.bench.record import DeviceRecord, DeviceState
 from mtu_export.bundle import Bundle
 from mtu_export.spec import ToolchainError
@@ -75,10 +75,12 @@ class Host:
             path, output = job.write(folder, BUNDLE), folder / RESULT
             command = [str(path), "-o", str(output), "--progress"]
             if self.folder is not None:
-                command = [str(self.folder / builds.START), *command]
+                command = ["/bin/sh", str(self.folder / builds.START), *command]
             else:
                 command = [sys.executable, "-m", "mtu_export.bench.python_runner", *command]
-            return _result(command, output, job.deadline_s + _GRACE_S, self.progress)
+            result = _result(command, output, job.deadline_s + _GRACE_S, self.progress)
+            reason = mismatch(job, result)
+            return failed(reason) if reason else result
 
     def state(self, *, wait: bool = False) -> DeviceState:
         """Free memory and clocks; a host has no limit of heat to wait for."""

@@ -55,6 +55,7 @@ class Onnx:
         multitask_rewrites=("geglu", "gate_weight"),
         float16_gains=True,
         integer_operators=("DequantizeLinear",),
+        session_options=dict([running.ACTIVATIONS]),
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"onnxruntime": running}
