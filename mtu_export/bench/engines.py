@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtu_export.bench.job_file import PartFile
 from mtu_export.spec import (
     Arrays,
     BundleError,
@@ -33,9 +34,7 @@ class Engine(Protocol):
     version: str
     threads: int
 
-    def open(
-        self, path: Path, entry: str, part: Mapping[str, Any], options: Mapping[str, str]
-    ) -> Loaded:
+    def open(self, path: Path, entry: str, part: PartFile, options: Mapping[str, str]) -> Loaded:
         """Load an entry; raises ``BundleError`` where the engine refuses the file."""
         ...
 
@@ -62,9 +61,7 @@ class _OnnxRuntime:
         self.version = version("onnxruntime")
         self.threads = threads
 
-    def open(
-        self, path: Path, entry: str, part: Mapping[str, Any], options: Mapping[str, str]
-    ) -> Loaded:
+    def open(self, path: Path, entry: str, part: PartFile, options: Mapping[str, str]) -> Loaded:
         ort = self._library
         session_options = ort.SessionOptions()
         session_options.log_severity_level = 3
@@ -86,7 +83,7 @@ class _OnnxRuntime:
             )
         except Exception as error:
             raise BundleError(f"onnxruntime cannot load {entry}: {first_line(error)}") from error
-        names = [output["name"] for output in part["outputs"]]
+        names = [output.name for output in part.outputs]
 
         def run(inputs: Arrays) -> dict[str, np.ndarray]:
             try:
@@ -116,9 +113,7 @@ class _ExecuTorch:
         self.version = version("executorch")
         self.threads = int(library._threadpool_get_thread_count())
 
-    def open(
-        self, path: Path, entry: str, part: Mapping[str, Any], options: Mapping[str, str]
-    ) -> Loaded:
+    def open(self, path: Path, entry: str, part: PartFile, options: Mapping[str, str]) -> Loaded:
         if options:
             raise PlanError(f"executorch has no option {next(iter(options))!r}")
         import torch
@@ -130,8 +125,8 @@ class _ExecuTorch:
             raise BundleError(f"executorch cannot load {path.name}: {first_line(error)}") from error
         if method is None:
             raise BundleError(f"{path.name}: no method {entry!r}")
-        inputs_of = [spec["name"] for spec in part["inputs"]]
-        outputs_of = [spec["name"] for spec in part["outputs"]]
+        inputs_of = [spec.name for spec in part.inputs]
+        outputs_of = [spec.name for spec in part.outputs]
 
         def run(inputs: Arrays, owner: object = program) -> dict[str, np.ndarray]:
             values = [torch.from_numpy(np.array(inputs[name])) for name in inputs_of]

@@ -16,17 +16,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtu_export import __version__
-from mtu_export.bench import engines, job
+from mtu_export.bench import engines, job_file
 from mtu_export.bench.engines import Loaded
+from mtu_export.bench.job import FORMAT
+from mtu_export.bench.job_file import JobFile
 from mtu_export.bench.memory import Meter
 from mtu_export.bundle import metrics
+from mtu_export.bundle.goldens import save_tensors
 from mtu_export.spec import BundleError, MtuExportError, PlanError, ToolchainError, first_line
 
 USAGE, BAD_FILE, NO_ENGINE, FAILED = 2, 3, 4, 5
@@ -45,10 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get(_CHILD):
         return _work(options.job, options.output, progress=options.progress)
+    options.output.unlink(missing_ok=True)
     try:
-        deadline = float(read_job(options.job)["deadline_s"])
+        deadline = job_file.read(options.job).deadline_s
     except PlanError as error:
         sys.stderr.write(f"error: {error}\n")
+        _write(options.output, {"status": "failed", "reason": str(error), "runner": _runner()})
         return USAGE
     command = [sys.executable, "-m", __spec__.name, str(options.job), "-o", str(options.output)]
     command += ["--progress"] * options.progress
@@ -78,28 +83,13 @@ def killed_by(number: int) -> str:
 # ----------------------------------------------------------------------------------- the child
 
 
-def read_job(path: Path) -> dict[str, Any]:
-    """The job's document; raises ``PlanError`` in one line."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: {first_line(error)}") from None
-    required = {"engine", "parts", "tensors", "program", "samples", "deadline_s"}
-    if not isinstance(document, dict) or document.get("format") != job.FORMAT:
-        raise PlanError(f"{path}: format must be {job.FORMAT}")
-    if not required <= document.keys():
-        raise PlanError(f"{path}: {', '.join(sorted(required - document.keys()))} is missing")
-    return document
-
-
 def _work(path: Path, output: Path, *, progress: bool) -> int:
     result: dict[str, Any] = {"status": "failed", "reason": None, "runner": _runner()}
     try:
-        _measure(read_job(path), path.parent, result, _reporter(progress))
+        _measure(job_file.read(path), path.parent, result, _reporter(progress))
         result["status"], code = "measured", 0
     except PlanError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USAGE
+        result["reason"], code = str(error), USAGE
     except BundleError as error:
         result["reason"], code = str(error), BAD_FILE
     except ToolchainError as error:
@@ -108,6 +98,8 @@ def _work(path: Path, output: Path, *, progress: bool) -> int:
         result["reason"], code = "out of memory", FAILED
     except (MtuExportError, OSError, ValueError, KeyError, RuntimeError) as error:
         result["reason"], code = first_line(error), FAILED
+    if code:
+        sys.stderr.write(f"error: {result['reason']}\n")
     _write(output, result)
     return code
 
@@ -122,85 +114,93 @@ def _reporter(progress: bool) -> Callable[..., None]:
 
 
 def _measure(
-    document: Mapping[str, Any], folder: Path, result: dict[str, Any], report: Callable[..., None]
+    job: JobFile, folder: Path, result: dict[str, Any], report: Callable[..., None]
 ) -> None:
-    """Fill ``result``: load, run the warm-ups and samples, compare."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(folder / document["tensors"])
-    mask = _set_affinity(str(document.get("cpus", "all")))
+    """Fill ``result``: load, run warm-ups and samples, load again, compare."""
+    tensors = _tensors(job, folder)
+    job_file.check(job, tensors)
+    mask = _set_affinity(job.cpus)
     meter = Meter()
     start = meter.read()
-    engine = engines.engine(document["engine"], int(document.get("threads", 0)))
+    engine = engines.engine(job.engine, job.threads)
     result["engine"] = {"name": engine.name, "version": engine.version}
     result["threads"], result["mask"] = engine.threads, mask
     meter.reset()
-    sessions = _load(document, folder, engine, result, report)
+    sessions = {name: _open(engine, job, name, folder, result, report) for name in job.parts}
     loaded = meter.read()
     meter.reset()
     clocks = _clocks()
-    registers = _sample_all(document, tensors, sessions, result, report)
-    result["memory"] = {
-        "start": start,
-        "loaded": loaded,
-        "run": meter.read(),
-        "peak_total": meter.peak_total(),
-    }
+    registers = _sample_all(job, tensors, sessions, result, report)
+    memory = {"start": start, "loaded": loaded, "run": meter.read()}
+    result["memory"] = {**memory, "peak_total": meter.peak_total()}
     result["machine"] = {**_machine(), "clocks_khz": {"before": clocks, "after": _clocks()}}
+    for name in job.parts if job.load_again else ():
+        del sessions[name]
+        _open(engine, job, name, folder, result, report)
+    if job.outputs is not None:
+        save_tensors({name: registers[name] for name in job.keep}, folder / job.outputs)
     result["psnr_db"] = {
-        name: _psnr(tensors[expected], registers[name])
-        for name, expected in document.get("expected", {}).items()
+        name: _psnr(tensors[expected], registers[name]) for name, expected in job.expected.items()
     }
 
 
-def _load(
-    document: Mapping[str, Any],
-    folder: Path,
+def _tensors(job: JobFile, folder: Path) -> dict[str, np.ndarray]:
+    """The job's tensors; raises ``BundleError`` for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if job.tensors is None:
+        return {}
+    try:
+        return load_file(folder / job.tensors)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BundleError(f"{job.tensors}: {first_line(error)}") from None
+
+
+def _open(
     engine: engines.Engine,
+    job: JobFile,
+    name: str,
+    folder: Path,
     result: dict[str, Any],
     report: Callable[..., None],
-) -> dict[str, Loaded]:
-    """Every part, loaded; with ``load_again`` opened once before and dropped."""
-    sessions: dict[str, Loaded] = {}
-    options = document.get("options", {})
-    load_s, again_s = result.setdefault("load_s", {}), result.setdefault("load_again_s", {})
-    for name, part in document["parts"].items():
-        begin = time.monotonic()
-        sessions[name] = engine.open(folder / part["path"], part["entry"], part, options)
-        load_s[name] = time.monotonic() - begin
-        report("loaded", part=name, seconds=load_s[name])
-        if document.get("load_again"):
-            del sessions[name]
-            begin = time.monotonic()
-            sessions[name] = engine.open(folder / part["path"], part["entry"], part, options)
-            again_s[name] = time.monotonic() - begin
-    return sessions
+) -> Loaded:
+    """Load a part; its time counts as the second loading where there was a first."""
+    part = job.parts[name]
+    again = name in result.setdefault("load_s", {})
+    begin = time.monotonic()
+    session = engine.open(folder / part.path, part.entry, part, job.options)
+    seconds = time.monotonic() - begin
+    result.setdefault("load_again_s" if again else "load_s", {})[name] = seconds
+    report("loaded again" if again else "loaded", part=name, seconds=seconds)
+    return session
 
 
 def _sample_all(
-    document: Mapping[str, Any],
+    job: JobFile,
     tensors: Mapping[str, np.ndarray],
     sessions: Mapping[str, Loaded],
     result: dict[str, Any],
     report: Callable[..., None],
 ) -> dict[str, np.ndarray]:
     """Run warm-ups and samples; the registers after the last."""
-    warmup, samples = int(document.get("warmup", 0)), int(document["samples"])
+    program = [step.model_dump(by_alias=True) for step in job.program]
     registers: dict[str, np.ndarray] = {}
     times, calls = [], {name: [] for name in sessions}
-    for number in range(warmup + samples):
+    count = job.warmup + job.samples
+    for number in range(count):
         timed: dict[str, list[float]] = {name: [] for name in sessions}
         begin = time.monotonic()
-        registers = run_program(document["program"], tensors, sessions, timed)
+        registers = run_program(program, tensors, sessions, timed)
         seconds = time.monotonic() - begin
         if number == 0:
             result["first_s"] = seconds
-        if number >= warmup:
+        if number >= job.warmup:
             times.append(seconds)
             for name, values in timed.items():
                 calls[name] += values
-        report("sample", number=number + 1, of=warmup + samples, seconds=seconds)
-        time.sleep(document.get("cooldown_ms", 0) / 1000)
+        report("sample", number=number + 1, of=count, seconds=seconds)
+        time.sleep(job.cooldown_ms / 1000)
     result["samples_s"] = times
     result["calls"] = {name: {"count": len(v), "seconds": v} for name, v in calls.items()}
     return registers
@@ -208,7 +208,7 @@ def _sample_all(
 
 @np.errstate(all="ignore")  # what is not finite fails the comparison
 def run_program(
-    program: list[Mapping[str, Any]],
+    program: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, np.ndarray],
     sessions: Mapping[str, Loaded],
     timed: Mapping[str, list[float]],
@@ -243,7 +243,7 @@ def _arithmetic(step: Mapping[str, Any], registers: Mapping[str, np.ndarray]) ->
         return np.concatenate([registers[name] for name in step["in"]], step["axis"])
     if step["op"] == "slice":
         return registers[step["in"]][step["begin"] : step["begin"] + 1]
-    raise PlanError(f"unknown op {step['op']!r}")
+    raise AssertionError(step["op"])
 
 
 def _psnr(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -317,7 +317,7 @@ def _runner() -> dict[str, Any]:
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps({"format": job.FORMAT, **result}), "utf-8")
+    draft.write_text(json.dumps({"format": FORMAT, **result}), "utf-8")
     draft.replace(path)
 
 

@@ -217,6 +217,8 @@ class Suite:
             path = self.options.state / f"{stamp}.json"
             if path.is_file():
                 return jobs.parse(path.read_bytes())
+        if self.lost is not None:
+            return None
         try:
             result = self.device.run(job)
         except DeviceLost as error:
@@ -253,7 +255,7 @@ class Suite:
     def _check(self, item: _Item) -> None:
         """Compare with the goldens on the device, in a process of its own."""
         source = item.contender.bundle
-        if not self.options.checks or item.status != "measured" or source is None:
+        if not self.options.checks or not item.results or source is None:
             return
         settings = self.options.settings
         make = work.image_check if item.part == IMAGE else None
@@ -266,8 +268,9 @@ class Suite:
             self._note(f"{item.contender.label.name} {item.part}: not checked: {error}")
             return
         self.progress(f"{item.contender.kind} {item.contender.label.name} {item.part}: check")
-        result = self._ask(job, f"check-{item.part}-{item.task.name}", item)
+        result = self._ask(job, f"check-{item.part}-{item.task.name}", None)
         if result is None:
+            self._note(f"{item.contender.label.name} {item.part}: not checked: {self.lost}")
             return
         if result.status == "failed":
             item.status, item.reason = "failed", f"the check: {result.reason}"

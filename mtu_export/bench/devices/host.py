@@ -114,7 +114,10 @@ def _result(command: list[str], output: Path, deadline_s: float, progress: Progr
     except BaseException:
         _kill(process)
         raise
-    reader.join(5)
+    finally:
+        reader.join(5)
+        assert process.stderr is not None
+        process.stderr.close()
     if output.is_file() and output.stat().st_size <= LARGEST_RESULT:
         return parse(output.read_bytes())
     reason = lines[-1].removeprefix("error: ") if lines else "without a word"
