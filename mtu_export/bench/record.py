@@ -250,6 +250,7 @@ class Comparison(BenchRecord):
     scheme: Text
     task: Text
     part: Text
+    provider: Text = "cpu"
     ratio: Ratio
     low: Ratio
     high: Ratio

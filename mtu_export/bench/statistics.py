@@ -68,6 +68,7 @@ def comparison(subject: Measurement, baseline: Measurement) -> Comparison | None
         scheme=subject.bundle.scheme,
         task=subject.task,
         part=subject.part,
+        provider=subject.provider,
         ratio=float(np.median(values)),
         low=min(values),
         high=max(values),

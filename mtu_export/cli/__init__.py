@@ -61,6 +61,7 @@ app.command("run")(running.run_command())
 app.command(name="inspect")(reading.inspect_)
 app.command("bench")(measuring.bench_command())
 app.command()(bench.compare)
+app.command()(bench.report)
 app.command(name="list")(reading.list_)
 app.command()(reading.doctor)
 

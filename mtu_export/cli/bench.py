@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtu_export.cli.console import plain, table
-from mtu_export.cli.options import Json, print_json
+from mtu_export.cli.options import Force, Json, print_json
+from mtu_export.spec import OutputExists, PlanError
+from mtu_export.storage import atomic_file
 
 if TYPE_CHECKING:
     from mtu_export.bench.comparison import Change, Outcome, Pair
@@ -64,3 +66,38 @@ def _change(change: Change) -> str:
     form = "{:.1f}" if change.what.startswith("dB") else "{:,.0f}"
     worse = " (worse)" if change.worse else ""
     return f"{change.what} {form.format(change.before)} → {form.format(change.after)}{worse}"
+
+
+def report(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="RECORD.json", help="Benchmark records.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE.html", help="Page to write.")
+    ],
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE.md", help="The same as Markdown.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE.csv", help="The same numbers as CSV.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write one self-contained page of benchmark records, with answers, plots and tables."""
+    from mtu_export.bench import report as reports
+
+    wanted = [(output, reports.html), (markdown, reports.markdown), (csv, reports.csv)]
+    files = [(path, write) for path, write in wanted if path is not None]
+    for path, _ in files:
+        if not path.parent.is_dir():
+            raise PlanError(f"{path}: there is no folder {str(path.parent)!r}")
+        if path.is_dir() or path.is_symlink():
+            raise PlanError(f"{path} is a folder or a link; name a file")
+        if path.exists() and not force:
+            raise OutputExists(path)
+    document = reports.load(records)
+    for path, write in files:
+        with atomic_file(path) as private:
+            private.write_text(write(document), "utf-8")
+    for path, _ in files:
+        print(plain(str(path)))

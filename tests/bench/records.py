@@ -11,6 +11,8 @@ from mtu_export.bench.record import (
     BundleRecord,
     Check,
     DeviceRecord,
+    DeviceState,
+    Fleet,
     Measurement,
     Memory,
     MemoryRecord,
@@ -20,7 +22,7 @@ from mtu_export.bench.record import (
     Run,
     Work,
 )
-from mtu_export.bench.statistics import summarize
+from mtu_export.bench.statistics import comparison, summarize
 
 HASH = "0" * 64
 
@@ -148,3 +150,102 @@ def peak(rounds: Sequence[float], engine: str = "onnxruntime") -> Peak:
     seconds = float(np.median(rounds))
     gflops = 2 * 1024**3 / seconds / 1e9
     return Peak(engine=engine, size=1024, seconds=seconds, gflops=gflops, rounds=tuple(rounds))
+
+
+# ------------------------------------------------------------------------- a whole set of records
+
+SECONDS = {("onnx", "fp32"): 0.031, ("onnx", "int8"): 0.027, ("executorch", "fp32"): 0.038,
+           ("executorch", "int8"): 0.021}  # fmt: skip
+COST = {"bundle": 1.0, "dense": 0.998, "unfolded": 1.13, "plain": 1.34}
+
+
+def host_run(seed: int = 0, side: int = 32, times: float = 1.0) -> Run:
+    """Two engines, two schemes, every baseline; int8 of the plain export failed on ExecuTorch."""
+    generator = np.random.default_rng(seed)
+    drift = host_drift(generator, 5)
+    measurements, comparisons = [], []
+    for (target, scheme), seconds in SECONDS.items():
+        by_kind = {}
+        for kind, cost in COST.items():
+            own = {"name": f"t2i-{target}-{scheme}", "target": target, "scheme": scheme,
+                   "height": side, "width": side}  # fmt: skip
+            if (kind, target, scheme) == ("plain", "executorch", "int8"):
+                reason = "the toolchain's int8 fails: Could not find an op for aten::silu_"
+                measurements.append(unmeasured("failed", reason, kind=kind, bundle=own))
+                continue
+            size = int({"fp32": 17_200_000, "int8": 4_400_000}[scheme] * times * times)
+            small = scheme == "int8"
+            parameters = 4_283_012 + (30_940 if kind == "unfolded" else 0)
+            memory = MemoryRecord(anonymous=int(4 * size + 3e7), file=size, peak=6 * size)
+            start = MemoryRecord(anonymous=12_000_000, file=9_000_000, peak=None)
+            flops = int(231_456_768 * times * times)
+            rounds = noisy(generator, seconds * cost * times * times, drift=drift)
+            by_kind[kind] = measured(
+                rounds,
+                kind=kind,
+                bundle=own,
+                engine=Program(name=target.replace("onnx", "onnxruntime"), version="1.28.0"),
+                work=Work(bytes=size, parameters=parameters, flops_conv_linear=int(0.957 * flops),
+                          flops_total=flops),
+                gflops=flops / float(np.median(rounds[0].samples_s)) / 1e9,
+                memory=Memory(start=start, loaded=memory, run=memory),
+                checks=(Check(name="out", psnr_db=55.4 if small else 128.3, floor_db=35.0,
+                              passed=True),),
+            )  # fmt: skip
+        measurements += by_kind.values()
+        for kind in ("dense", "unfolded", "plain"):
+            if kind in by_kind:
+                comparisons.append(comparison(by_kind["bundle"], by_kind[kind]))
+    measurements.append(
+        unmeasured("not run", "Core ML needs macOS 15", bundle={"target": "coreml"})
+    )
+    fleet = Fleet(target="onnx", scheme="int8", tasks=("t2i", "edit", "sr", "inpaint"),
+                  one_bytes=6_300_000, fleet_bytes=22_900_000, one_memory=101_000_000,
+                  fleet_memory=352_000_000, one_switch_s=0.004, fleet_switch_s=0.181)  # fmt: skip
+    control = (0.1 * np.exp(drift + generator.normal(0, 0.005, 5))).tolist()
+    return run(*measurements, comparisons=tuple(filter(None, comparisons)), fleets=(fleet,),
+               peaks=(peak(control), peak(control, "executorch")))  # fmt: skip
+
+
+def phone_run(seed: int = 1) -> Run:
+    """An emulated phone."""
+    generator = np.random.default_rng(seed)
+    phone = device(kind="adb", model="a loopback device", os="Android 14 (SDK 34)", arch="aarch64",
+                   emulated=True, page_size=4096)  # fmt: skip
+    state = DeviceState(thermal_status=0, temperature=31.0, battery=0.83, charging=True,
+                        clocks=(1_800_000, 2_400_000))  # fmt: skip
+    one = measured(noisy(generator, 2.4, 2, 3), emulated=True, before=state, after=state)
+    other = unmeasured("failed", "killed, most likely out of memory (312 MB were free before)",
+                       bundle={"scheme": "fp32"}, emulated=True)  # fmt: skip
+    return run(one, other, device=phone)
+
+
+def web_run(seed: int = 2) -> Run:
+    """A browser with two providers, of which one is emulated."""
+    generator = np.random.default_rng(seed)
+    browser = device(kind="web", model="a browser", browser="Chromium 140", secure_context=True)
+    engine = Program(name="onnxruntime-web", version="1.27.0")
+    wasm = measured(noisy(generator, 0.065, 2, 5), provider="wasm", engine=engine)
+    gpu = measured(noisy(generator, 0.9, 2, 5), provider="webgpu", engine=engine, emulated=True)
+    return run(wasm, gpu, device=browser)
+
+
+def hostile(text: str) -> Run:
+    """A record whose every free text is ``text``."""
+    program = Program(name=text, version=text, detail=text)
+    own = {"name": text, "source": text, "target": text, "scheme": text}
+    words = {"task": text, "part": text, "provider": text, "mask": text}
+    one = measured(
+        rounds_of([1.0, 2.0], [1.0, 3.0]), bundle=own, engine=program, runner=program,
+        checks=(Check(name=text, psnr_db=1, floor_db=2, passed=False),), **words,
+    )  # fmt: skip
+    two = unmeasured("failed", text, bundle=own, **words)
+    compared = comparison(one, one.model_copy(update={"kind": "dense"}))
+    assert compared is not None
+    fleet = Fleet(target=text, scheme=text, tasks=(text,), one_bytes=1, fleet_bytes=2, reason=text)
+    return run(
+        one, two, created=text, mtu_export=text, commit=text, notes=(text,), fleets=(fleet,),
+        comparisons=(compared,), peaks=(peak([1.0], text),),
+        device=device(model=text, soc=text, os=text, arch=text, governor=text, libc=text,
+                      browser=text, instructions=(text,)),
+    )  # fmt: skip
