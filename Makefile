@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
-  coreml-ladder shared shapes export-times runner clean
+  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-report clean
 
 setup: $(VENV)/.installed
 
@@ -152,6 +152,21 @@ shapes: setup
 ## The C++ runner of this machine, or of phones with ARCH=aarch64 -> build/runner/<arch>
 runner: setup
 	$(BIN)/python runtime/android/runner/assemble.py $(ARCH:%=--arch %)
+
+## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (ten
+## minutes).
+bench: setup runner
+	$(BIN)/python -m benchmarks.bench
+
+## The suite at SD 1.5 size -> benchmarks/results/bench_sd15.json (two hours, 16 GB, 40 GB of disk).
+bench-sd15: setup runner
+	$(BIN)/python -m benchmarks.bench_sd15
+
+## One page of all records -> benchmarks/results/bench.{html,md,csv}, docs/devices.md
+bench-report: setup
+	$(BIN)/mtu-export report benchmarks/results/bench_*.json -o benchmarks/results/bench.html \
+	  --markdown benchmarks/results/bench.md --csv benchmarks/results/bench.csv --force
+	$(BIN)/python -m benchmarks.devices
 
 clean:
 	rm -rf build $(VENV)
