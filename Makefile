@@ -156,17 +156,17 @@ runner: setup
 ## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (ten
 ## minutes).
 bench: setup runner
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python benchmarks/bench.py
 
 ## The suite at SD 1.5 size -> benchmarks/results/bench_sd15.json (two hours, 16 GB, 40 GB of disk).
 bench-sd15: setup runner
-	$(BIN)/python -m benchmarks.bench_sd15
+	$(BIN)/python benchmarks/bench_sd15.py
 
 ## One page of all records -> benchmarks/results/bench.{html,md,csv}, docs/devices.md
 bench-report: setup
 	$(BIN)/mtu-export report benchmarks/results/bench_*.json -o benchmarks/results/bench.html \
 	  --markdown benchmarks/results/bench.md --csv benchmarks/results/bench.csv --force
-	$(BIN)/python -m benchmarks.devices
+	$(BIN)/python benchmarks/devices.py
 
 clean:
 	rm -rf build $(VENV)

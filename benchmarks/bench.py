@@ -2,9 +2,9 @@
 
     python benchmarks/bench.py [--home DIR] [--only onnx]
 
-Exports `inpaint` and all four tasks to each target and scheme, measures them beside their baselines,
-the ONNX int8 bundle by both runners, and writes benchmarks/results/bench_*.json. Exports and results
-are kept under `--home`, so the run can be stopped at any time; a Core ML bundle is "not run" here.
+Exports `inpaint` and all four tasks to each target and scheme, measures them beside their
+baselines, the ONNX int8 bundle by both runners, and writes benchmarks/results/bench_*.json. Exports
+are kept under `--home`. A Core ML bundle is "not run" here.
 """
 
 from __future__ import annotations
