@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mtu_export.bench import process
+
 CACHE = Path.home() / ".cache" / "mtu-export"
 STATE = CACHE / "coreml-ladder"
 SD15 = CACHE / "sizes" / "sd15" / "checkpoint"
@@ -33,17 +35,13 @@ PARTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder", "pipeline")
 def export(arguments: list[str], out: Path) -> dict[str, Any]:
     """One export: exit code, seconds, dB by part, operators."""
     shutil.rmtree(out, ignore_errors=True)
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "mtu_export", "coreml", *arguments, "-o", str(out), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    row: dict[str, Any] = {"exit": done.returncode, "export_s": round(time.monotonic() - start, 1)}
-    if done.returncode:
-        return row | {"error": done.stderr.strip().splitlines()[-1]}
-    result = json.loads(done.stdout)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mtu_export", "coreml", *arguments, "-o", str(out)]
+    cost = process.measure(command, out.with_suffix(".log"))
+    row: dict[str, Any] = {"exit": cost.exit, "export_s": round(cost.wall_s, 1)}
+    if cost.exit:
+        return row | {"error": cost.error or "killed"}
+    result = json.loads((out / "manifest.json").read_text("utf-8"))
     proof = [verdict for verdict in result["proof"] if verdict["stage"] != "folded"]
     row["db"] = {verdict["part"]: verdict["psnr_db"] for verdict in proof}
     row["runner"], row["versions"] = proof[-1]["runner"], result["versions"]
@@ -63,20 +61,19 @@ def operators(bundle: Path) -> Counter[str]:
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
-    """dB of the UNet of a bundle against its goldens, seconds a pass, peak memory of this process.
+    """dB of the UNet of a bundle against its goldens, seconds a pass, peak memory.
 
     ``narrow_db`` is that of the first golden where float16 accumulates.
     """
-    import resource
-
     from mtu_export import bundle
+    from mtu_export.bench.memory import Meter
     from mtu_export.bundle import metrics
     from mtu_export.targets.coreml import mil
 
     exported = bundle.read(folder)
     part, cases = exported.part("unet"), bundle.Goldens(exported)
     ((task, entry),) = part.entries.items()
-    start = time.monotonic()
+    start, meter = time.monotonic(), Meter()
     session = mil.open(part.path, entry)
     opened, seconds, figures = time.monotonic() - start, [], []
     for inputs, outputs in cases.cases("unet", task):
@@ -84,7 +81,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         got = session(inputs)
         seconds.append(round(time.monotonic() - start, 2))
         figures.append(round(min(metrics.psnr(v, got[name]) for name, v in outputs.items()), 2))
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    peak = round((meter.read()["peak"] or 0) / 1e9, 2)
     row = {"db": figures, "pass_s": seconds, "open_s": round(opened, 2), "peak_rss_gb": peak}
     (inputs, outputs), *_ = cases.cases("unet", task)
     got = mil.open(part.path, entry, accumulate="float16")(inputs)

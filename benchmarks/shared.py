@@ -5,7 +5,7 @@
 A row is a size, target and scheme. Every export is a process of its own; `embedded` exports the
 embedded checkpoint, all parts, each task alone too, `sd15` the UNet, for one task (`inpaint`) and
 for all four.
-Latency: both bundles in one process, passes that take turns, the median of each of five rounds.
+Latency: five rounds of the suite, in which both bundles take turns, each in a process of its own.
 Memory: the peak of a process that opens one task and runs a pass, against one that goes through all
 four so. What is done, a row or an export of it, is kept under `--home`, so the run can be stopped
 at any time. Rows of the results that `--only` does not name stay as they are.
@@ -18,24 +18,27 @@ import gc
 import json
 import os
 import re
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mtu_export import bundle, targets
+from mtu_export.bench import process
+from mtu_export.bench.devices.host import Host
+from mtu_export.bench.memory import Meter
+from mtu_export.bench.suite import Contender, Suite, SuiteOptions
+from mtu_export.bench.work import describe
 from mtu_export.checkpoint import EMBEDDED
 
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "mtu-export"
 TASKS = ("t2i", "edit", "sr", "inpaint")
 ALONE = "inpaint"
-ROUNDS, ROUND_S, PASSES = 5, 6.0, 2
+ROUNDS = 5
 ROWS = [
     (size, target, scheme)
     for size in ("embedded", "sd15")
@@ -67,30 +70,22 @@ def export(model: Path, row: tuple[str, str, str], tasks: list[str], out: Path) 
     arguments += ["-m", str(model), *([] if size == "embedded" else _LARGE)]
     arguments += ["--components", "unet"] if size == "sd15" else []
     arguments += ["--min-deployment-target", "iOS18"] if target == "coreml" else []
-    log, start = out.with_suffix(".log"), time.monotonic()
-    with log.open("w") as stream:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mtu_export", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=stream,
-        )
-        _, status, usage = os.wait4(child.pid, 0)
+    command = [sys.executable, "-m", "mtu_export", *arguments]
+    cost = process.measure(command, out.with_suffix(".log"))
     result: dict[str, Any] = {
-        "exit": os.waitstatus_to_exitcode(status),
-        "wall_s": round(time.monotonic() - start, 1),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "exit": cost.exit,
+        "wall_s": round(cost.wall_s, 1),
+        "cpu_s": round(cost.cpu_s, 1),
+        "peak_rss_gb": round(cost.peak_rss / 1e9, 2),
     }
-    lines = log.read_text("utf-8").splitlines()
     if result["exit"]:
-        return result | {"error": next((x for x in lines if x.startswith("error: ")), "killed")}
+        return result | {"error": cost.error or "killed"}
     manifest = json.loads((out / "manifest.json").read_text("utf-8"))
     unet = next(part for part in manifest["parts"] if part["name"] == "unet")
-    timed = [re.fullmatch(r"✓ (.+?)(?: (\d+) s)?", line) for line in lines]
     files = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
     graphs = {str(p.relative_to(out)): n for p, n in files.items() if p.suffix in _GRAPHS}
     return result | {
-        "stages_s": {t[1]: int(t[2]) for t in timed if t and t[2]},
+        "stages_s": dict(cost.stages),
         "weight_bytes": unet["cost"]["weight_bytes"],
         "task_weight_bytes": unet["cost"].get("task_weight_bytes"),
         "shared_weight_bytes": unet["cost"]["shared_weight_bytes"],
@@ -113,8 +108,6 @@ _GRAPHS = (".onnx", ".mlmodel")
 
 def opened(folder: Path, task: str) -> tuple[Any, Any]:
     """A session of a bundle's UNet and the inputs of its first golden."""
-    from mtu_export import bundle, targets
-
     exported = bundle.read(folder)
     part = exported.part("unet")
     inputs, _ = bundle.Goldens(exported).cases("unet", task)[0]
@@ -124,36 +117,31 @@ def opened(folder: Path, task: str) -> tuple[Any, Any]:
 
 def latency(shared: str, alone: str) -> None:
     """Print the medians of a pass of both, and of their ratio by round, as JSON."""
-    sessions = {n: opened(Path(p), ALONE) for n, p in (("shared", shared), ("alone", alone))}
-    for session, inputs in sessions.values():
-        session(inputs)
-    medians: list[dict[str, float]] = []
-    for _ in range(ROUNDS):
-        times: dict[str, list[float]] = {name: [] for name in sessions}
-        start = time.perf_counter()
-        while len(times["alone"]) < PASSES or time.perf_counter() - start < ROUND_S:
-            for name in sorted(sessions, reverse=bool(len(times["alone"]) % 2)):
-                session, inputs = sessions[name]
-                before = time.perf_counter()
-                session(inputs)
-                times[name].append(time.perf_counter() - before)
-        medians.append({name: statistics.median(seconds) for name, seconds in times.items()})
-    found = {
-        name: round(statistics.median(seconds[name] for seconds in medians), 5) for name in sessions
-    }
-    ratios = [round(seconds["shared"] / seconds["alone"], 4) for seconds in medians]
-    print(json.dumps({**found, "ratio": statistics.median(ratios), "ratios": ratios}))
+    four, one = bundle.read(Path(shared)), bundle.read(Path(alone))
+    options = SuiteOptions(rounds=ROUNDS, tasks=(ALONE,), parts=("unet",), checks=False)
+    contenders = [
+        Contender(kind="bundle", bundle=four, label=describe(four)),
+        Contender(kind="single", bundle=one, label=describe(one)),
+    ]
+    run = Suite(Host(), options).run([contenders])
+    medians = [m.latency.median if m.latency else None for m in run.measurements]
+    if not run.comparisons or None in medians:
+        raise SystemExit("; ".join(str(m.reason) for m in run.measurements))
+    (comparison,) = run.comparisons
+    ratios = [round(ratio, 4) for ratio in comparison.rounds]
+    names = {"shared": round(medians[0], 5), "alone": round(medians[1], 5)}
+    print(json.dumps({**names, "ratio": round(comparison.ratio, 4), "ratios": ratios}))
 
 
 def memory(folder: str, *tasks: str) -> None:
     """Print the peak memory of this process after a pass of each task in turn, GB, as JSON."""
-    peaks = {}
+    peaks, meter = {}, Meter()
     for task in tasks:
         session, inputs = opened(Path(folder), task)
         session(inputs)
         del session
         gc.collect()
-        peaks[task] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+        peaks[task] = round((meter.read()["peak"] or 0) / 1e9, 3)
     print(json.dumps(peaks))
 
 
@@ -256,9 +244,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"inpaint) over one ({ALONE}): bytes of the UNet's weights; bytes of the whole folder "
         "with graphs and goldens, and without goldens (embedded and sd15-whole: all parts, "
         "sd15: the UNet alone); "
-        f"a pass (passes that take turns, medians of {ROUNDS} rounds; ONNX rows with nothing "
-        "beside them, others with other work on 2 cores); peak memory of a process that goes "
-        "through the four tasks, and of one in which glibc gives back what is freed "
+        f"a pass (medians of {ROUNDS} rounds; rows measured before the suite had passes that took "
+        "turns in one process, ONNX with nothing beside them, others with other work on 2 cores); "
+        "peak memory of a process that goes through the four tasks, and of one in which glibc "
+        "gives back what is freed "
         "(`MALLOC_MMAP_THRESHOLD_=131072`); seconds of what makes "
         "the file (load, fold, quantise, capture, lower); seconds of CPU (one thread, so wall on "
         "an idle machine) and peak memory of the whole export with its proofs, of which four tasks "

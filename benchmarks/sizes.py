@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mtu_export.bench import process
 
 HERE = Path(__file__).parent
 TASKS = ("t2i", "edit", "sr", "inpaint")
@@ -57,43 +55,15 @@ def pipelines() -> Iterator[tuple[str, str, str, str]]:
     yield "sdxl", "onnx", "int8", "edit"
 
 
-def watch(pid: int, log: Path, peaks: dict[str, float], done: threading.Event) -> None:
-    """Largest anonymous resident memory of a process, GB, by the stage that the log has reached."""
-    while not done.wait(0.2):
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            kb = next(int(entry.split()[1]) for entry in lines if entry.startswith("RssAnon"))
-        except (OSError, StopIteration):
-            return
-        passed = sum(line.startswith("✓") for line in log.read_text("utf-8").splitlines())
-        key = str(passed)
-        peaks[key] = max(peaks.get(key, 0.0), round(kb * 1024 / 1e9, 2))
-
-
 def measure(arguments: list[str], log: Path) -> dict[str, Any]:
     """Wall seconds, memory and exit code of one command of ours."""
-    start, peaks, done = time.monotonic(), {}, threading.Event()
-    with log.open("w") as stream:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mtu_export", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=stream,
-        )
-        thread = threading.Thread(target=watch, args=(child.pid, log, peaks, done))
-        thread.start()
-        _, status, usage = os.wait4(child.pid, 0)
-    done.set()
-    thread.join()
-    lines = log.read_text("utf-8").splitlines()
-    stages = [re.sub(r" \d+ s$", "", line[1:].strip()) for line in lines if line.startswith("✓")]
+    cost = process.measure([sys.executable, "-m", "mtu_export", *arguments], log)
     return {
-        "exit": os.waitstatus_to_exitcode(status),
-        "wall_s": round(time.monotonic() - start, 1),
-        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-        "anonymous_gb": {
-            (stages[int(key)] if int(key) < len(stages) else "end"): gb for key, gb in peaks.items()
-        },
-        "error": next((line for line in lines if line.startswith("error: ")), None),
+        "exit": cost.exit,
+        "wall_s": round(cost.wall_s, 1),
+        "peak_rss_gb": round(cost.peak_rss / 1e9, 2),
+        "anonymous_gb": {name: round(size / 1e9, 2) for name, size in cost.anonymous.items()},
+        "error": cost.error,
     }
 
 

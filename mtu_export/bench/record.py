@@ -27,8 +27,9 @@ Seconds = Annotated[float, Field(ge=0, le=1e7)]
 Ratio = Annotated[float, Field(gt=0, le=1e9)]
 Text = Annotated[str, Field(max_length=1000)]
 Status = Literal["measured", "failed", "not run"]
-Kind = Literal["bundle", "dense", "unfolded", "plain"]
-"""``bundle`` is what the user named; the others are its baselines (``bench/baselines.py``)."""
+Kind = Literal["bundle", "dense", "unfolded", "plain", "single"]
+"""``bundle`` is what the user named; the others are its baselines (``bench/baselines.py``):
+``single`` is the bundle of one of its tasks alone."""
 
 
 class BenchRecord(BaseModel):
