@@ -15,6 +15,8 @@ determines what it can tell (Kalibera and Jones, "Rigorous benchmarking in reaso
   ``RUN_DRIFT`` is added for each run.
 - B is slower where the interval of ``LEVEL`` lies above 1 *and* the ratio is at least
   ``SMALLEST_EFFECT`` above it; faster likewise.
+- An interval that reaches further than ``COARSEST`` from its ratio could hide a regression: where
+  it shows no difference, the pair is "unclear" (too noisy) instead.
 - The matrix products are the control: where they moved by the same rule, the machine, or the
   runner as a whole, was not the same. Then a verdict must also hold relative to the control; one
   that does not is "unclear", and the answer is to measure again, both in one sitting.
@@ -37,12 +39,14 @@ from mtu_export.spec import PlanError
 LEVEL = 0.98
 SMALLEST_EFFECT = 0.05
 RUN_DRIFT = 0.01
+COARSEST = 1.25
 FEWEST_ROUNDS = 2
 DECIBELS, EXACT_DB = 1.0, 80.0
 """A loss of more dB is worse, where it ends below EXACT_DB: above, the order of roundings shows."""
 BYTES = 0.01
 """A bundle that is larger by more than this share."""
-MEMORY = 0.10
+MEMORY, LEAST_MEMORY = 0.10, 4_000_000
+"""Anonymous memory that grew by more than this share and more than so many bytes."""
 
 Verdict = Literal[
     "slower", "faster", "no difference", "unclear", "fails now", "runs now",
@@ -228,7 +232,7 @@ def _judge(
         verdict = "not comparable"
         return Pair(key=key, bundle=bundle, verdict=verdict, reason=reason, changes=changes)
     raw = interval(_series(a), _series(b), variances)
-    control = _control(key[-1], runs, variances)
+    control = _control({key[1], key[-1]}, runs, variances)
     verdict, reason = raw.verdict, None
     if control is not None and control.verdict != "no difference":
         both = _relative(raw, control)
@@ -237,6 +241,8 @@ def _judge(
             reason = f"the large matrix product took {control.ratio:.2f} times A's time too"
             if raw.verdict == "no difference":
                 reason = f"the large matrix product took {control.ratio:.2f} times A's time"
+    if verdict == "no difference" and raw.high > COARSEST * raw.ratio:
+        verdict, reason = "unclear", "too noisy: more rounds, or a quieter machine"
     return Pair(
         key=key, bundle=bundle, verdict=verdict, reason=reason, latency=raw, control=control,
         changes=changes,
@@ -301,9 +307,11 @@ def _relative(raw: Interval, control: Interval) -> Interval:
     return _interval(math.log(raw.ratio / control.ratio), math.hypot(*halves))
 
 
-def _control(engine: str, runs: tuple[Run, Run], variances: tuple[float, float]) -> Interval | None:
-    """Of the engine's large matrix product, where both runs have measured the same."""
-    peaks = [{peak.size: peak for peak in r.peaks if peak.engine == engine} for r in runs]
+def _control(
+    names: set[str], runs: tuple[Run, Run], variances: tuple[float, float]
+) -> Interval | None:
+    """Of the large matrix product in the engine (or target) of these names, if both have one."""
+    peaks = [{peak.size: peak for peak in r.peaks if peak.engine in names} for r in runs]
     for size in peaks[0]:
         if size in peaks[1]:
             rounds = [side[size].rounds for side in peaks]
@@ -343,7 +351,8 @@ def _changes(a: Measurement, b: Measurement) -> Iterable[Change]:
     sizes = [m.work.bytes if m.work else None for m in (a, b)]
     yield from _grown("bytes", sizes, BYTES)
     memory = [m.memory.run.anonymous if m.memory else None for m in (a, b)]
-    yield from _grown("anonymous memory", memory, MEMORY)
+    if None not in memory and abs((memory[1] or 0) - (memory[0] or 0)) > LEAST_MEMORY:
+        yield from _grown("anonymous memory", memory, MEMORY)
 
 
 def _grown(what: str, sizes: Sequence[int | None], limit: float) -> Iterable[Change]:

@@ -90,6 +90,23 @@ def test_a_slower_runner_on_a_faster_machine_is_not_passed() -> None:
     assert share(outcomes, "no difference") <= 0.05
 
 
+def test_noise_that_could_hide_a_regression_is_no_success() -> None:
+    wild = rounds_of([1.0, 1.0], [1.6, 1.6], [0.8, 0.8])
+    outcome = compare(run(measured(wild)), run(measured(wild)))
+    (pair,) = outcome.pairs
+    assert (pair.verdict, outcome.exit_code) == ("unclear", 2)
+    assert pair.reason == "too noisy: more rounds, or a quieter machine"
+
+
+def test_the_control_is_that_of_the_target() -> None:
+    """Records name it by the target; the engine's own name does as well."""
+    slow = rounds_of(*([2 * s for s in r.samples_s] for r in STILL))
+    for name, verdict in (("onnx", "unclear"), ("onnxruntime", "unclear"), ("other", "slower")):
+        before = run(measured(STILL), peaks=(peak([0.1, 0.101, 0.1], name),))
+        after = run(measured(slow), peaks=(peak([0.2, 0.202, 0.2], name),))
+        assert compare(before, after).pairs[0].verdict == verdict
+
+
 def test_the_interval_holds_the_true_ratio() -> None:
     outcomes = verdicts(1.1, 5)
     intervals = [pair.latency for outcome in outcomes for pair in outcome.pairs]

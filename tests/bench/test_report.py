@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtu_export.bench import record, report
@@ -95,8 +95,8 @@ def test_answers(whole: Document) -> None:
     assert int8.endswith("at worst 55.4 dB instead of 128.3 dB.")
     (sharing,) = sentences["What does one bundle for several tasks save?"]
     assert sharing == (
-        "One bundle for 4 tasks has 0.28 times the bytes of one for each, 0.29 times the memory, "
-        "and takes 4.00 ms to another task instead of 181 ms."
+        "One denoiser for 4 tasks has 0.28 times the bytes of one for each, 0.29 times the "
+        "memory, and takes 4.00 ms to another task instead of 181 ms."
     )
 
 
@@ -295,6 +295,7 @@ def test_values_with_units(value: Any, form: tables.Form, text: str) -> None:
     assert tables.shown(value, form).removesuffix(" dB" if text == "equal" else "") == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e300, 1e300), max_size=8), st.sampled_from(["number", "seconds"]))
 def test_any_number_is_shown(values: list[float], form: tables.Form) -> None:
     table = Table(title="t", caption="c", columns=(Column("x", form),), rows=[[v] for v in values])
@@ -328,6 +329,7 @@ def numbers(svg: str, tag: str, attribute: str, style: str) -> list[float]:
     return [float(number.findall(one)[0]) for one in found if style in one]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8))
 def test_bars_are_as_long_as_their_values(values: list[float]) -> None:
     svg = plots.bars("t", [Mark(label="m", value=v) for v in values], "seconds")
@@ -337,6 +339,7 @@ def test_bars_are_as_long_as_their_values(values: list[float]) -> None:
     assert max(widths) <= 100
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_ratios_lie_in_the_order_of_their_values(values: list[float]) -> None:
     marks = [Mark(label="m", value=v, rounds=(v * 0.9, v * 1.1)) for v in values]
@@ -348,6 +351,7 @@ def test_ratios_lie_in_the_order_of_their_values(values: list[float]) -> None:
         assert (place > one) == (value > 1) or math.isclose(place, one, abs_tol=0.02)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(1, 1e12), st.floats(0, 150)), min_size=1, max_size=8),
 )
@@ -360,6 +364,7 @@ def test_points_and_labels_stay_within_the_plot(points: list[tuple[float, float]
     assert all(b - a >= 14.9 for a, b in itertools.pairwise(labels))
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-9, 1e6))
 def test_ticks_are_few_and_within(low: float, span: float) -> None:
     ticks = plots._ticks(low, low + span)

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtu_export.bench import statistics
@@ -17,6 +17,7 @@ SECONDS = st.floats(1e-6, 1e3)
 SAMPLES = st.lists(st.lists(SECONDS, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.randoms(use_true_random=False))
 def test_the_order_of_samples_does_not_matter(samples: list, order: random.Random) -> None:
     shuffled = [order.sample(part, len(part)) for part in samples]
@@ -24,6 +25,7 @@ def test_the_order_of_samples_does_not_matter(samples: list, order: random.Rando
     assert before == after
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.floats(0.01, 100))
 def test_a_summary_has_the_unit_of_its_samples(samples: list, factor: float) -> None:
     scaled = [[factor * second for second in part] for part in samples]
@@ -34,6 +36,7 @@ def test_a_summary_has_the_unit_of_its_samples(samples: list, factor: float) -> 
         assert getattr(other, name) == pytest.approx(np.multiply(getattr(one, name), factor))
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_the_summary_is_within_its_samples(samples: list) -> None:
     summary = statistics.summarize(rounds_of(*samples))
@@ -46,6 +49,7 @@ def test_the_summary_is_within_its_samples(samples: list) -> None:
     assert len(summary.rounds) == len(samples)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_equal_inputs_have_the_ratio_one(samples: list) -> None:
     one = measured(rounds_of(*samples))
@@ -56,6 +60,7 @@ def test_equal_inputs_have_the_ratio_one(samples: list) -> None:
     assert result.rounds == (1,) * len(samples)
 
 
+@settings(deadline=None)
 @given(SAMPLES, SAMPLES, st.floats(0.01, 100))
 def test_a_ratio_has_no_unit_and_turns_over(one: list, other: list, factor: float) -> None:
     a, b = rounds_of(*one), rounds_of(*other)

@@ -131,19 +131,23 @@ def _against(group: Group, baseline: Kind) -> dict[str, _Ratios]:
         own.tasks.append(c.task)
         own.times.append(c.ratio)
         own.rounds += [c.low, c.high]
-        one, other = (_measurement(group, c, kind) for kind in (c.subject, baseline))
-        if one is not None and other is not None:
-            own.bytes, own.memory = _sizes(one, other)
+        pair = _pair(group, c)
+        if pair is not None:
+            own.bytes, own.memory = _sizes(*pair)
     return result
 
 
-def _measurement(group: Group, c: Comparison, kind: Kind) -> Measurement | None:
+def _pair(group: Group, c: Comparison) -> tuple[Measurement, Measurement] | None:
+    """What was compared: a bundle's baselines follow it, up to the next bundle."""
     wanted = (c.target, c.scheme, c.task, c.part, c.provider)
+    subject: Measurement | None = None
     for m in group.measured:
-        named = kind != "bundle" or m.bundle.name == c.bundle
-        key = (m.bundle.target, m.bundle.scheme, m.task, m.part, m.provider)
-        if m.kind == kind and key == wanted and named:
-            return m
+        if (m.bundle.target, m.bundle.scheme, m.task, m.part, m.provider) != wanted:
+            continue
+        if m.kind == c.subject:
+            subject = m if m.bundle.name == c.bundle else None
+        elif m.kind == c.baseline and subject is not None:
+            return subject, m
     return None
 
 
@@ -248,7 +252,7 @@ def _sharing(group: Group) -> Finding | None:
     if not fleets:
         return None
     size = _times(f.one_bytes / f.fleet_bytes for f in fleets)
-    words = [f"One bundle for {_counts(fleets)} tasks has {size} the bytes of one for each"]
+    words = [f"One denoiser for {_counts(fleets)} tasks has {size} the bytes of one for each"]
     memory = _times(_over(f.one_memory, f.fleet_memory) for f in fleets)
     words += [f"{memory} the memory"] if memory else []
     switches = [f for f in fleets if f.one_switch_s is not None and f.fleet_switch_s is not None]
@@ -268,7 +272,13 @@ def _sharing(group: Group) -> Finding | None:
         Column("one: switch", "seconds"),
         Column("several: switch", "seconds"),
     )
-    return _finding(group, ", ".join(words) + ".", "One bundle over several.", columns, rows)
+    return _finding(
+        group,
+        ", ".join(words) + ".",
+        "The denoiser of one bundle over those of several.",
+        columns,
+        rows,
+    )
 
 
 def _counts(fleets: Sequence[Fleet]) -> str:

@@ -15,7 +15,10 @@ _WHAT = (Column("bundle"), Column("model"), Column("task"), Column("part"), Colu
 
 def tables(group: Group) -> list[Table]:
     """Every table that has a row."""
-    makers = (missing, latency, comparisons, images, work, memory, accuracy, fleets, peaks, states)
+    makers = (
+        *(missing, latency, comparisons, images, loading, work),
+        *(memory, accuracy, fleets, peaks, states),
+    )
     return [table for table in (make(group) for make in makers) if table.rows]
 
 
@@ -54,26 +57,41 @@ def latency(group: Group) -> Table:
                 own.min,
                 min(own.rounds, default=None),
                 max(own.rounds, default=None),
-                _median(r.first_s for r in m.rounds),
-                _median(r.load_s for r in m.rounds),
-                _median(r.load_again_s for r in m.rounds),
                 own.count,
             ]
         )
-    names = ("median", "p90", "fastest", "lowest round", "highest round", "first pass", "load")
+    names = ("median", "p90", "fastest", "lowest round", "highest round")
     columns = (
         *_WHAT,
         Column("threads", "count"),
-        *(Column(name, "seconds") for name in (*names, "load again")),
+        *(Column(name, "seconds") for name in names),
         Column("samples", "count"),
     )
     caption = (
-        "One sample is one run of the part. Lowest and highest round are medians of rounds; the "
-        "first pass is no sample. Loading includes reading the file, from whatever cache."
+        "One sample is one run of the part, or of the whole picture; the first is none. Lowest and "
+        "highest round are medians of rounds."
     )
     if group.emulated:
         caption = "Emulated: these times are no speeds. " + caption
     return Table(title="Latency", caption=caption, columns=columns, rows=rows)
+
+
+def loading(group: Group) -> Table:
+    """From nothing to the first result, medians of the rounds."""
+    rows: list[list[Value]] = []
+    for m in group.measured:
+        if m.rounds:
+            columns = ((r.load_s, r.load_again_s, r.first_s) for r in m.rounds)
+            rows.append([*_what(m), *map(_median, zip(*columns, strict=True))])
+    names = ("load", "load again", "first pass")
+    columns = (*_WHAT, *(Column(name, "seconds") for name in names))
+    caption = (
+        "Loading includes reading the file, from whatever cache; again is a second opening in the "
+        "same process. The first pass may prepare weights."
+    )
+    if group.emulated:
+        caption = "Emulated: these times are no speeds. " + caption
+    return Table(title="Loading", caption=caption, columns=columns, rows=rows)
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -150,7 +168,8 @@ def work(group: Group) -> Table:
     )
     caption = (
         "A multiply-add is two FLOPs; attention's two products are in the second count, which "
-        "GFLOP/s refers to. Peak is a large float32 matrix product in the same engine and run."
+        "GFLOP/s refers to. Peak is a large float32 matrix product in the same engine and run; "
+        "int8 kernels and Winograd convolutions may pass it: they do less than is counted."
     )
     return Table(title="Bytes and work", caption=caption, columns=columns, rows=rows)
 

@@ -65,8 +65,16 @@ class Table:
 
     @property
     def _scales(self) -> list[tuple[float, str, int]]:
-        by_column = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
-        return [scale_of(c.form, v) for c, v in zip(self.columns, by_column, strict=True)]
+        """Of each column; columns of seconds, bytes or FLOPs have one unit together."""
+        by_column = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        forms: list[Form] = [column.form for column in self.columns]
+        together: dict[Form, list[Value]] = {}
+        for form, values in zip(forms, by_column, strict=True):
+            together.setdefault(form, []).extend(values)
+        return [
+            scale_of(form, together[form] if len(_SCALES.get(form, ())) > 1 else values)
+            for form, values in zip(forms, by_column, strict=True)
+        ]
 
 
 def scale_of(form: Form, values: Sequence[Value]) -> tuple[float, str, int]:

@@ -28,7 +28,7 @@ def markdown(document: Document) -> str:
     for answer in document.answers:
         lines += [f"**{escaped(answer.question)}**", ""]
         for f in answer.findings:
-            lines += [f"{escaped(f.sentence)} *{escaped(f.where)}*", "", *_grid(f.table), ""]
+            lines += [f"{escaped(f.sentence)} *{escaped(f.where)}*", "", *grid(f.table), ""]
         if not answer.findings:
             lines += [escaped(answer.none), ""]
     lines += _table(document.paper, "## ")
@@ -43,11 +43,12 @@ def markdown(document: Document) -> str:
 
 def _table(table: Table, level: str) -> Iterable[str]:
     yield from (f"{level}{escaped(table.title)}", "", escaped(table.caption), "")
-    yield from _grid(table)
+    yield from grid(table)
     yield ""
 
 
-def _grid(table: Table) -> Iterable[str]:
+def grid(table: Table) -> Iterable[str]:
+    """A table alone, without title and caption."""
     yield "| " + " | ".join(escaped(name) for name in table.head) + " |"
     ruler = ("---" if column.form == "text" else "---:" for column in table.columns)
     yield "|" + "|".join(ruler) + "|"
