@@ -17,11 +17,12 @@ from tests.support import vectors
 from tests.support.tools import missing, require
 
 WEB = Path(__file__).parents[2] / "runtime" / "web"
+TESTS = Path(__file__).parent / "web"
 MODULES = sorted(WEB.glob("*.js"))
 
 
 def run_node(name: str, **environment: str) -> str:
-    command = [require("node"), "--test", "--test-reporter=tap", str(WEB / "test" / name)]
+    command = [require("node"), "--test", "--test-reporter=tap", str(TESTS / name)]
     done = subprocess.run(
         command,
         env={**os.environ, **environment},

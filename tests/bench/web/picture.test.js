@@ -1,12 +1,12 @@
 // The bundle of runtime/testdata makes the expected picture in ONNX Runtime Web, whose folder is
-// named by ORT_WEB: ORT_WEB=DIR node --test runtime/web/test/picture.test.js
+// named by ORT_WEB: ORT_WEB=DIR node --test tests/bench/web/picture.test.js
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-import { MtuError, openBundle, Pipeline, psnr } from "../mtu.js";
-import { Safetensors } from "../safetensors.js";
+import { MtuError, openBundle, Pipeline, psnr } from "../../../runtime/web/mtu.js";
+import { Safetensors } from "../../../runtime/web/safetensors.js";
 import { bytesOf, filesOf, pngLevels, read } from "./support.js";
 
 const FLOOR_DB = 60;

@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { inflateSync } from "node:zlib";
 
-export const TESTDATA = new URL("../../testdata/", import.meta.url);
+export const TESTDATA = new URL("../../../runtime/testdata/", import.meta.url);
 
 /** @param {string} name */
 export function bytesOf(name) {

@@ -1,18 +1,18 @@
-// The shared vectors of runtime/testdata: node --test runtime/web/test/vectors.test.js
+// The shared vectors of runtime/testdata: node --test tests/bench/web/vectors.test.js
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { MtuError, openBundle, Pipeline, standardNormal, Tokenizer } from "../mtu.js";
-import { fitPicture } from "../pictures.js";
-import { checkFlow } from "../flow_rules.js";
-import { Evaluation } from "../flow.js";
-import { trajectory } from "../loop.js";
-import { Noise, seedWords } from "../noise.js";
-import { parseJson } from "../json.js";
-import { prepare } from "../request.js";
-import { Safetensors } from "../safetensors.js";
-import { checkWiring } from "../wiring.js";
+import { MtuError, openBundle, Pipeline, standardNormal, Tokenizer } from "../../../runtime/web/mtu.js";
+import { fitPicture } from "../../../runtime/web/pictures.js";
+import { checkFlow } from "../../../runtime/web/flow_rules.js";
+import { Evaluation } from "../../../runtime/web/flow.js";
+import { trajectory } from "../../../runtime/web/loop.js";
+import { Noise, seedWords } from "../../../runtime/web/noise.js";
+import { parseJson } from "../../../runtime/web/json.js";
+import { prepare } from "../../../runtime/web/request.js";
+import { Safetensors } from "../../../runtime/web/safetensors.js";
+import { checkWiring } from "../../../runtime/web/wiring.js";
 import { bytesOf, closedForm, edited, filesOf, read, sha256 } from "./support.js";
 
 const CLOSE = 2e-5;

@@ -1,0 +1,197 @@
+// The measurement of one provider: parts, the whole picture, and then the goldens.
+
+import { goldenRequest, openBundle, Pipeline } from "./mtu/mtu.js";
+import { provenTasks, provePart } from "./mtu/proof.js";
+import { inputsOf } from "./mtu/rules.js";
+import { openPart } from "./mtu/runtime.js";
+
+const EQUAL_DB = 999;
+const MOST_THREADS = 4;
+/** Bytes of parts that stay loaded while pictures are made; of more, each is loaded when needed. */
+const KEPT = 2.5e8;
+
+/** The memories of WebAssembly, which grow and never shrink. */
+const memories = [];
+const Memory = WebAssembly.Memory;
+WebAssembly.Memory = class extends Memory {
+  constructor(description) {
+    super(description);
+    memories.push(this);
+  }
+};
+
+/** Fills `result`; what is there stays when something throws. */
+export async function measureProvider(plan, result, files, post) {
+  const { provider } = result;
+  const steps = stepsOf(plan);
+  const tell = (text) => post("event", { text: `${provider}: ${text}`, done: steps.next() });
+  const show = () => post("result", { result: { ...result, status: "running" } });
+  tell("loading ONNX Runtime Web");
+  const ort = await openEngine(plan, provider, result);
+  tell(files ? "checking the bundle" : "fetching and checking the bundle");
+  let start = performance.now();
+  const source = files ? new Map(files) : { base: new URL("bundle/", import.meta.url), paths: plan.paths };
+  const bundle = await openBundle(source, { tasks: [plan.task], goldens: true });
+  result.open_s = since(start);
+  if (!files) post("files", { files: [...bundle.files.blobs] });
+  const options = { executionProviders: [provider] };
+  for (const name of plan.parts) {
+    await measurePart(ort, bundle, plan, name, options, result, tell);
+    show();
+  }
+  if (plan.image) {
+    const keep = plan.bytes <= KEPT;
+    const pipeline = await Pipeline.open(bundle, ort, { ...options, task: plan.task, keep });
+    await makePicture(pipeline, bundle, keep ? 2 : 1, result, tell, post);
+    if (plan.check) await checkLoop(pipeline, result, tell);
+    await pipeline.close();
+  }
+  result.memory = { wasm: memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0), heap: null };
+}
+
+async function openEngine(plan, provider, result) {
+  const ort = await import(`./ort/ort.${provider}.bundle.min.mjs`);
+  const isolated = self.crossOriginIsolated === true;
+  const cores = navigator.hardwareConcurrency || 1;
+  ort.env.wasm.numThreads = isolated ? plan.threads || Math.min(cores, MOST_THREADS) : 1;
+  ort.env.wasm.wasmPaths = new URL("ort/", import.meta.url).href;
+  ort.env.logLevel = "error";
+  result.threads = ort.env.wasm.numThreads;
+  result.engine = { name: "onnxruntime-web", version: ort.env.versions?.web ?? ort.env.versions?.common ?? "unknown" };
+  if (provider === "webgpu") {
+    const adapter = await navigator.gpu?.requestAdapter();
+    const info = adapter?.info;
+    const words = [info?.vendor, info?.architecture, info?.device, info?.description].filter(Boolean);
+    result.adapter = words.join(" ").slice(0, 300) || "not told";
+  }
+  return ort;
+}
+
+async function measurePart(ort, bundle, plan, name, options, result, tell) {
+  const part = bundle.manifest.parts.find((each) => each.name === name);
+  const measured = { status: "measured", reason: null, samples_s: [] };
+  result.parts[name] = measured;
+  try {
+    const feeds = await feedsOf(bundle, part, plan.task);
+    for (const key of ["load_s", "load_again_s"]) {
+      tell(`${name}: ${key === "load_s" ? "loading" : "loading again"}`);
+      const start = performance.now();
+      const session = await openPart(ort, bundle, part, plan.task, options);
+      measured[key] = since(start);
+      if (key === "load_again_s") {
+        await sample(session, feeds, plan, measured, (text) => tell(`${name}: ${text}`));
+        if (plan.check) await checkPart(bundle, part, plan.task, session, result, tell);
+      }
+      await session.close();
+    }
+  } catch (error) {
+    measured.status = "failed";
+    measured.reason = String(error?.message ?? error).slice(0, 900);
+    throw error;
+  }
+}
+
+async function sample(session, feeds, plan, measured, tell) {
+  for (let number = 0; number < 1 + Math.max(0, plan.warmup - 1) + plan.samples; number += 1) {
+    const sampled = number - Math.max(1, plan.warmup);
+    tell(number === 0 ? "first run" : sampled < 0 ? "warming up" : `sample ${sampled + 1} of ${plan.samples}`);
+    const start = performance.now();
+    await session.run(feeds);
+    const seconds = since(start);
+    if (number === 0) measured.first_s = seconds;
+    if (sampled >= 0) measured.samples_s.push(seconds);
+  }
+}
+
+/** The inputs of the first golden case; zeros where the bundle has none. */
+async function feedsOf(bundle, part, task) {
+  const goldens = await bundle.goldens();
+  const proven = provenTasks(part).get(task) ?? task;
+  const feeds = {};
+  for (const { name, shape, dtype } of inputsOf(part, task)) {
+    const key = `${part.name}/${proven}/0/${name}`;
+    const count = shape.reduce((product, extent) => product * extent, 1);
+    const zeros = dtype === "int32" ? new Int32Array(count) : new Float32Array(count);
+    feeds[name] = goldens?.entries.has(key) ? await goldens.tensor(key) : { shape, data: zeros };
+  }
+  return feeds;
+}
+
+/** The picture of the goldens; a second time where parts stay loaded, without the first runs. */
+async function makePicture(pipeline, bundle, times, result, tell, post) {
+  const goldens = await bundle.goldens();
+  const { task, manifest } = pipeline;
+  const request = (goldens && await goldenRequest(manifest, task, goldens)) ?? plainRequest(pipeline);
+  const steps = request.steps ?? (task.flow.prediction ? task.steps : null);
+  const image = { steps, passes: 0, first_s: null, seconds: null, load_s: {}, calls: {} };
+  let loading = 0;
+  const onEvent = ({ kind, part, seconds, number, of }) => {
+    if (kind === "loaded") {
+      image.load_s[part] = (image.load_s[part] ?? 0) + seconds;
+      loading += seconds;
+    }
+    if (kind === "called") {
+      image.calls[part] ??= { count: 0, seconds: [] };
+      image.calls[part].count += 1;
+      image.calls[part].seconds.push(seconds);
+    }
+    if (kind === "pass") {
+      image.passes = of;
+      tell(`picture: pass ${number} of ${of}`);
+    }
+  };
+  for (let time = 0; time < times; time += 1) {
+    tell(time ? "picture, again" : "picture");
+    [image.calls, loading] = [{}, 0];
+    const start = performance.now();
+    const { pixels } = await pipeline.generate(request, { onEvent });
+    image[time ? "seconds" : "first_s"] = Math.max(0, since(start) - loading);
+    post("picture", { pixels, image });
+  }
+  result.image = image;
+}
+
+/** For a bundle without goldens of its loop: grey pictures and zeros. */
+function plainRequest({ task, manifest, tokenizers }) {
+  const { pictures = {}, tensors = {} } = task.inputs;
+  const grey = { width: 2, height: 2, data: new Uint8Array(16).fill(128) };
+  const zeros = ({ shape }) => ({ shape, data: new Float32Array(shape.reduce((a, b) => a * b, 1)) });
+  return {
+    prompt: tokenizers.size ? manifest.golden?.prompt ?? "a picture" : null,
+    pictures: Object.fromEntries(Object.keys(pictures).map((name) => [name, grey])),
+    tensors: Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, zeros(tensor)])),
+  };
+}
+
+async function checkPart(bundle, part, task, session, result, tell) {
+  const goldens = await bundle.goldens();
+  if (!goldens) return;
+  tell(`${part.name}: comparing with the goldens`);
+  const proven = provenTasks(part).get(task) ?? task;
+  addCheck(result, await provePart(bundle.manifest, part, proven, goldens, (feeds) => session.run(feeds)));
+}
+
+async function checkLoop(pipeline, result, tell) {
+  tell("comparing the loop with the goldens");
+  for (const verdict of await pipeline.verify({ parts: false })) addCheck(result, verdict);
+}
+
+function addCheck(result, { part, stage, psnr_db, floor_db, passed, outputs }) {
+  if (!(psnr_db > -Infinity)) throw new Error(`${part}: its outputs hold NaN or Inf`);
+  const plain = Object.entries(outputs).map(([name, db]) => [name, Math.min(db, EQUAL_DB)]);
+  result.checks.push({
+    part, stage, psnr_db: Math.min(psnr_db, EQUAL_DB), floor_db, passed, outputs: Object.fromEntries(plain),
+  });
+}
+
+/** The share that is done, from a rough count of all steps. */
+function stepsOf(plan) {
+  const parts = plan.parts.length * (2 + Math.max(1, plan.warmup) + plan.samples);
+  const total = 2 + parts + (plan.check ? plan.parts.length : 0) + (plan.image ? 24 : 0);
+  let step = 0;
+  return { next: () => Math.min(1, (step += 1) / total) };
+}
+
+function since(start) {
+  return (performance.now() - start) / 1000;
+}
