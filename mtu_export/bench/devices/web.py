@@ -14,12 +14,14 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from mtu_export.bench.record import IMAGE, Run
+from mtu_export.bench.suite import ROUNDS
 from mtu_export.bench.web import engine
 from mtu_export.bench.web.messages import (
     LARGEST_EVENT,
@@ -32,8 +34,9 @@ from mtu_export.bench.web.messages import (
     parse_record,
 )
 from mtu_export.bench.web.server import PageServer, Site
-from mtu_export.bundle import MANIFEST, Bundle, files_of, inside
+from mtu_export.bundle import MANIFEST, Bundle, Part, files_of, inside
 from mtu_export.spec import DeviceError, PlanError, UnknownName, Unsupported
+from mtu_export.spec.options import BenchOptions
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PAGE = Path(__file__).parents[1] / "web"
@@ -41,6 +44,8 @@ PAGE_FILES = ("page.html", "page.css", "page.js", "view.js", "worker.js", "measu
 MODULE = "mtu"
 """Folder of the ES module below the page: in the wheel beside it, in a checkout runtime/web."""
 ADB_SECONDS = 20
+_FEWEST, _MOST, _FLOPS = 3, 20, 5e11
+"""Samples of a round, and the FLOPs that they may take together: a browser is slower than C++."""
 Progress = Callable[[str], None]
 
 
@@ -48,15 +53,18 @@ Progress = Callable[[str], None]
 class WebOptions:
     """What is measured, and where the page is served.
 
-    ``parts`` are those of the task's flow by default; ``threads`` 0 leaves the number to the page.
+    ``parts`` are those of the task's flow by default. ``samples`` of a round follow from a part's
+    work by default; ``rounds`` are workers. ``threads`` 0 leaves the number to the page.
     ``adb`` is the serial of a phone whose ``localhost`` the page becomes, and whose browser opens
-    it. ``ort_web`` is the folder of onnxruntime-web. ``deadline_s`` counts from the start.
+    it. ``ort_web`` is the folder of onnxruntime-web. ``deadline_s`` is the time to open the page
+    and, again, the time to measure.
     """
 
     task: str | None = None
     parts: tuple[str, ...] | None = None
     providers: tuple[Provider, ...] = PROVIDERS
-    samples: int = 5
+    samples: int | None = None
+    rounds: int = 1
     warmup: int = 1
     threads: int = 0
     image: bool = True
@@ -70,7 +78,10 @@ class WebOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WebResult:
-    """The record of a browser, what it was asked, and how the page was served."""
+    """The record of a browser, what it was asked, and how the page was served.
+
+    ``bench/web/records.py`` makes measurements of it.
+    """
 
     record: PageRecord
     plan: Plan
@@ -133,6 +144,7 @@ class _Inbox:
         self._record: PageRecord | None = None
         self._error: DeviceError | None = None
         self._last = "it was not opened"
+        self._opened: float | None = None
 
     def event(self, data: bytes) -> HTTPStatus:
         """A line on what the page does."""
@@ -142,6 +154,7 @@ class _Inbox:
             return HTTPStatus.UNPROCESSABLE_ENTITY
         text = "".join(letter if letter.isprintable() else "?" for letter in event.text)
         with self._lock:
+            self._opened = self._opened or time.monotonic()
             self._last = f"the last that it said is {text!r}"
             self.progress(f"{event.done:4.0%}  {text}")
         return HTTPStatus.NO_CONTENT
@@ -165,9 +178,9 @@ class _Inbox:
 
     def wait(self, seconds: float) -> PageRecord:
         """The record; raises ``DeviceError`` where it is refused or does not come."""
-        end = time.monotonic() + seconds
-        while not self._done.wait(min(0.5, max(0.0, end - time.monotonic()))):
-            if time.monotonic() >= end:
+        start = time.monotonic()
+        while not self._done.wait(0.1):
+            if time.monotonic() >= (self._opened or start) + seconds:
                 raise DeviceError(f"the page posted no record in {seconds:g} s; {self._last}")
         if self._record is None:
             raise self._error or DeviceError("the page posted no record")
@@ -195,9 +208,10 @@ def _plan(bundle: Bundle, options: WebOptions) -> Plan:
     unknown = [each for each in options.providers if each not in PROVIDERS]
     if unknown or not options.providers or len({*options.providers}) < len(options.providers):
         raise PlanError(f"providers must be of {', '.join(PROVIDERS)}, each once")
-    for key, least in (("samples", 1), ("warmup", 0), ("threads", 0)):
-        if not least <= getattr(options, key) <= 1000:
-            raise PlanError(f"{key} must be {least} to 1000, got {getattr(options, key)}")
+    for key, least, most in (("samples", 1, 10_000), ("rounds", 1, 100), ("threads", 0, 256)):
+        value = getattr(options, key)
+        if value is not None and not least <= value <= most:
+            raise PlanError(f"{key} must be {least} to {most}, got {value}")
     return Plan(
         name=manifest.name,
         task=name,
@@ -205,15 +219,20 @@ def _plan(bundle: Bundle, options: WebOptions) -> Plan:
         height=manifest.image.height,
         width=manifest.image.width,
         paths=tuple(_bundle_files(bundle)),
-        parts=parts,
+        parts={part: options.samples or _samples(bundle.part(part)) for part in parts},
         providers=options.providers,
-        samples=options.samples,
+        rounds=options.rounds,
         warmup=options.warmup,
         threads=options.threads,
         image=options.image,
         check=options.check,
         deadline_s=options.deadline_s / len(options.providers),
     )
+
+
+def _samples(part: Part) -> int:
+    """Samples of a round, by the work of one."""
+    return max(_FEWEST, min(_MOST, int(_FLOPS // max(part.record.cost.flops_total, 1))))
 
 
 def _bundle_files(bundle: Bundle) -> dict[str, Path]:
@@ -303,13 +322,16 @@ def _reversed(serial: str, port: int, url: str, progress: Progress) -> Iterator[
             progress(f"adb reverse tcp:{port} was not removed: {error}")
 
 
-def _adb(serial: str, *arguments: str) -> str:
+def _adb(serial: str | None, *arguments: str) -> str:
     adb = shutil.which("adb")
     if adb is None:
         raise DeviceError("adb is not installed (Debian: adb)")
     try:
         done = subprocess.run(  # noqa: S603
-            [adb, "-s", serial, *arguments], capture_output=True, text=True, timeout=ADB_SECONDS
+            [adb, *([] if serial is None else ["-s", serial]), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=ADB_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"adb {arguments[0]}: no answer in {ADB_SECONDS} s") from None
@@ -317,3 +339,42 @@ def _adb(serial: str, *arguments: str) -> str:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise DeviceError(f"adb {arguments[0]}: {lines[-1]}")
     return done.stdout
+
+
+def bench(sources: Sequence[Bundle], options: BenchOptions, progress: Progress) -> Run:
+    """What ``mtu-export bench --device web`` measures: a page for each bundle and task."""
+    from mtu_export.bench.web import records
+
+    def measure(source: Bundle, task: str) -> WebResult:
+        parts = tuple(part for part in source.task(task).flow.parts if part in options.part)
+        return serve(source, _options(options, task, parts or None), progress)
+
+    return records.collect(sources, options, measure)
+
+
+def _options(options: BenchOptions, task: str, parts: tuple[str, ...] | None) -> WebOptions:
+    """``--device web``, ``web:ADDRESS`` or ``web:adb:SERIAL``."""
+    where = options.device.partition(":")[2]
+    host, _, serial = where.partition(":") if where.startswith("adb") else (where, "", "")
+    return WebOptions(
+        task=task,
+        parts=parts,
+        samples=options.samples,
+        rounds=options.rounds or ROUNDS[options.mode],
+        threads=options.threads,
+        image=not options.part or IMAGE in options.part,
+        host=LOOPBACK[0] if host in ("", "adb") else host,
+        adb=_serial(serial) if host == "adb" else None,
+        ort_web=None if options.ort_web is None else Path(options.ort_web),
+    )
+
+
+def _serial(named: str) -> str:
+    """The serial of a phone; the only one that adb has where none is named."""
+    if named:
+        return named
+    lines = [line.split() for line in _adb(None, "devices").splitlines()[1:]]
+    serials = [words[0] for words in lines if words[1:2] == ["device"]]
+    if len(serials) == 1:
+        return serials[0]
+    raise DeviceError(f"adb has {len(serials)} phones: name one, --device web:adb:SERIAL")

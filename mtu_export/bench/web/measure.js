@@ -20,11 +20,13 @@ WebAssembly.Memory = class extends Memory {
   }
 };
 
-/** Fills `result`; what is there stays when something throws. */
-export async function measureProvider(plan, result, files, post) {
+/** One round. Fills `result`; what is there stays when something throws. */
+export async function measureProvider(plan, round, result, files, post) {
   const { provider } = result;
-  const steps = stepsOf(plan);
-  const tell = (text) => post("event", { text: `${provider}: ${text}`, done: steps.next() });
+  const isFirst = round === 0;
+  const steps = stepsOf(plan, isFirst);
+  const label = plan.rounds > 1 ? `${provider}, round ${round + 1} of ${plan.rounds}` : provider;
+  const tell = (text) => post("event", { text: `${label}: ${text}`, done: steps.next() });
   const show = () => post("result", { result: { ...result, status: "running" } });
   tell("loading ONNX Runtime Web");
   const ort = await openEngine(plan, provider, result);
@@ -35,11 +37,11 @@ export async function measureProvider(plan, result, files, post) {
   result.open_s = since(start);
   if (!files) post("files", { files: [...bundle.files.blobs] });
   const options = { executionProviders: [provider] };
-  for (const name of plan.parts) {
-    await measurePart(ort, bundle, plan, name, options, result, tell);
+  for (const name of Object.keys(plan.parts)) {
+    await measurePart(ort, bundle, { ...plan, check: plan.check && isFirst }, name, options, result, tell);
     show();
   }
-  if (plan.image) {
+  if (plan.image && isFirst) {
     const keep = plan.bytes <= KEPT;
     const pipeline = await Pipeline.open(bundle, ort, { ...options, task: plan.task, keep });
     await makePicture(pipeline, bundle, keep ? 2 : 1, result, tell, post);
@@ -69,8 +71,9 @@ async function openEngine(plan, provider, result) {
 
 async function measurePart(ort, bundle, plan, name, options, result, tell) {
   const part = bundle.manifest.parts.find((each) => each.name === name);
-  const measured = { status: "measured", reason: null, samples_s: [] };
-  result.parts[name] = measured;
+  const measured = { samples_s: [] };
+  const entry = { status: "measured", reason: null, rounds: [measured] };
+  result.parts[name] = entry;
   try {
     const feeds = await feedsOf(bundle, part, plan.task);
     for (const key of ["load_s", "load_again_s"]) {
@@ -79,22 +82,22 @@ async function measurePart(ort, bundle, plan, name, options, result, tell) {
       const session = await openPart(ort, bundle, part, plan.task, options);
       measured[key] = since(start);
       if (key === "load_again_s") {
-        await sample(session, feeds, plan, measured, (text) => tell(`${name}: ${text}`));
+        await sample(session, feeds, [plan.warmup, plan.parts[name]], measured, (text) => tell(`${name}: ${text}`));
         if (plan.check) await checkPart(bundle, part, plan.task, session, result, tell);
       }
       await session.close();
     }
   } catch (error) {
-    measured.status = "failed";
-    measured.reason = String(error?.message ?? error).slice(0, 900);
+    entry.status = "failed";
+    entry.reason = String(error?.message ?? error).slice(0, 900);
     throw error;
   }
 }
 
-async function sample(session, feeds, plan, measured, tell) {
-  for (let number = 0; number < 1 + Math.max(0, plan.warmup - 1) + plan.samples; number += 1) {
-    const sampled = number - Math.max(1, plan.warmup);
-    tell(number === 0 ? "first run" : sampled < 0 ? "warming up" : `sample ${sampled + 1} of ${plan.samples}`);
+async function sample(session, feeds, [warmup, samples], measured, tell) {
+  for (let number = 0; number < Math.max(1, warmup) + samples; number += 1) {
+    const sampled = number - Math.max(1, warmup);
+    tell(number === 0 ? "first run" : sampled < 0 ? "warming up" : `sample ${sampled + 1} of ${samples}`);
     const start = performance.now();
     await session.run(feeds);
     const seconds = since(start);
@@ -184,10 +187,12 @@ function addCheck(result, { part, stage, psnr_db, floor_db, passed, outputs }) {
   });
 }
 
-/** The share that is done, from a rough count of all steps. */
-function stepsOf(plan) {
-  const parts = plan.parts.length * (2 + Math.max(1, plan.warmup) + plan.samples);
-  const total = 2 + parts + (plan.check ? plan.parts.length : 0) + (plan.image ? 24 : 0);
+/** The share of this round that is done, from a rough count of all steps. */
+function stepsOf(plan, isFirst) {
+  const samples = Object.values(plan.parts);
+  const parts = samples.reduce((sum, count) => sum + 2 + Math.max(1, plan.warmup) + count, 0);
+  const more = (plan.check ? samples.length : 0) + (plan.image ? 24 : 0);
+  const total = 2 + parts + (isFirst ? more : 0);
   let step = 0;
   return { next: () => Math.min(1, (step += 1) / total) };
 }

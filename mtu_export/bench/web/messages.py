@@ -19,10 +19,12 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class Plan(BenchRecord):
-    """What the page measures: ``paths`` of the bundle's files, parts and providers in order.
+    """What the page measures: ``paths`` of the bundle's files; providers in order.
 
-    ``threads`` 0 leaves the number to the page; ``image`` and ``check`` say whether the whole
-    picture is made and whether the goldens are compared; ``deadline_s`` is that of one provider.
+    ``parts`` are the samples of a round by part, in order. Each of the ``rounds`` is a worker of
+    its own. ``threads`` 0 leaves the number to the page; ``image`` and ``check`` say whether the
+    whole picture is made and whether the goldens are compared, in the first round; ``deadline_s``
+    is that of one provider.
     """
 
     format: Literal[1] = 1
@@ -32,9 +34,9 @@ class Plan(BenchRecord):
     height: Count
     width: Count
     paths: tuple[str, ...]
-    parts: tuple[str, ...]
+    parts: dict[str, Count]
     providers: tuple[Provider, ...]
-    samples: Count
+    rounds: Count
     warmup: Count
     threads: Count
     image: bool
@@ -49,15 +51,21 @@ class PageEvent(BenchRecord):
     done: Annotated[float, Field(ge=0, le=1)]
 
 
-class PartResult(BenchRecord):
-    """One part in one provider; after a failure the numbers that there are."""
+class PartRound(BenchRecord):
+    """One part in one worker; after a failure the numbers that there are."""
 
-    status: Literal["measured", "failed"]
-    reason: Text | None = None
     load_s: Seconds | None = None
     load_again_s: Seconds | None = None
     first_s: Seconds | None = None
     samples_s: Annotated[tuple[Seconds, ...], Field(max_length=10_000)] = ()
+
+
+class PartResult(BenchRecord):
+    """One part in one provider, in rounds."""
+
+    status: Literal["measured", "failed"]
+    reason: Text | None = None
+    rounds: Annotated[tuple[PartRound, ...], Field(max_length=100)] = ()
 
 
 class ImageResult(BenchRecord):
@@ -108,11 +116,14 @@ class ProviderResult(BenchRecord):
 
 
 class PageRecord(BenchRecord):
-    """What a browser measured. ``device_memory`` is GiB, rounded by the browser, at most 8."""
+    """What a browser measured; of its device what it tells. ``device_memory`` is GiB, rounded."""
 
     format: Literal[1]
     user_agent: Text
     platform: Text | None
+    platform_version: Text | None
+    model: Text | None
+    architecture: Text | None
     mobile: bool | None
     cores: Count | None
     device_memory: Number | None
@@ -135,8 +146,16 @@ def parse_record(data: bytes, plan: Plan) -> PageRecord:
         names = {*each.parts, *(check.part for check in each.checks)} - {*plan.parts, "pipeline"}
         if names:
             raise DeviceError(f"the page's record is refused: it names {min(names)[:80]!r}")
-        if each.status == "measured" and {*each.parts} != {*plan.parts}:
-            raise DeviceError(f"the page's record is refused: {each.provider} lacks parts")
+        whole = {*each.parts} == {*plan.parts} and all(
+            len(part.rounds) == plan.rounds and all(map(_is_whole, part.rounds))
+            for part in each.parts.values()
+        )
+        if each.status == "measured" and not whole:
+            raise DeviceError(f"the page's record is refused: {each.provider} is not complete")
         if each.status != "measured" and not each.reason:
             raise DeviceError(f"the page's record is refused: {each.provider} has no reason")
     return record
+
+
+def _is_whole(each: PartRound) -> bool:
+    return None not in (each.load_s, each.load_again_s, each.first_s) and bool(each.samples_s)

@@ -10,72 +10,85 @@ let sent = 0;
 
 async function main() {
   const plan = await (await fetch("plan.json")).json();
-  const browser = browserOf();
+  const browser = await browserOf();
   showPlan(plan);
   showBrowser(browser);
   stop.hidden = false;
   const lock = await navigator.wakeLock?.request("screen").catch(() => null);
   const results = [];
-  let files = null;
-  let stopReason = null;
+  const shared = { files: null, stopped: null };
   for (const [index, provider] of plan.providers.entries()) {
-    const base = index / plan.providers.length;
-    const onEvent = ({ text, done }) => tell(text, base + done / plan.providers.length);
+    const onEvent = ({ text, done }) => tell(text, (index + done) / plan.providers.length);
     const card = addProvider(provider);
-    const outcome = stopReason
-      ? { result: { provider, status: "not run", reason: stopReason } }
-      : await measure(plan, provider, files, onEvent, card);
-    files = outcome.files ?? files;
-    stopReason ??= outcome.stopped ?? null;
-    results.push(outcome.result);
-    showProvider(card, outcome.result);
+    const result = await measure(plan, provider, shared, onEvent, card);
+    results.push(result);
+    showProvider(card, result);
   }
   stop.hidden = true;
   await lock?.release();
   await post({ ...browser, format: 1, providers: results });
 }
 
-/** One provider in a worker: what it measured, or why it could not. */
-async function measure(plan, provider, files, onEvent, card) {
-  const reason = await missing(provider);
-  if (reason) return { result: { provider, status: "not run", reason } };
+/** One provider: what it measured in all rounds, or why it could not. */
+async function measure(plan, provider, shared, onEvent, card) {
+  const reason = shared.stopped ?? await missing(provider);
+  if (reason) return { provider, status: "not run", reason };
+  const end = performance.now() + 950 * plan.deadline_s;
+  let whole = null;
+  for (let round = 0; round < plan.rounds; round += 1) {
+    const onShare = ({ text, done }) => onEvent({ text, done: (round + done) / plan.rounds });
+    const onResult = (result) => showProvider(card, merged(whole, result));
+    const result = await inWorker({ plan, provider, round, end, shared, onShare, onResult, card });
+    whole = merged(whole, result);
+    if (result.status !== "measured") break;
+  }
+  if (whole.memory) whole.memory.heap = performance.memory?.usedJSHeapSize ?? null;
+  return whole;
+}
+
+/** The first round, which has pictures and checks, with the parts' rounds of all. */
+function merged(whole, result) {
+  if (!whole) return result;
+  const parts = Object.fromEntries(Object.entries(whole.parts).map(([name, part]) => {
+    const { status, reason, rounds } = result.parts?.[name] ?? { ...part, rounds: [] };
+    return [name, { status, reason, rounds: [...part.rounds, ...rounds] }];
+  }));
+  return { ...whole, status: result.status, reason: result.reason, parts };
+}
+
+/** One round in a worker. */
+async function inWorker({ plan, provider, round, end, shared, onShare, onResult, card }) {
   const worker = new Worker("worker.js", { type: "module" });
-  const state = { files: null, result: { provider, status: "failed", reason: null } };
-  const ended = new Promise((resolve) => {
+  let result = { provider, status: "failed", reason: null };
+  await new Promise((resolve) => {
     const fail = (text) => {
-      state.result = { ...state.result, status: "failed", reason: text.slice(0, 900) };
-      resolve(state);
+      result = { ...result, status: "failed", reason: text.slice(0, 900) };
+      resolve();
     };
     worker.onerror = (event) => {
       event.preventDefault();
       fail(event.message || "the worker ended: most likely out of memory");
     };
     worker.onmessageerror = () => fail("the worker's message cannot be read");
-    const timer = setTimeout(
-      () => fail(`no end in ${Math.round(plan.deadline_s * 0.95)} s`), 950 * plan.deadline_s);
+    setTimeout(() => fail(`no end in ${Math.round(plan.deadline_s)} s`), end - performance.now());
     stopped.then((text) => {
-      state.stopped = text;
+      shared.stopped = text;
       fail(text);
     });
     worker.onmessage = ({ data }) => {
-      if (data.kind === "event") onEvent(data);
-      if (data.kind === "files") state.files = data.files;
+      if (data.kind === "event") onShare(data);
+      if (data.kind === "files") shared.files = data.files;
       if (data.kind === "picture") addPicture(card, data);
       if (data.kind === "result") {
-        state.result = data.result;
-        showProvider(card, data.result);
+        result = data.result;
+        onResult(result);
       }
-      if (data.kind === "end") {
-        clearTimeout(timer);
-        resolve(state);
-      }
+      if (data.kind === "end") resolve();
     };
+    worker.postMessage({ plan, provider, round, files: shared.files });
   });
-  worker.postMessage({ plan, provider, files });
-  await ended;
   worker.terminate();
-  if (state.result.memory) state.result.memory.heap = performance.memory?.usedJSHeapSize ?? null;
-  return state;
+  return result;
 }
 
 /** Why a provider is not here. */
@@ -87,11 +100,16 @@ async function missing(provider) {
   return adapter ? null : "WebGPU has no adapter here";
 }
 
-function browserOf() {
+async function browserOf() {
   const agent = navigator.userAgentData;
+  const hints = ["architecture", "model", "platformVersion"];
+  const told = await agent?.getHighEntropyValues?.(hints).catch(() => null);
   return {
     user_agent: navigator.userAgent.slice(0, 900),
     platform: agent?.platform ?? navigator.platform ?? null,
+    platform_version: told?.platformVersion || null,
+    model: told?.model || null,
+    architecture: told?.architecture || null,
     mobile: agent?.mobile ?? null,
     cores: navigator.hardwareConcurrency ?? null,
     device_memory: navigator.deviceMemory ?? null,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import shutil
 import socket
 import ssl
 import stat
@@ -43,6 +42,7 @@ HEADERS = {
 }
 MOST_CONNECTIONS = 32
 IDLE_SECONDS = 30
+_PIECE = 1 << 20
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -163,22 +163,14 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.send_response(HTTPStatus.OK)
             self._send_headers(status.st_size, kind)
-            shutil.copyfileobj(_Limited(stream, status.st_size), self.wfile, 1 << 20)
+            left = status.st_size  # the file may grow or shrink meanwhile
+            while left and (data := stream.read(min(left, _PIECE))):
+                self.wfile.write(data)
+                left -= len(data)
+            self.close_connection = self.close_connection or left > 0
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the page tells what it does."""
-
-
-class _Limited:
-    """At most so many bytes of a file that may grow."""
-
-    def __init__(self, stream: Any, count: int) -> None:
-        self.stream, self.count = stream, count
-
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(min(size, self.count))
-        self.count -= len(data)
-        return data
 
 
 class PageServer(ThreadingHTTPServer):

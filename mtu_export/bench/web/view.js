@@ -80,7 +80,9 @@ function badgeOf({ status, checks = [] }) {
 function partsTable(parts, checks) {
   const rows = parts.map(([name, part]) => {
     const check = checks.find((each) => each.part === name);
-    const cells = [part.load_s, part.first_s, median(part.samples_s)].map(seconds);
+    const first = part.rounds[0] ?? {};
+    const samples = part.rounds.flatMap((round) => round.samples_s ?? []);
+    const cells = [first.load_s, first.first_s, median(samples)].map(seconds);
     return [name, ...cells, decibels(check)];
   });
   return table("Parts", ["Part", "Load", "First", "Median", "dB"], rows);

@@ -1,12 +1,12 @@
-// A worker of one provider: out of memory ends it, and not the page.
+// A worker of one provider and round: out of memory ends it, and not the page.
 
 import { measureProvider } from "./measure.js";
 
-self.onmessage = async ({ data: { plan, provider, files } }) => {
+self.onmessage = async ({ data: { plan, provider, round, files } }) => {
   const result = { provider, status: "measured", reason: null, parts: {}, checks: [] };
   const post = (kind, content, transfer = []) => self.postMessage({ kind, ...content }, transfer);
   try {
-    await measureProvider(plan, result, files, post);
+    await measureProvider(plan, round, result, files, post);
   } catch (error) {
     result.status = "failed";
     result.reason = reasonOf(error);
