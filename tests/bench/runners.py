@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mtu_export.bench import builds
 from mtu_export.bench.job import Result, parse
@@ -22,10 +23,12 @@ from tests.support import tools
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
+TESTDATA = ROOT / "runtime" / "testdata" / "edit-onnx-int8"
 SANITIZER = ("ERROR: AddressSanitizer", "runtime error:", "ERROR: LeakSanitizer")
 SHAPE = (2, 3)
 
 
+@cache
 def built(arch: str = platform.machine()) -> Path:
     """The folder of an up-to-date runner; the build is incremental."""
     tools.require("cmake")
@@ -40,6 +43,7 @@ def built(arch: str = platform.machine()) -> Path:
             raise
 
 
+@cache
 def sanitized() -> Path:
     """The folder of the build with sanitizers; its engine is ONNX Runtime alone."""
     folder = built()
@@ -48,9 +52,10 @@ def sanitized() -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         asan = Path(done.stdout.strip().splitlines()[-1])
-        library = next(folder.glob("libonnxruntime.so*"))
-        if not (asan / library.name).exists():
-            (asan / library.name).symlink_to(library)
+        library = asan / "libonnxruntime.so"
+        if not library.exists():
+            library.unlink(missing_ok=True)
+            library.symlink_to(folder / library.name)
         return asan
 
 
@@ -174,6 +179,47 @@ class Workplace:
         return path
 
 
+def golden_job(folder: Path, bundle: Path, part: str, case: int, **changes: Any) -> Path:
+    """The job of one golden of a bundle's first task, compared and kept."""
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    entry = next(each for each in manifest["parts"] if each["name"] == part)
+    task = manifest["tasks"][0]["name"]
+    prefix = f"{part}/{task}/{case}/"
+    goldens = load_file(bundle / "goldens.safetensors")
+    save_file({k: v for k, v in goldens.items() if k.startswith(prefix)}, folder / "t.safetensors")
+    (folder / "bundle").symlink_to(bundle)
+    inputs, outputs = (
+        [{key: spec[key] for key in ("name", "shape", "dtype")} for spec in entry[kind]]
+        for kind in ("inputs", "outputs")
+    )
+    job = document(
+        engine=manifest["target"],
+        parts={
+            part: {
+                "path": f"bundle/{entry['path']}",
+                "entry": entry["entries"][task],
+                "inputs": inputs,
+                "outputs": outputs,
+            }
+        },
+        tensors="t.safetensors",
+        program=[
+            {
+                "op": "call",
+                "part": part,
+                "inputs": {spec["name"]: prefix + spec["name"] for spec in inputs},
+                "outputs": {spec["name"]: spec["name"] for spec in outputs},
+            }
+        ],
+        expected={spec["name"]: prefix + spec["name"] for spec in outputs},
+        outputs="out.safetensors",
+        keep=[spec["name"] for spec in outputs],
+    )
+    path = folder / "job.json"
+    path.write_text(json.dumps(job | changes), "utf-8")
+    return path
+
+
 FALSE_ENGINE = r"""
 #include <signal.h>
 #include <stdint.h>
@@ -198,15 +244,12 @@ const void *OrtGetApiBase(void) {
 STUB = r"""
 #include <string.h>
 #include "engine.h"
-static mtu_tensor outs[64];
 static size_t count;
 static int start(const char *l, const char *f, int32_t t, const mtu_option *o, size_t n) {
   (void)l; (void)f; (void)t; (void)o; (void)n; return 0; }
 static const char *version(void) { return "stub"; }
-static int opens(const char *p, const char *e, const mtu_tensor *i, size_t n, const mtu_tensor *o,
-                 size_t m, void **part) {
-  (void)p; (void)e; (void)i; (void)n; memcpy(outs, o, m * sizeof *o); count = m; *part = outs;
-  return 0; }
+static int opens(const char *p, const char *e, size_t n, size_t m, void **part) {
+  (void)p; (void)e; (void)n; count = m; *part = &count; return 0; }
 static int run(void *part, const mtu_tensor *in, const mtu_tensor *out) {
   (void)part; (void)in;
   for (size_t n = 0; n < count; ++n) memset(out[n].data, 0, out[n].bytes);

@@ -21,8 +21,7 @@ from tests.bench import runners
 from tests.bench.runners import Workplace, call, document
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "runtime" / "testdata" / "edit-onnx-int8"
+BUNDLE = runners.TESTDATA
 ACTIVATIONS = {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 
@@ -49,42 +48,7 @@ def kept(place: Workplace, start: Path, program: list[Any], *names: str) -> dict
 
 def bundle_job(folder: Path, part: str, case: int, **changes: Any) -> Path:
     """The job of one golden of testdata's bundle."""
-    manifest = json.loads((BUNDLE / "manifest.json").read_text("utf-8"))
-    entry = next(each for each in manifest["parts"] if each["name"] == part)
-    prefix = f"{part}/edit/{case}/"
-    goldens = load_file(BUNDLE / "goldens.safetensors")
-    save_file({k: v for k, v in goldens.items() if k.startswith(prefix)}, folder / "t.safetensors")
-    (folder / "bundle").symlink_to(BUNDLE)
-    inputs, outputs = (
-        [{key: spec[key] for key in ("name", "shape", "dtype")} for spec in entry[kind]]
-        for kind in ("inputs", "outputs")
-    )
-    job = document(
-        options=ACTIVATIONS,
-        parts={
-            part: {
-                "path": f"bundle/{entry['path']}",
-                "entry": entry["entries"]["edit"],
-                "inputs": inputs,
-                "outputs": outputs,
-            }
-        },
-        tensors="t.safetensors",
-        program=[
-            {
-                "op": "call",
-                "part": part,
-                "inputs": {spec["name"]: prefix + spec["name"] for spec in inputs},
-                "outputs": {spec["name"]: spec["name"] for spec in outputs},
-            }
-        ],
-        expected={spec["name"]: prefix + spec["name"] for spec in outputs},
-        outputs="out.safetensors",
-        keep=[spec["name"] for spec in outputs],
-        **changes,
-    )
-    (folder / "job.json").write_text(json.dumps(job), "utf-8")
-    return folder / "job.json"
+    return runners.golden_job(folder, BUNDLE, part, case, options=ACTIVATIONS, **changes)
 
 
 def session(path: Path, threads: int = 1) -> Any:
@@ -112,6 +76,53 @@ def test_a_part_gives_what_python_gives(start: Path, tmp_path: Path, part: str) 
         assert metrics.psnr(wanted, actual[name]) > 100
         decibels = metrics.psnr(tensors[f"{part}/edit/1/{name}"], wanted)
         assert outcome.result.psnr_db[name] == pytest.approx(decibels, abs=0.01)
+
+
+def test_executorch_gives_the_goldens(
+    start: Path, tmp_path: Path, bundles: Callable[..., Path]
+) -> None:
+    job = runners.golden_job(
+        tmp_path, bundles("executorch", "int8", ("edit",)), "unet", 1, threads=2, load_again=True
+    )
+    outcome = runners.run(start, job)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result is not None
+    assert outcome.result.engine is not None
+    assert outcome.result.engine.name == "executorch"
+    assert outcome.result.psnr_db["out_sample"] > 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"),
+    [
+        ("inputs", [1, 2], "float32"),
+        ("inputs", [1, 8, 8, 8], "int32"),
+        ("outputs", [1, 2], "float32"),
+        ("outputs", [1, 4, 8, 8], "int32"),
+    ],
+)
+def test_executorch_refuses_what_is_not_of_its_form(
+    start: Path,
+    tmp_path: Path,
+    bundles: Callable[..., Path],
+    kind: str,
+    shape: list[int],
+    dtype: str,
+) -> None:
+    path = runners.golden_job(tmp_path, bundles("executorch", "int8", ("edit",)), "unet", 1)
+    job = json.loads(path.read_text("utf-8"))
+    spec = job["parts"]["unet"][kind][0]
+    assert (spec["shape"], spec["dtype"]) != (shape, dtype)
+    spec |= {"shape": shape, "dtype": dtype}
+    job["expected"], job["keep"] = {}, []
+    if kind == "inputs":
+        register = job["program"][0]["inputs"][spec["name"]]
+        tensors = load_file(tmp_path / "t.safetensors") | {register: np.zeros(shape, dtype)}
+        save_file(tensors, tmp_path / "t.safetensors")
+    path.write_text(json.dumps(job), "utf-8")
+    outcome = runners.run(start, path)
+    assert outcome.code == 3, outcome.stderr
+    assert outcome.reason.startswith("part unet: ")
 
 
 def test_a_result_holds_what_was_measured(start: Path, tmp_path: Path) -> None:
@@ -327,7 +338,7 @@ BAD_JOBS: list[tuple[Change, int, str]] = [
     (
         _set("parts", "adder", "inputs", 0, "shape", to=[0]),
         2,
-        "parts.adder.inputs[0]: extents from 1",
+        "parts.adder.inputs[0].shape: rank at most 8, extents from 1",
     ),
     (
         _set("parts", "adder", "inputs", 0, "shape", to=[2**29, 2**29, 2**29]),
@@ -335,12 +346,12 @@ BAD_JOBS: list[tuple[Change, int, str]] = [
         "at most 1 GiB",
     ),
     (_set("parts", "adder", "inputs", 1, "name", to="a"), 2, "'a' is twice in inputs"),
-    (_set("program", to=[]), 2, "the job: program is empty"),
+    (_set("program", to=[]), 2, "the job: the samples make no call"),
     (_op(op="power"), 2, "program[1]: op 'power' is none of call, sum, scale"),
     (_op(op="scale", by=1, out="x", **{"in": "zzz"}), 2, "nothing has written register 'zzz'"),
-    (_op(op="scale", by="2", out="x", **{"in": "a"}), 2, "program[1]: by: a finite number"),
-    (_op(op="scale", by=1e300, out="x", **{"in": "a"}), 2, "program[1]: by: a finite number"),
-    (_op(op="divide", by=0, out="x", **{"in": "a"}), 2, "a finite number other than 0"),
+    (_op(op="scale", by="2", out="x", **{"in": "a"}), 2, "program[1].by: a finite number"),
+    (_op(op="scale", by=1e300, out="x", **{"in": "a"}), 2, "program[1].by: a finite number"),
+    (_op(op="divide", by=0, out="x", **{"in": "a"}), 2, "program[1].by: a number other than 0"),
     (_op(op="scale", by=1, out="x", **{"in": "k"}), 2, "register 'k' is not float32"),
     (_op(op="sum", terms=[], out="x"), 2, "program[1]: terms is empty"),
     (_op(op="sum", terms=[[1, "a", 2]], out="x"), 2, "a term is a list of a finite factor and"),
@@ -355,19 +366,15 @@ BAD_JOBS: list[tuple[Change, int, str]] = [
     (
         _op(**call(inputs={"a": "k", "b": "b", "k": "k"})),
         2,
-        "input 'a' is float32[2, 3], register 'k' int32[4]",
+        "input 'a' is float32[2,3], register 'k' int32[4]",
     ),
     (_op(**call(outputs={"product": "x"})), 2, "has no input or output 'product'"),
     (_op(**call(outputs={"sum": "x", "k2": "x"})), 2, "two outputs go to register 'x'"),
     (_set("expected", to={"s": "zzz"}), 2, "expected.s: there is no tensor 'zzz'"),
-    (_set("expected", to={"s": "k"}), 2, "expected.s: the register is float32[2, 3], tensor 'k'"),
+    (_set("expected", to={"s": "k"}), 2, "expected.s: the register is float32[2,3], tensor 'k'"),
     (_set("expected", to={"zzz": "a"}), 2, "nothing has written register 'zzz'"),
     (_set("tensors", to="none.safetensors"), 3, "none.safetensors cannot be read"),
     (_set("tensors", to="adder"), 3, "adder"),
-    (_part("path", "nowhere"), 3, "part adder: nowhere is missing"),
-    (_part("path", "job.json"), 3, "part adder: job.json is not a folder"),
-    (_part("entry", "other.onnx"), 3, "part adder: adder/other.onnx is not a file"),
-    (_set("engine", to="executorch"), 3, "part adder: adder is not a file"),
 ]
 
 
@@ -415,7 +422,17 @@ def test_a_job_that_is_no_json_object(start: Path, tmp_path: Path, text: str) ->
     path.write_text(text, "latin-1")
     outcome = runners.run(start, path)
     assert outcome.code == 2
-    assert outcome.reason == "job.json is not a JSON object"
+    assert outcome.reason == "job.json is not a readable JSON object"
+
+
+@pytest.mark.parametrize("engine", ["onnx", "executorch"])
+@pytest.mark.parametrize("path", ["nowhere", "job.json", "adder"])
+def test_an_artefact_that_is_none(start: Path, place: Workplace, engine: str, path: str) -> None:
+    job = document(engine=engine)
+    job["parts"]["adder"] |= {"path": path, "entry": "forward"}
+    outcome = runners.run(start, place.job(job))
+    assert outcome.code == 3, outcome.stderr
+    assert outcome.reason.startswith("part adder: ")
 
 
 def test_a_graph_that_is_damaged(start: Path, place: Workplace) -> None:
@@ -499,7 +516,10 @@ def test_a_library_that_is_missing(start: Path, place: Workplace) -> None:
 def test_a_library_that_is_no_engine(start: Path, place: Workplace, tmp_path: Path) -> None:
     runners.compiled("int nothing;", tmp_path / "nothing.so")
     outcome = runners.run(start, place.job(library="nothing.so"))
-    assert (outcome.code, outcome.reason) == (4, "nothing.so is not ONNX Runtime: no OrtGetApiBase")
+    assert (outcome.code, outcome.reason) == (
+        4,
+        "./nothing.so is not ONNX Runtime: no OrtGetApiBase",
+    )
 
 
 def test_a_runner_without_its_plugins(start: Path, place: Workplace, tmp_path: Path) -> None:

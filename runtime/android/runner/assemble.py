@@ -300,8 +300,9 @@ def assemble(arch: str, output: Path, headers: Path | None = None) -> dict[str, 
         for name in ("mtu-bench", "libmtu_onnx.so", "libmtu_executorch.so"):
             shutil.copy(build / name, folder / name)
         (library,) = (onnxruntime / "onnxruntime" / "capi").glob("libonnxruntime.so*")
-        for path in (library, *(executorch / "executorch" / "lib" / n for n in ENGINE_LIBRARIES)):
-            shutil.copy(path, folder / path.name)
+        shutil.copy(library, folder / "libonnxruntime.so")
+        for name in ENGINE_LIBRARIES:
+            shutil.copy(executorch / "executorch" / "lib" / name, folder / name)
         command = '"$here/mtu-bench"'
         if is_phone:
             close_over(folder, arch)

@@ -1,6 +1,6 @@
-/* What an engine's plugin gives to mtu-bench: one exported function, `mtu_engine_1`. C alone crosses
- * it: no exceptions, no C++ types. Functions that can fail return 0, or the exit code of the failure
- * (3 artefact, 4 engine, 5 run) and leave one line in `error`. */
+/* What an engine's plugin gives to mtu-bench: one exported function, `mtu_engine_1`, in plain C.
+ * Functions that can fail return 0, or the exit code of the failure (3 artefact, 4 engine, 5 run),
+ * and leave one line in `error`. */
 #ifndef MTU_ENGINE_H
 #define MTU_ENGINE_H
 
@@ -19,7 +19,7 @@ typedef struct mtu_tensor {
   int32_t dtype;
   int32_t rank;
   const int64_t *shape;
-  void *data; /* row-major; NULL where only the form is meant */
+  void *data; /* row-major */
   uint64_t bytes;
 } mtu_tensor;
 
@@ -34,9 +34,9 @@ typedef struct mtu_engine {
   int (*start)(const char *library, const char *folder, int32_t threads, const mtu_option *options,
                size_t count);
   const char *(*version)(void);
-  int (*open)(const char *path, const char *entry, const mtu_tensor *inputs, size_t input_count,
-              const mtu_tensor *outputs, size_t output_count, void **part);
-  /* Reads `inputs` and writes `outputs`, whose forms are those of `open`, in its order. */
+  int (*open)(const char *path, const char *entry, size_t input_count, size_t output_count,
+              void **part);
+  /* Reads `inputs` and writes `outputs`. Refuses (3) what is not of the part's names and forms. */
   int (*run)(void *part, const mtu_tensor *inputs, const mtu_tensor *outputs);
   void (*close)(void *part);
   const char *(*error)(void);

@@ -7,43 +7,38 @@
 #include <gnu/libc-version.h>
 #endif
 
+#include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
-#include <vector>
 
-#include "common.h"
+#include "tensors.h"
 
 namespace mtu {
 
-using nlohmann::json;
-
 namespace {
 
-// A field of /proc/self/status in bytes, or null.
+// A field of /proc/self/status in bytes.
 json status(const std::string& field) {
   std::ifstream file("/proc/self/status");
+  uint64_t kilobytes = 0;
   for (std::string words; std::getline(file, words);)
-    if (words.rfind(field + ":", 0) == 0) {
-      std::istringstream values(words.substr(field.size() + 1));
-      uint64_t kilobytes = 0;
-      if (values >> kilobytes) return kilobytes * 1024;
-    }
+    if (words.rfind(field + ":", 0) == 0 &&
+        std::istringstream(words.substr(field.size() + 1)) >> kilobytes)
+      return kilobytes * 1024;
   return nullptr;
 }
 
-std::string cpu_file(int cpu, const std::string& name) {
+json cpu_file(int cpu, const std::string& name) {
   std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/cpufreq/" + name);
   std::string words;
-  std::getline(file, words);
-  return words;
+  return file >> words ? json(words) : json();
 }
 
-// A whole number of kHz, or -1.
-long clock(int cpu, const std::string& name) {
-  std::istringstream words(cpu_file(cpu, name));
-  long kilohertz = -1;
-  return words >> kilohertz && kilohertz >= 0 ? kilohertz : -1;
+json kilohertz(int cpu, const std::string& name) {
+  const json words = cpu_file(cpu, name);
+  uint64_t number = 0;
+  return words.is_string() && std::istringstream(words.get<std::string>()) >> number ? json(number)
+                                                                                     : json();
 }
 
 cpu_set_t allowed() {
@@ -53,32 +48,30 @@ cpu_set_t allowed() {
   return set;
 }
 
-cpu_set_t big() {
+// The allowed CPUs of the highest clock; all of them where none is readable.
+cpu_set_t big_cpus() {
   cpu_set_t set = allowed(), fastest;
   CPU_ZERO(&fastest);
-  long best = -1;
+  json best;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &set)) continue;
-    const long speed = clock(cpu, "cpuinfo_max_freq");
-    if (speed > best) CPU_ZERO(&fastest);
-    best = std::max(best, speed);
-    if (speed == best) CPU_SET(cpu, &fastest);
+    const json clock = kilohertz(cpu, "cpuinfo_max_freq");
+    if (clock > best) CPU_ZERO(&fastest);
+    best = std::max(best, clock);
+    if (clock == best) CPU_SET(cpu, &fastest);
   }
   return fastest;
 }
 
-cpu_set_t parse(const std::string& cpus) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const std::string digits = cpus.rfind("0x", 0) == 0 ? cpus.substr(2) : cpus;
-  if (digits.empty() || digits.size() > CPU_SETSIZE / 4 ||
+cpu_set_t cpus_of_mask(const std::string& digits) {
+  if (digits.size() > CPU_SETSIZE / 4 ||
       digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)
     fail(kUsage, "cpus: all, big or a hexadecimal mask is needed");
-  for (size_t index = 0; index < digits.size(); ++index) {
-    const int value = std::stoi(digits.substr(digits.size() - 1 - index, 1), nullptr, 16);
-    for (int bit = 0; bit < 4; ++bit)
-      if (value >> bit & 1) CPU_SET(static_cast<int>(4 * index) + bit, &set);
-  }
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (size_t cpu = 0; cpu < 4 * digits.size(); ++cpu)
+    if (std::stoi(digits.substr(digits.size() - 1 - cpu / 4, 1), nullptr, 16) >> cpu % 4 & 1)
+      CPU_SET(cpu, &set);
   return set;
 }
 
@@ -87,7 +80,7 @@ cpu_set_t parse(const std::string& cpus) {
 json memory_now(bool has_peak) {
   return {{"anonymous", status("RssAnon")},
           {"file", status("RssFile")},
-          {"peak", has_peak ? status("VmHWM") : json()}};
+          {"peak", has_peak ? highest_memory() : json()}};
 }
 
 json highest_memory() { return status("VmHWM"); }
@@ -100,7 +93,7 @@ bool reset_peak() {
 
 int use_cpus(const std::string& cpus) {
   if (cpus != "all") {
-    const cpu_set_t set = cpus == "big" ? big() : parse(cpus);
+    const cpu_set_t set = cpus == "big" ? big_cpus() : cpus_of_mask(cpus);
     if (sched_setaffinity(0, sizeof set, &set) != 0)
       fail(kUsage, "cpus: mask " + cpus + " has no CPU that this process may use");
   }
@@ -121,11 +114,9 @@ std::string mask_now() {
 
 json clocks_now() {
   json clocks = json::array();
-  const long cores = sysconf(_SC_NPROCESSORS_CONF);
-  for (int cpu = 0; cpu < cores; ++cpu) {
-    const long kilohertz = clock(cpu, "scaling_cur_freq");
-    if (kilohertz < 0) return nullptr;
-    clocks.push_back(kilohertz);
+  for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_CONF); ++cpu) {
+    clocks.push_back(kilohertz(cpu, "scaling_cur_freq"));
+    if (clocks.back().is_null()) return nullptr;
   }
   return clocks;
 }
@@ -136,11 +127,10 @@ json machine_now() {
   const cpu_set_t set = allowed();
   int first = 0;
   while (first < CPU_SETSIZE - 1 && !CPU_ISSET(first, &set)) ++first;
-  const std::string governor = cpu_file(first, "scaling_governor");
   return {{"arch", names.machine},
           {"cores", sysconf(_SC_NPROCESSORS_ONLN)},
           {"page_size", sysconf(_SC_PAGESIZE)},
-          {"governor", governor.empty() ? json() : json(governor)}};
+          {"governor", cpu_file(first, "scaling_governor")}};
 }
 
 std::string libc_version() {
@@ -151,21 +141,9 @@ std::string libc_version() {
 #endif
 }
 
-std::string own_folder(const char* program) {
-  // /proc/self/exe is the loader where the loader was started by name; the map has our file.
-  const auto own = reinterpret_cast<uintptr_t>(&own_folder);
-  std::string path = program;
-  std::ifstream file("/proc/self/maps");
-  for (std::string words; std::getline(file, words);) {
-    uintptr_t begin = 0, end = 0;
-    char dash = 0;
-    std::istringstream range(words);
-    range >> std::hex >> begin >> dash >> end;
-    const size_t slash = words.find('/');
-    if (range && begin <= own && own < end && slash != std::string::npos) path = words.substr(slash);
-  }
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
+std::string own_folder() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
 }
 
 }  // namespace mtu

@@ -1,30 +1,27 @@
-// What the runner reads from its machine, and the CPUs that it runs on.
+// What the runner reads from its machine, and the CPUs that it runs on. Unknown values are null.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
+#include <nlohmann/json.hpp>
 #include <string>
 
 namespace mtu {
 
-// Resident memory of this process: {"anonymous", "file", "peak"} in bytes, each null where unknown.
-// `peak` is that since `reset_peak` returned true.
-nlohmann::json memory_now(bool has_peak);
-// VmHWM in bytes, or null.
-nlohmann::json highest_memory();
-// Lets the peak begin anew; false where the system refuses.
+using nlohmann::json;
+
+// Resident memory {"anonymous", "file", "peak"} in bytes; `peak` since a `reset_peak` that succeeded.
+json memory_now(bool has_peak);
+json highest_memory();
 bool reset_peak();
 
-// Applies "all", "big" or a hexadecimal mask; fails with code 2. Returns the number of CPUs.
+// Applies "all", "big" or a hexadecimal mask and returns the number of CPUs; fails with code 2.
 int use_cpus(const std::string& cpus);
-// The mask that this process runs on, in hexadecimal.
 std::string mask_now();
 
-// Clock of each core in kHz, or null.
-nlohmann::json clocks_now();
-// {"arch", "cores", "page_size", "governor"}
-nlohmann::json machine_now();
+json clocks_now();   // of each core, in kHz
+json machine_now();  // {"arch", "cores", "page_size", "governor"}
 std::string libc_version();
-// The folder of the runner's own file, also where its loader was started by name.
-std::string own_folder(const char* program);
+
+// The folder of the runner, or of its loader, which lies beside it, where that was started by name.
+std::string own_folder();
 
 }  // namespace mtu

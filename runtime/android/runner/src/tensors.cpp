@@ -1,42 +1,49 @@
 #include "tensors.h"
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
+#include <cstring>
 
 namespace mtu {
-
-using nlohmann::json;
 
 namespace {
 
 constexpr uint64_t kLargestHeader = 4'000'000;
 
-bool is_count(const json& value) { return value.is_number_unsigned(); }
-
 Form form_of(const json& entry, const std::string& where) {
-  if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape"))
-    fail(MTU_BAD_ARTEFACT, where + " has no dtype and shape");
+  const json dtype = entry.is_object() ? entry.value("dtype", json()) : json();
+  if (dtype != "F32" && dtype != "I32") fail(MTU_BAD_ARTEFACT, where + " is neither F32 nor I32");
   Form form;
-  if (entry["dtype"] == "F32") {
-    form.dtype = MTU_FLOAT32;
-  } else if (entry["dtype"] == "I32") {
-    form.dtype = MTU_INT32;
-  } else {
-    fail(MTU_BAD_ARTEFACT, where + " is neither F32 nor I32");
-  }
-  if (!entry["shape"].is_array()) fail(MTU_BAD_ARTEFACT, where + ": shape is not a list");
-  for (const json& extent : entry["shape"]) {
-    if (!is_count(extent) || extent.get<uint64_t>() > kLargestTensor)
-      fail(MTU_BAD_ARTEFACT, where + ": an extent is not a whole number within the limits");
-    form.shape.push_back(extent.get<int64_t>());
-  }
-  if (!is_legal(form.shape))
-    fail(MTU_BAD_ARTEFACT, where + ": rank at most 8, extents from 1, at most 1 GiB");
+  form.dtype = dtype == "F32" ? MTU_FLOAT32 : MTU_INT32;
+  if (!form.read_shape(entry.value("shape", json())))
+    fail(MTU_BAD_ARTEFACT, where + ": rank at most 8, extents from 1, at most 1 GiB are needed");
   return form;
 }
 
 }  // namespace
+
+bool Form::read_shape(const json& list) {
+  if (!list.is_array() || list.size() > 8) return false;
+  size_t bytes = 4;
+  for (const json& extent : list) {
+    if (!extent.is_number_unsigned() || extent < 1 || extent > kLargestTensor) return false;
+    bytes *= extent.get<size_t>();
+    if (bytes > kLargestTensor) return false;
+    shape.push_back(extent.get<int64_t>());
+  }
+  return true;
+}
+
+size_t Form::count() const {
+  size_t product = 1;
+  for (int64_t extent : shape) product *= static_cast<size_t>(extent);
+  return product;
+}
+
+std::string Form::text() const {
+  return (dtype == MTU_FLOAT32 ? "float32" : "int32") + json(shape).dump();
+}
 
 TensorFile::TensorFile(const std::string& path) : path_(path), file_(path, std::ios::binary) {
   file_.seekg(0, std::ios::end);
@@ -52,68 +59,68 @@ TensorFile::TensorFile(const std::string& path) : path_(path), file_(path, std::
   if (length > kLargestHeader || length > size - 8)
     fail(MTU_BAD_ARTEFACT, path + ": the header's length is not within the file and 4,000,000");
   std::string header(length, '\0');
-  if (!file_.read(header.data(), static_cast<std::streamsize>(length)))
-    fail(MTU_BAD_ARTEFACT, path + ": the header cannot be read");
+  file_.read(header.data(), static_cast<std::streamsize>(length));
   const json entries = json::parse(header, nullptr, false);
-  if (!entries.is_object()) fail(MTU_BAD_ARTEFACT, path + ": the header is not a JSON object");
+  if (!file_ || !entries.is_object())
+    fail(MTU_BAD_ARTEFACT, path + ": the header is not a JSON object");
   const uint64_t start = 8 + length, data = size - start;
   for (const auto& [name, entry] : entries.items()) {
     if (name == "__metadata__") continue;
     const std::string where = path + ": tensor " + name;
     const Form form = form_of(entry, where);
-    const json offsets = entry.value("data_offsets", json());
-    if (!offsets.is_array() || offsets.size() != 2 || !is_count(offsets[0]) ||
-        !is_count(offsets[1]))
-      fail(MTU_BAD_ARTEFACT, where + " has no data_offsets");
-    const auto from = offsets[0].get<uint64_t>(), to = offsets[1].get<uint64_t>();
-    if (from > to || to > data || to - from != form.bytes())
+    const json ends = entry.value("data_offsets", json());
+    if (!ends.is_array() || ends.size() != 2 || !ends[0].is_number_unsigned() ||
+        !ends[1].is_number_unsigned() || ends[0] > ends[1] || ends[1] > data ||
+        ends[1].get<uint64_t>() - ends[0].get<uint64_t>() != form.bytes())
       fail(MTU_BAD_ARTEFACT, where + ": data_offsets do not fit its shape and the file");
     forms_[name] = form;
-    offsets_[name] = start + from;
+    offsets_[name] = start + ends[0].get<uint64_t>();
   }
 }
 
 Tensor TensorFile::read(const std::string& name) {
-  Tensor tensor;
-  tensor.form = forms_.at(name);
+  Tensor tensor{forms_.at(name), {}};
   tensor.allocate();
   file_.clear();
   file_.seekg(static_cast<std::streamoff>(offsets_.at(name)));
   if (!file_.read(reinterpret_cast<char*>(tensor.words.data()),
                   static_cast<std::streamsize>(tensor.form.bytes())))
     fail(MTU_BAD_ARTEFACT, path_ + ": tensor " + name + " cannot be read");
-  if (tensor.form.dtype == MTU_FLOAT32)
-    for (size_t index = 0; index < tensor.words.size(); ++index)
-      if (!std::isfinite(tensor.floats()[index]))
-        fail(MTU_BAD_ARTEFACT, path_ + ": tensor " + name + " is not finite");
+  for (size_t index = 0; index < tensor.words.size(); ++index)
+    if (tensor.form.dtype == MTU_FLOAT32 && !std::isfinite(tensor.floats()[index]))
+      fail(MTU_BAD_ARTEFACT, path_ + ": tensor " + name + " is not finite");
   return tensor;
 }
 
-void write_tensors(const std::string& path,
-                   const std::vector<std::pair<std::string, const Tensor*>>& tensors) {
+void write_tensors(const std::string& path, const std::map<std::string, const Tensor*>& tensors) {
   json header = json::object();
-  uint64_t offset = 0;
+  std::string data;
   for (const auto& [name, tensor] : tensors) {
-    const uint64_t end = offset + tensor->form.bytes();
+    const size_t begin = data.size();
+    data.append(reinterpret_cast<const char*>(tensor->words.data()), tensor->form.bytes());
     header[name] = {{"dtype", tensor->form.dtype == MTU_FLOAT32 ? "F32" : "I32"},
                     {"shape", tensor->form.shape},
-                    {"data_offsets", {offset, end}}};
-    offset = end;
+                    {"data_offsets", {begin, data.size()}}};
   }
   std::string words = header.dump();
   words.resize((words.size() + 7) / 8 * 8, ' ');
-  const std::string scratch = path + ".part";
-  std::ofstream file(scratch, std::ios::binary | std::ios::trunc);
-  for (int byte = 0; byte < 8; ++byte) file.put(static_cast<char>(words.size() >> 8 * byte & 255));
-  file << words;
-  for (const auto& [name, tensor] : tensors)
-    file.write(reinterpret_cast<const char*>(tensor->words.data()),
-               static_cast<std::streamsize>(tensor->form.bytes()));
-  file.close();
-  if (!file || std::rename(scratch.c_str(), path.c_str()) != 0) {
-    std::remove(scratch.c_str());
+  std::string length;
+  for (int byte = 0; byte < 8; ++byte) length += static_cast<char>(words.size() >> 8 * byte & 255);
+  if (!replace_file(path, length + words + data))
     fail(MTU_PART_FAILED, path + " cannot be written: " + std::strerror(errno));
-  }
+}
+
+bool replace_file(const std::string& path, const std::string& words) {
+  const std::string scratch = path + ".part";
+  std::FILE* file = std::fopen(scratch.c_str(), "wb");
+  if (file == nullptr) return false;
+  bool is_written = std::fwrite(words.data(), 1, words.size(), file) == words.size();
+  is_written = std::fclose(file) == 0 && is_written;
+  if (is_written && std::rename(scratch.c_str(), path.c_str()) == 0) return true;
+  const int reason = errno;
+  std::remove(scratch.c_str());
+  errno = reason;
+  return false;
 }
 
 }  // namespace mtu
