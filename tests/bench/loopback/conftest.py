@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -136,7 +137,8 @@ def saw(request: pytest.FixtureRequest) -> Callable[[object], None]:
     def note(line: object) -> None:
         path = os.environ.get("MTU_FAULTS")
         if path:
-            text = str(line).replace("|", "\\|")
+            text = re.sub(r"127\.0\.0\.1:\d+", "SERIAL", str(line)).replace("|", "\\|")
+            text = re.sub(r"(/mtu-export/)[0-9a-f]{12}", r"\1<id>", text)
             with Path(path).open("a", encoding="utf-8") as table:
                 table.write(f"| {marked or fault} | {text} |\n")
 

@@ -133,7 +133,6 @@ class Connection:
         self.phone, self.settings = phone, phone.settings
         self.reader, self.writer = reader, writer
         self.streams: dict[int, Stream] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
         self.next = 1
 
     async def send(self, command: int, first: int, second: int, data: bytes = b"") -> None:
@@ -178,8 +177,8 @@ class Connection:
             self.next += 1
             self.streams[stream.number] = stream
             task = asyncio.create_task(self.run(stream, data.rstrip(b"\0").decode()))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.phone.tasks.add(task)
+            task.add_done_callback(self.phone.tasks.discard)
         elif stream := self.streams.get(second):
             if command == OKAY:
                 stream.okay.set()
@@ -263,6 +262,10 @@ class Shell:
         finally:
             feeding.cancel()
             self.hang_up(process)
+            for number in range(3):
+                pipe = process._transport.get_pipe_transport(number)  # type: ignore[attr-defined]
+                if pipe is not None:
+                    pipe.close()
             if process.returncode is not None:
                 self.connection.phone.processes.discard(process)
 
@@ -363,6 +366,7 @@ class Daemon:
         self.settings = settings
         self.connections: set[Connection] = set()
         self.processes: set[asyncio.subprocess.Process] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.server: asyncio.Server | None = None
         self.port = 0
 
@@ -387,10 +391,14 @@ class Daemon:
     async def close(self) -> None:
         """The phone is switched off: what runs on it ends."""
         self.vanish()
+        tasks = tuple(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for process in tuple(self.processes):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        tasks = [task for connection in self.connections for task in connection.tasks]
-        if tasks:
-            await asyncio.wait(tasks, timeout=5)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 5)
+        while self.connections:
+            await asyncio.sleep(0.01)

@@ -52,9 +52,12 @@ class Answer:
 
     @property
     def last_line(self) -> str:
-        """The last line of stderr, or of stdout where that is empty."""
-        lines = (self.err.strip() or self.out.strip()).splitlines()
-        return printable(lines[-1]) if lines else ""
+        """The last line of stderr, or of stdout, that is no event of the runner."""
+        for text in (self.err, self.out):
+            lines = [line for line in text.splitlines() if line.strip() and line[0] != "{"]
+            if lines:
+                return printable(lines[-1])
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,19 +171,20 @@ class Adb:
         self,
         command: str,
         *,
-        seconds: float = SECONDS,
+        what: str = "a command",
+        seconds: float | None = None,
         patience: float | None = None,
         limit: int = LONGEST_ANSWER,
         on_line: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Run a command of the phone's shell.
+        """Run a command of the phone's shell; ``what`` it is, for errors.
 
         Where it was stopped for time or size, the answer says so. Raises ``DeviceLost`` where the
         connection ended before the command did.
         """
         output = _run(
             self.shell_words(command),
-            seconds=seconds,
+            seconds=SECONDS if seconds is None else seconds,
             patience=patience,
             limit=limit,
             on_line=on_line,
@@ -188,19 +192,20 @@ class Adb:
         err = output.err.decode("utf-8", "replace")
         end = _END.search(output.out)
         if end is None and output.stopped is None:
-            raise self.lost(_reason(output))
+            raise self.lost(what, _reason(output))
         out = output.out[: end.start()] if end else output.out
         code = int(end[1]) if end else -1
         return Answer(
             code=code, out=out.decode("utf-8", "replace"), err=err, stopped=output.stopped
         )
 
-    def look(self, command: str, *, seconds: float = SECONDS) -> str:
+    def look(self, command: str, *, what: str, seconds: float | None = None) -> str:
         """What a short command writes. Raises ``DeviceLost`` where it does not end."""
-        answer = self.shell(command, seconds=seconds)
+        answer = self.shell(command, what=what, seconds=seconds)
+        if answer.stopped is not None and "bytes" in answer.stopped:
+            raise DeviceError(f"{self.serial}: {what}: {answer.stopped}")
         if answer.stopped is not None:
-            first = printable(command, 40)
-            raise DeviceLost(f"{self.serial} does not answer: {answer.stopped} from {first!r}")
+            raise DeviceLost(f"{self.serial} does not answer: {what}: {answer.stopped}")
         return answer.out
 
     def state(self) -> str | None:
@@ -220,16 +225,17 @@ class Adb:
             time.sleep(0.2)
         return True
 
-    def lost(self, reason: str = "") -> DeviceLost:
-        """The error of a connection that ended early."""
-        state = self.state()
-        if state == "device":
+    def lost(self, what: str, reason: str = "") -> DeviceLost:
+        """The error of a connection that ended in the middle of something."""
+        detail = f" (adb: {reason})" if reason else ""
+        if self.state() == "device":
             return DeviceLost(
-                f"{self.serial}: the connection was cut in the middle of a command"
-                + (f" ({reason})" if reason else "")
+                f"{self.serial}: the connection was cut in the middle of {what}{detail}"
             )
-        gone = f"is {state}" if state else "is gone: unplugged, switched off or out of reach"
-        return DeviceLost(f"{self.serial} {gone}" + (f" ({reason})" if reason else ""))
+        return DeviceLost(
+            f"{self.serial} went away in the middle of {what}: unplugged, switched off or out of "
+            f"reach{detail}"
+        )
 
     # ------------------------------------------------------------------------------------- push
 
@@ -271,10 +277,9 @@ class Adb:
     def _push_error(self, file: Path, text: str) -> DeviceError:
         if "No space left" in text:
             return DeviceError(f"{self.serial} is full: {file.name} does not fit")
-        lines = text.strip().splitlines()
-        reason = printable(lines[-1]).removeprefix("adb: ") if lines else ""
-        if self.state() != "device" or not re.search("denied|Read-only|couldn't create", reason):
-            return self.lost(reason)
+        reason = reason_of(text).rpartition(": ")[2]
+        if self.state() != "device" or not re.search("denied|Read-only|couldn't create", text):
+            return self.lost(f"the push of {file.name}", reason)
         return DeviceError(f"{self.serial} refuses {file.name}: {reason}")
 
 
@@ -287,12 +292,15 @@ def _drain(chunks: process.Chunks) -> str:
     return text.decode("utf-8", "replace")
 
 
+def reason_of(text: str) -> str:
+    """The line of adb's output that says why it failed."""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("*")]
+    line = next((line for line in lines if "error" in line or "cannot" in line), "")
+    return printable(re.sub(r"^(adb: )?(error: )?", "", line))
+
+
 def _reason(output: process.Output) -> str:
-    """The line of adb that says why it failed."""
-    lines = (output.err + b"\n" + output.out).decode("utf-8", "replace").splitlines()
-    lines = [line.strip() for line in lines if line.strip() and not line.startswith("*")]
-    errors = [line for line in lines if "error" in line or "cannot" in line] or lines
-    return printable(errors[0]).removeprefix("adb: ").removeprefix("error: ") if errors else ""
+    return reason_of((output.err + b"\n" + output.out).decode("utf-8", "replace"))
 
 
 def _run(

@@ -139,7 +139,7 @@ class AdbDevice:
         runnable = [bundle for bundle in bundles if self.refuses(bundle) is None]
         for bundle in runnable:
             self._bundles[bundle.folder.resolve()] = bundle
-        wanted = {self._runner_key, *(_key(bundle) for bundle in runnable)}
+        wanted = {_key(bundle) for bundle in runnable}
         for bundle in runnable:
             self._place(bundle.folder, [part.record.path for part in bundle.parts], "", wanted)
 
@@ -171,7 +171,7 @@ class AdbDevice:
             for path in dict.fromkeys(paths)
             for file in files_of(folder / path)
         }
-        self._opened().place(key, files, wanted)
+        self._opened().place(key, files, {self._runner_key, *wanted})
         return key
 
     def close(self) -> None:
@@ -208,11 +208,11 @@ class AdbDevice:
         with tempfile.TemporaryDirectory(prefix="mtu-bench-") as name:
             path = job.write(Path(name), root)
             session.send(path.with_name(TENSORS), path)
-        self.adb.look(f"rm -f {session.folder}/{RESULT}")
+        self.adb.look(f"rm -f {session.folder}/{RESULT}", what="removing an old result")
         free = probe.free_memory(self.adb)
         answer = self._start(session.folder, runner, job)
         if answer.stopped is not None:
-            self.adb.look(ending(session.folder))
+            self.adb.look(ending(session.folder), what="ending the runner")
             return failed(f"the runner hangs: {answer.stopped}; it was killed")
         return self._result(session.folder, job, answer, free)
 
@@ -226,6 +226,7 @@ class AdbDevice:
         executable = f"chmod 755 {' '.join(map(quote, programs))}"
         return self.adb.shell(
             f"{executable}; cd {folder} && {' '.join(map(quote, words))}",
+            what="a run",
             seconds=_LONGEST_RUN,
             patience=job.deadline_s + job.cooldown_ms / 1000 + self.grace,
             on_line=self._show,
@@ -240,7 +241,9 @@ class AdbDevice:
                 self.adb.progress(printable(f"{event['event']}: {', '.join(values)}"))
 
     def _result(self, folder: str, job: Job, answer: Answer, free: int | None) -> Result:
-        text = self.adb.shell(f"cat {folder}/{RESULT}", limit=LARGEST_RESULT, seconds=120)
+        text = self.adb.shell(
+            f"cat {folder}/{RESULT}", what="reading the result", limit=LARGEST_RESULT, seconds=120
+        )
         if text.stopped is not None:
             return failed(f"the runner's result: {text.stopped}")
         killed = answer.code == _KILLED
@@ -282,7 +285,7 @@ def _cleaned(text: str) -> str:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value, 500)
+        return printable(value, 300)
     if isinstance(value, list):
         return [_clean(each) for each in value]
     if isinstance(value, dict):

@@ -20,7 +20,7 @@ from shlex import quote
 
 from mtu_export.bench.devices import DeviceLost
 from mtu_export.bench.devices.adb import process
-from mtu_export.bench.devices.adb.client import Adb, printable
+from mtu_export.bench.devices.adb.client import Adb, printable, reason_of
 from mtu_export.bundle import sha256
 from mtu_export.spec import DeviceError
 
@@ -90,12 +90,15 @@ class Session:
                 text += chunk
         if _READY not in text:
             self._stack.close()
-            reason = printable(text.decode("utf-8", "replace")) or "no answer"
+            answer = text.decode("utf-8", "replace")
             if self.adb.state() != "device":
-                raise self.adb.lost(reason)
+                raise self.adb.lost("making a folder", reason_of(answer))
+            reason = printable(answer) or "no answer"
             raise DeviceError(f"{self.adb.serial}: {BASE} cannot be used: {reason}")
         self._guard = guard
-        self._hashes = "sha256sum" in self.adb.look("command -v sha256sum")
+        self._hashes = "sha256sum" in self.adb.look(
+            "command -v sha256sum", what="looking for sha256sum"
+        )
 
     @property
     def is_open(self) -> bool:
@@ -122,7 +125,7 @@ class Session:
             if not self.adb.returns(RETURN):
                 return False
             with suppress(DeviceError):
-                if self.adb.shell(removal(self.folder), seconds=60).code == 0:
+                if self.adb.shell(removal(self.folder), what="the removal", seconds=60).code == 0:
                     return True
         return False
 
@@ -163,13 +166,13 @@ class Session:
     def _link(self, key: str, folder: str) -> None:
         """Make a content that lies in ``kept`` seen in the session's folder."""
         if folder == f"{KEPT}/{key}":
-            self.adb.look(f"ln -sf ../kept/{key} {self.folder}/")
+            self.adb.look(f"ln -sf ../kept/{key} {self.folder}/", what="making a link")
         self._places[key] = folder
 
     def _push(self, folder: str, files: Files) -> None:
         """Copy files; their folders are made first."""
         parents = sorted({str(Path(f"{folder}/{name}").parent) for name in files})
-        answer = self.adb.shell("mkdir -p " + " ".join(map(quote, parents)))
+        answer = self.adb.shell("mkdir -p " + " ".join(map(quote, parents)), what="making folders")
         if answer.code != 0:
             raise DeviceError(f"{self.adb.serial}: {answer.last_line or 'mkdir failed'}")
         for name, file in files.items():
@@ -200,7 +203,11 @@ class Session:
         seconds = 30 + sum(file.stat().st_size for file in files.values()) / _HASHES_A_SECOND
         answers: list[str] = []
         for first in range(0, len(commands), 50):
-            text = self.adb.look("\n".join(commands[first : first + 50]), seconds=seconds)
+            text = self.adb.look(
+                "\n".join(commands[first : first + 50]),
+                what="the check of what was pushed",
+                seconds=seconds,
+            )
             answers += text.splitlines()
         if len(answers) < len(files):
             raise DeviceLost(f"{self.adb.serial} does not tell the sizes of what is on it")
@@ -217,7 +224,7 @@ class Session:
 
     def free(self) -> int | None:
         """Bytes that are free where the folder lies."""
-        text = self.adb.look(f"df -k {TEMPORARY}")
+        text = self.adb.look(f"df -k {TEMPORARY}", what="looking for free space")
         match = re.search(r"\s(\d{1,12})\s+(\d{1,12})\s+(\d{1,12})\s+\d{1,3}%", text)
         return int(match[3]) * 1024 if match else None
 
@@ -226,7 +233,7 @@ class Session:
         free = self.free()
         if free is not None and free < needed + MARGIN:
             for key in [key for key in self._places if key not in wanted]:
-                self.adb.look(f"rm -rf {self.folder}/{key}", seconds=60)
+                self.adb.look(f"rm -rf {self.folder}/{key}", what="making room", seconds=60)
                 del self._places[key], self._verified[key]
             free = self.free()
         if free is not None and free < needed + MARGIN:

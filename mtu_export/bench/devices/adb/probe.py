@@ -63,7 +63,7 @@ class Phone:
 
 def look(adb: Adb) -> Phone:
     """What a phone is. Raises ``DeviceError`` where no runner runs on it."""
-    properties, _, processor = adb.look(_LOOK).partition("\n@cpuinfo\n")
+    properties, _, processor = adb.look(_LOOK, what="asking what it is").partition("\n@cpuinfo\n")
     pairs = (line.partition("=") for line in properties.splitlines())
     values = {key: printable(value, 100) for key, mark, value in pairs if mark and key.strip()}
     sdk = _number(values.get("ro.build.version.sdk", ""), most=1000)
@@ -153,7 +153,9 @@ def _is_emulated(values: dict[str, str], text: str) -> bool:
 
 def state(adb: Adb) -> DeviceState:
     """Heat, battery, clocks and memory now; what does not read well is None."""
-    sections = re.split(r"(?m)^@(thermal|battery|memory|clocks)\s*$", adb.look(_STATE))
+    sections = re.split(
+        r"(?m)^@(thermal|battery|memory|clocks)\s*$", adb.look(_STATE, what="asking for its heat")
+    )
     texts = dict(zip(sections[1::2], sections[2::2], strict=False))
     battery = texts.get("battery", "")
     return DeviceState(
@@ -168,7 +170,7 @@ def state(adb: Adb) -> DeviceState:
 
 def free_memory(adb: Adb) -> int | None:
     """Bytes that the phone calls available."""
-    return _kilobytes(adb.look("grep MemAvailable: /proc/meminfo"))
+    return _kilobytes(adb.look("grep MemAvailable: /proc/meminfo", what="asking for its memory"))
 
 
 def cool(
