@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mtu_export.bench.devices import adb
 from mtu_export.bench.devices.adb import AdbDevice
 from mtu_export.bench.job import Job
 from mtu_export.spec import DeviceError
@@ -86,9 +88,9 @@ def test_events_of_the_runner_are_shown(
 ) -> None:
     open_device().run(make_job())
     assert lines == [
-        "loaded: part p, seconds 0.5",
-        "sample: number 1, of 2, seconds 0.125",
-        "sample: number 2, of 2, seconds 0.125",
+        "loaded p 0.50 s",
+        "sample 1 of 2 0.12 s",
+        "sample 2 of 2 0.12 s",
     ]
 
 
@@ -185,19 +187,34 @@ def test_files_are_compared_after_the_push(
 
 
 def test_bundles_are_pushed_with_the_files_beside_their_parts(
-    phone: Phone, open_device: Open, tmp_path: Path
+    phone: Phone,
+    open_device: Open,
+    make_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where the job's folder holds links to bundles."""
     folder = tmp_path / "two"
     (folder / "part").mkdir(parents=True)
     for name in ("manifest.json", "part/model.onnx", "weights.bin", "goldens.safetensors"):
         (folder / name).write_text(name)
-    record = SimpleNamespace(path="part", data=("weights.bin",))
-    parts = (SimpleNamespace(record=record),)
-    runs: Any = SimpleNamespace(folder=folder, parts=parts, manifest=SimpleNamespace(target="onnx"))
+    parts = (SimpleNamespace(path="part", data=("weights.bin",)),)
+    manifest = SimpleNamespace(target="onnx", parts=parts)
+    monkeypatch.setattr(adb.device, "read_manifest", lambda folder: manifest)
+    records = [SimpleNamespace(record=record) for record in parts]
+    bundle: Any = SimpleNamespace(folder=folder, parts=records, manifest=manifest)
     device = open_device()
-    device.prepare([runs])
+    device.prepare([bundle])
     names = {name.split("/", 3)[3] for name in phone.left() if "/b-" in name and "." in name}
     assert names == {"part/model.onnx", "weights.bin"}
+
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "0").symlink_to(folder)
+    part = replace(make_job().parts["p"], path="0/part", entry="model.onnx")
+    assert device.run(make_job(folder=links, parts={"p": part})).status == "measured"
+    names = {name.split("/", 3)[3] for name in phone.left() if "/0/" in name and "." in name}
+    assert names == {"0/part/model.onnx", "0/weights.bin"}
 
 
 def test_core_ml_is_refused_with_the_reason(phone: Phone, open_device: Open) -> None:

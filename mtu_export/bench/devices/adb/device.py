@@ -8,14 +8,16 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import Any
 
+from mtu_export.bench import builds, work
 from mtu_export.bench.devices import DeviceLost, Progress
 from mtu_export.bench.devices.adb import client, probe
 from mtu_export.bench.devices.adb.client import Adb, Answer, printable
 from mtu_export.bench.devices.adb.files import KEPT, RETURN, Session, ending, name_of
+from mtu_export.bench.devices.host import event_line
 from mtu_export.bench.job import (
     JOB,
     LARGEST_RESULT,
@@ -28,12 +30,11 @@ from mtu_export.bench.job import (
     parse,
 )
 from mtu_export.bench.record import DeviceRecord, DeviceState
-from mtu_export.bundle import MANIFEST, Bundle, files_of, sha256
+from mtu_export.bundle import MANIFEST, Bundle, files_of, read_manifest, sha256
 
 RUNNER = "mtu-bench"
 GRACE = 10.0
 """Seconds of silence beyond a job's own deadline after which its runner hangs."""
-_ENGINES = ("onnx", "executorch")
 _LONGEST_RUN = 86_400.0
 _KILLED = 137
 _EXITS = {
@@ -91,7 +92,6 @@ class AdbDevice:
         self.return_limit = RETURN
         self._clock, self._sleep = clock, sleep
         self._session: Session | None = None
-        self._bundles: dict[Path, Bundle] = {}
 
     @property
     def name(self) -> str:
@@ -109,15 +109,15 @@ class AdbDevice:
     def describe(self) -> DeviceRecord:
         """What the phone is."""
         loader = _loader(self.runner)
-        libc = "glibc (own loader)" if loader else None
+        libc = f"{_libc(self.runner)} (own loader)" if loader else None
         return self.phone.record.model_copy(update={"libc": libc})
 
     def refuses(self, bundle: Bundle) -> str | None:
         """Core ML bundles run on Apple's systems alone."""
         target = bundle.manifest.target
-        if target in _ENGINES:
+        if target in work.ENGINES:
             return None
-        return f"{target} bundles do not run on Android; it runs: {', '.join(_ENGINES)}"
+        return f"{target} bundles do not run on Android; it runs: {', '.join(work.ENGINES)}"
 
     def state(self, *, wait: bool = False) -> DeviceState:
         """Heat, battery and clocks; ``wait``: after thermal status 0, or the limit."""
@@ -137,11 +137,11 @@ class AdbDevice:
         """Push the runner and the parts of bundles that this phone runs."""
         self._place_runner()
         runnable = [bundle for bundle in bundles if self.refuses(bundle) is None]
-        for bundle in runnable:
-            self._bundles[bundle.folder.resolve()] = bundle
-        wanted = {_key(bundle) for bundle in runnable}
-        for bundle in runnable:
-            self._place(bundle.folder, [part.record.path for part in bundle.parts], "", wanted)
+        identities = [work.identity(bundle) for bundle in runnable]
+        wanted = [_key(identity) for identity in identities]
+        for bundle, identity in zip(runnable, identities, strict=True):
+            paths = [part.record.path for part in bundle.parts]
+            self._place(bundle.folder, paths, identity, wanted)
 
     def _opened(self) -> Session:
         """The session; a new one where the connection was cut, as its folder went with it."""
@@ -161,16 +161,13 @@ class AdbDevice:
         self, folder: Path, paths: Sequence[str], identity: str, wanted: Collection[str] = ()
     ) -> str:
         """Push artefacts, with the files beside them that hold their weights; the folder's name."""
-        bundle = self._bundles.get(folder.resolve())
-        if bundle is not None:
-            parts = [part.record for part in bundle.parts if part.record.path in set(paths)]
-            paths = [*paths, *(path for part in parts for path in part.data)]
-        key = f"b-{name_of(identity)}" if bundle is None else _key(bundle)
         files = {
-            file.relative_to(folder).as_posix(): file
-            for path in dict.fromkeys(paths)
+            f"{path}{file.as_posix().removeprefix((folder / path).as_posix())}": file
+            for part in paths
+            for path in (part, *_beside(folder, part))
             for file in files_of(folder / path)
         }
+        key = _key(identity)
         self._opened().place(key, files, {self._runner_key, *wanted})
         return key
 
@@ -218,14 +215,14 @@ class AdbDevice:
 
     def _start(self, folder: str, runner: str, job: Job) -> Answer:
         loader = _loader(self.runner)
-        words = [f"{runner}/{RUNNER}", JOB, "-o", RESULT, "--progress"]
-        programs = [words[0]]
+        program = f"{runner}/{RUNNER}"
+        words = ["sh", f"{runner}/{builds.START}"]
         if loader is not None:
-            programs.append(f"{runner}/{loader}")
-            words = [programs[-1], "--library-path", f"{runner}:{runner}/lib", *words]
-        executable = f"chmod 755 {' '.join(map(quote, programs))}"
+            words = [f"{runner}/{loader}", "--library-path", runner, program]
+        words += [JOB, "-o", RESULT, "--progress"]
+        executable = f"chmod 755 {program} {words[0] if loader else ''}"
         return self.adb.shell(
-            f"{executable}; cd {folder} && {' '.join(map(quote, words))}",
+            f"{executable}; cd {folder} && ORT_DISABLE_TELEMETRY=1 {' '.join(map(quote, words))}",
             what="a run",
             seconds=_LONGEST_RUN,
             patience=job.deadline_s + job.cooldown_ms / 1000 + self.grace,
@@ -236,9 +233,8 @@ class AdbDevice:
         """Pass an event of the runner on."""
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                values = [f"{key} {value}" for key, value in event.items() if key != "event"]
-                self.adb.progress(printable(f"{event['event']}: {', '.join(values)}"))
+            if isinstance(event, dict) and event.get("event") in ("loaded", "sample"):
+                self.adb.progress(printable(event_line(event)))
 
     def _result(self, folder: str, job: Job, answer: Answer, free: int | None) -> Result:
         text = self.adb.shell(
@@ -255,7 +251,7 @@ class AdbDevice:
             result = parse(_cleaned(text.out))
             reason = mismatch(job, result)
             result = failed(reason) if reason else result
-            killed |= re.search(r"\bsignal 9\b|SIGKILL", result.reason or "") is not None
+            killed |= re.search(r"\bsignal 9\b|out of memory", result.reason or "") is not None
         if killed:
             before = "unknown" if free is None else f"{free / 1e6:,.0f}"
             reason = f"killed, most likely out of memory ({before} MB were free before)"
@@ -263,16 +259,41 @@ class AdbDevice:
         return result
 
 
-def _key(bundle: Bundle) -> str:
-    return f"b-{name_of(sha256(bundle.folder / MANIFEST))}"
+def _key(identity: str) -> str:
+    """The name of a bundle's folder."""
+    return f"b-{name_of(identity)}"
+
+
+def _beside(folder: Path, part: str) -> list[str]:
+    """The files that the manifest of a part's bundle names as its weights, outside the part.
+
+    ``folder`` is the bundle's, or one of links to bundles.
+    """
+    levels = PurePosixPath(part).parents
+    for level in levels:
+        if (folder / level / MANIFEST).is_file():
+            records = read_manifest(folder / level).parts
+            path = PurePosixPath(part).relative_to(level).as_posix()
+            return [
+                (level / name).as_posix()
+                for record in records
+                if record.path == path
+                for name in record.data
+            ]
+    return []
+
+
+def _libc(runner: Path) -> str:
+    with suppress(OSError, ValueError):
+        description = json.loads((runner / builds.DESCRIPTION).read_text("utf-8"))
+        if isinstance(description, dict) and isinstance(description.get("libc"), str):
+            return description["libc"]
+    return "glibc"
 
 
 def _loader(runner: Path) -> str | None:
     """The program loader that a runner's folder brings, None where the system's loads it."""
-    for folder in ("", "lib"):
-        for path in sorted((runner / folder).glob("ld-linux-*.so.*")):
-            return path.relative_to(runner).as_posix()
-    return None
+    return next((path.name for path in sorted(runner.glob("ld-linux-*.so.*"))), None)
 
 
 def _cleaned(text: str) -> str:
