@@ -180,7 +180,8 @@ def _require_label(target: str, part: Part, structure: Structure) -> None:
         raise BundleError(
             f"{where}: its scheme is {part.scheme.name}, the file has no such weights"
         )
-    if part.scheme.activations == "dynamic_int8" and not info.int8_activations:
+    shown = {*info.activation_operators} & {*structure.operators}
+    if part.scheme.activations == "dynamic_int8" and not (info.int8_activations or shown):
         raise BundleError(f"{where}: {target} quantises no activations")
 
 

@@ -27,6 +27,10 @@ _TITLES = {"passes a step": "passes per step"}
 """Titles of columns whose keys in JSON read otherwise."""
 
 
+_FLAGS = {"unfolded": "--no-fold", "plain": "--plain"}
+"""The flags of the baselines that a target exports."""
+
+
 def names() -> dict[str, Any]:
     """Every name that a command takes, and what it stands for."""
     schemes = []
@@ -44,7 +48,11 @@ def names() -> dict[str, Any]:
     ]
     return {
         "targets": [
-            {"target": name, "default scheme": targets.load(name).info.default_scheme}
+            {
+                "target": name,
+                "default scheme": targets.load(name).info.default_scheme,
+                "baselines": ", ".join(_FLAGS[kind] for kind in targets.load(name).info.baselines),
+            }
             for name in targets.names()
         ],
         "schemes": schemes,

@@ -244,6 +244,7 @@ def _refuse_failed_part(work: _Work, part: ExportedPart, watch: Watch) -> None:
 
     failed = [verdict.task for verdict in part.proof if verdict.passed is False]
     hint, integer = None, isinstance(work.plan.schemes[part.name].weights, IntWeights)
+    integer &= not work.plan.is_plain
     if failed and part.record.kind == "denoiser" and integer:
         with watch("measure what each layer loses"):
             hint = sensitivity.layer_sensitivity(

@@ -54,7 +54,9 @@ def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header
     def needed(target: str, scheme: str) -> float | None:
         """Bytes of an export; None where the target does not support the scheme."""
         support = targets.load(target).info.supports.get(scheme)
-        return None if support is None else fixed + support.memory * sizes[largest]
+        if support is None:
+            return None
+        return fixed + (support.plain if plan.is_plain else support.memory) * sizes[largest]
 
     need = needed(plan.target, plan.scheme.name)
     if need is None:
@@ -90,9 +92,9 @@ def _float32_bytes(tensors: Sequence[checkpoint.Header]) -> int:
 
 
 def _artefact_bytes(plan: Plan, name: str, tensors: Sequence[checkpoint.Header]) -> float:
-    """Bytes of a part's artefact; those of float32 where --keep-float may keep any layer."""
+    """Bytes of a part's artefact; those of float32 where any layer may stay float."""
     scheme = plan.schemes[name]
-    keeps_more = any(override.required for override in scheme.overrides)
+    keeps_more = plan.is_plain or any(override.required for override in scheme.overrides)
     return (1 if keeps_more else _bits(scheme) / 32) * _float32_bytes(tensors)
 
 

@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from mtu_export.exporter.schedule import Baked
 
 
+_BASELINES: Mapping[str | None, Mapping[str, bool]] = {
+    "unfolded": {"fold": False},
+    "plain": {"plain": True},
+    "dense": {"dense": True},
+}
+"""What the manifest's ``options`` say of a baseline."""
+
+
 def weights(plan: Plan) -> dict[str, Path]:
     """Configs and weights of the parts to export, by their names in the checkpoint."""
     files = {}
@@ -107,7 +115,7 @@ def describe(
             notes=plan.model.notes,
         ),
         target=plan.target,
-        options=asdict(plan.options),
+        options={**asdict(plan.options), **_BASELINES.get(plan.baseline, {})},
         scheme=scheme,
         image=Image(height=plan.height, width=plan.width),
         tasks=tuple(_task(reference, baked, names) for reference in references),
@@ -241,7 +249,7 @@ def _scheme(plan: Plan, lowered: Lowered, kept: Sequence[tuple[str, str]]) -> Sc
     bits = weights.bits if integer else {"float32": 32, "float16": 16}[weights.dtype]
     return SchemeRecord(
         name=plan.scheme.name,
-        weights=Weights(bits=bits, granularity="per_channel" if integer else None),
+        weights=Weights(bits=bits, granularity=lowered.granularity if integer else None),
         activations=lowered.activations,
         calibration=None,  # no target fixes ranges of activations
         kept_float=tuple(
@@ -263,6 +271,8 @@ def _weights(program: Program, lowered: Lowered) -> dict[str, Any]:
     """
     import torch
 
+    if lowered.weight_bytes is not None:
+        return {"weight_bytes": lowered.weight_bytes, "shared_weight_bytes": 0}
     first, *others = program.methods
     state = program.methods[first].state_dict
     if not others:

@@ -28,6 +28,7 @@ from mtu_export.spec import (
 )
 from mtu_export.spec.catalog import BAKED_FEW_STEPS, BAKED_STEPS, BAKED_STRENGTHS, SCHEMES
 from mtu_export.spec.extras import EXPORT, require
+from mtu_export.spec.model import BaselineKind
 from mtu_export.spec.options import FOLD_ONLY, ExportOptions
 from mtu_export.storage.draft import BUNDLE, FOLDED, refuse_existing
 
@@ -46,7 +47,7 @@ def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
         raise UnknownName("target", options.target, targets.names())
     require(*EXPORT)
     folder = checkpoint.locate(options.model, options.revision)
-    plan = _plan(options, models.open(folder))
+    plan = _plan(options, _model(options, folder))
     target = None if options.target == FOLD_ONLY else targets.load(options.target)
     if not options.skip_existing:
         refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, [folder])
@@ -56,6 +57,43 @@ def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
     else:
         _require_foldable(plan)
     return plan
+
+
+def dense(plan: Plan) -> Plan:
+    """The plan of a dense UNet of random weights in place of that of ``plan``, else the same.
+
+    Raises ``Unsupported`` where the model is dense already, and ``PlanError`` for several tasks.
+    """
+    if len(plan.tasks) > 1:
+        raise PlanError("a dense model does one task; name one --task")
+    task = next(iter(plan.tasks))
+    model = plan.model.dense(task)
+    if model is None:
+        raise Unsupported(f"{plan.checkpoint} has a dense UNet already")
+    return replace(plan, model=model, baseline="dense", loras=())
+
+
+def _model(options: ExportOptions, folder: Path) -> Model:
+    """The model to export; refuses a baseline that its target or the model itself has not."""
+    model, kind = models.open(folder), _baseline(options)
+    if kind is None:
+        return model
+    able = [name for name in targets.names() if kind in targets.load(name).info.baselines]
+    if options.target not in able:
+        flag = "--no-fold" if options.no_fold else "--plain"
+        raise Unsupported(f"{options.target} takes no {flag}; {', '.join(able)} do")
+    if not options.no_fold:
+        return model
+    unfolded = model.unfolded()
+    if unfolded is None:
+        raise Unsupported(f"--no-fold: {folder} has no router, its UNet is a stock one")
+    return unfolded
+
+
+def _baseline(options: ExportOptions) -> BaselineKind | None:
+    if options.no_fold:
+        return "unfolded"
+    return "plain" if options.plain else None
 
 
 def _require_foldable(plan: Plan) -> None:
@@ -73,7 +111,11 @@ def _plan(options: ExportOptions, model: Model) -> Plan:
     scheme = _scheme(options, target.info.default_scheme if target else "fp32")
     parts = _parts(options, tasks, model)
     height, width = model.image_size(options.height, options.width)
+    baseline = _baseline(options)
+    if baseline == "plain" and len(tasks) > 1:
+        raise PlanError("--plain exports one task; name one --task")
     names = ["+".join(task.name for task in tasks), options.target, *([scheme.name] * bool(target))]
+    names += [] if baseline is None else [baseline]
     source, revision = checkpoint.source_of(options.model, model.folder)
     gains = target is not None and target.info.float16_gains
     specs = {spec.name: spec for spec in model.parts}
@@ -107,6 +149,7 @@ def _plan(options: ExportOptions, model: Model) -> Plan:
         ),
         steps_named=bool(options.bake_steps or options.bake_strengths),
         loras=tuple(loras.parse(word) for word in options.lora),
+        baseline=baseline,
         resume=options.skip_existing,
     )
 

@@ -17,6 +17,7 @@ from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
 from mtu_export.models import lora
 from mtu_export.spec import Arrays, Cost, LivePart, PartSpec, Plan, Program, Task, Verdict
+from mtu_export.spec.catalog import SCHEMES
 from mtu_export.spec.flow import Call
 
 Cases = Mapping[str, Sequence[tuple[Arrays, Arrays]]]
@@ -229,7 +230,8 @@ def _capture(job: Job, source: _Source) -> _Captured:
     with job.stage("rewrite and quantise"):
         for module in source.modules:
             rewrite.apply(module, targets.rewrites(plan))
-        kept = quantize.quantize(source.modules, plan.scheme)
+        scheme = SCHEMES["fp32"] if plan.is_plain else plan.scheme  # its toolchain quantises
+        kept = quantize.quantize(source.modules, scheme)
     with job.stage("capture"):
         program = capture.capture(job.name, source.graphs)
     return _Captured(_program=program, kept=kept)

@@ -58,11 +58,11 @@ def fold_experts(experts: Sequence[ExpertWeights], weights: Sequence[Tensor]) ->
         shift = sum(w_i * e.out_bias.double() for w_i, e in zip(w, experts, strict=True))
         assert isinstance(shift, Tensor)
         gated = GatedLinear(proj, bias, gain.to(proj.dtype))
-        folded.append(_feed_forward(gated, down, shift.to(proj.dtype)))
+        folded.append(feed_forward(gated, down, shift.to(proj.dtype)))
     return folded
 
 
-def _feed_forward(proj: GatedLinear, down: Tensor, shift: Tensor) -> nn.Module:
+def feed_forward(proj: nn.Linear, down: Tensor, shift: Tensor) -> nn.Module:
     """A stock ``FeedForward`` with these tensors: ``down`` [d, H] and its bias ``shift`` [d]."""
     from diffusers.models.attention import FeedForward
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mtu_export.spec.flow import Call, Flow, Inputs, Kind, Value
     from mtu_export.spec.plan import Specialised
 
+BaselineKind = Literal["unfolded", "dense", "plain"]
+"""What an export is compared with: the router in the graph, a dense model of random weights, and
+the toolchain's own export of the usual model."""
 WEIGHTS = "diffusion_pytorch_model"
 """Stem of the file of weights that diffusers writes."""
 
@@ -264,6 +267,17 @@ class Model(Protocol):
         """How other libraries open the exported parts of a task; None where none does."""
         ...
 
+    def unfolded(self) -> Model | None:
+        """This model with its router in the graph; None where it has none."""
+        ...
+
+    def dense(self, task: Task) -> Model | None:
+        """A dense model of one task with random weights, of the size of the exported one.
+
+        None where this one is dense.
+        """
+        ...
+
 
 class PlainModel:
     """What most models without a loop answer; a family's model derives from it or not."""
@@ -290,6 +304,14 @@ class PlainModel:
 
     def stock_pipeline(self, task: Task) -> StockPipeline | None:
         """No other library opens it."""
+        return None
+
+    def unfolded(self) -> Model | None:
+        """It has no router."""
+        return None
+
+    def dense(self, task: Task) -> Model | None:
+        """It is dense."""
         return None
 
 

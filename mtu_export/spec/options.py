@@ -125,6 +125,16 @@ class ExportOptions:
         default=(),
         metavar="FILE[:scale]",
     )
+    no_fold: bool = option(
+        "Keep experts and router in the graph; the task's embedding is an input. A baseline, for "
+        "onnx and executorch.",
+        default=False,
+    )
+    plain: bool = option(
+        "Export as the toolchain does by itself, int8 by its own quantiser. A baseline, for onnx "
+        "and executorch.",
+        default=False,
+    )
     skip_existing: bool = option(
         "Continue an export that was stopped: finished parts are kept.", default=False
     )
@@ -144,6 +154,10 @@ class ExportOptions:
             raise PlanError("--all-tasks and --task are mutually exclusive")
         if self.memory is not None and not 0 < self.memory < 1e6:
             raise PlanError(f"--memory must be a number of GB above 0, got {self.memory}")
+        if self.no_fold and self.plain:
+            raise PlanError("--no-fold and --plain are two baselines; give one of them")
+        if self.plain and self.keep_float:
+            raise PlanError("--plain leaves the choice of layers to the toolchain: no --keep-float")
         if self.skip_existing and self.force:
             raise PlanError("--skip-existing keeps what --force replaces; give one of them")
         for pattern in self.keep_float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtu_export.spec.errors import ToolchainError
-from mtu_export.spec.model import Model, PartSpec
+from mtu_export.spec.model import BaselineKind, Model, PartSpec
 from mtu_export.spec.scheme import Scheme
 from mtu_export.spec.task import Task
 
@@ -45,7 +45,8 @@ class Plan:
     available. ``parts`` are exported, each by its scheme of ``schemes``; ``scheme`` is the
     denoiser's. ``scheduler`` is None for the checkpoint's own; ``steps`` and ``strengths`` are
     those of the loop's tables; one that the scheduler cannot do refuses the export where
-    ``steps_named`` (the user named them), else it is left out. ``resume`` continues a stopped
+    ``steps_named`` (the user named them), else it is left out. ``baseline`` is what the export is
+    instead of the usual one; ``model`` is then the baseline's. ``resume`` continues a stopped
     export.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     strengths: tuple[float, ...] = ()
     steps_named: bool = False
     loras: tuple[LoraSource, ...] = ()
+    baseline: BaselineKind | None = None
     resume: bool = False
 
     def part(self, name: str) -> Plan:
@@ -85,6 +87,11 @@ class Plan:
     def checkpoint(self) -> Path:
         """The checkpoint's folder."""
         return self.model.folder
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the toolchain's own ways take the place of ours."""
+        return self.baseline == "plain"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,7 +169,8 @@ class Lowered:
     - ``activations``: ``"float32"``, ``"float16"`` or ``"dynamic_int8"``.
     - ``kept_float``: layers that the target itself left in float, each with the reason.
     - ``weight_dtype``: of matrices that are not integer codes; ``vector_dtype``: of biases, norms
-      and scales.
+      and scales; ``granularity`` of the codes.
+    - ``weight_bytes``: of all weights, where they are not those of the program.
     - ``notes``: for the part's record in the manifest.
     """
 
@@ -173,6 +181,8 @@ class Lowered:
     kept_float: tuple[tuple[str, str], ...] = ()
     weight_dtype: str = "float32"
     vector_dtype: str = "float32"
+    granularity: str = "per_channel"
+    weight_bytes: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from mtu_export.spec.model import BaselineKind
 from mtu_export.spec.plan import Arrays, Lowered, Plan, Program, Structure
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ class Runtime(Protocol):
 class Support:
     """What a scheme costs on a target.
 
-    ``memory`` is the peak of an export, in multiples of the float32 weights.
+    ``memory`` is the peak of an export, in multiples of the float32 weights; ``plain`` that of the
+    toolchain's own export.
     """
 
     memory: float
+    plain: float = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,9 @@ class TargetInfo:
     float16 saves bytes or time in parts that integer schemes leave alone, such as a VAE.
     ``unused`` are packages that its toolchain imports where they are installed, and that no export
     needs. Integer weights show in one of ``integer_operators``, where its structure can tell;
-    ``int8_activations``: whether it quantises activations too. ``session_options`` are what the
-    contract asks of a runtime: name to value.
+    ``int8_activations``: whether it quantises activations too, always or, where the structure can
+    tell, by one of ``activation_operators``. ``session_options`` are what the contract asks of a
+    runtime: name to value. ``baselines`` are those that it exports when a flag asks for them.
     """
 
     suffix: str
@@ -81,7 +85,9 @@ class TargetInfo:
     unused: tuple[str, ...] = ()
     integer_operators: tuple[str, ...] = ()
     int8_activations: bool = False
+    activation_operators: tuple[str, ...] = ()
     session_options: Mapping[str, str] = field(default_factory=dict)
+    baselines: tuple[BaselineKind, ...] = ()
 
 
 class Target(Protocol):

@@ -63,8 +63,10 @@ def rewrites(plan: Plan) -> tuple[str, ...]:
     """Names of the rewrites from ``graph.rewrite`` to apply to a plan's graphs.
 
     Where tasks share weights, the gains of integer weights are folded into their scales; those of
-    float weights become operators of the graph, which need more rewrites.
+    float weights become operators of the graph, which need more rewrites. A plain export has none.
     """
+    if plan.is_plain:
+        return ()
     info = load(plan.target).info
     gated = len(plan.tasks) > 1 and isinstance(plan.scheme.weights, FloatWeights)
     return (*info.rewrites, *(info.multitask_rewrites if gated else ()))

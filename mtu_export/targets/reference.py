@@ -98,6 +98,7 @@ class Reference:
         packages=("torch",),
         default_scheme="fp32",
         supports={"fp32": Support(memory=2.0), "int8": Support(memory=2.0)},
+        baselines=("unfolded",),
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"torch": _Torch()}

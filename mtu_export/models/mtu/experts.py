@@ -19,7 +19,7 @@ from mtu_export.spec import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """The active task and its embedding e_τ [d_task]."""
+    """The active task and its embedding e_τ, [d_task] or [1, d_task]."""
 
     task: str
     embedding: Tensor
@@ -148,7 +148,7 @@ class MTUFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., d] to [..., d] with the active task's weights."""
-        weights = self.router(self.active.routing.embedding)
+        weights = self.router(self.active.routing.embedding).flatten()
         mixed = weights[0] * self.experts[0](x)
         for weight, expert in zip(weights[1:], self.experts[1:], strict=True):
             mixed = mixed + weight * expert(x)

@@ -13,7 +13,7 @@ from mtu_export.models.mtu.layout import LAYOUT
 from mtu_export.models.pipeline.anatomy import Anatomy
 from mtu_export.models.pipeline.model import PipelineModel
 from mtu_export.models.pipeline.names import natural_order
-from mtu_export.spec import LivePart, MissingWeights, Task
+from mtu_export.spec import LivePart, MissingWeights, Model, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +53,18 @@ class MTUModel(PipelineModel):
             lambda unet, task, latent, batch: network.graph(unet, self.unet, task, latent, batch),
             network.specialise,  # type: ignore[arg-type]
         )
+
+    def unfolded(self) -> Model | None:
+        """The same checkpoint with its router in the graph."""
+        from mtu_export.models.mtu.baselines import UnfoldedModel
+
+        return UnfoldedModel(self.folder)
+
+    def dense(self, task: Task) -> Model | None:
+        """A stock UNet of random weights in place of the experts."""
+        from mtu_export.models.mtu.baselines import DenseModel
+
+        return DenseModel(self.folder, task)
 
     def outline_of(self, channels: int) -> nn.Module:
         """The folded UNet of a number of input channels, on the meta device."""

@@ -208,7 +208,7 @@ class MTUUNet2DConditionModel(UNet2DConditionModel):
         config = unet_config.without_training_keys(config)
         config = {**unet_config.STOCK_DEFAULTS, **config}
         headers = checkpoint.headers(unet_folder)
-        _meta_model(config, headers)
+        meta_model(config, headers)
         kwargs.setdefault("expert_widths", _expert_widths(headers))
         return super().from_pretrained(str(folder), **kwargs)
 
@@ -243,7 +243,7 @@ def _expert_widths(headers: Headers) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _meta_model(config: Mapping[str, Any], headers: Headers) -> MTUUNet2DConditionModel:
+def meta_model(config: Mapping[str, Any], headers: Headers) -> MTUUNet2DConditionModel:
     """The model of a config on the meta device; refuses weights that do not fit it.
 
     A dry run refuses configs that describe no working UNet.
@@ -279,7 +279,7 @@ def load(folder: Path) -> MTUUNet2DConditionModel:
     """Load a checkpoint's UNet in float32, memory-mapped where it is stored as float32."""
     config = mtu_config.read_config(folder)
     headers = checkpoint.headers(folder / "unet")
-    return fill(_meta_model(config, headers), headers)
+    return fill(meta_model(config, headers), headers)
 
 
 def graph(
@@ -346,7 +346,7 @@ def _stock_unet(
 def expert_weights(config: Mapping[str, Any], headers: Headers) -> dict[str, Tensor]:
     """w of Eq. 1 [T, N] in float64 by block; refuses weights that do not fit the config."""
     weights = {}
-    for path, _ in transformer_blocks(_meta_model(config, headers)):
+    for path, _ in transformer_blocks(meta_model(config, headers)):
         leaves = (f"{path}.ff.router.fc{n}.{leaf}" for n in (1, 2) for leaf in ("weight", "bias"))
         names = ("task_embedding.weight", *leaves)
         e, w1, b1, w2, b2 = (checkpoint.tensor(headers, name).double() for name in names)

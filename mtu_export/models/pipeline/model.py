@@ -272,6 +272,14 @@ class PipelineModel:
         """The module that is exported for a task, on the meta device; of the UNet alone."""
         return self.outline_of(self.unet["in_channels"] + task.channels)
 
+    def unfolded(self) -> Model | None:
+        """None: a UNet without a router."""
+        return None
+
+    def dense(self, task: Task) -> Model | None:
+        """None: it is dense."""
+        return None
+
     def stock_pipeline(self, task: Task) -> StockPipeline | None:
         """The pipeline class of diffusers for a task."""
         kinds = {entry.kind for entry in task.conditioning}

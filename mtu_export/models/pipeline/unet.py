@@ -219,6 +219,16 @@ def unet_graph(
     return Graph(module=module, inputs=tuple(inputs), outputs=outputs, named=unet)
 
 
+def random(config: Mapping[str, Any], seed: int) -> UNet2DConditionModel:
+    """A stock UNet with the weights that diffusers gives to a new one."""
+    outline(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = UNet2DConditionModel.from_config(dict(config))
+    assert isinstance(module, UNet2DConditionModel)
+    return module.requires_grad_(False).eval()
+
+
 @contextmanager
 def as_checkpoint_error(
     where: str | Path = "unet/config.json", what: str = "UNet"

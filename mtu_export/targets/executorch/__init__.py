@@ -39,7 +39,7 @@ from mtu_export.spec import (
     first_line,
 )
 from mtu_export.spec.extras import require
-from mtu_export.targets.executorch import reading, running
+from mtu_export.targets.executorch import plain, reading, running
 from mtu_export.targets.executorch.activations import make_int8
 from mtu_export.targets.executorch.lowering import write
 
@@ -72,6 +72,7 @@ class ExecuTorch:
         rewrites=("attention", "geglu", "group_norm"),
         temporary_copies=1,
         int8_activations=True,
+        baselines=("unfolded", "plain"),
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"executorch": running}
@@ -114,16 +115,21 @@ class ExecuTorch:
             "_interface": json.dumps(interface),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        common_scales = _common_scales(program) if integer else {}
+        stock = integer and plan.is_plain
+        common_scales = _common_scales(program) if integer and not stock else {}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 methods = {}
                 for task, exported in program.methods.items():
-                    if integer:
+                    if stock:
+                        exported = plain.quantised(exported)
+                    elif integer:
                         exported = make_int8(exported, program.task_tensors, common_scales)
                     methods[entries[task]] = exported
-                notes = write(methods, constants, folder / name)
+                weight_bytes = plain.weight_bytes(methods[ENTRY]) if stock else None
+                turns = plain.partitioners() if stock else ()
+                notes = write(methods, constants, folder / name, turns)
         except (OSError, MemoryError):
             raise
         except ImportError as error:
@@ -138,6 +144,7 @@ class ExecuTorch:
             path=name,
             entries=entries,
             activations="dynamic_int8" if integer else "float32",
+            weight_bytes=weight_bytes,
             notes={
                 "backend": plan.options.backend,
                 **notes[first],

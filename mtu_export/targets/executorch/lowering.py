@@ -6,7 +6,7 @@ import gc
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,11 @@ def write(
     methods: Mapping[str, torch.export.ExportedProgram],
     constants: Mapping[str, str],
     path: Path,
+    partitioners: Sequence[Any] = (),
 ) -> dict[str, dict[str, Any]]:
     """Lower methods to XNNPACK and write them to ``path``.
+
+    ``partitioners`` take turns; by default XNNPACK's own is the only one.
 
     ``constants`` maps constant methods to the strings that they return. Several methods are lowered
     one after the other, and the constants that each hands to XNNPACK are kept in temporary files,
@@ -40,7 +43,7 @@ def write(
         store = _ConstantStore(Path(folder)) if len(methods) > 1 else None
         edges = {}
         for name, method in methods.items():
-            edges[name] = _lowered(method)
+            edges[name] = _lowered(method, partitioners)
             if store is not None:
                 store.offload(edges[name])
                 gc.collect()  # graphs are cyclic, and those just lowered hold copies of all weights
@@ -54,13 +57,16 @@ def write(
     return notes
 
 
-def _lowered(method: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def _lowered(
+    method: torch.export.ExportedProgram, partitioners: Sequence[Any]
+) -> torch.export.ExportedProgram:
     """The program with its delegates to XNNPACK."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     with shortcuts():
-        edge = to_edge_transform_and_lower(method, partitioner=[XnnpackPartitioner()])
+        turns = list(partitioners) or [XnnpackPartitioner()]
+        edge = to_edge_transform_and_lower(method, partitioner=turns)
     return edge.exported_program()
 
 

@@ -20,7 +20,7 @@ from mtu_export.spec import (
     Unsupported,
 )
 from mtu_export.spec.extras import require
-from mtu_export.targets.onnx import lowering, reading, running
+from mtu_export.targets.onnx import lowering, plain, reading, running
 
 OPSETS = (18, 19, 20, 21)
 
@@ -54,8 +54,10 @@ class Onnx:
         },
         multitask_rewrites=("geglu", "gate_weight"),
         float16_gains=True,
-        integer_operators=("DequantizeLinear",),
+        integer_operators=("DequantizeLinear", "MatMulInteger", "ConvInteger"),
+        activation_operators=("DynamicQuantizeLinear",),
         session_options=dict([running.ACTIVATIONS]),
+        baselines=("unfolded", "plain"),
     )
     options = Options
     runtimes: Mapping[str, Runtime] = {"onnxruntime": running}
@@ -64,6 +66,8 @@ class Onnx:
         """Refuse weights other than float32, float16 and int8 per channel, and clashing names."""
         if any(plan.spec(name).by_task for name in plan.parts):
             _refuse_clashing_names([task.name for task in plan.tasks])
+        if plan.is_plain and plan.options.simplify:
+            raise Unsupported("onnx: --plain is without onnxsim; leave out --simplify")
         weights = plan.scheme.weights
         if isinstance(weights, FloatWeights):
             if weights.dtype not in ("float32", "float16"):
@@ -78,6 +82,8 @@ class Onnx:
         self, program: Program, plan: Plan, folder: Path, identity: Mapping[str, str]
     ) -> Lowered:
         """Write ``<part>/model.onnx``, or one file per task on shared weights."""
+        if plan.is_plain:
+            return plain.lower(program, plan, folder, identity)
         return lowering.lower(program, plan, folder, identity)
 
     def structure(self, path: Path, entry: str) -> Structure:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtu_export.spec import FloatWeights, Lowered, Plan, Program, TensorSpec, ToolchainError
+from mtu_export.targets.onnx.naming import FILE, IR_VERSION, describe
 from mtu_export.targets.onnx.running import last_line
 from mtu_export.targets.onnx.shortcuts import shortcuts
 from mtu_export.targets.onnx.stock import write_configs
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIX = ".onnx"
-FILE = "model.onnx"
-IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 LIFTED_BYTES = 1024
 HALF_MAX = 65504.0
 WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Mul", "Transpose")
@@ -67,7 +66,7 @@ def lower(program: Program, plan: Plan, folder: Path, identity: Mapping[str, str
         kept_float += [reason for reason in reasons if reason not in kept_float]
         _widen(model, signatures[task][0])
         _repeat(model, {} if stock is None else stock.repeated)
-        _describe(model, program.name, identity)
+        describe(model, program.name, identity)
         entries[task] = f"{task}{SUFFIX}" if several else FILE
         writer.write(model, entries[task])
         writer.prove(entries[task], signatures[task], method)
@@ -289,17 +288,3 @@ def _repeat(model: ir.Model, outputs: Mapping[str, str]) -> None:
         repeated = ir.Value(name=name, shape=value.shape, type=value.type)
         model.graph.append(ir.node("Identity", [value], outputs=[repeated]))
         model.graph.outputs.append(repeated)
-
-
-def _describe(model: ir.Model, name: str, identity: Mapping[str, str]) -> None:
-    """Write ``identity``; remove what tools recorded about themselves and this machine."""
-    graph = model.graph
-    values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
-    values += [value for node in graph.all_nodes() for value in node.outputs]
-    for item in (model, graph, *graph.all_nodes(), *values):
-        item.metadata_props.clear()
-        item.doc_string = None
-    model.metadata_props.update(sorted(identity.items()))
-    model.producer_name, model.producer_version, model.domain = "mtu-export", None, None
-    model.ir_version = min(model.ir_version, IR_VERSION)
-    graph.name = name
