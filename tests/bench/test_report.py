@@ -283,7 +283,7 @@ def test_a_column_has_one_unit_and_the_same_decimals() -> None:
         (3e-7, "seconds", "0.300 µs"),
         (869_444_341, "bytes", "869 MB"),
         (12, "bytes", "12 B"),
-        (0.677e12, "flops", "677 GFLOPs"),
+        (0.677e12, "flops", "677.0 GFLOPs"),
         (999.0, "decibels", "equal"),
         (61.44, "decibels", "61.4 dB"),
         (0.25, "share", "25 %"),

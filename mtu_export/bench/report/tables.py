@@ -22,6 +22,7 @@ _SCALES: dict[Form, tuple[tuple[float, str], ...]] = {
     "number": ((1.0, ""),),
 }
 _FIXED: dict[Form, int] = {"count": 0, "decibels": 1, "ratio": 3, "share": 0}
+_DIGITS: dict[Form, int] = {"flops": 4}
 _EXACT_DB = 999.0
 """How records write the PSNR of equal tensors."""
 
@@ -78,7 +79,7 @@ class Table:
 
 
 def scale_of(form: Form, values: Sequence[Value]) -> tuple[float, str, int]:
-    """Factor, unit and decimals that suit the values: three digits of the middle one."""
+    """Factor, unit and decimals that suit the values: three digits of the middle one or more."""
     if form == "text":
         return 1.0, "", 0
     numbers = sorted(abs(v) for v in values if isinstance(v, int | float) and v)
@@ -86,7 +87,8 @@ def scale_of(form: Form, values: Sequence[Value]) -> tuple[float, str, int]:
         return 1.0, "", 0
     middle = numbers[len(numbers) // 2]
     factor, unit = next((pair for pair in _SCALES[form] if middle >= pair[0]), _SCALES[form][-1])
-    decimals = _FIXED.get(form, min(3, max(0, 2 - math.floor(math.log10(middle / factor)))))
+    digits = _DIGITS.get(form, 3) - 1
+    decimals = _FIXED.get(form, min(3, max(0, digits - math.floor(math.log10(middle / factor)))))
     return factor, unit, 0 if unit == "B" else decimals
 
 
