@@ -13,7 +13,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
-  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-report clean
+  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-report devices paper \
+  clean
 
 setup: $(VENV)/.installed
 
@@ -144,6 +145,14 @@ shared: setup
 ## TREES="before=DIR now=." other checkouts take turns with it.
 export-times: setup
 	$(BIN)/python benchmarks/export_times.py $(TREES)
+
+## Records that users have sent -> docs/devices.md
+devices: setup
+	$(BIN)/python benchmarks/devices.py
+
+## FLOPs and parameters of the published models, beside the paper's -> benchmarks/results/paper.*
+paper: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paper.py
 
 ## Train the small world's models on a CPU -> benchmarks/results/shapes_small.* (hours, resumable).
 shapes: setup

@@ -423,3 +423,32 @@ def test_a_browser_takes_the_page(whole: Document, tmp_path: Path) -> None:
     )  # fmt: skip
     assert '<button type="button">' in done.stdout
     assert "Content Security Policy" not in done.stderr
+
+
+# -------------------------------------------------------------------------------------- colours
+
+
+def luminance(colour: str) -> float:
+    """As WCAG 2 defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast(theme: int) -> None:
+    sheet = (Path(report.__file__).parent / "page.css").read_text("utf-8")
+    block = re.findall(r":root \{(.*?)\}", sheet, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block))
+    for text in ("text", "soft", "accent", "warn"):
+        for ground in ("ground", "sheet"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert contrast(colours["mark-text"], colours["mark"]) >= 4.5
+    for mark in ("accent", "dense", "unfolded", "plain", "single"):
+        assert contrast(colours[mark], colours["ground"]) >= 3, mark
+    assert contrast(colours["accent"], colours["accent-soft"]) >= 2.5

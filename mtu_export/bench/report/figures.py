@@ -14,6 +14,12 @@ from mtu_export.bench.report.tables import shown
 
 EXPECTED = 0.03
 """What MTU may cost over a single-task model, as the method has it: nothing, within noise."""
+_OVER = {
+    "dense": "the single-task model",
+    "unfolded": "the unfolded MTU",
+    "plain": "the plain export",
+    "single": "the task's own bundle",
+}
 _EQUAL_DB = 150.0
 """Where a plot shows tensors that do not differ at all."""
 
@@ -56,7 +62,7 @@ def _several(measurements: Sequence[Measurement]) -> bool:
 
 def _ratios(group: Group) -> Iterable[Figure]:
     parts = {m.part for m in group.main_parts} | {IMAGE}
-    for kind in ("dense", "unfolded", "plain"):
+    for kind, over in _OVER.items():
         compared = [c for c in group.comparisons if c.baseline == kind and c.part in parts]
         if not compared:
             continue
@@ -70,8 +76,6 @@ def _ratios(group: Group) -> Iterable[Figure]:
             )
             for c in compared
         ]
-        name = {"dense": "the single-task model", "unfolded": "the unfolded MTU"}
-        over = name.get(kind, "the plain export")
         title = f"Time over that of {over}"
         if len(work) == 1:
             title += f": {compared[0].task} {compared[0].part}"

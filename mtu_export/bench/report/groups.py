@@ -25,6 +25,7 @@ KINDS: dict[Kind, str] = {
     "dense": "single-task",
     "unfolded": "unfolded",
     "plain": "plain export",
+    "single": "own bundle",
 }
 """What reports call each kind of measurement."""
 _TARGETS = {"onnx": "ONNX", "executorch": "ExecuTorch", "coreml": "Core ML"}
