@@ -126,6 +126,42 @@ def shared(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+KINDS = {
+    "bundle": "MTU, folded",
+    "dense": "dense, single task",
+    "unfolded": "MTU, router in the graph",
+    "plain": "the toolchain's own export",
+}
+
+
+def passes(run: dict[str, Any]) -> list[str]:
+    """A pass of each model: time, share of the engine's peak, memory, bytes, PSNR, MTU's ratio."""
+    lines = [
+        "| target, scheme | model | pass | GFLOP/s | of peak | memory | bytes | PSNR | MTU / it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    ratios = {
+        (r["target"], r["scheme"], r["baseline"]): f"{r['ratio']:.3f} ({r['low']:.3f} to "
+        f"{r['high']:.3f})"
+        for r in run["comparisons"]
+    }
+    for row in run["measurements"]:
+        bundle, latency = row["bundle"], row["latency"]
+        key = bundle["target"], bundle["scheme"], row["kind"]
+        head = f"| {key[0]} {key[1]} | {KINDS[row['kind']]} "
+        if latency is None:
+            lines.append(f"{head}| {row['status']}: {row['reason']} | | | | | | |")
+            continue
+        peak, worst = row["memory"]["peak_total"], min(c["psnr_db"] for c in row["checks"])
+        share = "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.2f}"
+        lines.append(
+            f"{head}| {latency['median']:.2f} s | {row['gflops']:.0f} | {share} "
+            f"| {peak / 1e9:.1f} GB | {row['work']['bytes'] / 1e6:,.0f} MB | {worst:.1f} dB "
+            f"| {ratios.get(key, '')} |"
+        )
+    return lines
+
+
 def shapes(results: dict[str, Any]) -> list[str]:
     """The trained model of the small world: a row a model or artefact, its first measures."""
     measures = {

@@ -47,8 +47,8 @@ def bench(
     if not sources:
         raise PlanError("name at least one bundle")
     _check_names(sources, options)
-    if options.device == "web":
-        from mtu_export.bench.devices import web  # pyright: ignore
+    if options.device.partition(":")[0] == "web":
+        from mtu_export.bench.devices import web
 
         return web.bench(sources, options, progress)
     settings = work.Settings(

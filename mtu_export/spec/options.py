@@ -250,7 +250,8 @@ class BenchOptions:
     """How bundles are measured. Raises ``PlanError``."""
 
     device: str = option(
-        "Where bundles run: host; adb or adb:SERIAL, a phone; web, a browser.",
+        "Where bundles run: host; adb or adb:SERIAL, a phone; web, a browser here, web:ADDRESS, "
+        "one that opens this address, web:adb or web:adb:SERIAL, that of a phone.",
         default="host",
         metavar="NAME",
     )
@@ -318,9 +319,10 @@ class BenchOptions:
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         for field_ in fields(self):
             check_bounds(field_, getattr(self, field_.name))
-        kind, _, serial = self.device.partition(":")
-        if kind not in DEVICES or (serial and kind != "adb") or self.device.endswith(":"):
-            raise UnknownName("device", self.device, ["host", "adb", "adb:SERIAL", "web"])
+        kind, _, rest = self.device.partition(":")
+        if kind not in DEVICES or (rest and kind == "host") or self.device.endswith(":"):
+            legal = ["host", "adb", "adb:SERIAL", "web", "web:ADDRESS", "web:adb:SERIAL"]
+            raise UnknownName("device", self.device, legal)
         if self.mode not in MODES:
             raise UnknownName("mode", self.mode, MODES)
         if self.runner is not None and self.runner not in ("c++", "python"):
