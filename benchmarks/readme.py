@@ -213,6 +213,12 @@ def front(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _rows(name: str) -> list[str]:
+    """The table of a page of results."""
+    lines = (HERE / "results" / name).read_text("utf-8").splitlines()
+    return [line for line in lines if line.startswith("|")]
+
+
 def page() -> str:
     """docs/results.md."""
     world, rows, loops_, dense, optimum, large, several = (
@@ -278,6 +284,12 @@ def page() -> str:
             f"Whole pipelines, every part and the loop proved ([by part]({RAW}/sizes.md)):",
             "",
             *wholes(large),
+            "",
+            "## The paper's columns",
+            "",
+            f"One pass at 512 x 512 ([how it is counted]({RAW}/paper.md)):",
+            "",
+            *_rows("paper.md"),
             "",
             "## Four tasks on one set of weights",
             "",

@@ -156,6 +156,12 @@ def test_emulated_times_are_in_no_plot(whole: Document) -> None:
             assert latency.caption.startswith("Emulated: these times are no speeds.")
 
 
+def test_records_of_one_device_have_their_own_titles() -> None:
+    runs = [("bench_one.json", host_run()), ("bench_two.json", host_run(1))]
+    titles = [section.title for section in report.of_runs(runs).sections]
+    assert titles == ["a machine (host): bench_one", "a machine (host): bench_two"]
+
+
 def test_a_browsers_comparisons_stay_with_their_provider() -> None:
     web = web_run()
     compared = host_run().comparisons[0]

@@ -10,7 +10,7 @@ import numpy as np
 from mtu_export.bench.record import Comparison, Fleet, Kind, Measurement
 from mtu_export.bench.report.groups import Group, model_of
 from mtu_export.bench.report.tables import Column, Table, Value, shown
-from mtu_export.bench.statistics import ratios
+from mtu_export.bench.statistics import medians
 
 _MOST_REASONS = 3
 
@@ -112,9 +112,9 @@ def _times(values: Iterable[float | None], digits: int = 2) -> str | None:
     return f"{' to '.join(dict.fromkeys(ends))} times"
 
 
-def _spread(every: Iterable[_Ratios]) -> str:
+def _spread(every: Iterable[_Ratios], note: str = "") -> str:
     rounds = [value for one in every for value in one.rounds]
-    return f" (rounds {min(rounds):.2f} to {max(rounds):.2f})" if rounds else ""
+    return f" (rounds {min(rounds):.2f} to {max(rounds):.2f}{note})" if rounds else ""
 
 
 # --------------------------------------------------------------------- against the baselines
@@ -220,7 +220,8 @@ def _int8(group: Group) -> Finding | None:
     size = _times(own.bytes for own in every.values())
     times = _times(time for own in every.values() for time in own.times)
     words = [f"{size} the bytes"] if size else []
-    words += [f"{times} the time of floats{_spread(every.values())}"] if times else []
+    spread = _spread(every.values(), ", not in turns")
+    words += [f"{times} the time of floats{spread}"] if times else []
     worst = [own.decibels for own in every.values() if own.decibels]
     if worst:
         ends = [shown(min(side), "decibels") for side in zip(*worst, strict=True)]
@@ -228,15 +229,22 @@ def _int8(group: Group) -> Finding | None:
     columns = (*_HEAD, Column("worst PSNR", "decibels"), Column("in floats", "decibels"))
     rows = [[n, *own.row, *(own.decibels or (None, None))] for n, own in every.items()]
     sentence = f"int8 has {', '.join(words)}."
-    return _finding(group, sentence, "The denoiser over that in floats.", columns, rows)
+    return _finding(
+        group,
+        sentence,
+        "The denoiser over that in floats; each round of one against each of the other.",
+        columns,
+        rows,
+    )
 
 
 def _add(own: _Ratios, int8: Measurement, base: Measurement) -> None:
+    """They did not take turns, so any round may stand against any other."""
     own.tasks.append(int8.task)
-    rounds = ratios(int8.rounds, base.rounds)
-    if rounds:
-        own.times.append(float(np.median(rounds)))
-        own.rounds += rounds
+    one, other = (medians(m.rounds) for m in (int8, base))
+    if one and other and min(other) > 0:
+        own.times.append(float(np.median(one)) / float(np.median(other)))
+        own.rounds += [min(one) / max(other), max(one) / min(other)]
     own.bytes, own.memory = _sizes(int8, base)
     decibels = [min((c.psnr_db for c in m.checks), default=None) for m in (int8, base)]
     if decibels[0] is not None and decibels[1] is not None:
@@ -255,6 +263,8 @@ def _sharing(group: Group) -> Finding | None:
     words = [f"One denoiser for {_counts(fleets)} tasks has {size} the bytes of one for each"]
     memory = _times(_over(f.one_memory, f.fleet_memory) for f in fleets)
     words += [f"{memory} the memory"] if memory else []
+    times = _times(time for own in _against(group, "single").values() for time in own.times)
+    words += [f"{times} the time of a pass"] if times else []
     switches = [f for f in fleets if f.one_switch_s is not None and f.fleet_switch_s is not None]
     if switches:
         sides = zip(*((f.one_switch_s or 0, f.fleet_switch_s or 0) for f in switches), strict=True)

@@ -6,8 +6,10 @@ ones, WASM with WebGPU, nor kernels of glibc on a phone with those of an app.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from mtu_export.bench.record import (
     IMAGE,
@@ -39,6 +41,8 @@ class Group:
     run: Run
     provider: str | None
     emulated: bool
+    alone: bool = True
+    """Whether no other group has its device and way of running."""
     measurements: Sequence[Measurement]
     primary: bool = True
     """Whether what the record says of no single measurement belongs to it."""
@@ -53,7 +57,8 @@ class Group:
             words.append({"wasm": "WASM", "webgpu": "WebGPU"}.get(self.provider, self.provider))
         if device.kind == "adb" and device.libc:
             words.append(f"{device.libc} (not the kernels of an app)")
-        return f"{device.model} ({', '.join(words)})"
+        title = f"{device.model} ({', '.join(words)})"
+        return title if self.alone else f"{title}: {PurePath(self.file).stem}"
 
     @property
     def measured(self) -> list[Measurement]:
@@ -115,6 +120,8 @@ def groups(runs: Iterable[tuple[str, Run]]) -> list[Group]:
             for (emulated, provider), measurements in keys.items()
         ]
     order = ("host", "adb", "web")
+    titles = Counter(group.title for group in result)
+    result = [replace(group, alone=titles[group.title] == 1) for group in result]
     return sorted(result, key=lambda g: (g.emulated, order.index(g.run.device.kind)))
 
 
