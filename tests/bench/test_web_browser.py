@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,18 +14,12 @@ from mtu_export.bench.web import engine, records
 from mtu_export.bench.web.messages import CheckResult, ProviderResult
 from mtu_export.spec import ToolchainError
 from mtu_export.spec.options import BenchOptions
+from mtu_export.testing import chromium
 from tests.support.tools import missing, require
 from tests.support.vectors import TESTDATA
 
 pytestmark = pytest.mark.slow
 BUNDLE = TESTDATA / "edit-onnx-int8"
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-)  # fmt: skip
-SOFTWARE_GPU = (
-    "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan",
-)  # fmt: skip
 CLOSE_DB = 2.0
 """Between this machine's ONNX Runtime and the one that exported."""
 
@@ -44,34 +34,14 @@ def source() -> bundle.Bundle:
     return bundle.read(BUNDLE)
 
 
-@contextmanager
-def chromium(folder: Path, *flags: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Starts browsers in groups of their own, and ends them."""
-    browsers: list[subprocess.Popen[bytes]] = []
-    try:
-        yield browsers
-    finally:
-        for each in browsers:
-            os.killpg(each.pid, signal.SIGKILL)
-            each.wait()
-
-
 def measured(source: bundle.Bundle, folder: Path, *flags: str, **values: object) -> web.WebResult:
-    with chromium(folder) as browsers:
-
-        def opened(url: str) -> None:
-            command = [require("chromium"), *FLAGS, *flags, f"--user-data-dir={folder}", url]
-            browsers.append(
-                subprocess.Popen(
-                    command,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            )
-
-        options = web.WebOptions(**{"samples": 2, "deadline_s": 180.0, **values})  # type: ignore[arg-type]
-        return web.serve(source, options, opened=opened)
+    """What the page posts; ``folder`` is the browser's profile."""
+    program = require("chromium")
+    options = web.WebOptions(**{"samples": 2, "deadline_s": 180.0, **values})  # type: ignore[arg-type]
+    with chromium.browsers() as browsers:
+        return web.serve(
+            source, options, opened=lambda url: browsers.open(program, url, folder, flags)
+        )
 
 
 def exported(source: bundle.Bundle, check: CheckResult) -> float:
@@ -133,7 +103,7 @@ def test_webgpu_runs_a_part_and_its_check(source: bundle.Bundle, tmp_path: Path)
     """Shaders of convolutions take minutes to compile in software; those of text do not."""
     part = "text_encoder"
     result = measured(
-        source, tmp_path, *SOFTWARE_GPU, providers=("webgpu",), parts=(part,), image=False
+        source, tmp_path, *chromium.SOFTWARE_GPU, providers=("webgpu",), parts=(part,), image=False
     )
     (webgpu,) = result.record.providers
     assert "swiftshader" in (webgpu.adapter or "").lower()
@@ -143,23 +113,18 @@ def test_webgpu_runs_a_part_and_its_check(source: bundle.Bundle, tmp_path: Path)
     assert (row.part, row.provider, row.status, row.emulated) == (part, "webgpu", "measured", True)
 
 
-def test_a_browser_without_webgpu_says_so(source: bundle.Bundle, tmp_path: Path) -> None:
-    flags = ("--disable-features=WebGPU", "--disable-gpu", "--disable-blink-features=WebGPU")
-    result = measured(source, tmp_path, *flags, parts=("text_encoder",), image=False, check=False)
-    wasm, webgpu = result.record.providers
-    assert wasm.status == "measured"
-    assert (webgpu.status, bool(webgpu.reason)) == ("not run", True)
-    assert "WebGPU" in (webgpu.reason or "")
-
-
 def test_by_tls_it_is_a_secure_context(source: bundle.Bundle, tmp_path: Path) -> None:
+    """With threads; a browser without WebGPU says so."""
     pytest.importorskip("trustme")
-    values = {"providers": ("wasm",), "parts": ("text_encoder",), "image": False, "threads": 2}
-    flags = ("--ignore-certificate-errors",)
-    result = measured(source, tmp_path, *flags, host="127.0.0.2", **values)
+    result = measured(
+        source, tmp_path, "--ignore-certificate-errors", "--disable-gpu", host="127.0.0.2",
+        parts=("text_encoder",), image=False, check=False, threads=2,
+    )  # fmt: skip
     assert result.url.startswith("https://127.0.0.2:")
     assert (result.record.secure_context, result.record.isolated) == (True, True)
-    assert result.record.providers[0].threads == 2
+    wasm, webgpu = result.record.providers
+    assert (wasm.status, wasm.threads, wasm.checks) == ("measured", 2, ())
+    assert (webgpu.status, "WebGPU" in (webgpu.reason or "")) == ("not run", True)
 
 
 def test_by_plain_http_elsewhere_it_has_one_thread(
@@ -185,8 +150,6 @@ def test_by_plain_http_elsewhere_it_has_one_thread(
 
 def test_a_part_that_cannot_be_loaded_is_a_result(tmp_path: Path, source: bundle.Bundle) -> None:
     """The page checks hashes itself, so the file changes after the server has read the bundle."""
-    import shutil
-
     folder = shutil.copytree(BUNDLE, tmp_path / "bundle")
     copied = bundle.read(folder)
     file = folder / "unet" / "model.onnx"

@@ -45,6 +45,7 @@ export async function measureProvider(plan, round, result, files, post) {
     const keep = plan.bytes <= KEPT;
     const pipeline = await Pipeline.open(bundle, ort, { ...options, task: plan.task, keep });
     await makePicture(pipeline, bundle, keep ? 2 : 1, result, tell, post);
+    show();
     if (plan.check) await checkLoop(pipeline, result, tell);
     await pipeline.close();
   }

@@ -26,7 +26,7 @@ async function main() {
   }
   stop.hidden = true;
   await lock?.release();
-  await post({ ...browser, format: 1, providers: results });
+  await post({ ...browser, format: 1, providers: results }, shared.stopped ? "Stopped" : "Done");
 }
 
 /** One provider: what it measured in all rounds, or why it could not. */
@@ -127,12 +127,12 @@ function tell(text, done) {
   fetch("event", request({ text: text.slice(0, 290), done: Math.min(1, done) })).catch(() => {});
 }
 
-async function post(record) {
+async function post(record, state) {
   showState("Sending the record", "", 1);
   try {
     const answer = await fetch("record", request(record));
     if (!answer.ok) throw new Error(`the server refused it (${answer.status})`);
-    showState("Done", "The record is with the computer; this page may be closed.", 1);
+    showState(state, "The record is with the computer; this page may be closed.", 1);
   } catch (error) {
     showState("The record was not taken", String(error.message ?? error), 1);
   }

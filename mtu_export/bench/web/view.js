@@ -32,7 +32,7 @@ export function showBrowser(browser) {
     ["Secure context", browser.secure_context ? "yes" : "no: one thread, no WebGPU"],
     ["Threads", browser.isolated ? "allowed" : "not allowed: the page is not isolated"],
     ["Cores", browser.cores ?? "not told"],
-    ["Memory", browser.device_memory ? `${browser.device_memory} GiB or more, as the browser tells` : "not told"],
+    ["Memory", browser.device_memory ? `${browser.device_memory} GiB, as the browser tells` : "not told"],
     ["Browser", browser.user_agent],
   ];
   byId("browser").replaceChildren(
@@ -102,11 +102,17 @@ function table(caption, head, rows) {
   const line = (cells, tag) => make("tr", {}, ...cells.map((cell, index) => {
     const isHead = tag === "th" || index === 0;
     const attributes = isHead ? { scope: tag === "th" ? "col" : "row" } : {};
-    return make(isHead ? "th" : "td", attributes, cell);
+    const content = index === 0 && typeof cell === "string" ? breakable(cell) : [cell];
+    return make(isHead ? "th" : "td", attributes, ...content);
   }));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     make("table", {}, make("thead", {}, line(head, "th")),
       make("tbody", {}, ...rows.map((row) => line(row, "td")))));
+}
+
+/** A name that may break behind each underscore. */
+function breakable(name) {
+  return name.split(/(?<=_)/).flatMap((piece, index) => (index ? [make("wbr"), piece] : [piece]));
 }
 
 /** The picture that was made, and how long that took. */
@@ -114,10 +120,11 @@ export function addPicture(card, { pixels, image }) {
   const { width, height, data } = pixels;
   const canvas = make("canvas", { width, height, role: "img", "aria-label": "The picture that was made" });
   canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
-  const passes = image.passes ? ` and ${image.passes} passes` : "";
+  const passes = image.passes ? `${image.passes} passes` : "the picture";
   const again = image.seconds === null ? "the first time" : "the second time";
+  const time = seconds(image.seconds ?? image.first_s);
   card.pictures.replaceChildren(make("figure", {}, canvas,
-    make("figcaption", {}, `The goldens' picture: ${seconds(image.seconds ?? image.first_s)}${passes}, ${again}, without loading`)));
+    make("figcaption", {}, `The goldens' request: ${passes} in ${time}, ${again}, without loading`)));
 }
 
 function decibels(check) {
