@@ -9,6 +9,7 @@ import pytest
 
 from mtu_export import bundle
 from mtu_export.bench import record
+from mtu_export.bench.api import bench
 from mtu_export.bench.devices import web
 from mtu_export.bench.web import engine, records
 from mtu_export.bench.web.messages import CheckResult, ProviderResult
@@ -125,6 +126,25 @@ def test_by_tls_it_is_a_secure_context(source: bundle.Bundle, tmp_path: Path) ->
     wasm, webgpu = result.record.providers
     assert (wasm.status, wasm.threads, wasm.checks) == ("measured", 2, ())
     assert (webgpu.status, "WebGPU" in (webgpu.reason or "")) == ("not run", True)
+
+
+def test_the_command_measures_a_part(source: bundle.Bundle, tmp_path: Path) -> None:
+    program, lines = require("chromium"), []
+    with chromium.browsers() as browsers:
+
+        def progress(line: str) -> None:
+            lines.append(line)
+            if line.startswith("open "):
+                browsers.open(program, line.split()[1], tmp_path / "profile", ["--disable-gpu"])
+
+        options = BenchOptions(device="web", part=["text_encoder"], rounds=1, samples=2)
+        run = bench([source], options, progress=progress)
+    assert [(row.part, row.provider, row.status) for row in run.measurements] == [
+        ("text_encoder", "wasm", "measured"),
+        ("text_encoder", "webgpu", "not run"),
+    ]
+    assert len(run.measurements[0].rounds[0].samples_s) == 2
+    assert any(line.endswith("wasm: loading ONNX Runtime Web") for line in lines)
 
 
 def test_by_plain_http_elsewhere_it_has_one_thread(

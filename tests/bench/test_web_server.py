@@ -23,6 +23,7 @@ from mtu_export.bench.devices import web
 from mtu_export.bench.web import engine
 from mtu_export.bench.web.messages import LARGEST_EVENT, LARGEST_RECORD
 from mtu_export.spec import DeviceError, PlanError, ToolchainError, UnknownName, Unsupported
+from mtu_export.spec.options import BenchOptions
 from tests.support.vectors import TESTDATA
 
 BUNDLE = TESTDATA / "edit-onnx-int8"
@@ -488,6 +489,29 @@ def test_options_that_cannot_be(
 ) -> None:
     with pytest.raises(error):
         web.serve(copied, web.WebOptions(**{"ort_web": ort, **values}))
+
+
+@pytest.mark.parametrize(
+    "values", [{"baseline": True}, {"cpus": "big"}, {"engine_options": ["a=b"]}]
+)
+def test_options_of_other_devices(copied: bundle.Bundle, values: dict[str, Any]) -> None:
+    options = BenchOptions(device="web", **values)
+    with pytest.raises(PlanError, match="--device host and adb"):
+        web.bench([copied], options, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "serial"),
+    [
+        ("web", "127.0.0.1", None),
+        ("web:0.0.0.0", "0.0.0.0", None),
+        ("web:adb:SERIAL", "127.0.0.1", "SERIAL"),
+    ],
+)
+def test_the_device_says_where_the_browser_is(device: str, host: str, serial: str | None) -> None:
+    options = web._options(BenchOptions(device=device, part=["unet"]), "edit", ("unet",))
+    assert (options.host, options.adb) == (host, serial)
+    assert (options.parts, options.image, options.rounds) == (("unet",), False, 3)
 
 
 def test_other_targets_are_not_for_browsers(copied: bundle.Bundle, ort: Path) -> None:

@@ -342,8 +342,17 @@ def _adb(serial: str | None, *arguments: str) -> str:
 
 
 def bench(sources: Sequence[Bundle], options: BenchOptions, progress: Progress) -> Run:
-    """What ``mtu-export bench --device web`` measures: a page for each bundle and task."""
+    """What ``mtu-export bench --device web`` measures: a page for each bundle and task.
+
+    Raises as :func:`serve` does, and ``PlanError`` for options that a browser has no use for.
+    """
     from mtu_export.bench.web import records
+
+    for name, flag in (("baseline", "--baseline"), ("engine_options", "--option")):
+        if getattr(options, name):
+            raise PlanError(f"{flag} is for --device host and adb, not for a browser")
+    if options.cpus != "all":
+        raise PlanError("--cpus is for --device host and adb: a browser chooses its cores")
 
     def measure(source: Bundle, task: str) -> WebResult:
         parts = tuple(part for part in source.task(task).flow.parts if part in options.part)

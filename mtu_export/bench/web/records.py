@@ -71,7 +71,9 @@ def collect(
         mode="full" if options.mode == "full" else "quick",
         mtu_export=__version__,
         device=device,
-        measurements=tuple(measurements),
+        measurements=tuple(
+            row for row in measurements if not options.part or row.part in options.part
+        ),
         notes=tuple(notes),
     )
 
