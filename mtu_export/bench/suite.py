@@ -105,12 +105,14 @@ class Suite:
         self.device, self.options, self.progress = device, options, progress
         self.rounds = options.rounds or ROUNDS[options.mode]
         self.lost: str | None = None
+        self.emulated = False
         self._peaks: dict[str, list[float]] = {}
         self.notes: list[str] = []
 
     def run(self, groups: Sequence[Sequence[Contender]], fleets: Sequence[Fleet] = ()) -> Run:
         """Measure groups of contenders; within a group each is compared with the first."""
         described = self.device.describe()
+        self.emulated = described.emulated
         bundles = [c.bundle for group in groups for c in group if c.bundle is not None]
         runnable = [each for each in bundles if self.device.refuses(each) is None]
         self.device.prepare(runnable)
@@ -233,6 +235,9 @@ class Suite:
 
     def _measure_peak(self, engine: str, number: int) -> None:
         if self.lost is not None:
+            return
+        if self.emulated:
+            self._note("no yardstick: an emulator runs the code, so no time is a speed")
             return
         try:
             job = peak.peak_job(engine, self.options.settings)

@@ -1,4 +1,4 @@
-"""The real aarch64 runner on a loopback phone, by qemu: nothing here is a speed."""
+"""The whole suite with the real aarch64 runner on a loopback phone, by qemu: no time is a speed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtu_export import bundle
-from mtu_export.bench import work
-from mtu_export.bench.devices.adb import AdbDevice
+from mtu_export.bench import api
 from tests.bench import runners
 from tests.bench.loopback.phone import Phone
 from tests.support.qemu import CPU, qemu_aarch64
@@ -28,29 +26,30 @@ def emulated(make_phone: Callable[..., Phone]) -> Phone:
     return make_phone(emulator=(str(qemu_aarch64()), "-cpu", CPU))
 
 
-def test_the_runner_measures_and_checks_a_bundle(
-    emulated: Phone, open_device: Callable[..., AdbDevice], runner: Path, lines: list[str]
+def test_a_bundle_is_measured_and_checked_on_a_phone(
+    emulated: Phone, runner: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = bundle.read(BUNDLE)
-    (task,) = source.tasks
-    name = work.denoiser_of(source, task)
-    assert name is not None
-    settings = work.Settings(threads=1, samples=2, deadline_s=120)
-    with open_device(runner=runner) as device:
-        device.prepare([source])
-        result = device.run(work.part_job(source, task.name, name, settings))
-        assert (result.status, result.reason) == ("measured", None)
-        assert result.machine is not None
-        assert result.machine.arch == "aarch64"
-        assert len(result.samples_s) == 2
-        assert f"loaded {name}" in "\n".join(lines)
-        job, floors = work.part_check(source, task.name, name, settings)
-        check = device.run(job)
-        assert (check.status, check.reason) == ("measured", None)
-        assert set(check.psnr_db) == set(floors.floors)
-        for register, (_, floor) in floors.floors.items():
-            assert check.psnr_db[register] >= floor
-        libc = device.describe().libc
-        assert libc is not None
-        assert libc.startswith("glibc 2.")
+    monkeypatch.setenv("MTU_RUNNER", str(runner))
+    lines: list[str] = []
+    run = api.bench(
+        [BUNDLE],
+        device=f"adb:{emulated.serial}",
+        part=["unet"],
+        rounds=1,
+        samples=2,
+        threads=1,
+        detail=lines.append,
+    )
+    assert (run.device.kind, run.device.arch, run.device.emulated) == ("adb", "aarch64", True)
+    assert (run.device.libc or "").startswith("glibc 2.")
+    (measurement,) = run.measurements
+    assert (measurement.status, measurement.reason) == ("measured", None)
+    assert measurement.emulated
+    assert [len(each.samples_s) for each in measurement.rounds] == [2]
+    assert len(measurement.checks) == 3
+    assert all(check.passed for check in measurement.checks)
+    assert measurement.before is not None
+    assert measurement.before.thermal_status == 0
+    assert run.peaks == ()
+    assert any(line.startswith("loaded unet") for line in lines)
     assert emulated.left() == []

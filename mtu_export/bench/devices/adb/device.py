@@ -31,6 +31,7 @@ from mtu_export.bench.job import (
 )
 from mtu_export.bench.record import DeviceRecord, DeviceState
 from mtu_export.bundle import MANIFEST, Bundle, files_of, read_manifest, sha256
+from mtu_export.spec import DeviceError
 
 RUNNER = "mtu-bench"
 GRACE = 10.0
@@ -134,14 +135,19 @@ class AdbDevice:
     # ----------------------------------------------------------------------------------- files
 
     def prepare(self, bundles: Sequence[Bundle]) -> None:
-        """Push the runner and the parts of bundles that this phone runs."""
+        """Push the runner and the parts of bundles that this phone runs, as many as fit."""
         self._place_runner()
         runnable = [bundle for bundle in bundles if self.refuses(bundle) is None]
         identities = [work.identity(bundle) for bundle in runnable]
         wanted = [_key(identity) for identity in identities]
         for bundle, identity in zip(runnable, identities, strict=True):
             paths = [part.record.path for part in bundle.parts]
-            self._place(bundle.folder, paths, identity, wanted)
+            try:
+                self._place(bundle.folder, paths, identity, wanted)
+            except DeviceLost:
+                raise
+            except DeviceError as error:  # its runs try again, and may push others out
+                self.adb.progress(str(error))
 
     def _opened(self) -> Session:
         """The session; a new one where the connection was cut, as its folder went with it."""
@@ -197,6 +203,8 @@ class AdbDevice:
             if not self.adb.returns(self.return_limit):
                 raise
             return failed(f"{error}; the phone is there again")
+        except DeviceError as error:
+            return failed(str(error))
 
     def _run(self, job: Job) -> Result:
         runner = self._place_runner()

@@ -179,7 +179,14 @@ class Session:
             size = file.stat().st_size
             if size > 10_000_000:
                 self.adb.progress(f"pushing {printable(name)} ({size / 1e6:,.0f} MB)")
-            self.adb.push(file, f"{folder}/{name}")
+            try:
+                self.adb.push(file, f"{folder}/{name}")
+            except DeviceLost:
+                raise
+            except DeviceError:
+                target = quote(f"{folder}/{name}")
+                self.adb.look(f"rm -f {target}", what="removing what does not fit")
+                raise
             self.pushed_bytes += size
 
     def send(self, *files: Path) -> None:
