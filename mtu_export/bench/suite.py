@@ -105,14 +105,13 @@ class Suite:
         self.device, self.options, self.progress = device, options, progress
         self.rounds = options.rounds or ROUNDS[options.mode]
         self.lost: str | None = None
-        self.emulated = False
         self._peaks: dict[str, list[float]] = {}
         self.notes: list[str] = []
 
     def run(self, groups: Sequence[Sequence[Contender]], fleets: Sequence[Fleet] = ()) -> Run:
         """Measure groups of contenders; within a group each is compared with the first."""
         described = self.device.describe()
-        self.emulated = described.emulated
+        self.emulated = described.emulated  # no time is a speed, so there is no yardstick
         bundles = [c.bundle for group in groups for c in group if c.bundle is not None]
         runnable = [each for each in bundles if self.device.refuses(each) is None]
         self.device.prepare(runnable)
@@ -187,7 +186,7 @@ class Suite:
         """Every round of every contender; their engine's yardstick may take turns with them."""
         engines = {item.job.engine for item in items if item.job is not None}
         for number in range(self.rounds):
-            for engine in sorted(engines) if yardstick else ():
+            for engine in sorted(engines) if yardstick and not self.emulated else ():
                 self._measure_peak(engine, number)
             shift = number % max(1, len(items))
             for item in [*items[shift:], *items[:shift]]:
@@ -235,9 +234,6 @@ class Suite:
 
     def _measure_peak(self, engine: str, number: int) -> None:
         if self.lost is not None:
-            return
-        if self.emulated:
-            self._note("no yardstick: an emulator runs the code, so no time is a speed")
             return
         try:
             job = peak.peak_job(engine, self.options.settings)
