@@ -245,8 +245,8 @@ STUB = r"""
 #include <string.h>
 #include "engine.h"
 static size_t count;
-static int start(const char *l, const char *f, int32_t t, const mtu_option *o, size_t n) {
-  (void)l; (void)f; (void)t; (void)o; (void)n; return 0; }
+static int start(const char *l, const char *f, int32_t t, const char **o) {
+  (void)l; (void)f; (void)t; (void)o; return 0; }
 static const char *version(void) { return "stub"; }
 static int opens(const char *p, const char *e, size_t n, size_t m, void **part) {
   (void)p; (void)e; (void)n; count = m; *part = &count; return 0; }

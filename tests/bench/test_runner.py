@@ -464,12 +464,18 @@ def test_a_result_that_is_not_finite(start: Path, place: Workplace) -> None:
         (["job.json"], "a job and -o are needed"),
         (["job.json", "-o", "nowhere/result.json"], "nowhere/result.json cannot be written"),
         (["job.json", "-o", "r.json", "--fast"], "'--fast' is not expected"),
+        (["job.json", "-o", "./job.json"], "./job.json is the job, or no plain file"),
+        (["job.json", "-o", "."], ". is the job, or no plain file"),
+        (["job.json", "-o", "pipe"], "pipe is the job, or no plain file"),
     ],
 )
 def test_usage(start: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "job.json").write_text("{}", "utf-8")
     done = subprocess.run([start, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert message in done.stderr
+    assert (tmp_path / "job.json").read_text("utf-8") == "{}"
 
 
 def test_an_old_result_does_not_outlive_its_run(start: Path, place: Workplace) -> None:

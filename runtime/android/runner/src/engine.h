@@ -23,16 +23,11 @@ typedef struct mtu_tensor {
   uint64_t bytes;
 } mtu_tensor;
 
-typedef struct mtu_option {
-  const char *key;
-  const char *value;
-} mtu_option;
-
 typedef struct mtu_engine {
   const char *name;
-  /* `library`: the engine's file, or "" for one in `folder`; threads 0: the engine's default. */
-  int (*start)(const char *library, const char *folder, int32_t threads, const mtu_option *options,
-               size_t count);
+  /* `library`: the engine's file, or "" for one in `folder`; threads 0: the engine's default;
+   * `options`: keys and values by turns, then NULL. */
+  int (*start)(const char *library, const char *folder, int32_t threads, const char **options);
   const char *(*version)(void);
   int (*open)(const char *path, const char *entry, size_t input_count, size_t output_count,
               void **part);

@@ -50,7 +50,7 @@ ScalarType scalar(const mtu_tensor& tensor) {
   return tensor.dtype == MTU_FLOAT32 ? ScalarType::Float : ScalarType::Int;
 }
 
-int start(const char*, const char*, int32_t threads, const mtu_option*, size_t) {
+int start(const char*, const char*, int32_t threads, const char**) {
   executorch::runtime::runtime_init();
   auto* pool = executorch::extension::threadpool::get_threadpool();
   const auto count = static_cast<uint32_t>(threads);

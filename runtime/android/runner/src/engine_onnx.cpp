@@ -50,8 +50,7 @@ bool set(const std::string& key, const std::string& value) {
   return !failed(api->AddSessionConfigEntry(settings, key.c_str(), value.c_str()));
 }
 
-int start(const char* library, const char* folder, int32_t threads, const mtu_option* options,
-          size_t count) {
+int start(const char* library, const char* folder, int32_t threads, const char** options) {
   const std::string path = *library ? std::string("./") + library
                                     : std::string(folder) + "/libonnxruntime.so";
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -70,8 +69,7 @@ int start(const char* library, const char* folder, int32_t threads, const mtu_op
                 !failed(api->SetIntraOpNumThreads(settings, threads)) &&
                 !failed(api->SetInterOpNumThreads(settings, 1)) &&
                 !failed(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
-  for (size_t index = 0; is_set && index < count; ++index)
-    is_set = set(options[index].key, options[index].value);
+  for (; is_set && *options != nullptr; options += 2) is_set = set(options[0], options[1]);
   return is_set ? MTU_OK : MTU_NO_ENGINE;
 }
 

@@ -28,17 +28,11 @@ json status(const std::string& field) {
   return nullptr;
 }
 
+template <typename Value>
 json cpu_file(int cpu, const std::string& name) {
   std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/cpufreq/" + name);
-  std::string words;
-  return file >> words ? json(words) : json();
-}
-
-json kilohertz(int cpu, const std::string& name) {
-  const json words = cpu_file(cpu, name);
-  uint64_t number = 0;
-  return words.is_string() && std::istringstream(words.get<std::string>()) >> number ? json(number)
-                                                                                     : json();
+  Value value;
+  return file >> value ? json(value) : json();
 }
 
 cpu_set_t allowed() {
@@ -55,7 +49,7 @@ cpu_set_t big_cpus() {
   json best;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &set)) continue;
-    const json clock = kilohertz(cpu, "cpuinfo_max_freq");
+    const json clock = cpu_file<uint64_t>(cpu, "cpuinfo_max_freq");
     if (clock > best) CPU_ZERO(&fastest);
     best = std::max(best, clock);
     if (clock == best) CPU_SET(cpu, &fastest);
@@ -77,13 +71,9 @@ cpu_set_t cpus_of_mask(const std::string& digits) {
 
 }  // namespace
 
-json memory_now(bool has_peak) {
-  return {{"anonymous", status("RssAnon")},
-          {"file", status("RssFile")},
-          {"peak", has_peak ? highest_memory() : json()}};
+json memory_now() {
+  return {{"anonymous", status("RssAnon")}, {"file", status("RssFile")}, {"peak", status("VmHWM")}};
 }
-
-json highest_memory() { return status("VmHWM"); }
 
 bool reset_peak() {
   std::ofstream file("/proc/self/clear_refs");
@@ -115,7 +105,7 @@ std::string mask_now() {
 json clocks_now() {
   json clocks = json::array();
   for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_CONF); ++cpu) {
-    clocks.push_back(kilohertz(cpu, "scaling_cur_freq"));
+    clocks.push_back(cpu_file<uint64_t>(cpu, "scaling_cur_freq"));
     if (clocks.back().is_null()) return nullptr;
   }
   return clocks;
@@ -130,7 +120,7 @@ json machine_now() {
   return {{"arch", names.machine},
           {"cores", sysconf(_SC_NPROCESSORS_ONLN)},
           {"page_size", sysconf(_SC_PAGESIZE)},
-          {"governor", cpu_file(first, "scaling_governor")}};
+          {"governor", cpu_file<std::string>(first, "scaling_governor")}};
 }
 
 std::string libc_version() {

@@ -9,8 +9,7 @@ namespace mtu {
 using nlohmann::json;
 
 // Resident memory {"anonymous", "file", "peak"} in bytes; `peak` since a `reset_peak` that succeeded.
-json memory_now(bool has_peak);
-json highest_memory();
+json memory_now();
 bool reset_peak();
 
 // Applies "all", "big" or a hexadecimal mask and returns the number of CPUs; fails with code 2.

@@ -15,6 +15,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <new>
 
 #include "job.h"
@@ -187,6 +188,11 @@ int refuse(const std::string& why) {
 }
 
 int run(const std::string& job, const std::string& output, bool shows_progress) {
+  std::error_code error;
+  const auto kind = std::filesystem::status(output, error).type();
+  if ((kind != std::filesystem::file_type::not_found && kind != std::filesystem::file_type::regular) ||
+      std::filesystem::equivalent(job, output, error))
+    return refuse(output + " is the job, or no plain file");
   // An old result must not be taken for this one's, and a folder that cannot be written ends it now.
   if (!replace_file(output, "") || std::remove(output.c_str()) != 0)
     return refuse(output + " cannot be written: " + std::strerror(errno));

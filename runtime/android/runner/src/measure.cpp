@@ -88,11 +88,13 @@ const mtu_engine* open_engine(const Job& job, const std::string& folder, int32_t
   const auto get = reinterpret_cast<decltype(&mtu_engine_1)>(dlsym(plugin, "mtu_engine_1"));
   if (get == nullptr)
     fail(MTU_NO_ENGINE, "engine " + job.engine + ": the plugin is not of this runner");
-  std::vector<mtu_option> options;
-  for (const auto& [key, value] : job.options) options.push_back({key.c_str(), value.c_str()});
+  std::vector<const char*> options;
+  for (const auto& [key, value] : job.options)
+    options.insert(options.end(), {key.c_str(), value.c_str()});
+  options.push_back(nullptr);
   const mtu_engine* engine = get();
-  const int code = engine->start(job.library.c_str(), folder.c_str(), threads, options.data(),
-                                 options.size());
+  const int code =
+      engine->start(job.library.c_str(), folder.c_str(), threads, options.data());
   if (code != MTU_OK) fail(code, engine->error());
   return engine;
 }
@@ -195,14 +197,15 @@ json measure(const std::string& path, const std::string& folder, const Report& r
   // By itself an engine counts all cores, also where it may use only some.
   const auto threads = static_cast<int32_t>(job.threads == 0 && job.cpus != "all" ? cpus : job.threads);
   json memory, clocks;
-  memory["start"] = memory_now(reset_peak());
-  memory["peak_total"] = highest_memory();
-  const auto end_phase = [&memory](const char* name, bool has_peak) {
-    memory[name] = memory_now(has_peak);
-    memory["peak_total"] = std::max(memory["peak_total"], highest_memory());
-  };
-
   bool has_peak = reset_peak();
+  const auto end_phase = [&](const char* name) {
+    memory[name] = memory_now();
+    memory["peak_total"] = std::max(memory["peak_total"], memory[name]["peak"]);
+    if (!has_peak) memory[name]["peak"] = nullptr;
+    has_peak = reset_peak();
+  };
+  end_phase("start");
+
   const mtu_engine* engine = open_engine(job, folder, threads);
   report({{"event", "engine"}, {"name", engine->name}, {"version", engine->version()},
           {"threads", threads}, {"mask", mask_now()}, {"machine", machine_now()}});
@@ -212,14 +215,13 @@ json measure(const std::string& path, const std::string& folder, const Report& r
       report({{"event", event}, {"part", job.parts[index].name}, {"seconds", run.load(index)}});
   };
   load_all("loaded");
-  end_phase("loaded", has_peak);
+  end_phase("loaded");
 
-  has_peak = reset_peak();
   run.fill();
   clocks["before"] = clocks_now();
   run_samples(job, run, report);
   clocks["after"] = clocks_now();
-  end_phase("run", has_peak);
+  end_phase("run");
 
   const json psnr_db = compare_and_keep(job, run);
   if (job.load_again) {
