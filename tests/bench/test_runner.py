@@ -325,6 +325,7 @@ BAD_JOBS: list[tuple[Change, int, str]] = [
     (_set("options", to={"arena": "2"}), 2, "options.arena: 0 or 1 is needed"),
     (_set("options", to={"graph_optimization": "some"}), 2, "all or none is needed"),
     (_set("options", to={"x": 1}), 2, "options.x: a string is needed"),
+    (_set("options", to={"": "1"}), 2, "Config key is empty"),
     (_set("parts", to={}), 2, "the job: 1 to 64 parts are needed"),
     (_set("parts", "adder", "extra", to=1), 2, "parts.adder: key 'extra' is unknown"),
     (_part("path", "adder/"), 2, "parts.adder.path: a relative path"),
@@ -433,6 +434,14 @@ def test_an_artefact_that_is_none(start: Path, place: Workplace, engine: str, pa
     outcome = runners.run(start, place.job(job))
     assert outcome.code == 3, outcome.stderr
     assert outcome.reason.startswith("part adder: ")
+
+
+def test_a_job_that_is_no_file(start: Path, place: Workplace) -> None:
+    os.mkfifo(place.folder / "job.json")
+    outcome = runners.run(start, place.folder / "job.json")
+    assert (outcome.code, outcome.reason) == (2, "job.json is not a readable JSON object")
+    outcome = runners.run(start, place.folder / "adder")
+    assert (outcome.code, outcome.reason) == (2, "adder is not a readable JSON object")
 
 
 def test_a_graph_that_is_damaged(start: Path, place: Workplace) -> None:

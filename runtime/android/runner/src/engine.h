@@ -1,6 +1,5 @@
 /* What an engine's plugin gives to mtu-bench: one exported function, `mtu_engine_1`, in plain C.
- * Functions that can fail return 0, or the exit code of the failure (3 artefact, 4 engine, 5 run),
- * and leave one line in `error`. */
+ * Functions that can fail return 0, or the exit code of the failure, and leave one line in `error`. */
 #ifndef MTU_ENGINE_H
 #define MTU_ENGINE_H
 
@@ -12,7 +11,7 @@ extern "C" {
 #endif
 
 enum { MTU_FLOAT32 = 1, MTU_INT32 = 2 };
-enum { MTU_OK = 0, MTU_BAD_ARTEFACT = 3, MTU_NO_ENGINE = 4, MTU_PART_FAILED = 5 };
+enum { MTU_OK, MTU_BAD_JOB = 2, MTU_BAD_ARTEFACT, MTU_NO_ENGINE, MTU_PART_FAILED };
 
 typedef struct mtu_tensor {
   const char *name;

@@ -69,8 +69,10 @@ int start(const char* library, const char* folder, int32_t threads, const char**
                 !failed(api->SetIntraOpNumThreads(settings, threads)) &&
                 !failed(api->SetInterOpNumThreads(settings, 1)) &&
                 !failed(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory));
-  for (; is_set && *options != nullptr; options += 2) is_set = set(options[0], options[1]);
-  return is_set ? MTU_OK : MTU_NO_ENGINE;
+  if (!is_set) return MTU_NO_ENGINE;
+  for (; *options != nullptr; options += 2)
+    if (!set(options[0], options[1])) return MTU_BAD_JOB;
+  return MTU_OK;
 }
 
 void close(void* part) {

@@ -1,6 +1,7 @@
 #include "job.h"
 
 #include <cmath>
+#include <filesystem>
 #include <set>
 
 namespace mtu {
@@ -17,10 +18,10 @@ class Object {
     if (!value.is_object()) refuse("an object is needed");
   }
   [[noreturn]] void refuse(const std::string& why) const {
-    fail(kUsage, (where_.empty() ? "the job" : where_) + ": " + why);
+    fail(MTU_BAD_JOB, (where_.empty() ? "the job" : where_) + ": " + why);
   }
   [[noreturn]] void refuse(const std::string& key, const std::string& why) const {
-    fail(kUsage, at(key) + ": " + why);
+    fail(MTU_BAD_JOB, at(key) + ": " + why);
   }
   std::string at(const std::string& key) const { return where_.empty() ? key : where_ + "." + key; }
   const json& value() const { return value_; }
@@ -204,7 +205,7 @@ class Resolver {
  private:
   size_t write(const std::string& name, const Form& form) {
     bytes_ += form.bytes();
-    if (bytes_ > kLargestRegisters) fail(kUsage, "program: the registers take more than 4 GiB");
+    if (bytes_ > kLargestRegisters) fail(MTU_BAD_JOB, "program: the registers take more than 4 GiB");
     job_.slots.push_back(form);
     if (!name.empty()) job_.registers[name] = job_.slots.size() - 1;
     return job_.slots.size() - 1;
@@ -305,9 +306,11 @@ void read_results(Job& job, Object& root, Resolver& resolver) {
 }  // namespace
 
 Job read_job(const std::string& path) {
-  std::ifstream file(path);
+  std::error_code error;
+  const bool is_file = std::filesystem::is_regular_file(path, error);
+  std::ifstream file(is_file ? path : "");
   const json document = json::parse(file, nullptr, false);
-  if (!document.is_object()) fail(kUsage, path + " is not a readable JSON object");
+  if (!document.is_object()) fail(MTU_BAD_JOB, path + " is not a readable JSON object");
   Object root(document, "");
   Job job;
   read_settings(job, root);

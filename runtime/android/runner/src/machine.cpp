@@ -60,7 +60,7 @@ cpu_set_t big_cpus() {
 cpu_set_t cpus_of_mask(const std::string& digits) {
   if (digits.size() > CPU_SETSIZE / 4 ||
       digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)
-    fail(kUsage, "cpus: all, big or a hexadecimal mask is needed");
+    fail(MTU_BAD_JOB, "cpus: all, big or a hexadecimal mask is needed");
   cpu_set_t set;
   CPU_ZERO(&set);
   for (size_t cpu = 0; cpu < 4 * digits.size(); ++cpu)
@@ -85,7 +85,7 @@ int use_cpus(const std::string& cpus) {
   if (cpus != "all") {
     const cpu_set_t set = cpus == "big" ? big_cpus() : cpus_of_mask(cpus);
     if (sched_setaffinity(0, sizeof set, &set) != 0)
-      fail(kUsage, "cpus: mask " + cpus + " has no CPU that this process may use");
+      fail(MTU_BAD_JOB, "cpus: mask " + cpus + " has no CPU that this process may use");
   }
   const cpu_set_t set = allowed();
   return CPU_COUNT(&set);

@@ -65,7 +65,7 @@ void tell(int pipe, const json& event) {
   const std::string place = slash == std::string::npos ? "." : job.substr(0, slash + 1);
   Failure failure{0, ""};
   try {
-    if (chdir(place.c_str()) != 0) fail(kUsage, place + " is not a folder");
+    if (chdir(place.c_str()) != 0) fail(MTU_BAD_JOB, place + " is not a folder");
     const auto report = [pipe](const json& event) { tell(pipe, event); };
     const json members = measure(job.substr(slash + 1), folder, report);
     tell(pipe, {{"event", "result"}, {"result", members}});
@@ -105,9 +105,11 @@ class Parent {
       for (size_t end; (end = buffer.find('\n')) != std::string::npos; buffer.erase(0, end + 1))
         take(json::parse(buffer.substr(0, end), nullptr, false));
     }
-    if (is_late) kill(child_, SIGKILL);
     int status = 0;
-    while (waitpid(child_, &status, 0) < 0 && errno == EINTR) continue;
+    for (int waited = 0; waitpid(child_, &status, WNOHANG) == 0; ++waited) {
+      if (is_late || waited == 1000) kill(child_, SIGKILL);  // 10 s after it has closed the pipe
+      usleep(10'000);
+    }
     if (code_ < 0) result_["reason"] = death(is_late, status);
     if (machine_.size() == 1) machine_.update(machine_now());
     result_["machine"] = machine_;
@@ -184,7 +186,7 @@ class Parent {
 
 int refuse(const std::string& why) {
   std::fprintf(stderr, "mtu-bench: %s\n", one_line(why).c_str());
-  return kUsage;
+  return MTU_BAD_JOB;
 }
 
 int run(const std::string& job, const std::string& output, bool shows_progress) {

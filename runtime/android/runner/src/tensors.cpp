@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 namespace mtu {
 
@@ -45,13 +46,12 @@ std::string Form::text() const {
   return (dtype == MTU_FLOAT32 ? "float32" : "int32") + json(shape).dump();
 }
 
-TensorFile::TensorFile(const std::string& path) : path_(path), file_(path, std::ios::binary) {
-  file_.seekg(0, std::ios::end);
-  const auto end = file_.tellg();
-  if (!file_ || end < 0) fail(MTU_BAD_ARTEFACT, path + " cannot be read");
-  const auto size = static_cast<uint64_t>(end);
+TensorFile::TensorFile(const std::string& path) : path_(path) {
+  std::error_code error;
+  const uint64_t size = std::filesystem::file_size(path, error);  // an error where it is no file
+  if (!error) file_.open(path, std::ios::binary);
+  if (error || !file_) fail(MTU_BAD_ARTEFACT, path + " cannot be read");
   unsigned char head[8] = {};
-  file_.seekg(0);
   if (size < 8 || !file_.read(reinterpret_cast<char*>(head), 8))
     fail(MTU_BAD_ARTEFACT, path + " is shorter than a safetensors header");
   uint64_t length = 0;

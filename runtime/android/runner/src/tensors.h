@@ -15,12 +15,11 @@ namespace mtu {
 
 using nlohmann::json;
 
-constexpr int kUsage = 2;  // exit code of a bad job; 3 to 5 are those of engine.h
 constexpr size_t kLargestTensor = size_t{1} << 30;     // bytes
 constexpr size_t kLargestRegisters = size_t{1} << 32;  // bytes of all registers together
 
 struct Failure {
-  int code;
+  int code;  // of engine.h: the exit code
   std::string reason;
 };
 
