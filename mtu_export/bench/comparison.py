@@ -41,7 +41,7 @@ SMALLEST_EFFECT = 0.05
 RUN_DRIFT = 0.01
 COARSEST = 1.25
 FEWEST_ROUNDS = 2
-DECIBELS, EXACT_DB = 1.0, 80.0
+SHOWN_DB, DECIBELS, EXACT_DB = 0.05, 1.0, 80.0
 """A loss of more dB is worse, where it ends below EXACT_DB: above, the order of roundings shows."""
 BYTES = 0.01
 """A bundle that is larger by more than this share."""
@@ -339,7 +339,9 @@ def _changes(a: Measurement, b: Measurement) -> Iterable[Change]:
     after = {check.name: check for check in b.checks}
     for check in a.checks:
         other = after.get(check.name)
-        if other is not None and (other.psnr_db, other.passed) != (check.psnr_db, check.passed):
+        if other is None:
+            continue
+        if abs(other.psnr_db - check.psnr_db) > SHOWN_DB or other.passed != check.passed:
             lost = check.psnr_db - other.psnr_db > DECIBELS and other.psnr_db < EXACT_DB
             worse = lost or (check.passed and not other.passed)
             yield Change(
