@@ -17,7 +17,7 @@ CPU = "cortex-a76"
 RUNNER = Path(__file__).parents[2] / "runtime" / "android" / "runner"
 
 
-def _debian() -> ModuleType:
+def debian() -> ModuleType:
     spec = importlib.util.spec_from_file_location("mtu_runner_debian", RUNNER / "debian.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,10 +28,10 @@ def _debian() -> ModuleType:
 
 def qemu_aarch64() -> Path:
     """The path of ``qemu-aarch64``; fetched the first time, by apt."""
-    debian = _debian()
-    program = debian.cache_folder() / "qemu" / "qemu-aarch64"
+    packages = debian()
+    program = packages.cache_folder() / "qemu" / "qemu-aarch64"
     if not program.is_file():
-        folder = debian.package("qemu-user", only="usr/bin/qemu-aarch64")
+        folder = packages.package("qemu-user", only="usr/bin/qemu-aarch64")
         program.parent.mkdir(parents=True, exist_ok=True)
         scratch = program.with_name(f".{program.name}.{os.getpid()}")
         shutil.copy2(folder / "usr" / "bin" / "qemu-aarch64", scratch)

@@ -69,9 +69,15 @@ def _apt(state: Path, *words: str, cwd: Path) -> str:
     return done.stdout
 
 
-def package(name: str, architecture: str = "amd64", only: str = "") -> Path:
-    """The folder of a package's files, or of its file ``only``; downloaded the first time."""
-    folder = cache_folder() / "debian" / SUITE / f"{name}_{architecture}"
+def package(
+    name: str, architecture: str = "amd64", only: str = "", *, dependencies: bool = False
+) -> Path:
+    """The folder of a package's files, or of its file ``only``; downloaded the first time.
+
+    With ``dependencies`` the folder holds the files of all that it depends on, too.
+    """
+    kind = f"{architecture}_closure" if dependencies else architecture
+    folder = cache_folder() / "debian" / SUITE / f"{name}_{kind}"
     if folder.is_dir():
         return folder
     for tool, owner in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
@@ -88,9 +94,13 @@ def package(name: str, architecture: str = "amd64", only: str = "") -> Path:
             "utf-8",
         )
         _apt(state, "update", cwd=state)
-        _apt(state, "download", f"{name}:{architecture}", cwd=state)
-        archive = next(state.glob("*.deb"))
-        _unpack(archive, state / "files", only)
+        if dependencies:
+            words = ("install", "--download-only", "--yes", "--no-install-recommends")
+            _apt(state, *words, f"{name}:{architecture}", cwd=state)
+        else:
+            _apt(state, "download", f"{name}:{architecture}", cwd=state)
+        for archive in (*state.glob("*.deb"), *state.glob("cache/archives/*.deb")):
+            _unpack(archive, state / "files", only)
         try:
             (state / "files").rename(folder)
         except OSError:
@@ -100,7 +110,7 @@ def package(name: str, architecture: str = "amd64", only: str = "") -> Path:
 
 
 def _unpack(archive: Path, folder: Path, only: str) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as files:  # noqa: S603
         assert files.stdout is not None

@@ -53,33 +53,41 @@ BATTERY = """Current Battery Service state:
 """
 
 
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def furnish(root: Path) -> None:
+    """The programs, properties and files of a phone, below a folder."""
+    (root / "data/local/tmp").mkdir(parents=True)
+    shutil.copytree(PROGRAMS, root / "bin")
+    for name, text in FILES.items():
+        write(root / name, text)
+    for name, text in PROPERTIES.items():
+        write(root / "properties" / name, text)
+    write(root / "dumpsys/thermalservice", THERMAL % 0)
+    write(root / "dumpsys/battery", BATTERY)
+    write(root / "free", "50000000\n")
+
+
 class Phone:
     """A phone on 127.0.0.1; ``settings`` says how it behaves, ``root`` what lies on it."""
 
     def __init__(self, root: Path, *, state: str = "device", **settings: Any) -> None:
         self.root = root
-        (root / "data/local/tmp").mkdir(parents=True)
-        shutil.copytree(PROGRAMS, root / "bin")
-        for name, text in FILES.items():
-            self.write(name, text)
-        for name, text in PROPERTIES.items():
-            self.write(f"properties/{name}", text)
-        self.write("dumpsys/thermalservice", THERMAL % 0)
-        self.write("dumpsys/battery", BATTERY)
-        self.write("free", "50000000\n")
+        furnish(root)
         self.settings = Settings(root=root, **settings)
         self.settings.state = state  # type: ignore[assignment]
         self.daemon = Daemon(self.settings)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.wait(self.daemon.listen(_free_port()))
+        self.wait(self.daemon.listen(free_port()))
 
     def write(self, name: str, text: str) -> None:
         """Change a file of the phone."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        write(self.root / name, text)
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do something in the daemon's thread."""
@@ -123,7 +131,7 @@ class Server:
         home.mkdir(parents=True, exist_ok=True)
         self.environment = {
             "HOME": str(home),
-            "ANDROID_ADB_SERVER_PORT": str(_free_port()),
+            "ANDROID_ADB_SERVER_PORT": str(free_port()),
             "ADB": adb,
         }
 
@@ -147,7 +155,7 @@ class Server:
             self("kill-server")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port away from those that adb takes for emulators."""
     while True:
         with socket.socket() as probe:

@@ -19,6 +19,7 @@ from mtu_export.bench.devices import DeviceLost
 from mtu_export.bench.devices.adb import AdbDevice, client, files
 from mtu_export.bench.job import Job
 from mtu_export.spec import DeviceError, MtuExportError, RuntimeUnavailable
+from tests.bench.loopback.adbd import is_working
 from tests.bench.loopback.daemon import Cut
 from tests.bench.loopback.phone import Phone, Server
 
@@ -385,7 +386,7 @@ def test_a_hung_runner_is_ended(phone: Phone, open_device: Open, make_job: MakeJ
     device.grace = 0.0
     device.run(make_job("hang", deadline_s=1.0))
     (pid,) = phone.folder.rglob("pid")
-    wait_until(lambda: not Path(f"/proc/{pid.read_text()}").exists())
+    wait_until(lambda: not is_working(int(pid.read_text())))
 
 
 # ------------------------------------------------------------------------------- this process ends
@@ -433,5 +434,5 @@ def test_the_end_of_the_command_is_the_end_of_the_folder(
         assert phone.left() == []
     else:
         wait_until(lambda: phone.left() == [])
-    wait_until(lambda: not Path(f"/proc/{runner_pid}").exists())
+    wait_until(lambda: not is_working(runner_pid))
     saw("(nothing is left on the phone)")
