@@ -105,8 +105,12 @@ export async function openBundle(source, options = {}) {
   await underRule(11, () => manifest.tasks.forEach((task) => checkFlow(manifest, task)));
   await underRule(13, () => checkLimits(manifest));
   const records = openedRecords(manifest, options);
+  const { signal } = options;
   for (const record of records) await underRule(6, () => files.readEntry(record));
-  for (const record of records) await underRule(6, () => files.checkHash(record));
+  for (const record of records) {
+    if (signal?.aborted) throw new MtuError("aborted", "aborted", { cause: signal.reason });
+    await underRule(6, () => files.checkHash(record));
+  }
   const data = await underRule(8, () => checkGraphs(manifest, files, records));
   const constants = await underRule(10, () => readConstants(files));
   await underRule(12, () => manifest.tasks.forEach((task) => checkWiring(manifest, task, constants)));

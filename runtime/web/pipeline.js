@@ -1,6 +1,6 @@
 // One task of a bundle in ONNX Runtime: pictures of requests, and the check against the goldens.
 
-import { MtuError, require, underRule } from "./errors.js";
+import { MtuError, reason, require, underRule } from "./errors.js";
 import { Evaluation } from "./flow.js";
 import { parseJson } from "./json.js";
 import { trajectory } from "./loop.js";
@@ -181,7 +181,12 @@ export class Pipeline {
   async checked({ signal }, work) {
     if (this.closed) throw new MtuError("closed", "the pipeline is closed");
     if (signal?.aborted) throw new MtuError("aborted", "aborted", { cause: signal.reason });
-    return work();
+    try {
+      return await work();
+    } catch (error) {
+      if (error instanceof MtuError || !(error instanceof RangeError)) throw error;
+      throw new MtuError("runtime", `not enough memory: ${reason(error)}`, { cause: error });
+    }
   }
 
   /**

@@ -58,7 +58,7 @@ def test_it_makes_the_expected_picture() -> None:
     except ToolchainError as error:
         missing(f"{error} (make web)")
     report = run_node("picture.test.js", ORT_WEB=str(package))
-    assert len(re.findall(r"^ok \d+ - ", report, re.MULTILINE)) == 6
+    assert len(re.findall(r"^ok \d+ - ", report, re.MULTILINE)) == 8
 
 
 def test_its_schema_is_that_of_the_manifest() -> None:

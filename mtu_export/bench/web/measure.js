@@ -32,8 +32,7 @@ export async function measureProvider(plan, round, result, files, post) {
   const ort = await openEngine(plan, provider, result);
   tell(files ? "checking the bundle" : "fetching and checking the bundle");
   let start = performance.now();
-  const source = files ? new Map(files) : { base: new URL("bundle/", import.meta.url), paths: plan.paths };
-  const bundle = await openBundle(source, { tasks: [plan.task], goldens: true });
+  const bundle = await openBundle(sourceOf(plan, files), { tasks: [plan.task], goldens: true });
   result.open_s = since(start);
   if (!files) post("files", { files: [...bundle.files.blobs] });
   const options = { executionProviders: [provider] };
@@ -50,6 +49,17 @@ export async function measureProvider(plan, round, result, files, post) {
     await pipeline.close();
   }
   result.memory = { wasm: memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0), heap: null };
+}
+
+/** The bundle of the server; what an earlier worker has fetched is taken from there. */
+function sourceOf(plan, files) {
+  const base = new URL("bundle/", import.meta.url);
+  const kept = new Map(files ?? []);
+  const get = async (url, options) => {
+    const blob = kept.get(decodeURIComponent(url.href.slice(base.href.length)));
+    return blob ? new Response(blob) : fetch(url, options);
+  };
+  return { base, paths: plan.paths, fetch: get };
 }
 
 async function openEngine(plan, provider, result) {

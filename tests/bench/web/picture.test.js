@@ -122,3 +122,44 @@ test("a picture of raw pixels, a file of no graph, a closed pipeline", async () 
   const failing = await Pipeline.open(bundle, broken);
   await assert.rejects(failing.generate(whole), { code: "runtime", message: /text_encoder.*no such operator/ });
 });
+
+test("a folder of a web server, and what a server may do", async () => {
+  const files = filesOf(REQUEST.bundle);
+  const paths = [...files.keys()];
+  const base = "https://example.org/a folder/b";
+  const asked = [];
+  const server = (changed = new Map()) => async (url) => {
+    const path = decodeURIComponent(url.pathname.slice("/a%20folder/b/".length));
+    asked.push(path);
+    const data = changed.get(path) ?? files.get(path);
+    return data === undefined ? new Response(null, { status: 404 }) : new Response(data);
+  };
+  const opened = await openBundle({ base, paths, fetch: server() }, { goldens: false });
+  assert.equal(asked.filter((path) => path === "unet/model.onnx").length, 1);
+  assert.ok(!asked.includes("goldens.safetensors"));
+  assert.ok(!asked.some((path) => path.startsWith("scheduler/")));
+  await opened.goldens();
+  assert.equal(asked.filter((path) => path === "goldens.safetensors").length, 1);
+  const endless = new ReadableStream({ pull: (controller) => controller.enqueue(new Uint8Array(65_536)) });
+  const unet = files.get("unet/model.onnx");
+  for (const [changed, expected] of [
+    [new Map([["unet/model.onnx", new Uint8Array(unet.length)]]), { code: "refused", rule: 6 }],
+    [new Map([["unet/model.onnx", endless]]), { code: "refused", rule: 6 }],
+    [new Map([["manifest.json", new ReadableStream({ pull: (c) => c.error(new Error("cut")) })]]), { code: "source" }],
+  ]) {
+    await assert.rejects(openBundle({ base, paths, fetch: server(changed) }), expected);
+  }
+  await assert.rejects(openBundle({ base, paths: [...paths, "unet/more.onnx"], fetch: server() }), { code: "source" });
+  await assert.rejects(openBundle({ base, paths: [...paths, "unet/../x"], fetch: server() }), { code: "refused", rule: 4 });
+  await assert.rejects(openBundle({ base, paths: paths.filter((path) => path !== "unet/model.onnx"), fetch: server() }), { rule: 8 });
+  const signal = AbortSignal.abort();
+  await assert.rejects(openBundle(files, { signal }), { code: "aborted" });
+  await assert.rejects(openBundle(files, { manifestSha256: "0".repeat(64) }), { code: "refused", rule: 1 });
+});
+
+test("a request beyond memory is an error of this module", async () => {
+  const huge = { ...ort, Tensor: class { constructor() { throw new RangeError("Array buffer allocation failed"); } } };
+  const failing = await Pipeline.open(bundle, huge);
+  await assert.rejects(failing.generate(await request()), { code: "runtime", message: /memory/ });
+  await failing.close();
+});
