@@ -1,0 +1,129 @@
+"""SD 1.5 size: the MTU UNet of one task beside its baselines, on ONNX Runtime and ExecuTorch.
+
+    python benchmarks/bench_sd15.py export [--home FOLDER] [--only dense-onnx]
+
+Exports each of {folded, dense, unfolded, plain} x {onnx, executorch} x {fp32, int8} to
+`HOME/bundles/<kind>-<target>-<scheme>`, one after the other, the UNet alone, from a checkpoint of
+random weights (HOME: `~/.cache/mtu-export/bench-sd15`). What is there is kept, what was stopped
+continues; `HOME/exports.json` has time, memory, bytes and proof of each, or the reason why there is
+none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TASKS = ("t2i", "edit", "sr", "inpaint")
+TASK, SIDE, PARTS = "inpaint", 512, ("unet",)
+HOME = Path.home() / ".cache" / "mtu-export" / "bench-sd15"
+
+
+def exports() -> Iterator[tuple[str, str, str]]:
+    """(kind, target, scheme), the most telling first."""
+    pair = ("folded", "dense")
+    for target, scheme in (("onnx", "fp32"), ("onnx", "int8"), ("executorch", "int8")):
+        yield from ((kind, target, scheme) for kind in pair)
+    for kind in ("unfolded", "plain"):
+        yield from ((kind, "onnx", scheme) for scheme in ("fp32", "int8"))
+    yield from ((kind, "executorch", "fp32") for kind in pair)
+    for scheme in ("int8", "fp32"):
+        yield from ((kind, "executorch", scheme) for kind in ("unfolded", "plain"))
+
+
+def run(command: list[str], log: Path) -> dict[str, Any]:
+    """Exit code, wall seconds and peak resident memory of a command, and its last line."""
+    start = time.monotonic()
+    with log.open("w") as stream:
+        child = subprocess.Popen(command, stdout=stream, stderr=stream)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            raise
+    lines = log.read_text("utf-8").splitlines() or [""]
+    code = os.waitstatus_to_exitcode(status)
+    result: dict[str, Any] = {"exit": code, "wall_s": round(time.monotonic() - start, 1)}
+    result["peak_rss_gb"] = round(usage.ru_maxrss * 1024 / 1e9, 2)
+    if code:
+        result["error"] = lines[-1].removeprefix("error: ") if code > 0 else f"signal {-code}"
+    return result
+
+
+def checkpoint(home: Path) -> Path:
+    """The checkpoint of random weights, made where it is not there."""
+    folder = home / "checkpoint"
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "mtu_export", "upcycle", "--arch", "sd15", "--random"]
+        command += [word for task in TASKS for word in ("--task", task)]
+        result = run([*command, str(folder)], home / "logs" / "checkpoint.log")
+        if result["exit"]:
+            raise SystemExit(f"upcycle failed: {result['error']}")
+    return folder
+
+
+def export(home: Path, kind: str, target: str, scheme: str) -> dict[str, Any]:
+    """One export in a process of its own."""
+    name = f"{kind}-{target}-{scheme}"
+    options = {
+        "model": str(checkpoint(home)),
+        "target": target,
+        "scheme": scheme,
+        "task": TASK,
+        "height": SIDE,
+        "width": SIDE,
+        "components": PARTS,
+        "out": str(home / "bundles" / name),
+        "skip_existing": True,
+    }
+    job = json.dumps({"kind": "single" if kind == "folded" else kind, "options": options})
+    module = "mtu_export.bench.baseline_export"
+    return run([sys.executable, "-m", module, job], home / "logs" / f"{name}.log")
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Bytes, work and proof of a bundle."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (part,) = manifest["parts"]
+    proof = {verdict["stage"]: verdict["psnr_db"] for verdict in manifest["proof"]}
+    return {"bytes": part["bytes"], "cost": part["cost"], "psnr_db": proof}
+
+
+def export_all(home: Path, only: str) -> None:
+    """Export what is not there; a failure is kept with its reason, and tried again next time."""
+    for folder in (home / "bundles", home / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    state = home / "exports.json"
+    rows = json.loads(state.read_text("utf-8")) if state.is_file() else {}
+    for kind, target, scheme in exports():
+        name = f"{kind}-{target}-{scheme}"
+        folder = home / "bundles" / name
+        if not name.startswith(only) or (folder.is_dir() and "bytes" in rows.get(name, {})):
+            continue
+        result = {} if folder.is_dir() else export(home, kind, target, scheme)
+        if folder.is_dir():
+            result |= described(folder)
+        rows[name] = result
+        state.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        print(name, json.dumps(result), flush=True)
+
+
+def main() -> None:
+    """Export what is missing."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=("export",))
+    parser.add_argument("--home", type=Path, default=HOME)
+    parser.add_argument("--only", default="", help="<kind>-<target>-<scheme> begins with this")
+    args = parser.parse_args()
+    export_all(args.home, args.only)
+
+
+if __name__ == "__main__":
+    main()
