@@ -370,7 +370,7 @@ BAD_JOBS: list[tuple[Change, int, str]] = [
         "input 'a' is float32[2,3], register 'k' int32[4]",
     ),
     (_op(**call(outputs={"product": "x"})), 2, "has no input or output 'product'"),
-    (_op(**call(outputs={"sum": "x", "k2": "x"})), 2, "two outputs go to register 'x'"),
+    (_op(**call(outputs={"sum": "x", "k2": "x"})), 2, "program[1]: 'x' is twice in outputs"),
     (_set("expected", to={"s": "zzz"}), 2, "expected.s: there is no tensor 'zzz'"),
     (_set("expected", to={"s": "k"}), 2, "expected.s: the register is float32[2,3], tensor 'k'"),
     (_set("expected", to={"zzz": "a"}), 2, "nothing has written register 'zzz'"),

@@ -1,5 +1,5 @@
 /* What an engine's plugin gives to mtu-bench: one exported function, `mtu_engine_1`, in plain C.
- * Functions that can fail return 0, or the exit code of the failure, and leave one line in `error`. */
+ * What can fail returns 0, or the exit code of the failure, and leaves one line in `error`. */
 #ifndef MTU_ENGINE_H
 #define MTU_ENGINE_H
 

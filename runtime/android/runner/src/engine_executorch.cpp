@@ -12,7 +12,7 @@
 
 #include "engine.h"
 
-// The wheel ships the library of the pool without its header: these two functions of it are exported.
+// The wheel has the pool's library without its header; it exports these two functions.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:

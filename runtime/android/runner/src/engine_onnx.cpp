@@ -22,8 +22,8 @@ OrtMemoryInfo* memory = nullptr;
 std::string version, message;
 
 struct Part {
-  OrtSession* session = nullptr;
-  size_t input_count = 0, output_count = 0;
+  OrtSession* session;
+  size_t input_count, output_count;
 };
 
 int fail(int code, const std::string& why) {
@@ -44,9 +44,9 @@ bool set(const std::string& key, const std::string& value) {
   if (key == "graph_optimization")
     return !failed(api->SetSessionGraphOptimizationLevel(
         settings, value == "all" ? ORT_ENABLE_ALL : ORT_DISABLE_ALL));
+  if (key == "arena" && value == "1") return true;
   if (key == "arena")
-    return value == "1" ||
-           (!failed(api->DisableCpuMemArena(settings)) && !failed(api->DisableMemPattern(settings)));
+    return !failed(api->DisableCpuMemArena(settings)) && !failed(api->DisableMemPattern(settings));
   return !failed(api->AddSessionConfigEntry(settings, key.c_str(), value.c_str()));
 }
 
@@ -75,22 +75,19 @@ int start(const char* library, const char* folder, int32_t threads, const char**
   return MTU_OK;
 }
 
-void close(void* part) {
-  auto* opened = static_cast<Part*>(part);
-  if (opened->session != nullptr) api->ReleaseSession(opened->session);
-  delete opened;
-}
-
 int open(const char* path, const char* entry, size_t input_count, size_t output_count,
          void** part) {
-  auto* opened = new Part{nullptr, input_count, output_count};
   const std::string file = std::string(path) + "/" + entry;
-  if (failed(api->CreateSession(environment, file.c_str(), settings, &opened->session))) {
-    close(opened);
+  OrtSession* session = nullptr;
+  if (failed(api->CreateSession(environment, file.c_str(), settings, &session)))
     return MTU_BAD_ARTEFACT;
-  }
-  *part = opened;
+  *part = new Part{session, input_count, output_count};
   return MTU_OK;
+}
+
+void close(void* part) {
+  api->ReleaseSession(static_cast<Part*>(part)->session);
+  delete static_cast<Part*>(part);
 }
 
 ONNXTensorElementDataType element(const mtu_tensor& tensor) {
@@ -132,8 +129,9 @@ int run(void* part, const mtu_tensor* inputs, const mtu_tensor* outputs) {
                            static_cast<size_t>(tensor.rank), element(tensor), &in[index]));
   }
   for (size_t index = 0; index < out.size(); ++index) out_names.push_back(outputs[index].name);
-  is_run = is_run && !failed(api->Run(opened->session, nullptr, in_names.data(), in.data(), in.size(),
-                                      out_names.data(), out.size(), out.data()), &reason);
+  is_run = is_run && !failed(api->Run(opened->session, nullptr, in_names.data(), in.data(),
+                                      in.size(), out_names.data(), out.size(), out.data()),
+                             &reason);
   int code = is_run ? MTU_OK : reason == ORT_INVALID_ARGUMENT ? MTU_BAD_ARTEFACT : MTU_PART_FAILED;
   for (size_t index = 0; code == MTU_OK && index < out.size(); ++index)
     if (!copy(out[index], outputs[index])) code = MTU_BAD_ARTEFACT;

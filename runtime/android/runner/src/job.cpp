@@ -5,11 +5,7 @@
 #include <set>
 
 namespace mtu {
-
 namespace {
-
-constexpr size_t kMostCalls = 400'000;
-constexpr double kLongestDeadline = 604'800;
 
 // An object of the job. Every key is taken once; `done` refuses those that nothing took.
 class Object {
@@ -150,7 +146,7 @@ void read_settings(Job& job, Object& root) {
   }
   if (const json* value = root.find("deadline_s")) {
     job.deadline_s = value->is_number() ? value->get<double>() : 0;
-    if (!(job.deadline_s > 0 && job.deadline_s <= kLongestDeadline))
+    if (!(job.deadline_s > 0 && job.deadline_s <= 604'800))
       root.refuse("deadline_s is a number above 0, at most 604,800");
   }
 }
@@ -205,7 +201,7 @@ class Resolver {
  private:
   size_t write(const std::string& name, const Form& form) {
     bytes_ += form.bytes();
-    if (bytes_ > kLargestRegisters) fail(MTU_BAD_JOB, "program: the registers take more than 4 GiB");
+    if (bytes_ > kLargestRegisters) fail(MTU_BAD_JOB, "the registers take more than 4 GiB");
     job_.slots.push_back(form);
     if (!name.empty()) job_.registers[name] = job_.slots.size() - 1;
     return job_.slots.size() - 1;
@@ -235,7 +231,7 @@ class Resolver {
     for (const Spec& spec : part.outputs) {
       const std::string to = outputs.count(spec.name) ? outputs[spec.name] : "";
       if (!to.empty() && !targets.insert(to).second)
-        object.refuse("two outputs go to register '" + to + "'");
+        object.refuse("'" + to + "' is twice in outputs");
       step.out.push_back(write(to, spec.form));
       outputs.erase(spec.name);
     }
@@ -322,7 +318,7 @@ Job read_job(const std::string& path) {
     resolver.step(value, "program[" + std::to_string(job.program.size()) + "]");
   size_t calls = 0;
   for (const Step& step : job.program) calls += step.op == Step::Op::call ? 1 : 0;
-  if (calls == 0 || calls * static_cast<size_t>(job.samples) > kMostCalls)
+  if (calls == 0 || calls * static_cast<size_t>(job.samples) > 400'000)
     root.refuse("the samples make no call, or more than 400,000");
   read_results(job, root, resolver);
   root.done();

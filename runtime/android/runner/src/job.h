@@ -18,7 +18,7 @@ struct Part {
   std::vector<Spec> inputs, outputs;
 };
 
-// One instruction. `in` and `out` are slots; a call's in the order of its part's inputs and outputs.
+// One instruction. `in` and `out` are slots; a call's in the order of its part's tensors.
 struct Step {
   enum class Op { call, sum, scale, divide, concat, slice } op = Op::call;
   size_t part = 0;
@@ -52,8 +52,7 @@ Job read_job(const std::string& path);
 // Tells the parent an {"event": ...}, so that it knows even if this process is killed afterwards.
 using Report = std::function<void(const json&)>;
 
-// The child's work: one job; plugins lie in `folder`. Returns the members of the result that no event
-// has told. Throws Failure.
+// The child's work: one job; plugins lie in `folder`. Returns what of the result no event has told.
 json measure(const std::string& path, const std::string& folder, const Report& report);
 
 }  // namespace mtu

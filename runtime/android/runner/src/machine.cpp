@@ -14,7 +14,6 @@
 #include "tensors.h"
 
 namespace mtu {
-
 namespace {
 
 // A field of /proc/self/status in bytes.

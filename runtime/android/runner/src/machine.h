@@ -8,7 +8,7 @@ namespace mtu {
 
 using nlohmann::json;
 
-// Resident memory {"anonymous", "file", "peak"} in bytes; `peak` since a `reset_peak` that succeeded.
+// Resident {"anonymous", "file", "peak"} in bytes; `peak` since a `reset_peak` that succeeded.
 json memory_now();
 bool reset_peak();
 

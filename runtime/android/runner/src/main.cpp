@@ -22,7 +22,6 @@
 #include "machine.h"
 
 namespace mtu {
-
 namespace {
 
 std::string dump(const json& document, int indent = -1) {
@@ -37,15 +36,6 @@ std::string one_line(std::string words) {
   words.erase(words.find_last_not_of(' ') + 1);
   return words;
 }
-
-std::string signal_name(int number) {
-#ifdef __GLIBC__
-  if (const char* name = sigabbrev_np(number)) return std::string("SIG") + name;
-#endif
-  return strsignal(number);
-}
-
-// ---------------------------------------------------------------------------------------- the child
 
 void tell(int pipe, const json& event) {
   const std::string words = dump(event) + "\n";
@@ -81,8 +71,6 @@ void tell(int pipe, const json& event) {
   _exit(failure.code);
 }
 
-// --------------------------------------------------------------------------------------- the parent
-
 class Parent {
  public:
   Parent(pid_t child, int pipe, bool shows_progress)
@@ -102,8 +90,13 @@ class Parent {
       const ssize_t count = read(pipe_, chunk, sizeof chunk);
       if (count <= 0) break;
       buffer.append(chunk, static_cast<size_t>(count));
-      for (size_t end; (end = buffer.find('\n')) != std::string::npos; buffer.erase(0, end + 1))
-        take(json::parse(buffer.substr(0, end), nullptr, false));
+      for (size_t end; (end = buffer.find('\n')) != std::string::npos; buffer.erase(0, end + 1)) {
+        try {
+          note(json::parse(buffer.substr(0, end)));
+        } catch (const json::exception&) {
+          continue;  // the engine has damaged the child's memory
+        }
+      }
     }
     int status = 0;
     for (int waited = 0; waitpid(child_, &status, WNOHANG) == 0; ++waited) {
@@ -119,18 +112,9 @@ class Parent {
   const json& result() const { return result_; }
 
  private:
-  void take(const json& event) {
-    try {
-      note(event);
-      if (shows_progress_ && event.at("event") != "result")
-        std::fprintf(stderr, "%s\n", dump(event).c_str());
-    } catch (const json::exception&) {
-      return;  // a child whose memory an engine has damaged
-    }
-  }
-
   void note(const json& event) {
     const std::string kind = event.at("event");
+    if (shows_progress_ && kind != "result") std::fprintf(stderr, "%s\n", dump(event).c_str());
     if (kind == "job") {
       deadline_s_ = event.at("deadline_s");
     } else if (kind == "engine") {
@@ -165,7 +149,11 @@ class Parent {
       return "the engine ended the process with code " + std::to_string(WEXITSTATUS(status));
     const int number = WTERMSIG(status);
     if (number == SIGKILL) return "killed, most likely out of memory";
-    return "killed by signal " + std::to_string(number) + " (" + signal_name(number) + ")";
+    std::string name = strsignal(number);
+#ifdef __GLIBC__
+    if (const char* letters = sigabbrev_np(number)) name = std::string("SIG") + letters;
+#endif
+    return "killed by signal " + std::to_string(number) + " (" + name + ")";
   }
 
   pid_t child_;
@@ -191,13 +179,13 @@ int refuse(const std::string& why) {
 
 int run(const std::string& job, const std::string& output, bool shows_progress) {
   std::error_code error;
-  const auto kind = std::filesystem::status(output, error).type();
-  if ((kind != std::filesystem::file_type::not_found && kind != std::filesystem::file_type::regular) ||
+  const bool is_there = std::filesystem::exists(output, error);
+  if ((is_there && !std::filesystem::is_regular_file(output, error)) ||
       std::filesystem::equivalent(job, output, error))
     return refuse(output + " is the job, or no plain file");
-  // An old result must not be taken for this one's, and a folder that cannot be written ends it now.
+  // An old result must not be taken for this one's; a folder that cannot be written ends it now.
   if (!replace_file(output, "") || std::remove(output.c_str()) != 0)
-    return refuse(output + " cannot be written: " + std::strerror(errno));
+    return refuse(output + " cannot be written");
   int ends[2];
   const pid_t parent = getpid();
   if (pipe2(ends, O_CLOEXEC) != 0) return refuse("no pipe can be made");
@@ -208,13 +196,12 @@ int run(const std::string& job, const std::string& output, bool shows_progress) 
   Parent listener(child, ends[0], shows_progress);
   const int code = listener.listen();
   if (!replace_file(output, dump(listener.result(), 1) + "\n"))
-    return refuse(output + " cannot be written: " + std::strerror(errno));
+    return refuse(output + " cannot be written");
   if (code != 0) refuse(listener.result().at("reason"));
   return code;
 }
 
 }  // namespace
-
 }  // namespace mtu
 
 int main(int count, char** words) {

@@ -10,7 +10,6 @@
 #include "machine.h"
 
 namespace mtu {
-
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -18,8 +17,6 @@ using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// ----------------------------------------------------------------- operations that no part computes
 
 void sum(const Step& step, std::vector<Tensor>& slots) {
   Tensor& out = slots[step.out[0]];
@@ -53,12 +50,10 @@ void compute(const Step& step, std::vector<Tensor>& slots) {
   const size_t count = out.words.size();
   if (step.op == Step::Op::slice)
     std::copy_n(in.words.data() + step.begin * count, count, out.words.data());
-  else if (step.op == Step::Op::scale)
-    for (size_t index = 0; index < count; ++index)
-      out.floats()[index] = in.floats()[index] * step.by;
   else
     for (size_t index = 0; index < count; ++index)
-      out.floats()[index] = in.floats()[index] / step.by;
+      out.floats()[index] = step.op == Step::Op::scale ? in.floats()[index] * step.by
+                                                       : in.floats()[index] / step.by;
 }
 
 // 20 log10(max|expected| / rmse), and 999 where they are equal.
@@ -78,9 +73,7 @@ double psnr(const Tensor& expected, const Tensor& actual, const std::string& nam
   return decibels;
 }
 
-// ---------------------------------------------------------------------------------------- the engine
-
-const mtu_engine* open_engine(const Job& job, const std::string& folder, int32_t threads) {
+const mtu_engine* open_engine(const Job& job, const std::string& folder) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 1);
   const std::string path = folder + "/libmtu_" + job.engine + ".so";
   void* plugin = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -93,8 +86,8 @@ const mtu_engine* open_engine(const Job& job, const std::string& folder, int32_t
     options.insert(options.end(), {key.c_str(), value.c_str()});
   options.push_back(nullptr);
   const mtu_engine* engine = get();
-  const int code =
-      engine->start(job.library.c_str(), folder.c_str(), threads, options.data());
+  const int code = engine->start(job.library.c_str(), folder.c_str(),
+                                 static_cast<int32_t>(job.threads), options.data());
   if (code != MTU_OK) fail(code, engine->error());
   return engine;
 }
@@ -178,16 +171,6 @@ void run_samples(const Job& job, Run& run, const Report& report) {
   }
 }
 
-json compare_and_keep(Job& job, const Run& run) {
-  json psnr_db = json::object();
-  for (const auto& [name, tensor] : job.expected)
-    psnr_db[name] = psnr(job.tensors->read(tensor), run.at(name), name);
-  std::map<std::string, const Tensor*> kept;
-  for (const std::string& name : job.keep) kept[name] = &run.at(name);
-  if (!job.outputs.empty()) write_tensors(job.outputs, kept);
-  return psnr_db;
-}
-
 }  // namespace
 
 json measure(const std::string& path, const std::string& folder, const Report& report) {
@@ -195,7 +178,7 @@ json measure(const std::string& path, const std::string& folder, const Report& r
   report({{"event", "job"}, {"deadline_s", job.deadline_s}});
   const int cpus = use_cpus(job.cpus);
   // By itself an engine counts all cores, also where it may use only some.
-  const auto threads = static_cast<int32_t>(job.threads == 0 && job.cpus != "all" ? cpus : job.threads);
+  if (job.threads == 0 && job.cpus != "all") job.threads = cpus;
   json memory, clocks;
   bool has_peak = reset_peak();
   const auto end_phase = [&](const char* name) {
@@ -206,9 +189,9 @@ json measure(const std::string& path, const std::string& folder, const Report& r
   };
   end_phase("start");
 
-  const mtu_engine* engine = open_engine(job, folder, threads);
+  const mtu_engine* engine = open_engine(job, folder);
   report({{"event", "engine"}, {"name", engine->name}, {"version", engine->version()},
-          {"threads", threads}, {"mask", mask_now()}, {"machine", machine_now()}});
+          {"threads", job.threads}, {"mask", mask_now()}, {"machine", machine_now()}});
   Run run(job, engine);
   const auto load_all = [&](const char* event) {
     for (size_t index = 0; index < job.parts.size(); ++index)
@@ -223,7 +206,12 @@ json measure(const std::string& path, const std::string& folder, const Report& r
   clocks["after"] = clocks_now();
   end_phase("run");
 
-  const json psnr_db = compare_and_keep(job, run);
+  json psnr_db = json::object();
+  for (const auto& [name, tensor] : job.expected)
+    psnr_db[name] = psnr(job.tensors->read(tensor), run.at(name), name);
+  std::map<std::string, const Tensor*> kept;
+  for (const std::string& name : job.keep) kept[name] = &run.at(name);
+  if (!job.outputs.empty()) write_tensors(job.outputs, kept);
   if (job.load_again) {
     for (size_t index = 0; index < job.parts.size(); ++index) run.close(index);
     load_all("loaded again");

@@ -1,28 +1,12 @@
 #include "tensors.h"
 
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 
 namespace mtu {
 
-namespace {
-
 constexpr uint64_t kLargestHeader = 4'000'000;
-
-Form form_of(const json& entry, const std::string& where) {
-  const json dtype = entry.is_object() ? entry.value("dtype", json()) : json();
-  if (dtype != "F32" && dtype != "I32") fail(MTU_BAD_ARTEFACT, where + " is neither F32 nor I32");
-  Form form;
-  form.dtype = dtype == "F32" ? MTU_FLOAT32 : MTU_INT32;
-  if (!form.read_shape(entry.value("shape", json())))
-    fail(MTU_BAD_ARTEFACT, where + ": rank at most 8, extents from 1, at most 1 GiB are needed");
-  return form;
-}
-
-}  // namespace
 
 bool Form::read_shape(const json& list) {
   if (!list.is_array() || list.size() > 8) return false;
@@ -34,12 +18,6 @@ bool Form::read_shape(const json& list) {
     shape.push_back(extent.get<int64_t>());
   }
   return true;
-}
-
-size_t Form::count() const {
-  size_t product = 1;
-  for (int64_t extent : shape) product *= static_cast<size_t>(extent);
-  return product;
 }
 
 std::string Form::text() const {
@@ -67,7 +45,11 @@ TensorFile::TensorFile(const std::string& path) : path_(path) {
   for (const auto& [name, entry] : entries.items()) {
     if (name == "__metadata__") continue;
     const std::string where = path + ": tensor " + name;
-    const Form form = form_of(entry, where);
+    const json dtype = entry.is_object() ? entry.value("dtype", json()) : json();
+    if (dtype != "F32" && dtype != "I32") fail(MTU_BAD_ARTEFACT, where + " is neither F32 nor I32");
+    Form form{dtype == "F32" ? MTU_FLOAT32 : MTU_INT32, {}};
+    if (!form.read_shape(entry.value("shape", json())))
+      fail(MTU_BAD_ARTEFACT, where + ": rank at most 8, extents from 1, at most 1 GiB are needed");
     const json ends = entry.value("data_offsets", json());
     if (!ends.is_array() || ends.size() != 2 || !ends[0].is_number_unsigned() ||
         !ends[1].is_number_unsigned() || ends[0] > ends[1] || ends[1] > data ||
@@ -107,19 +89,16 @@ void write_tensors(const std::string& path, const std::map<std::string, const Te
   std::string length;
   for (int byte = 0; byte < 8; ++byte) length += static_cast<char>(words.size() >> 8 * byte & 255);
   if (!replace_file(path, length + words + data))
-    fail(MTU_PART_FAILED, path + " cannot be written: " + std::strerror(errno));
+    fail(MTU_PART_FAILED, path + " cannot be written");
 }
 
 bool replace_file(const std::string& path, const std::string& words) {
   const std::string scratch = path + ".part";
-  std::FILE* file = std::fopen(scratch.c_str(), "wb");
-  if (file == nullptr) return false;
-  bool is_written = std::fwrite(words.data(), 1, words.size(), file) == words.size();
-  is_written = std::fclose(file) == 0 && is_written;
-  if (is_written && std::rename(scratch.c_str(), path.c_str()) == 0) return true;
-  const int reason = errno;
+  std::ofstream file(scratch, std::ios::binary);
+  file << words;
+  file.close();
+  if (file && std::rename(scratch.c_str(), path.c_str()) == 0) return true;
   std::remove(scratch.c_str());
-  errno = reason;
   return false;
 }
 

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,7 +35,9 @@ struct Form {
 
   // Takes a shape from JSON; false where it is not legal.
   bool read_shape(const json& list);
-  size_t count() const;
+  size_t count() const {
+    return std::accumulate(shape.begin(), shape.end(), size_t{1}, std::multiplies<>());
+  }
   size_t bytes() const { return 4 * count(); }
   std::string text() const;
   bool operator==(const Form& other) const { return dtype == other.dtype && shape == other.shape; }
@@ -68,7 +71,7 @@ class TensorFile {
 // Writes beside `path` first and renames; fails with code 5.
 void write_tensors(const std::string& path, const std::map<std::string, const Tensor*>& tensors);
 
-// Puts `words` in the place of `path` at once; false, with errno, where it cannot.
+// Puts `words` in the place of `path` at once; false where it cannot.
 bool replace_file(const std::string& path, const std::string& words);
 
 }  // namespace mtu
