@@ -71,8 +71,8 @@ class Running:
         with closing(connection):
             target = path if path.startswith("/") else parts.path + path
             connection.putrequest(method, target, skip_host="Host" in headers)
-            if body is not None and "Content-Length" not in headers:
-                headers["Content-Length"] = str(len(body))
+            if body is not None and "Content_Length" not in headers:
+                headers["Content_Length"] = str(len(body))
             for name, value in headers.items():
                 connection.putheader(name.replace("_", "-"), value)
             connection.endheaders(body)
@@ -383,6 +383,28 @@ def test_silent_clients_stop_nobody(served: Running) -> None:
         each.close()
 
 
+def test_a_body_is_never_taken_for_a_request(served: Running) -> None:
+    parts = urlsplit(served.url)
+    inner = f"GET {parts.path}plan.json HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n"
+    kind = "Content-Type: application/json\r\n"
+    for method, path, headers in (
+        ("GET", "plan.json", f"Content-Length: {len(inner)}\r\n"),
+        ("GET", "plan.json", "Transfer-Encoding: chunked\r\n"),
+        ("POST", "nothing", f"Content-Length: {len(inner)}\r\n"),
+        ("POST", "event", f"{kind}Content-Length: 0\r\nContent-Length: {len(inner)}\r\n"),
+        ("POST", "event", f"{kind}Content-Length: 0\r\nTransfer-Encoding: chunked\r\n"),
+        ("PUT", "event", f"Content-Length: {len(inner)}\r\n"),
+    ):
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5) as client:
+            head = f"{method} {parts.path}{path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n"
+            client.sendall((head + inner).encode())
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        assert answer.count(b"HTTP/1.1 ") == 1, (method, path, headers)
+        assert answer.split()[1][:1] == b"4"
+
+
 def test_damaged_requests_stop_nobody(served: Running) -> None:
     parts = urlsplit(served.url)
     requests = (
@@ -398,7 +420,9 @@ def test_damaged_requests_stop_nobody(served: Running) -> None:
         with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=5) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
-            client.recv(1000)
+            answer = client.recv(1000)
+            assert b"<" not in answer
+            assert b"Python" not in answer
         assert served.ask()[0] == 200
 
 

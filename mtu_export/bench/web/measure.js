@@ -40,12 +40,12 @@ export async function measureProvider(plan, round, result, files, post) {
     await measurePart(ort, bundle, { ...plan, check: plan.check && isFirst }, name, options, result, tell);
     show();
   }
-  if (plan.image && isFirst) {
+  if (plan.image) {
     const keep = plan.bytes <= KEPT;
     const pipeline = await Pipeline.open(bundle, ort, { ...options, task: plan.task, keep });
     await makePicture(pipeline, bundle, keep ? 2 : 1, result, tell, post);
     show();
-    if (plan.check) await checkLoop(pipeline, result, tell);
+    if (plan.check && isFirst) await checkLoop(pipeline, result, tell);
     await pipeline.close();
   }
   result.memory = { wasm: memories.reduce((sum, memory) => sum + memory.buffer.byteLength, 0), heap: null };
@@ -137,13 +137,11 @@ async function makePicture(pipeline, bundle, times, result, tell, post) {
   const { task, manifest } = pipeline;
   const request = (goldens && await goldenRequest(manifest, task, goldens)) ?? plainRequest(pipeline);
   const steps = request.steps ?? (task.flow.prediction ? task.steps : null);
-  const image = { steps, passes: 0, first_s: null, seconds: null, load_s: {}, calls: {} };
+  const round = { load_s: 0, first_s: null, seconds: null };
+  const image = { steps, passes: 0, rounds: [round], calls: {} };
   let loading = 0;
   const onEvent = ({ kind, part, seconds, number, of }) => {
-    if (kind === "loaded") {
-      image.load_s[part] = (image.load_s[part] ?? 0) + seconds;
-      loading += seconds;
-    }
+    if (kind === "loaded") loading += seconds;
     if (kind === "called") {
       image.calls[part] ??= { count: 0, seconds: [] };
       image.calls[part].count += 1;
@@ -159,7 +157,8 @@ async function makePicture(pipeline, bundle, times, result, tell, post) {
     [image.calls, loading] = [{}, 0];
     const start = performance.now();
     const { pixels } = await pipeline.generate(request, { onEvent });
-    image[time ? "seconds" : "first_s"] = Math.max(0, since(start) - loading);
+    round[time ? "seconds" : "first_s"] = Math.max(0, since(start) - loading);
+    round.load_s += loading;
     post("picture", { pixels, image });
   }
   result.image = image;
@@ -202,8 +201,7 @@ function addCheck(result, { part, stage, psnr_db, floor_db, passed, outputs }) {
 function stepsOf(plan, isFirst) {
   const samples = Object.values(plan.parts);
   const parts = samples.reduce((sum, count) => sum + 2 + Math.max(1, plan.warmup) + count, 0);
-  const more = (plan.check ? samples.length : 0) + (plan.image ? 24 : 0);
-  const total = 2 + parts + (isFirst ? more : 0);
+  const total = 2 + parts + (isFirst && plan.check ? samples.length : 0) + (plan.image ? 24 : 0);
   let step = 0;
   return { next: () => Math.min(1, (step += 1) / total) };
 }

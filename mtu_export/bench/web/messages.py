@@ -23,8 +23,8 @@ class Plan(BenchRecord):
 
     ``parts`` are the samples of a round by part, in order. Each of the ``rounds`` is a worker of
     its own. ``threads`` 0 leaves the number to the page; ``image`` and ``check`` say whether the
-    whole picture is made and whether the goldens are compared, in the first round; ``deadline_s``
-    is that of one provider.
+    whole picture is made and, in the first round, the goldens are compared; ``deadline_s`` is that
+    of one provider.
     """
 
     format: Literal[1] = 1
@@ -68,15 +68,21 @@ class PartResult(BenchRecord):
     rounds: Annotated[tuple[PartRound, ...], Field(max_length=100)] = ()
 
 
+class ImageRound(BenchRecord):
+    """A whole picture in one worker, seconds without loading: the first time, and the second time
+    where parts stay loaded."""
+
+    load_s: Seconds
+    first_s: Seconds
+    seconds: Seconds | None
+
+
 class ImageResult(BenchRecord):
-    """A whole picture: seconds without loading, the first time and, where parts stay loaded, the
-    second; the calls of each part are those of the last."""
+    """Whole pictures in rounds; the calls of each part are those of the last picture of each."""
 
     steps: Count | None
     passes: Count
-    first_s: Seconds
-    seconds: Seconds | None
-    load_s: dict[Name, Seconds]
+    rounds: Annotated[tuple[ImageRound, ...], Field(max_length=100)]
     calls: dict[Name, Calls]
 
 

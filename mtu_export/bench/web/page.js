@@ -53,7 +53,17 @@ function merged(whole, result) {
     const { status, reason, rounds } = result.parts?.[name] ?? { ...part, rounds: [] };
     return [name, { status, reason, rounds: [...part.rounds, ...rounds] }];
   }));
-  return { ...whole, status: result.status, reason: result.reason, parts };
+  const image = mergedImage(whole.image, result.image);
+  return { ...whole, status: result.status, reason: result.reason, parts, image };
+}
+
+function mergedImage(whole, image) {
+  if (!whole || !image) return whole;
+  const calls = Object.fromEntries(Object.entries(whole.calls).map(([name, { count, seconds }]) => {
+    const more = image.calls[name] ?? { count: 0, seconds: [] };
+    return [name, { count: count + more.count, seconds: [...seconds, ...more.seconds] }];
+  }));
+  return { ...whole, rounds: [...whole.rounds, ...image.rounds], calls };
 }
 
 /** One round in a worker. */

@@ -174,9 +174,15 @@ def _image(source: Bundle, base: Measurement, result: ProviderResult) -> Measure
         status = "failed" if base.status == "measured" else base.status
         reason = base.reason or "it was not reached"
         return base.model_copy(update={"status": status, "reason": reason})
-    samples = () if image.seconds is None else (image.seconds,)
-    load = sum(image.load_s.values())
-    rounds = (Round(load_s=load, load_again_s=None, first_s=image.first_s, samples_s=samples),)
+    rounds = tuple(
+        Round(
+            load_s=each.load_s,
+            load_again_s=None,
+            first_s=each.first_s,
+            samples_s=() if each.seconds is None else (each.seconds,),
+        )
+        for each in image.rounds
+    )
     checks = [c for c in result.checks if (c.part, c.stage) == (PIPELINE, PASSES)]
     peak = None if result.memory is None else result.memory.wasm
     update = {
@@ -206,5 +212,5 @@ def _picture(source: Bundle, task: str, image: ImageResult) -> Image:
         branches=counts.branches,
         seconds=seconds if is_whole else None,
         measured_steps=image.steps if golden is None else golden.steps,
-        measured_s=() if image.seconds is None else (image.seconds,),
+        measured_s=tuple(each.seconds for each in image.rounds if each.seconds is not None),
     )

@@ -40,8 +40,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-MOST_CONNECTIONS = 32
-IDLE_SECONDS = 30
+MOST_CONNECTIONS = 64
+FIRST_SECONDS, IDLE_SECONDS = 5, 30
+"""How long a connection may be silent, before and after a request with the token."""
 _PIECE = 1 << 20
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -68,12 +69,15 @@ class Handler(BaseHTTPRequestHandler):
     server: PageServer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mtu-export", ""
-    timeout = IDLE_SECONDS
+    timeout = FIRST_SECONDS
 
     def do_GET(self) -> None:
         """A file of the list."""
         content = self.server.site.content
         path = self._path()
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self._answer(HTTPStatus.BAD_REQUEST, close=True)
+            return
         if path is None or path not in content:
             self._answer(HTTPStatus.NOT_FOUND)
             return
@@ -93,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.NOT_FOUND, close=True)
             return
         most, post = posts[path]
-        length = self.headers.get("Content-Length", "")
+        length = ",".join(self.headers.get_all("Content-Length") or [])
         kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
             self._answer(HTTPStatus.LENGTH_REQUIRED, close=True)
@@ -122,10 +126,15 @@ class Handler(BaseHTTPRequestHandler):
         secret = self.server.site.token.encode()
         if not slash or not hmac.compare_digest(token.encode("latin-1", "replace"), secret):
             return None
+        self.connection.settimeout(IDLE_SECONDS)
         try:
             return unquote(path, errors="strict")
         except UnicodeDecodeError:
             return None
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """An answer to what is no request, without a word of it."""
+        self._answer(HTTPStatus(code), close=True)
 
     def _is_same_origin(self) -> bool:
         scheme = "https" if self.server.context else "http"
@@ -177,6 +186,7 @@ class PageServer(ThreadingHTTPServer):
     """Serves a site; ``hosts`` are the legal Host headers; with ``context`` by TLS."""
 
     daemon_threads = True
+    request_queue_size = MOST_CONNECTIONS
 
     def __init__(
         self,
@@ -210,7 +220,7 @@ class PageServer(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """One connection. TLS begins here: a client that is silent stops no other."""
         try:
-            request.settimeout(IDLE_SECONDS)
+            request.settimeout(FIRST_SECONDS)
             wrapped = request
             if self.context is not None:
                 wrapped = self.context.wrap_socket(request, server_side=True)

@@ -121,8 +121,9 @@ export function addPicture(card, { pixels, image }) {
   const canvas = make("canvas", { width, height, role: "img", "aria-label": "The picture that was made" });
   canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
   const passes = image.passes ? `${image.passes} passes` : "the picture";
-  const again = image.seconds === null ? "the first time" : "the second time";
-  const time = seconds(image.seconds ?? image.first_s);
+  const round = image.rounds[0];
+  const again = round.seconds === null ? "the first time" : "the second time";
+  const time = seconds(round.seconds ?? round.first_s);
   card.pictures.replaceChildren(make("figure", {}, canvas,
     make("figcaption", {}, `The goldens' request: ${passes} in ${time}, ${again}, without loading`)));
 }
