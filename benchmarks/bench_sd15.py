@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mtu_export.bench.baseline_export import reason_of
+
 TASKS = ("t2i", "edit", "sr", "inpaint")
 TASK, SIDE, PARTS = "inpaint", 512, ("unet",)
 HOME = Path.home() / ".cache" / "mtu-export" / "bench-sd15"
@@ -48,12 +50,11 @@ def run(command: list[str], log: Path) -> dict[str, Any]:
         except BaseException:
             child.kill()
             raise
-    lines = log.read_text("utf-8").splitlines() or [""]
     code = os.waitstatus_to_exitcode(status)
     result: dict[str, Any] = {"exit": code, "wall_s": round(time.monotonic() - start, 1)}
     result["peak_rss_gb"] = round(usage.ru_maxrss * 1024 / 1e9, 2)
     if code:
-        result["error"] = lines[-1].removeprefix("error: ") if code > 0 else f"signal {-code}"
+        result["error"] = reason_of(log) if code > 0 else f"signal {-code}"
     return result
 
 

@@ -1,9 +1,8 @@
 """Exports one baseline, in a process of its own.
 
-``python -m mtu_export.bench.baseline_export JSON``, with
-``{"kind": "dense" | "unfolded" | "plain" | "single", "options": {...}}`` with fields of
-``ExportOptions``. Stages go to standard error, a line each; the last line of a failure is its
-reason, and the exit codes are those of the command line.
+``python -m mtu_export.bench.baseline_export JSON``: a ``kind`` ("dense", "unfolded", "plain" or
+"single") and ``options``, fields of ``ExportOptions``. Stages go to standard error, a line each;
+that of a failure begins with "error: ", and the exit codes are those of the command line.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mtu_export.spec import MtuExportError, Plan
 
+_ERROR = "error: "
 FLAGS: Mapping[str, Mapping[str, Any]] = {
     "dense": {},
     "single": {},
@@ -34,6 +35,13 @@ def plan_of(kind: str, options: Mapping[str, Any]) -> Plan:
     return dense(plan) if kind == "dense" else plan
 
 
+def reason_of(log: Path) -> str:
+    """Why an export failed, by what it wrote: the line of its error, else the last one."""
+    lines = log.read_text("utf-8", "replace").splitlines() or ["no message"]
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return (errors or lines)[-1][:500]
+
+
 @contextmanager
 def _stage(name: str) -> Iterator[None]:
     start = time.monotonic()
@@ -49,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
 
         exporter.export(plan_of(job["kind"], job["options"]), _stage)
     except MtuExportError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{_ERROR}{error}\n")
         return error.exit_code
     except MemoryError:
-        sys.stderr.write("error: not enough memory\n")
+        sys.stderr.write(f"{_ERROR}not enough memory\n")
         return 6
     return 0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtu_export import bundle
-from mtu_export.bench.baseline_export import plan_of
+from mtu_export.bench.baseline_export import plan_of, reason_of
 from mtu_export.bench.peak import cache
 from mtu_export.bundle import Bundle, PartRecord
 from mtu_export.spec import BundleError, MtuExportError, PlanError, ResourceError, UnknownName
@@ -218,8 +218,7 @@ def _make(
     if done.returncode == 0:
         progress(f"{label}: exported in {time.monotonic() - start:.0f} s")
         return
-    lines = log.read_text("utf-8", "replace").splitlines() or ["no message"]
-    reason = lines[-1].removeprefix("error: ")
+    reason = reason_of(log)
     if done.returncode < 0:
         reason = f"its export was ended by signal {-done.returncode}"
     if done.returncode in _LASTING:

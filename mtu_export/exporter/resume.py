@@ -26,6 +26,8 @@ _NOT_EXPORTED = ("out", "force", "memory", "resume")
 """Fields of a plan that do not change what is exported."""
 _HASHED = ("model", "source", "revision", "loras")
 """Fields of a plan whose files are hashed: where they lie changes nothing."""
+_ABOVE = ("authoring", "bench", "cli", "testing", "training")
+"""Packages that call the exporter and that it does not call."""
 _LABELS = ("name", "source")
 """Entries of an identity that are names of folders."""
 
@@ -58,9 +60,10 @@ def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _code() -> str:
-    """Hash of this package's code, which changes under one version in a working tree."""
+    """Hash of the code that an export runs, which changes under one version in a working tree."""
     package = Path(mtu_export.__file__).parent
-    return bundle.sha256_of({p.relative_to(package).as_posix(): p for p in package.rglob("*.py")})
+    names = {p.relative_to(package).as_posix(): p for p in package.rglob("*.py")}
+    return bundle.sha256_of({n: p for n, p in names.items() if n.split("/")[0] not in _ABOVE})
 
 
 def source_files(plan: Plan) -> list[Path]:

@@ -414,3 +414,17 @@ def test_the_message_of_ctrl_c_says_how_to_go_on(
 def test_force_and_skip_existing_contradict_one_another(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(MtuExportError, match="--skip-existing keeps what --force replaces"):
         resolved(pipeline, tmp_path / "out", force=True)
+
+
+def test_code_that_no_export_runs_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("exporter", "bench"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "module.py").write_text("1", "utf-8")
+    monkeypatch.setattr(resume.mtu_export, "__file__", str(tmp_path / "__init__.py"))
+    before = resume._code()
+    (tmp_path / "bench" / "module.py").write_text("2", "utf-8")
+    assert resume._code() == before
+    (tmp_path / "exporter" / "module.py").write_text("2", "utf-8")
+    assert resume._code() != before
