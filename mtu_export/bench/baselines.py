@@ -169,7 +169,8 @@ def _baseline(kind: Kind, task: str, options: Mapping[str, Any], progress: Progr
     label = f"baseline {kind} of {task}"
     try:
         plan = plan_of(kind, options)
-        out = _folder() / f"{_fingerprint(plan)[:16]}-{kind}-{plan.out.name[:80]}"
+        name = f"{kind}-{task[:64]}-{plan.target}-{plan.scheme.name}"
+        out = _folder() / f"{name}-{_fingerprint(plan)[:16]}"
         with _alone(out, lambda: progress(f"{label}: another process is making it")):
             if not _is_whole(out):
                 _make(kind, {**options, "out": str(out)}, out, label, progress)
