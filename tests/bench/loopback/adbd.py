@@ -23,7 +23,7 @@ from typing import Any
 from mtu_export import bundle
 from mtu_export.bench import work
 from mtu_export.bench.devices.adb import AdbDevice, connect
-from tests.bench.loopback.phone import Server, free_port, furnish, write
+from tests.bench.loopback.phone import Server, free_port, furnish, tree, write
 from tests.support.qemu import debian
 
 BUNDLE = Path(__file__).parents[3] / "runtime" / "testdata" / "edit-onnx-int8"
@@ -80,8 +80,7 @@ def daemon(root: Path, packages: Path) -> Iterator[int]:
 
 
 def left(root: Path) -> list[str]:
-    folder = root / "data/local/tmp"
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return tree(root / "data/local/tmp")
 
 
 def until_empty(root: Path) -> list[str]:

@@ -58,6 +58,13 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
+def tree(folder: Path) -> list[str]:
+    """The paths below a folder, which may go away meanwhile."""
+    walk = os.walk(folder)
+    paths = [Path(parent, name) for parent, *names in walk for name in (*names[0], *names[1])]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
 def furnish(root: Path) -> None:
     """The programs, properties and files of a phone, below a folder."""
     (root / "data/local/tmp").mkdir(parents=True)
@@ -104,7 +111,7 @@ class Phone:
 
     def left(self) -> list[str]:
         """What lies in /data/local/tmp."""
-        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*"))
+        return tree(self.folder)
 
     def commands(self) -> str:
         """Everything that was asked of the phone."""

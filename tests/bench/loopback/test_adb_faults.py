@@ -256,7 +256,10 @@ def test_a_phone_that_stays_away_is_lost(
             device.run(make_job())
     saw(f"{error.value}. Then: {lines[-1]}")
     assert phone.serial in str(error.value)
-    assert "may be left on it; remove it with: adb -s " in lines[-1]
+    assert (
+        "may be left on it, where its own shell has not removed it; remove it with: adb"
+        in lines[-1]
+    )
     wait_until(lambda: phone.left() == [])  # the guard on the phone has removed it
 
 

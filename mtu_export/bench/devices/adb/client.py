@@ -277,7 +277,7 @@ class Adb:
     def _push_error(self, file: Path, text: str) -> DeviceError:
         if "No space left" in text:
             return DeviceError(f"{self.serial} is full: {file.name} does not fit")
-        reason = reason_of(text).rpartition(": ")[2]
+        reason = reason_of(text, last=True)
         if self.state() != "device" or not re.search("denied|Read-only|couldn't create", text):
             return self.lost(f"the push of {file.name}", reason)
         return DeviceError(f"{self.serial} refuses {file.name}: {reason}")
@@ -292,11 +292,12 @@ def _drain(chunks: process.Chunks) -> str:
     return text.decode("utf-8", "replace")
 
 
-def reason_of(text: str) -> str:
-    """The line of adb's output that says why it failed."""
+def reason_of(text: str, *, last: bool = False) -> str:
+    """The line of adb's output that says why it failed; ``last``: what is after its last colon."""
     lines = [line.strip() for line in text.splitlines() if not line.startswith("*")]
     line = next((line for line in lines if "error" in line or "cannot" in line), "")
-    return printable(re.sub(r"^(adb: )?(error: )?", "", line))
+    line = re.sub(r"^(adb: )?(error: )?", "", line)
+    return printable(line.rpartition(": ")[2] if last else line)
 
 
 def _reason(output: process.Output) -> str:

@@ -154,9 +154,8 @@ class AdbDevice:
         if self._session is not None and not self._session.is_open:
             self._end()
         if self._session is None:
-            session = Session(self.adb, keep=self.keep)
-            session.open()
-            self._session = session
+            self._session = Session(self.adb, keep=self.keep)
+            self._session.open()
         return self._session
 
     def _place_runner(self) -> str:

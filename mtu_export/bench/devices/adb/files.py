@@ -76,8 +76,8 @@ class Session:
     def open(self) -> None:
         """Create the folder, with its guard; raises ``DeviceError``."""
         command = (
-            f"mkdir -p {BASE} && mkdir {self.folder} && trap '' HUP && echo ready && "
-            f"{{ cat >/dev/null; {removal(self.folder)}; }}"
+            f"{{ mkdir -p {self.folder} || mkdir -p {self.folder}; }} && trap '' HUP && "
+            f"echo ready && {{ cat >/dev/null; {removal(self.folder)}; }}"
         )
         guard, chunks = self._stack.enter_context(
             process.reading(self.adb.command("shell", command), stdin=subprocess.PIPE)
@@ -108,17 +108,29 @@ class Session:
     def close(self) -> str | None:
         """End what runs in the folder, remove it; returns a line where it may be left."""
         if self._guard is None:
+            self._stack.close()
             return None
         try:
             if self._removed():
                 return None
+            return self._line()
         finally:
-            self._guard = None
-            self._stack.close()
+            self._end_guard()
+
+    def _line(self) -> str:
         return (
-            f"{self.adb.serial} does not answer: {self.folder} may be left on it; remove it with: "
-            + self.adb.by_hand(f"rm -rf {self.folder}")
+            f"{self.adb.serial} does not answer: {self.folder} may be left on it, where its own "
+            "shell has not removed it; remove it with: " + self.adb.by_hand(f"rm -rf {self.folder}")
         )
+
+    def _end_guard(self) -> None:
+        """End the guard's input and wait for it: it removes the same folder at the same time."""
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                guard.wait(timeout=2)
+        self._stack.close()
 
     def _removed(self) -> bool:
         for _ in range(3):
