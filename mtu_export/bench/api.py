@@ -66,8 +66,8 @@ def bench(
         commit=commit,
         state=state,
     )
-    groups = [_group(source, options, progress) for source in sources]
     with closing(_device(options, detail)) as device:
+        groups = [_group(source, options, progress) for source in sources]
         fleets = [
             each
             for source in sources
