@@ -10,14 +10,11 @@ are kept under `--home`. A Core ML bundle is "not run" here.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from mtu_export import bundle
 from mtu_export.bench import api, peak, record
 from mtu_export.spec.options import BenchOptions
 
@@ -52,11 +49,11 @@ def main() -> None:
     four = [folder for folder in folders if "four" in folder.name]
     for label, chosen, values in (
         ("embedded", single, {"baseline": True}),
-        ("embedded_four", four, {"baseline": True, "part": ("unet",)}),
+        ("embedded_four", four, {"baseline": True, "task": TASK, "part": "unet"}),
         ("embedded_python", [f for f in single if f.name == "onnx-int8"], {"runner": "python"}),
     ):
         if chosen:
-            run = api.bench(chosen, BenchOptions(**values), progress=_progress, commit=commit())
+            run = api.bench(chosen, BenchOptions(**values), progress=_progress)
             record.write(run, options.out / f"bench_{label}.json")
     print(f"measured in {time.monotonic() - begin:.0f} s")
 
@@ -66,41 +63,18 @@ def _name(target: str, scheme: str, all_tasks: bool) -> str:
 
 
 def _export(folder: Path, target: str, scheme: str, all_tasks: bool) -> None:
-    """Export a bundle in a process of its own, where it is not there."""
-    if (folder / bundle.MANIFEST).is_file():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    """Export a bundle in a process of its own; one of this code and checkpoint is kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     tasks = ["--all-tasks"] if all_tasks else ["--task", TASK]
-    _progress(f"export {folder.name}")
     command = [sys.executable, "-m", "mtu_export", target, "--scheme", scheme, *tasks]
-    done = subprocess.run(
-        [*command, "-o", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-
-
-def commit() -> str | None:
-    """The checkout's commit, with ``+`` where files differ from it."""
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        return None
-    head = subprocess.run(
-        [git, "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    changed = subprocess.run(
-        [git, "status", "--porcelain", "--untracked-files=no"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return (head.stdout.strip() + "+" * bool(changed.stdout.strip())) or None
+    _progress(f"export {folder.name}")
+    for how in ("--skip-existing", "--force"):
+        done = subprocess.run(
+            [*command, how, "-o", str(folder)], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            return
+    raise SystemExit(done.stderr[-2000:])
 
 
 def _progress(line: str) -> None:

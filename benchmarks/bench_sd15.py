@@ -1,30 +1,38 @@
 """SD 1.5 size: the MTU UNet of one task beside its baselines, on ONNX Runtime and ExecuTorch.
 
     python benchmarks/bench_sd15.py export [--home FOLDER] [--only dense-onnx]
+    python benchmarks/bench_sd15.py measure [--only onnx]
 
 Exports each of {folded, dense, unfolded, plain} x {onnx, executorch} x {fp32, int8} to
 `HOME/bundles/<kind>-<target>-<scheme>`, one after the other, the UNet alone, from a checkpoint of
 random weights (HOME: `~/.cache/mtu-export/bench-sd15`). What is there is kept, what was stopped
 continues; `HOME/exports.json` has time, memory, bytes and proof of each, or the reason why there is
-none.
+none. Measuring keeps each result below `HOME/state` and writes benchmarks/results/bench_sd15.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from mtu_export import bundle
+from mtu_export.bench import process, record, work
 from mtu_export.bench.baseline_export import reason_of
+from mtu_export.bench.checkout import head_commit
+from mtu_export.bench.devices.host import Host
+from mtu_export.bench.record import Kind
+from mtu_export.bench.suite import Contender, Suite, SuiteOptions
 
 TASKS = ("t2i", "edit", "sr", "inpaint")
 TASK, SIDE, PARTS = "inpaint", 512, ("unet",)
+BASELINES: tuple[Kind, ...] = ("dense", "unfolded", "plain")
+THREADS, SAMPLES = 2, 3
+RESULTS = Path(__file__).parent / "results"
 HOME = Path.home() / ".cache" / "mtu-export" / "bench-sd15"
 
 
@@ -42,19 +50,11 @@ def exports() -> Iterator[tuple[str, str, str]]:
 
 def run(command: list[str], log: Path) -> dict[str, Any]:
     """Exit code, wall seconds and peak resident memory of a command, and its last line."""
-    start = time.monotonic()
-    with log.open("w") as stream:
-        child = subprocess.Popen(command, stdout=stream, stderr=stream)
-        try:
-            _, status, usage = os.wait4(child.pid, 0)
-        except BaseException:
-            child.kill()
-            raise
-    code = os.waitstatus_to_exitcode(status)
-    result: dict[str, Any] = {"exit": code, "wall_s": round(time.monotonic() - start, 1)}
-    result["peak_rss_gb"] = round(usage.ru_maxrss * 1024 / 1e9, 2)
-    if code:
-        result["error"] = reason_of(log) if code > 0 else f"signal {-code}"
+    cost = process.measure(command, log)
+    result: dict[str, Any] = {"exit": cost.exit, "wall_s": round(cost.wall_s, 1)}
+    result["peak_rss_gb"] = round(cost.peak_rss / 1e9, 2)
+    if cost.exit:
+        result["error"] = reason_of(log) if cost.exit > 0 else f"signal {-cost.exit}"
     return result
 
 
@@ -116,14 +116,70 @@ def export_all(home: Path, only: str) -> None:
         print(name, json.dumps(result), flush=True)
 
 
+# --------------------------------------------------------------------------------------- measure
+
+
+def measure(home: Path, out: Path, only: str) -> None:
+    """Measure the bundles that are there; those of one target and scheme take turns."""
+    pairs = dict.fromkeys((target, scheme) for _, target, scheme in exports())
+    groups = [
+        contenders(home, target, scheme)
+        for target, scheme in pairs
+        if f"{target}-{scheme}".startswith(only)
+    ]
+    options = SuiteOptions(
+        settings=work.Settings(threads=THREADS, deadline_s=3600.0),
+        samples=SAMPLES,
+        parts=PARTS,
+        commit=head_commit(),
+        state=home / "state",
+    )
+    with closing(Host(progress=lambda _: None)) as host:
+        run = Suite(host, options, lambda line: print(line, flush=True)).run(
+            [group for group in groups if group]
+        )
+    record.write(run, out)
+
+
+def contenders(home: Path, target: str, scheme: str) -> list[Contender]:
+    """The folded bundle and its baselines; one that is not there is a row that says why."""
+    state = home / "exports.json"
+    reasons = json.loads(state.read_text("utf-8")) if state.is_file() else {}
+    folders = {
+        kind: home / "bundles" / f"{kind}-{target}-{scheme}"
+        for kind in ("folded", "dense", "unfolded", "plain")
+    }
+    if not (folders["folded"] / bundle.MANIFEST).is_file():
+        return []
+    folded = bundle.read(folders["folded"])
+    label = work.describe(folded)
+    group = [Contender(kind="bundle", bundle=folded, label=label)]
+    for kind in BASELINES:
+        there = (folders[kind] / bundle.MANIFEST).is_file()
+        error = reasons.get(folders[kind].name, {}).get("error", "it was not exported")
+        group.append(
+            Contender(
+                kind=kind,
+                bundle=bundle.read(folders[kind]) if there else None,
+                label=label,
+                reason=None if there else error,
+            )
+        )
+    return group
+
+
 def main() -> None:
-    """Export what is missing."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=("export",))
+    """Export what is missing, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("command", nargs="?", choices=("export", "measure"))
     parser.add_argument("--home", type=Path, default=HOME)
-    parser.add_argument("--only", default="", help="<kind>-<target>-<scheme> begins with this")
+    parser.add_argument("--only", default="", help="a name begins with this")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench_sd15.json")
     args = parser.parse_args()
-    export_all(args.home, args.only)
+    if args.command != "measure":
+        export_all(args.home, args.only)
+    if args.command != "export":
+        measure(args.home, args.out, args.only)
 
 
 if __name__ == "__main__":

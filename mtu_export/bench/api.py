@@ -10,6 +10,7 @@ from typing import Any
 
 from mtu_export import bundle
 from mtu_export.bench import builds, fleet, suite, work
+from mtu_export.bench.checkout import head_commit
 from mtu_export.bench.devices import Device
 from mtu_export.bench.record import Fleet, Run
 from mtu_export.bench.suite import Contender, Suite, SuiteOptions
@@ -31,7 +32,6 @@ def bench(
     progress: Progress = _silent,
     detail: Progress = _silent,
     state: Path | None = None,
-    commit: str | None = None,
     **values: Any,
 ) -> Run:
     """Measure bundles on a device; ``values`` are of ``BenchOptions``.
@@ -63,7 +63,7 @@ def bench(
         samples=options.samples,
         tasks=tuple(options.task),
         parts=tuple(options.part),
-        commit=commit,
+        commit=head_commit(),
         state=state,
     )
     with closing(_device(options, detail)) as device:
@@ -111,9 +111,10 @@ def _group(source: Bundle, options: BenchOptions, progress: Progress) -> list[Co
     group = [Contender(kind="bundle", bundle=source, label=label)]
     if not options.baseline:
         return group
-    from mtu_export.bench import baselines  # pyright: ignore
+    from mtu_export.bench import baselines
 
-    for each in baselines.baselines(source, options.model, progress=progress):
+    tasks = [task.name for task in source.tasks if task.name in options.task]
+    for each in baselines.baselines(source, options.model, tasks=tasks, progress=progress):
         read = None if each.folder is None else bundle.read(each.folder)
         group.append(
             Contender(kind=each.kind, bundle=read, label=label, task=each.task, reason=each.reason)
@@ -131,7 +132,7 @@ def _fleet(
     """The fleet of a bundle of several tasks, with ``--baseline`` alone."""
     if not options.baseline or len(source.tasks) < 2 or device.refuses(source) is not None:
         return []
-    from mtu_export.bench import baselines  # pyright: ignore
+    from mtu_export.bench import baselines
 
     singles = {}
     for each in baselines.fleet(source, options.model, progress=progress):
