@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from mtu_export import bundle
 from mtu_export.bench.baseline_export import plan_of, reason_of
 from mtu_export.bench.peak import cache
-from mtu_export.bundle import Bundle, PartRecord
+from mtu_export.bundle import Bundle, PartRecord, verification
 from mtu_export.spec import BundleError, MtuExportError, PlanError, ResourceError, UnknownName
+from mtu_export.spec.catalog import SCHEMES
 from mtu_export.storage import atomic_file, locks
 
 if TYPE_CHECKING:
@@ -151,10 +152,23 @@ def _options(
         "batch": _denoiser(source).outputs[0].shape[0],
         "skip_existing": True,
     }
+    floor = _own_floor(source)
+    if floor is not None:
+        options["min_psnr"] = floor
     kept = [layer.layer for layer in manifest.scheme.kept_float if layer.why == "asked for"]
     if kept and kind in ("dense", "single"):
         options["keep_float"] = [re.escape(layer) for layer in kept]
     return options
+
+
+def _own_floor(source: Bundle) -> float | None:
+    """The floor that a bundle was exported with, where it is not its scheme's."""
+    part = _denoiser(source)
+    assert part.scheme is not None
+    scheme = SCHEMES[part.scheme.name]
+    usual, stage = scheme.floor(part.scheme.activations), verification.stage_of(scheme)
+    floors = [v.floor_db for v in source.proof if (v.part, v.stage) == (part.name, stage)]
+    return floors[0] if floors and floors[0] != usual else None
 
 
 # ---------------------------------------------------------------------------------- one baseline

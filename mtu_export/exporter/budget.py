@@ -56,7 +56,8 @@ def _require_memory(plan: Plan, headers: Mapping[str, Sequence[checkpoint.Header
         support = targets.load(target).info.supports.get(scheme)
         if support is None:
             return None
-        return fixed + (support.plain if plan.is_plain else support.memory) * sizes[largest]
+        copies = support.plain if plan.is_plain else support.memory
+        return fixed + (copies + (plan.baseline == "dense")) * sizes[largest]  # not mapped
 
     need = needed(plan.target, plan.scheme.name)
     if need is None:

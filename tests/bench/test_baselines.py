@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,6 +103,19 @@ def test_a_fleet_has_a_bundle_for_each_task(
     assert [(each.kind, each.task) for each in singles] == [("single", "t2i"), ("single", "edit")]
     assert [job["options"]["task"] for job in exports.jobs] == ["t2i", "edit"]
     assert [job["options"]["components"] for job in exports.jobs] == [["unet"]] * 2
+
+
+def test_a_floor_and_layers_of_the_bundle_hold_for_its_baselines(
+    bundles: Callable[..., Path], atom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = "mid_block.attentions.0.proj_in"
+    source = bundle.read(bundles("reference", "int8", ("edit",), min_psnr=20, keep_float=layer))
+    exports = _Exports(monkeypatch, 4, "error: not made")
+    baselines.baselines(source, atom, kinds=["dense", "unfolded", "single"])
+    options = [job["options"] for job in exports.jobs]
+    assert [each["min_psnr"] for each in options] == [20, 20, 20]
+    kept = [re.escape(layer)]
+    assert [each.get("keep_float") for each in options] == [kept, None, kept]
 
 
 def test_a_failed_export_is_a_reason(
