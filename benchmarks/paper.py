@@ -13,17 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
-
-from mtu_export.authoring import upcycle
 from mtu_export.bench.record import Kind, Work
 from mtu_export.bench.report import paper, text
-from mtu_export.graph import capture
-from mtu_export.models.mtu.network import MTUUNet2DConditionModel
-from mtu_export.models.mtu.presets import resolve_tasks
-from mtu_export.models.pipeline.unet import unet_graph
-from mtu_export.testing.architectures import ARCHITECTURES
 
 TASKS = ("t2i", "edit", "sr", "inpaint")
 EXPERTS = {"sd15": 4, "sdxl": 1}
@@ -31,6 +22,11 @@ EXPERTS = {"sd15": 4, "sdxl": 1}
 
 def counted(unet: Any, channels: int, **task: str) -> Work:
     """Of one pass at 512 x 512; no file, so no bytes."""
+    import torch
+
+    from mtu_export.graph import capture
+    from mtu_export.models.pipeline.unet import unet_graph
+
     side = paper.SIDE // 8
     unet.eval().requires_grad_(False)
     graph = unet_graph(unet, unet.config, channels=channels, batch=1, latent=(side, side), **task)
@@ -46,6 +42,14 @@ def counted(unet: Any, channels: int, **task: str) -> Work:
 
 def models(architecture: str) -> list[tuple[Kind, Work]]:
     """The single-task model (4 channels), MTU, and MTU folded (8 channels)."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from mtu_export.authoring import upcycle
+    from mtu_export.models.mtu.network import MTUUNet2DConditionModel
+    from mtu_export.models.mtu.presets import resolve_tasks
+    from mtu_export.testing.architectures import ARCHITECTURES
+
     stock = dict(ARCHITECTURES[architecture])
     config = upcycle.mtu_config(
         stock, resolve_tasks(TASKS, stock), EXPERTS[architecture], (768, 768), "replace"
