@@ -16,7 +16,7 @@ from mtu_export.bench.web.messages import CheckResult, ProviderResult
 from mtu_export.spec import ToolchainError
 from mtu_export.spec.options import BenchOptions
 from mtu_export.testing import chromium
-from tests.support.tools import missing, require
+from tests.support.tools import missing, require, require_package
 from tests.support.vectors import TESTDATA
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def test_webgpu_runs_a_part_and_its_check(source: bundle.Bundle, tmp_path: Path)
 
 def test_by_tls_it_is_a_secure_context(source: bundle.Bundle, tmp_path: Path) -> None:
     """With threads; a browser without WebGPU says so."""
-    pytest.importorskip("trustme")
+    require_package("trustme", "web")
     result = measured(
         source, tmp_path, "--ignore-certificate-errors", "--disable-gpu", host="127.0.0.2",
         parts=("text_encoder",), image=False, check=False, threads=2,

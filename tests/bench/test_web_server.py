@@ -24,6 +24,7 @@ from mtu_export.bench.web import engine
 from mtu_export.bench.web.messages import LARGEST_EVENT, LARGEST_RECORD
 from mtu_export.spec import DeviceError, PlanError, ToolchainError, UnknownName, Unsupported
 from mtu_export.spec.options import BenchOptions
+from tests.support.tools import require_package
 from tests.support.vectors import TESTDATA
 
 BUNDLE = TESTDATA / "edit-onnx-int8"
@@ -430,7 +431,7 @@ def test_damaged_requests_stop_nobody(served: Running) -> None:
 
 
 def test_another_host_is_served_by_tls(copied: bundle.Bundle, ort: Path) -> None:
-    pytest.importorskip("trustme")
+    require_package("trustme", "web")
     with running(copied, ort_web=ort, host="127.0.0.2") as server:
         assert server.url.startswith("https://127.0.0.2:")
         assert "certificate" in server.lines[0]

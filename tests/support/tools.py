@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -24,6 +25,12 @@ def require(name: str) -> str:
     if path is not None:
         return path
     return missing(f"{name} is not installed (Debian: {PACKAGES.get(name, name)})")
+
+
+def require_package(name: str, extra: str) -> None:
+    """A Python package of an extra, as :func:`require` a program."""
+    if importlib.util.find_spec(name) is None:
+        missing(f"{name} is not installed (extra {extra})")
 
 
 def missing(reason: str) -> str:

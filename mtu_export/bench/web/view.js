@@ -62,6 +62,7 @@ export function showProvider(card, result) {
   if (result.threads) notes.push(result.threads === 1 ? "one thread" : `${result.threads} threads`);
   if (result.engine) notes.push(`${result.engine.name} ${result.engine.version}`);
   if (result.adapter) notes.push(result.adapter);
+  if (/swiftshader/i.test(result.adapter ?? "")) notes.push("in software: no measure of speed");
   if (notes.length) card.body.append(make("p", { class: "note" }, notes.join(", ")));
   if (result.reason) card.body.append(make("p", {}, result.reason));
   const parts = Object.entries(result.parts ?? {});
