@@ -51,6 +51,10 @@ def test_every_vector_is_met() -> None:
     assert not re.search(r"# (SKIP|TODO)", report)
 
 
+def test_a_page_that_is_loaded_anew_goes_on() -> None:
+    assert len(re.findall(r"^ok \d+ - ", run_node("resume.test.js"), re.MULTILINE)) == 4
+
+
 @pytest.mark.slow
 def test_it_makes_the_expected_picture() -> None:
     try:

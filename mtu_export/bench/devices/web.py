@@ -40,7 +40,9 @@ from mtu_export.spec.options import BenchOptions
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PAGE = Path(__file__).parents[1] / "web"
-PAGE_FILES = ("page.html", "page.css", "page.js", "view.js", "worker.js", "measure.js")
+PAGE_FILES = (
+    "page.html", "page.css", "page.js", "view.js", "resume.js", "worker.js", "measure.js",
+)  # fmt: skip
 MODULE = "mtu"
 """Folder of the ES module below the page: in the wheel beside it, in a checkout runtime/web."""
 ADB_SECONDS = 20

@@ -1,11 +1,13 @@
 // Runs the plan, provider after provider, each in a worker of its own; posts the record.
 
+import { forget, interrupted, keep } from "./resume.js";
 import { addPicture, addProvider, showBrowser, showPlan, showProvider, showState } from "./view.js";
 
 const stop = document.getElementById("stop");
 const stopped = new Promise((resolve) => {
   stop.addEventListener("click", () => resolve("stopped by the user"), { once: true });
 });
+const storage = sessionStorageOf();
 let sent = 0;
 
 async function main() {
@@ -15,13 +17,24 @@ async function main() {
   showBrowser(browser);
   stop.hidden = false;
   const lock = await navigator.wakeLock?.request("screen").catch(() => null);
-  const results = [];
+  const results = interrupted(storage);
+  for (const result of results) showProvider(addProvider(result.provider), result);
   const shared = { files: null, stopped: null };
   for (const [index, provider] of plan.providers.entries()) {
-    const onEvent = ({ text, done }) => tell(text, (index + done) / plan.providers.length);
+    if (index < results.length) continue;
     const card = addProvider(provider);
-    const result = await measure(plan, provider, shared, onEvent, card);
+    let running = { provider };
+    const onEvent = ({ text, done }) => {
+      keep(storage, results, running, text);
+      tell(text, (index + done) / plan.providers.length);
+    };
+    const onResult = (result) => {
+      running = result;
+      showProvider(card, result);
+    };
+    const result = await measure(plan, provider, shared, { onEvent, onResult, card });
     results.push(result);
+    keep(storage, results, null, "");
     showProvider(card, result);
   }
   stop.hidden = true;
@@ -30,15 +43,15 @@ async function main() {
 }
 
 /** One provider: what it measured in all rounds, or why it could not. */
-async function measure(plan, provider, shared, onEvent, card) {
+async function measure(plan, provider, shared, { onEvent, onResult, card }) {
   const reason = shared.stopped ?? await missing(provider);
   if (reason) return { provider, status: "not run", reason };
   const end = performance.now() + 950 * plan.deadline_s;
   let whole = null;
   for (let round = 0; round < plan.rounds; round += 1) {
     const onShare = ({ text, done }) => onEvent({ text, done: (round + done) / plan.rounds });
-    const onResult = (result) => showProvider(card, merged(whole, result));
-    const result = await inWorker({ plan, provider, round, end, shared, onShare, onResult, card });
+    const onPart = (result) => onResult(merged(whole, result));
+    const result = await inWorker({ plan, provider, round, end, shared, onShare, onResult: onPart, card });
     whole = merged(whole, result);
     if (result.status !== "measured") break;
   }
@@ -101,6 +114,15 @@ async function inWorker({ plan, provider, round, end, shared, onShare, onResult,
   return result;
 }
 
+/** The tab's storage; null where the browser forbids it. */
+function sessionStorageOf() {
+  try {
+    return window.sessionStorage;
+  } catch {
+    return null;
+  }
+}
+
 /** Why a provider is not here. */
 async function missing(provider) {
   if (provider !== "webgpu") return null;
@@ -141,6 +163,7 @@ async function post(record, state) {
   showState("Sending the record", "", 1);
   try {
     const answer = await fetch("record", request(record));
+    forget(storage);
     if (!answer.ok) throw new Error(`the server refused it (${answer.status})`);
     showState(state, "The record is with the computer; this page may be closed.", 1);
   } catch (error) {
