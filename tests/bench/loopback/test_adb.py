@@ -160,6 +160,22 @@ def test_kept_files_that_have_changed_are_not_used(
     assert model.read_bytes() == (make_job().folder / "part/it's $HOME;.onnx").read_bytes()
 
 
+def test_what_is_kept_never_grows_without_keep(
+    phone: Phone, open_device: Open, make_job: MakeJob
+) -> None:
+    with open_device(keep=True) as device:
+        device.run(make_job())
+    kept = phone.left()
+    job = make_job()
+    (job.folder / "second.pte").write_bytes(b"2" * 1000)
+    both = {**job.parts, "q": replace(job.parts["p"], path="second.pte")}
+    with open_device() as device:
+        assert device.run(job).status == "measured"
+        assert device.run(replace(job, parts=both)).status == "measured"
+        assert device.run(job).status == "measured"
+    assert phone.left() == kept
+
+
 @pytest.mark.parametrize(
     ("missing", "damage"),
     [

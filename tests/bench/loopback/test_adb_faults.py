@@ -17,6 +17,7 @@ import pytest
 
 from mtu_export.bench.devices import DeviceLost
 from mtu_export.bench.devices.adb import AdbDevice, client, files
+from mtu_export.bench.devices.adb import device as device_module
 from mtu_export.bench.job import Job
 from mtu_export.spec import DeviceError, MtuExportError, RuntimeUnavailable
 from tests.bench.loopback.adbd import is_working
@@ -77,6 +78,30 @@ def test_adb_is_another_program(
     monkeypatch.setenv("ADB", str(program))
     with pytest.raises(RuntimeUnavailable, match="does not run: Exec format error"):
         open_device()
+
+
+def test_lines_of_adb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "adb"
+    lines = (
+        "* daemon started successfully",
+        "List of devices attached",
+        "adb-R58 (2)._adb-tls-connect._tcp device product:a2q model:SM_G998 transport_id:3",
+        "????????????           no permissions (missing udev rules?); see [link] usb:1-2",
+        "R58N1                  recovery transport_id:4",
+        "garbage",
+    )
+    program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
+    program.chmod(0o755)
+    phones = client.listed(str(program))
+    assert [(phone.serial, phone.state, phone.model) for phone in phones] == [
+        ("adb-R58 (2)._adb-tls-connect._tcp", "device", "SM_G998"),
+        ("????????????", "no permissions", "model unknown"),
+        ("R58N1", "recovery", "model unknown"),
+    ]
+    with pytest.raises(DeviceError, match=r"\?{12} may not be opened by this user"):
+        client.choose(phones[1:2], None)
+    with pytest.raises(DeviceError, match="R58N1 is in recovery: start Android"):
+        client.choose(phones, "R58N1")
 
 
 def test_no_phone(adb: Server, open_device: Open, saw: Saw) -> None:
@@ -330,6 +355,10 @@ def test_a_phone_that_never_stops_talking(phone: Phone, open_device: Open, saw: 
 
 RUNNERS = {
     "hang": ("The runner hangs", "the runner hangs: nothing for 1.5 s; it was killed"),
+    "talk": (
+        "The runner writes without end",
+        "the runner writes without end: more than 1,000,000 bytes; it was killed",
+    ),
     "killed": (
         "The runner is killed (exit code 137)",
         "killed, most likely out of memory (4,425 MB were free before)",
@@ -369,11 +398,13 @@ def test_a_runner_that_fails(
     open_device: Open,
     make_job: MakeJob,
     saw: Saw,
+    monkeypatch: pytest.MonkeyPatch,
     test: str,
     fault: str,
     says: str,
 ) -> None:
     """The runner fails"""
+    monkeypatch.setattr(device_module, "_LONGEST_OUTPUT", 1_000_000)
     with open_device() as device:
         device.grace = 0.5
         result = device.run(make_job(test, deadline_s=1.0))

@@ -27,7 +27,11 @@ LONGEST_ANSWER = 1_000_000
 SECONDS = 30.0
 """Deadline of a command that only looks."""
 _END = re.compile(rb"\r?\n?" + MARK.encode() + rb"(\d{1,3})\r?\n?$")
-_LISTED = re.compile(r"^(\S+)\s+(no permissions|[a-z]+)\b(.*)$")
+_STATE = (
+    "device|offline|unauthorized|authorizing|connecting|no permissions|recovery|rescue|sideload|"
+    "bootloader|host|unknown|detached"
+)
+_LISTED = re.compile(rf"^(\S.*?)\s+({_STATE})\b(.*)$")
 _SLOWEST = 250_000
 """Bytes a second that a push must reach on the whole."""
 _SILENCE = 60.0
@@ -253,8 +257,8 @@ class Adb:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=_POLL)
                     break
-                now, before = time.monotonic(), arrived
-                arrived = self._size(target)
+                before, arrived = arrived, self._size(file, target) or arrived
+                now = time.monotonic()
                 if arrived != before:
                     moved = now
                 if now > deadline or now - moved > _SILENCE:
@@ -269,10 +273,10 @@ class Adb:
         if child.returncode != 0:
             raise self._push_error(file, text)
 
-    def _size(self, target: str) -> int:
-        answer = self.shell(f"wc -c < {shlex.quote(target)} 2>/dev/null", limit=100)
-        digits = answer.out.strip()
-        return int(digits) if re.fullmatch(r"\d{1,15}", digits) else 0
+    def _size(self, file: Path, target: str) -> int | None:
+        command = f"wc -c < {shlex.quote(target)} 2>/dev/null"
+        digits = self.shell(command, what=f"the push of {file.name}", limit=100).out.strip()
+        return int(digits) if re.fullmatch(r"[0-9]{1,15}", digits) else None
 
     def _push_error(self, file: Path, text: str) -> DeviceError:
         if "No space left" in text:

@@ -36,7 +36,9 @@ from mtu_export.spec import DeviceError
 RUNNER = "mtu-bench"
 GRACE = 10.0
 """Seconds of silence beyond a job's own deadline after which its runner hangs."""
-_LONGEST_RUN = 86_400.0
+_LONGEST_RUN = 7 * 86_400.0
+_LONGEST_OUTPUT = 64_000_000
+"""Bytes of a runner's events."""
 _KILLED = 137
 _EXITS = {
     2: "it refused the job",
@@ -217,7 +219,8 @@ class AdbDevice:
         answer = self._start(session.folder, runner, job)
         if answer.stopped is not None:
             self.adb.look(ending(session.folder), what="ending the runner")
-            return failed(f"the runner hangs: {answer.stopped}; it was killed")
+            fault = "writes without end" if "bytes" in answer.stopped else "hangs"
+            return failed(f"the runner {fault}: {answer.stopped}; it was killed")
         return self._result(session.folder, job, answer, free)
 
     def _start(self, folder: str, runner: str, job: Job) -> Answer:
@@ -232,6 +235,7 @@ class AdbDevice:
             f"{executable}; cd {folder} && ORT_DISABLE_TELEMETRY=1 {' '.join(map(quote, words))}",
             what="a run",
             seconds=_LONGEST_RUN,
+            limit=_LONGEST_OUTPUT,
             patience=job.deadline_s + job.cooldown_ms / 1000 + self.grace,
             on_line=self._show,
         )

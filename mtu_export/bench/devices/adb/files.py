@@ -159,6 +159,8 @@ class Session:
             if self.keep or right == set(missing):
                 folder, there = kept, there | right
             else:
+                if folder == kept:  # what is kept lacks some: nothing is written there
+                    self.adb.look(f"rm -f {self.folder}/{key}", what="removing a link")
                 folder, there, missing = f"{self.folder}/{key}", set(), dict(files)
             missing = {name: file for name, file in missing.items() if name not in there}
         assert folder is not None
