@@ -101,6 +101,19 @@ def test_a_file_with_small_pages_is_refused(assemble: ModuleType) -> None:
 
 
 @pytest.mark.slow
+def test_a_folder_that_is_the_same_stays(assemble: ModuleType) -> None:
+    """Others may run it while it is built again."""
+    folder = runners.built()
+    text = (folder / builds.DESCRIPTION).read_text("utf-8")
+    before = (folder / "mtu-bench").stat().st_ino
+    assert builds.build_runner(folder.name) == folder
+    assert (folder / "mtu-bench").stat().st_ino == before
+    assert assemble._is_same(folder, text)
+    assert not assemble._is_same(folder, text.replace(folder.name, "other"))
+    assert not assemble._is_same(folder.with_name("nowhere"), text)
+
+
+@pytest.mark.slow
 def test_the_start_runs_from_any_folder(tmp_path: Path) -> None:
     folder = runners.built()
     job = runners.golden_job(tmp_path, runners.TESTDATA, "unet", 0)

@@ -108,7 +108,7 @@ def judge(start: Path, job: Path, what: str) -> int:
     result = outcome.result
     if outcome.code == 0 or result is not None:
         assert result is not None
-        assert "cannot be read" not in (result.reason or ""), f"{what}: {result.reason}"
+        assert "the runner's result" not in (result.reason or ""), f"{what}: {result.reason}"
         assert (result.status == "measured") is (outcome.code == 0)
     assert result is not None or outcome.code == 2, what
     assert "unexpected" not in ((result and result.reason) or ""), f"{what}: {result}"

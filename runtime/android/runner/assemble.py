@@ -287,8 +287,17 @@ def describe(folder: Path, arch: str) -> dict[str, object]:
     }
 
 
+def _is_same(folder: Path, text: str) -> bool:
+    try:
+        entries = json.loads(text)["files"]
+        sizes = all((folder / e["path"]).stat().st_size == e["bytes"] for e in entries)
+        return sizes and (folder / "runner.json").read_text("utf-8") == text
+    except OSError:
+        return False
+
+
 def assemble(arch: str, output: Path, headers: Path | None = None) -> dict[str, object]:
-    """Build for ``arch`` and replace the folder ``output``; returns its ``runner.json``."""
+    """Build for ``arch`` and replace the folder ``output`` if it changed; returns its manifest."""
     is_phone = arch == "aarch64"
     preset = "host" if arch == platform.machine() else f"{arch}-linux-gnu"
     onnxruntime, executorch = engine_folder("onnxruntime", arch), engine_folder("executorch", arch)
@@ -311,8 +320,11 @@ def assemble(arch: str, output: Path, headers: Path | None = None) -> dict[str, 
         for path in folder.iterdir():
             path.chmod(0o755)
         manifest = describe(folder, arch)
-        (folder / "runner.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         check_alignment(manifest, PAGE if is_phone else 0)
+        text = json.dumps(manifest, indent=1) + "\n"
+        (folder / "runner.json").write_text(text, "utf-8")
+        if _is_same(output, text):
+            return manifest  # it may be running
         shutil.rmtree(output, ignore_errors=True)
         folder.rename(output)
     return manifest
