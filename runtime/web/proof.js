@@ -53,7 +53,7 @@ export function provenTasks(part) {
 export async function provePart(manifest, part, task, goldens, run) {
   const { stage, floor_db } = entryOf(manifest, part.name, task, ["quantised", "exported"]);
   /** @type {Record<string, number>} */
-  const outputs = {};
+  const outputs = Object.create(null);
   for (let number = 0; number < CASES; number += 1) {
     const prefix = `${part.name}/${task}/${number}/`;
     /** @type {(name: string) => Promise<Tensor>} */
@@ -88,7 +88,7 @@ export async function proveLoop(manifest, task, goldens, begin) {
   await evaluation.runOnce();
   const picture = await tensorOf(goldens, task, "picture");
   /** @type {Record<string, number>} */
-  const outputs = {};
+  const outputs = Object.create(null);
   /** @type {Tensor | undefined} */
   let last;
   /** @type {Tensor | undefined} */
@@ -123,12 +123,12 @@ export async function goldenRequest(manifest, task, goldens) {
   const takesPrompt = promptedCalls(task).size > 0;
   const guided = takesPrompt && task.guidance.kind !== "none";
   /** @type {Record<string, Tensor>} */
-  const pictures = {};
+  const pictures = Object.create(null);
   for (const name of Object.keys(task.inputs.pictures ?? {})) {
     pictures[name] = await tensorOf(goldens, task, `request/${name}`);
   }
   /** @type {Record<string, Tensor>} */
-  const tensors = {};
+  const tensors = Object.create(null);
   for (const name of Object.keys(task.inputs.tensors ?? {})) {
     tensors[name] = await tensorOf(goldens, task, `request/${name}`);
   }

@@ -46,13 +46,23 @@ export function prepare(manifest, task, request) {
     fittedPictures[name] = fitted(manifest, pictures[name], picture, name);
   }
   const guidance = { ...task.guidance, ...scales(task, request) };
-  const values = { tensors: request.tensors ?? {}, numbers: request.numbers ?? {} };
+  const values = { tensors: plain(request.tensors), numbers: plain(request.numbers) };
   const table = isSet(task.flow.prediction) ? tableOf(manifest, task, request) : null;
   return {
     fitted: { prompt, negativePrompt, pictures: fittedPictures, ...values, guidance },
     table,
     noise: table ? noiseOf(manifest, table, request) : null,
   };
+}
+
+/**
+ * A copy without a prototype: `constructor` is a legal name.
+ * @template T
+ * @param {Record<string, T> | undefined} values
+ * @returns {Record<string, T>}
+ */
+function plain(values) {
+  return Object.assign(Object.create(null), values);
 }
 
 /**

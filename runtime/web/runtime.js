@@ -100,7 +100,7 @@ function requireNames(session, inputs, part) {
  */
 async function run(ort, session, part, inputs, feeds) {
   /** @type {Record<string, OrtTensor>} */
-  const values = {};
+  const values = Object.create(null);
   for (const { name, dtype } of inputs) {
     values[name] = new ort.Tensor(dtype, feeds[name].data, feeds[name].shape);
   }

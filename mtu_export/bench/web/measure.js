@@ -121,7 +121,7 @@ async function sample(session, feeds, [warmup, samples], measured, tell) {
 async function feedsOf(bundle, part, task) {
   const goldens = await bundle.goldens();
   const proven = provenTasks(part).get(task) ?? task;
-  const feeds = {};
+  const feeds = Object.create(null);
   for (const { name, shape, dtype } of inputsOf(part, task)) {
     const key = `${part.name}/${proven}/0/${name}`;
     const count = shape.reduce((product, extent) => product * extent, 1);
@@ -138,7 +138,7 @@ async function makePicture(pipeline, bundle, times, result, tell, post) {
   const request = (goldens && await goldenRequest(manifest, task, goldens)) ?? plainRequest(pipeline);
   const steps = request.steps ?? (task.flow.prediction ? task.steps : null);
   const round = { load_s: 0, first_s: null, seconds: null };
-  const image = { steps, passes: 0, rounds: [round], calls: {} };
+  const image = { steps, passes: 0, rounds: [round], calls: Object.create(null) };
   let loading = 0;
   const onEvent = ({ kind, part, seconds, number, of }) => {
     if (kind === "loaded") loading += seconds;
@@ -154,7 +154,7 @@ async function makePicture(pipeline, bundle, times, result, tell, post) {
   };
   for (let time = 0; time < times; time += 1) {
     tell(time ? "picture, again" : "picture");
-    [image.calls, loading] = [{}, 0];
+    [image.calls, loading] = [Object.create(null), 0];
     const start = performance.now();
     const { pixels } = await pipeline.generate(request, { onEvent });
     round[time ? "seconds" : "first_s"] = Math.max(0, since(start) - loading);

@@ -10,6 +10,7 @@ import { Evaluation } from "../../../runtime/web/flow.js";
 import { trajectory } from "../../../runtime/web/loop.js";
 import { Noise, seedWords } from "../../../runtime/web/noise.js";
 import { parseJson } from "../../../runtime/web/json.js";
+import { provePart } from "../../../runtime/web/proof.js";
 import { prepare } from "../../../runtime/web/request.js";
 import { Safetensors } from "../../../runtime/web/safetensors.js";
 import { checkWiring } from "../../../runtime/web/wiring.js";
@@ -168,3 +169,23 @@ for (const each of read("noise.json")) {
     assert.equal(sha256(new Uint8Array(drawn.buffer)), each.sha256);
   });
 }
+
+// ------------------------------------------------------------- names that objects have of themselves
+
+test("names: constructor and __proto__ are names like others", async () => {
+  const number = { default: 2, minimum: 0, maximum: 3 };
+  const flow = { calls: [], picture: { call: "a", name: "b" } };
+  const task = plain({ name: "t", guidance: { kind: "none" }, steps: 1, inputs: { numbers: { constructor: number } }, flow });
+  const { fitted } = prepare(/** @type {any} */ ({}), task, {});
+  assert.equal(fitted.numbers.constructor ?? number.default, 2);
+  const zeros = { shape: [1], data: new Float32Array(1) };
+  const far = { shape: [1], data: new Float32Array(1).fill(9) };
+  const part = plain({ name: "p", entries: { t: "e" }, inputs: [], outputs: [{ name: "__proto__", shape: [1] }] });
+  part.outputs[0].name = "__proto__";
+  const proof = [{ part: "p", task: "t", stage: "exported", floor_db: 50 }];
+  const goldens = /** @type {any} */ ({ tensor: async () => far });
+  const results = Object.create(null);
+  results["__proto__"] = zeros;
+  const verdict = await provePart(/** @type {any} */ ({ proof }), part, "t", goldens, async () => results);
+  assert.deepEqual([verdict.passed, verdict.psnr_db], [false, 0]);
+});
