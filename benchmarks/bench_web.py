@@ -2,13 +2,15 @@
 
 python benchmarks/bench_web.py [--wasm] [-o FILE.json]
 
-WebAssembly, and WebGPU on the processor (SwiftShader), whose times are no speeds and take a quarter
-of an hour: its row is marked ``emulated``. ``--wasm`` leaves it out.
+WebAssembly, and WebGPU on the processor (SwiftShader), whose times are no speeds and take a
+quarter of an hour: its rows are marked ``emulated``. ``--wasm`` measures WebAssembly alone; the
+other rows of the file stay. A note has the load before each, as the browser shares the cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from mtu_export import bundle
 from mtu_export.bench import record
 from mtu_export.bench.devices import web
+from mtu_export.bench.record import Measurement
 from mtu_export.bench.web import records
 from mtu_export.bundle import Bundle
 from mtu_export.spec import ToolchainError
@@ -60,6 +63,16 @@ def measure(source: Bundle, task: str, provider: web.Provider, seconds: float) -
         return web.serve(source, options, print, opened)
 
 
+def _kept(path: Path, providers: list[web.Provider]) -> tuple[list[Measurement], list[str]]:
+    """Rows of the file that are not measured again, and notes on them."""
+    if not path.is_file():
+        return [], []
+    run = record.read(path)
+    rows = [row for row in run.measurements if row.provider not in providers]
+    others = {row.provider for row in rows}
+    return rows, [note for note in run.notes if note.partition(":")[0] in others]
+
+
 def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,16 +82,18 @@ def main() -> None:
     asked = parser.parse_args()
     source = embedded()
     providers: list[web.Provider] = ["wasm"] if asked.wasm else ["wasm", "webgpu"]
-    runs = [
-        records.collect(
+    rows, notes = _kept(asked.output, providers)
+    for provider in providers:
+        load = f"{provider}: load average {os.getloadavg()[0]:.1f} before, {os.cpu_count()} cores"
+        run = records.collect(
             [source],
             BenchOptions(device="web"),
             lambda each, task, provider=provider: measure(each, task, provider, asked.deadline),
         )
-        for provider in providers
-    ]
-    rows = tuple(row for run in runs for row in run.measurements)
-    record.write(runs[0].model_copy(update={"measurements": rows}), asked.output)
+        rows += run.measurements
+        notes += [load, *(note for note in run.notes if note not in notes)]
+        run = run.model_copy(update={"measurements": tuple(rows), "notes": tuple(notes)})
+        record.write(run, asked.output)
     for row in rows:
         worst = min((check.psnr_db for check in row.checks), default=None)
         shown = f"{row.latency.median * 1000:8.1f} ms" if row.latency else "-"
