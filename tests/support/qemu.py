@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,9 @@ CPU = "cortex-a76"
 RUNNER = Path(__file__).parents[2] / "runtime" / "android" / "runner"
 
 
+@cache
 def debian() -> ModuleType:
+    """``runtime/android/runner/debian.py``, which lies in no package."""
     spec = importlib.util.spec_from_file_location("mtu_runner_debian", RUNNER / "debian.py")
     assert spec is not None
     assert spec.loader is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -33,7 +34,7 @@ def require_package(name: str, extra: str) -> None:
         missing(f"{name} is not installed (extra {extra})")
 
 
-def missing(reason: str) -> str:
+def missing(reason: str) -> NoReturn:
     """Skip the test for want of a tool; fail it where ``MTU_REQUIRE_TOOLS`` is set."""
     if os.environ.get("MTU_REQUIRE_TOOLS"):
         pytest.fail(reason)

@@ -10,7 +10,8 @@ import pytest
 from mtu_export.bench import api
 from tests.bench import runners
 from tests.bench.loopback.phone import Phone
-from tests.support.qemu import CPU, qemu_aarch64
+from tests.support.qemu import CPU, debian, qemu_aarch64
+from tests.support.tools import missing
 
 pytestmark = pytest.mark.slow
 BUNDLE = Path(__file__).parents[3] / "runtime" / "testdata" / "edit-onnx-int8"
@@ -23,7 +24,11 @@ def runner() -> Path:
 
 @pytest.fixture
 def emulated(make_phone: Callable[..., Phone]) -> Phone:
-    return make_phone(emulator=(str(qemu_aarch64()), "-cpu", CPU))
+    try:
+        qemu = str(qemu_aarch64())
+    except debian().DebianError as error:
+        missing(str(error))
+    return make_phone(emulator=(qemu, "-cpu", CPU))
 
 
 def test_a_bundle_is_measured_and_checked_on_a_phone(

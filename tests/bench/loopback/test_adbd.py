@@ -12,7 +12,8 @@ import pytest
 
 from tests.bench import runners
 from tests.bench.loopback.adbd import closure
-from tests.support.tools import require
+from tests.support.qemu import debian
+from tests.support.tools import missing, require
 
 pytestmark = pytest.mark.slow
 UNSHARE = ("unshare", "--map-root-user", "--net", "--mount")
@@ -28,7 +29,10 @@ def test_the_real_daemon(tmp_path: Path) -> None:
         pytest.skip(f"namespaces are not allowed: {allowed.stderr.decode().strip()[:200]}")
     require("adb")
     runner = runners.built()
-    closure()
+    try:
+        closure()
+    except debian().DebianError as error:
+        missing(str(error))
     module = [sys.executable, "-m", "tests.bench.loopback.adbd", tmp_path / "root", runner]
     done = subprocess.run([*UNSHARE, *module], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
