@@ -86,6 +86,7 @@ def test_they_are_made_once(
     assert not dense.folder.exists()
 
 
+@pytest.mark.exhaustive
 def test_a_single_task_is_the_usual_export(source: Bundle, atom: Path) -> None:
     (single,) = baselines.baselines(source, atom, kinds=["single"], tasks=["edit"])
     assert single.folder is not None

@@ -109,7 +109,8 @@ def test_a_bundle_without_such_operators_cannot_have_its_label(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp32", pytest.param("int8", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_executorch_is_as_its_tools_make_it(scheme: str, bundles: Callable[..., Path]) -> None:
     exported = bundle.read(bundles("executorch", scheme, (TASK,), plain=True, min_psnr=0))
     (verdict,) = (v for v in exported.proof if v.stage != "folded")
