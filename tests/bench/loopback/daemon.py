@@ -74,10 +74,6 @@ class Settings:
             text = re.sub(rf"\b{program}\b", f"no-{program}", text)
         return text
 
-    def there(self, data: bytes) -> bytes:
-        """What a program wrote, with the paths of the phone."""
-        return data.replace(os.fsencode(self.root), b"")
-
 
 class Ended(Exception):
     """The stream or the connection is over."""
@@ -275,7 +271,6 @@ class Shell:
 
     async def copy(self, reader: asyncio.StreamReader | None, kind: int) -> None:
         while reader is not None and (data := await reader.read(32768)):
-            data = self.connection.settings.there(data)
             await self.connection.pass_through(f"shell:{self.command}", len(data))
             await self.stream.write(self.packet(kind, data) if self.version2 else data)
 
