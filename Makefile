@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
-  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-report devices paper \
+  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback bench-report devices paper \
   clean
 
 setup: $(VENV)/.installed
@@ -170,6 +170,14 @@ bench: setup runner
 ## The suite at SD 1.5 size -> benchmarks/results/bench_sd15.json (two hours, 16 GB, 40 GB of disk).
 bench-sd15: setup runner
 	$(BIN)/python benchmarks/bench_sd15.py
+
+## The aarch64 runner on a loopback phone behind adb, by qemu -> benchmarks/results/bench_loopback.json,
+## and the faults of a phone, as users see them -> docs/faults.md
+bench-loopback: setup
+	rm -f build/faults.md
+	MTU_RECORD=benchmarks/results/bench_loopback.json MTU_FAULTS=build/faults.md OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest -n 0 tests/bench/loopback
+	cp build/faults.md docs/faults.md
 
 ## One page of all records -> benchmarks/results/bench.{html,md,csv}, docs/devices.md
 bench-report: setup

@@ -143,17 +143,19 @@ def _follow(process: subprocess.Popen[str], lines: list[str], progress: Progress
         except ValueError:
             lines[:] = [*lines[-20:], text] if text else lines
             continue
-        if isinstance(event, dict):
-            progress(event_line(event))
+        if isinstance(event, dict) and (text := event_line(event)) is not None:
+            progress(text)
 
 
-def event_line(event: dict[str, object]) -> str:
-    """A runner's event in a few words."""
+def event_line(event: dict[str, object]) -> str | None:
+    """A runner's event in a few words; None for one that nobody waits for."""
     seconds = event.get("seconds")
     took = f" {seconds:.2f} s" if isinstance(seconds, float) else ""
     if event.get("event") == "loaded":
         return f"loaded {str(event.get('part'))[:64]}{took}"
-    return f"sample {event.get('number')} of {event.get('of')}{took}"
+    if event.get("event") == "sample":
+        return f"sample {event.get('number')} of {event.get('of')}{took}"
+    return None
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -20,6 +20,14 @@ from tests.bench.loopback.phone import Phone, Server
 from tests.support.tools import require
 
 RUNNER = Path(__file__).with_name("runner")
+HEAD = """# Faults of a phone, as users see them
+
+Made by `make bench-loopback`, which injects each fault into a loopback phone that speaks adb's
+protocol, behind the real adb client. SERIAL and ID stand for what differs.
+
+| fault | what the user sees |
+|---|---|
+"""
 
 
 @pytest.fixture(scope="session")
@@ -138,8 +146,9 @@ def saw(request: pytest.FixtureRequest) -> Callable[[object], None]:
         path = os.environ.get("MTU_FAULTS")
         if path:
             text = re.sub(r"127\.0\.0\.1:\d+", "SERIAL", str(line)).replace("|", "\\|")
-            text = re.sub(r"(/mtu-export/)[0-9a-f]{12}", r"\1<id>", text)
+            text = re.sub(r"(/mtu-export/)[0-9a-f]{12}", r"\1ID", text)
             with Path(path).open("a", encoding="utf-8") as table:
-                table.write(f"| {marked or fault} | {text} |\n")
+                head = "" if table.tell() else HEAD
+                table.write(f"{head}| {marked or fault} | {text} |\n")
 
     return note

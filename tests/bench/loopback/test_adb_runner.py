@@ -1,13 +1,17 @@
-"""The whole suite with the real aarch64 runner on a loopback phone, by qemu: no time is a speed."""
+"""The whole suite with the real aarch64 runner on a loopback phone, by qemu: no time is a speed.
+
+``MTU_RECORD=FILE`` keeps the record (``make bench-loopback``).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mtu_export.bench import api
+from mtu_export.bench import api, record
 from tests.bench import runners
 from tests.bench.loopback.phone import Phone
 from tests.support.qemu import CPU, debian, qemu_aarch64
@@ -58,3 +62,5 @@ def test_a_bundle_is_measured_and_checked_on_a_phone(
     assert run.peaks == ()
     assert any(line.startswith("loaded unet") for line in lines)
     assert emulated.left() == []
+    if path := os.environ.get("MTU_RECORD"):
+        record.write(run, Path(path))
