@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 PACKAGE = "mtu_export"
+MODULE, MODULE_IN_WHEEL = "runtime/web/", "mtu_export/bench/web/mtu/"
 SDIST_ONLY = {"PKG-INFO"}
 
 
@@ -53,10 +54,12 @@ def check_contents(wheel: Path, sdist: Path) -> None:
     """Both hold what git has and nothing that lies about: no caches, no results, no pictures."""
     tracked = set(call("git", "ls-files", cwd=ROOT).splitlines())
     package = {name for name in tracked if name.startswith(f"{PACKAGE}/")}
+    module = {name for name in tracked if name.startswith(MODULE)}
+    moved = {name.replace(MODULE, MODULE_IN_WHEEL, 1) for name in module}
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    if files != package:
-        raise SystemExit(f"the wheel differs from git: {sorted(files ^ package)[:8]}")
+    if files != package | moved:
+        raise SystemExit(f"the wheel differs from git: {sorted(files ^ (package | moved))[:8]}")
     with tarfile.open(sdist) as archive:
         names = (member.name for member in archive if member.isfile())
         files = {name.partition("/")[2] for name in names}

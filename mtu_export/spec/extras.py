@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorboard": "train",
     "torch": "export",
     "transformers": "export",
+    "trustme": "web",
 }
 """Import name of a package -> the smallest extra that brings it."""
 EXPORT = ("torch", "diffusers", "transformers", "psutil", "re2")
