@@ -67,7 +67,7 @@ def bench(
         state=state,
     )
     with closing(_device(options, detail)) as device:
-        groups = [_group(source, options, progress) for source in sources]
+        groups = [_group(source, options, device, progress) for source in sources]
         fleets = [
             each
             for source in sources
@@ -105,11 +105,13 @@ def _runner(arch: str) -> Path:
     return builds.find_runner(arch) or builds.build_runner(arch)
 
 
-def _group(source: Bundle, options: BenchOptions, progress: Progress) -> list[Contender]:
-    """A bundle and, with ``--baseline``, what it is compared with."""
+def _group(
+    source: Bundle, options: BenchOptions, device: Device, progress: Progress
+) -> list[Contender]:
+    """A bundle and, with ``--baseline``, what it is compared with, where the device runs it."""
     label = work.describe(source)
     group = [Contender(kind="bundle", bundle=source, label=label)]
-    if not options.baseline:
+    if not options.baseline or device.refuses(source) is not None:
         return group
     from mtu_export.bench import baselines
 
