@@ -102,16 +102,20 @@ def export_all(home: Path, only: str) -> None:
     for folder in (home / "bundles", home / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
     state = home / "exports.json"
-    rows = json.loads(state.read_text("utf-8")) if state.is_file() else {}
+
+    def kept() -> dict[str, Any]:
+        return json.loads(state.read_text("utf-8")) if state.is_file() else {}
+
     for kind, target, scheme in exports():
         name = f"{kind}-{target}-{scheme}"
         folder = home / "bundles" / name
-        if not name.startswith(only) or (folder.is_dir() and "bytes" in rows.get(name, {})):
+        if not name.startswith(only) or (folder.is_dir() and "bytes" in kept().get(name, {})):
             continue
         result = {} if folder.is_dir() else export(home, kind, target, scheme)
         if folder.is_dir():
             result |= described(folder)
-        rows[name] = result
+        rows = kept()  # another process may have added its own
+        rows[name] = rows.get(name, {}) | result
         state.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
         print(name, json.dumps(result), flush=True)
 

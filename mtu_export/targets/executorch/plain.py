@@ -45,12 +45,13 @@ def quantised(exported: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 
 def weight_bytes(exported: torch.export.ExportedProgram) -> int:
-    """Bytes of the codes, scales and float weights that a program reads."""
+    """Bytes of the codes, scales and float weights that a program reads, as a file stores them."""
     read = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
-    tensors = {**exported.constants, **exported.state_dict}
-    sizes = {
-        spec.target: tensors[spec.target].numel() * tensors[spec.target].element_size()
+    stored = {**exported.constants, **exported.state_dict}
+    tensors = {
+        spec.target: stored[spec.target]
         for spec in exported.graph_signature.input_specs
         if spec.target is not None and spec.arg.name in read
     }
-    return sum(sizes.values())
+    widths = {"torch.int8": 1, "torch.float32": 4, "torch.float64": 4}  # zero points are no weights
+    return sum(t.numel() * widths.get(str(t.dtype), 0) for t in tensors.values())

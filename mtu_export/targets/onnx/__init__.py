@@ -48,9 +48,9 @@ class Onnx:
         packages=("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime"),
         default_scheme="fp32",
         supports={
-            "fp32": Support(memory=2.0),
+            "fp32": Support(memory=2.0, plain=2.0),
             "fp16": Support(memory=1.6),
-            "int8": Support(memory=1.2),
+            "int8": Support(memory=1.2, plain=4.2),
         },
         multitask_rewrites=("geglu", "gate_weight"),
         float16_gains=True,
