@@ -68,7 +68,10 @@ class ExecuTorch:
         suffix=".pte",
         packages=("executorch", "torch"),
         default_scheme="fp32",
-        supports={"fp32": Support(memory=3.0), "int8": Support(memory=1.1)},
+        supports={
+            "fp32": Support(memory=3.0, plain=3.0),
+            "int8": Support(memory=1.1, plain=2.0),
+        },
         rewrites=("attention", "geglu", "group_norm"),
         temporary_copies=1,
         int8_activations=True,
