@@ -167,7 +167,8 @@ runner: setup
 bench: setup runner
 	$(BIN)/python benchmarks/bench.py
 
-## The suite at SD 1.5 size -> benchmarks/results/bench_sd15.json (two hours, 16 GB, 40 GB of disk).
+## The suite at SD 1.5 size -> benchmarks/results/bench_sd15_*.json (three hours, 19 GB, 40 GB of
+## disk).
 bench-sd15: setup runner
 	$(BIN)/python benchmarks/bench_sd15.py
 

@@ -13,6 +13,10 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 RESULTS = HERE.parent / "docs" / "results.md"
 RAW = "../benchmarks/results"
+SD15 = [
+    HERE / "results" / f"bench_sd15_{name}.json"
+    for name in ("onnx_fp32", "onnx_int8", "executorch_fp32", "executorch_int8")
+]
 BEGIN, END = "<!-- results: made by `python benchmarks/readme.py` -->", "<!-- /results -->"
 
 
@@ -134,7 +138,7 @@ KINDS = {
 }
 
 
-def passes(run: dict[str, Any]) -> list[str]:
+def passes(runs: list[dict[str, Any]]) -> list[str]:
     """A pass of each model: time, share of the engine's peak, memory, bytes, PSNR, MTU's ratio."""
     lines = [
         "| target, scheme | model | pass | GFLOP/s | of peak | memory | bytes | PSNR | MTU / it |",
@@ -143,9 +147,10 @@ def passes(run: dict[str, Any]) -> list[str]:
     ratios = {
         (r["target"], r["scheme"], r["baseline"]): f"{r['ratio']:.3f} ({r['low']:.3f} to "
         f"{r['high']:.3f})"
+        for run in runs
         for r in run["comparisons"]
     }
-    for row in run["measurements"]:
+    for row in (row for run in runs for row in run["measurements"]):
         bundle, latency = row["bundle"], row["latency"]
         key = bundle["target"], bundle["scheme"], row["kind"]
         head = f"| {key[0]} {key[1]} | {KINDS[row['kind']]} "
@@ -221,6 +226,7 @@ def _rows(name: str) -> list[str]:
 
 def page() -> str:
     """docs/results.md."""
+    sd15 = [json.loads(path.read_text("utf-8")) for path in SD15 if path.is_file()]
     world, rows, loops_, dense, optimum, large, several = (
         json.loads((HERE / "results" / f"{name}.json").read_text("utf-8"))
         for name in (
@@ -290,6 +296,18 @@ def page() -> str:
             f"One pass at 512 x 512 ([how it is counted]({RAW}/paper.md)):",
             "",
             *_rows("paper.md"),
+            "",
+            "## A pass beside its baselines",
+            "",
+            "The UNet of SD 1.5 at 512 x 512, task inpaint, random weights, on two cores of "
+            f"{sd15[0]['device']['model']} ({', '.join(sd15[0]['device']['instructions'])}), 2 "
+            "threads: medians of rounds that take turns (2 in float32, 3 in int8); of peak: "
+            "of a large float32 matrix product in the same engine; PSNR on the goldens, measured "
+            f"by the suite ([the suite](bench.md), [every record]({RAW}/bench.md)). `MTU / it`: "
+            "time of the folded MTU over that of the model, the median of the rounds' ratios "
+            "with its extremes.",
+            "",
+            *passes(sd15),
             "",
             "## Four tasks on one set of weights",
             "",

@@ -27,6 +27,7 @@ class Settings:
     cpus: str = "all"
     samples: int = 5
     warmup: int = 1
+    load_again: bool = True
     cooldown_ms: int = 0
     deadline_s: float = 1800.0
     options: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +91,7 @@ def part_job(source: Bundle, task: str, name: str, settings: Settings) -> Job:
         program=program,
         samples=settings.samples,
         warmup=settings.warmup,
-        load_again=True,
+        load_again=settings.load_again,
     )
 
 
