@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,16 @@ def export_all(home: Path, only: str) -> None:
 # --------------------------------------------------------------------------------------- measure
 
 
-def measure(home: Path, out: Path, only: str) -> None:
+def measure(home: Path, out: Path, only: str, kinds: Sequence[str] = BASELINES) -> None:
     """Measure the bundles that are there; those of one target and scheme take turns.
 
     Bundles in float32 have two rounds, without a second loading: the files of a group are larger
     than the memory that is left for them, so each loading reads the disk.
     """
     for target, scheme in dict.fromkeys((target, scheme) for _, target, scheme in exports()):
-        group = contenders(home, target, scheme)
+        group = [
+            each for each in contenders(home, target, scheme) if each.kind in ("bundle", *kinds)
+        ]
         if not f"{target}-{scheme}".startswith(only) or not group:
             continue
         large = scheme == "fp32"
@@ -183,11 +185,12 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=HOME)
     parser.add_argument("--only", default="", help="a name begins with this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--kind", action="append", choices=BASELINES, help="to measure; repeat")
     args = parser.parse_args()
     if args.command != "measure":
         export_all(args.home, args.only)
     if args.command != "export":
-        measure(args.home, args.out, args.only)
+        measure(args.home, args.out, args.only, args.kind or BASELINES)
 
 
 if __name__ == "__main__":
