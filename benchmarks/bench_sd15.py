@@ -124,7 +124,7 @@ def export_all(home: Path, only: str) -> None:
 # --------------------------------------------------------------------------------------- measure
 
 
-def measure(home: Path, out: Path, only: str, kinds: Sequence[str] = BASELINES) -> None:
+def measure(home: Path, out: Path, only: str, kinds: Sequence[str], *, checks: bool) -> None:
     """Measure the bundles that are there; those of one target and scheme take turns.
 
     Bundles in float32 have two rounds, without a second loading: the files of a group are larger
@@ -143,6 +143,7 @@ def measure(home: Path, out: Path, only: str, kinds: Sequence[str] = BASELINES) 
             rounds=2 if large else 3,
             samples=SAMPLES,
             parts=PARTS,
+            checks=checks,
             commit=head_commit(),
             state=home / "state",
         )
@@ -186,11 +187,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a name begins with this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--kind", action="append", choices=BASELINES, help="to measure; repeat")
+    parser.add_argument("--no-checks", action="store_true", help="measure times and memory alone")
     args = parser.parse_args()
     if args.command != "measure":
         export_all(args.home, args.only)
     if args.command != "export":
-        measure(args.home, args.out, args.only, args.kind or BASELINES)
+        kinds = args.kind or BASELINES
+        measure(args.home, args.out, args.only, kinds, checks=not args.no_checks)
 
 
 if __name__ == "__main__":

@@ -157,11 +157,12 @@ def passes(runs: list[dict[str, Any]]) -> list[str]:
         if latency is None:
             lines.append(f"{head}| {row['status']}: {row['reason']} | | | | | | |")
             continue
-        peak, worst = row["memory"]["peak_total"], min(c["psnr_db"] for c in row["checks"])
+        peak, decibels = row["memory"]["peak_total"], [c["psnr_db"] for c in row["checks"]]
+        worst = f"{min(decibels):.1f} dB" if decibels else "not checked"
         share = "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.2f}"
         lines.append(
             f"{head}| {latency['median']:.2f} s | {row['gflops']:.0f} | {share} "
-            f"| {peak / 1e9:.1f} GB | {row['work']['bytes'] / 1e6:,.0f} MB | {worst:.1f} dB "
+            f"| {peak / 1e9:.1f} GB | {row['work']['bytes'] / 1e6:,.0f} MB | {worst} "
             f"| {ratios.get(key, '')} |"
         )
     return lines
