@@ -162,8 +162,8 @@ shapes: setup
 runner: setup
 	$(BIN)/python runtime/android/runner/assemble.py $(ARCH:%=--arch %)
 
-## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (ten
-## minutes).
+## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (a
+## quarter of an hour, later four minutes).
 bench: setup runner
 	$(BIN)/python benchmarks/bench.py
 

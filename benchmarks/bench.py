@@ -1,4 +1,4 @@
-"""The benchmark suite on the embedded model: every answer of it, on this host, in ten minutes.
+"""The benchmark suite on the embedded model: every answer of it, on this host.
 
     python benchmarks/bench.py [--home DIR] [--only onnx]
 
