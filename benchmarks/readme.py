@@ -168,6 +168,15 @@ def passes(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _not_measured() -> list[str]:
+    """A line on the records that nobody has made."""
+    names = [path.stem.removeprefix("bench_sd15_") for path in SD15 if not path.is_file()]
+    if not names:
+        return []
+    listed = ", ".join(name.replace("_", " ") for name in names)
+    return [f"Not measured: {listed} (`make bench-sd15`).", ""]
+
+
 def shapes(results: dict[str, Any]) -> list[str]:
     """The trained model of the small world: a row a model or artefact, its first measures."""
     measures = {
@@ -310,6 +319,7 @@ def page() -> str:
             "",
             *passes(sd15),
             "",
+            *_not_measured(),
             "## Four tasks on one set of weights",
             "",
             "t2i, edit, sr and inpaint in one bundle against one task alone ([latency, memory and "
