@@ -187,7 +187,7 @@ def test_nothing_stays_of_constants_that_a_killed_export_wrote(
     left.mkdir()
     (left / "0123").write_bytes(b"weights")
 
-    def stop(method: object) -> Any:
+    def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lowering, "_lowered", stop)
