@@ -43,6 +43,7 @@ Progress = Callable[[str], None]
 ROUNDS: dict[str, int] = {"quick": 3, "full": 5}
 _SAMPLES: dict[str, tuple[int, int, float]] = {"quick": (3, 20, 2e12), "full": (10, 50, 1e13)}
 """Fewest and most samples of a round, and the FLOPs that a round's samples may take together."""
+IMAGE_SAMPLES = 2  # whole pictures of a round
 PACKAGES = ("numpy", "torch", "diffusers", "onnx", "onnxruntime", "executorch", "coremltools")
 
 
@@ -177,7 +178,8 @@ class Suite:
     def _job(self, source: Bundle, task: str, part: str) -> Job:
         settings = self.options.settings
         if part == IMAGE:
-            return work.image_job(source, task, replace(settings, samples=4))
+            count = self.options.samples or IMAGE_SAMPLES
+            return work.image_job(source, task, replace(settings, samples=count))
         flops = source.part(part).record.cost.flops_total
         count = self.options.samples or samples_for(flops, self.options.mode)
         return work.part_job(source, task, part, replace(settings, samples=count))
@@ -213,9 +215,8 @@ class Suite:
         """The result of a job: kept from a run that was stopped, or new; None where it is lost."""
         path = None
         if self.options.state is not None:
-            settings = (job.threads, job.cpus, job.samples, job.warmup, sorted(job.options.items()))
-            stamp = jobs.stamp(self.device.name, job.identity, key, *settings)
-            path = self.options.state / f"{stamp}.json"
+            document = json.dumps(job.document(job.identity), sort_keys=True)
+            path = self.options.state / f"{jobs.stamp(self.device.name, key, document)}.json"
             if path.is_file():
                 return jobs.parse(path.read_bytes())
         if self.lost is not None:
@@ -256,13 +257,12 @@ class Suite:
     def _check(self, item: _Item) -> None:
         """Compare with the goldens on the device, in a process of its own."""
         source = item.contender.bundle
-        if not self.options.checks or not item.results or source is None:
+        if not self.options.checks or item.status != "measured" or source is None:
             return
         settings = self.options.settings
-        make = work.image_check if item.part == IMAGE else None
         try:
-            if make is not None:
-                job, floors = make(source, item.task.name, settings)
+            if item.part == IMAGE:
+                job, floors = work.image_check(source, item.task.name, settings)
             else:
                 job, floors = work.part_check(source, item.task.name, item.part, settings)
         except MtuExportError as error:

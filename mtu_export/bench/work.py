@@ -186,7 +186,7 @@ def image_job(source: Bundle, task: str, settings: Settings) -> Job:
         job,
         tensors=program.tensors,
         program=program.instructions,
-        samples=max(1, settings.samples // 2),
+        samples=settings.samples,
         warmup=settings.warmup,
     )
 

@@ -231,6 +231,9 @@ def test_a_stopped_run_goes_on(source: Bundle, tmp_path: Path) -> None:
     more = Script(lambda job, _: measured(job, 0.02))
     run_of(more, [[contender(source)]], **{**options, "rounds": 3})
     assert [job for job in more.jobs if not is_peak(job)], "another round is new"
+    other = Script(lambda job, _: measured(job))
+    run_of(other, [[contender(source)]], **options, settings=work.Settings(load_again=False))
+    assert [job for job in other.jobs if not is_peak(job)], "another job is new"
 
 
 def test_a_check_below_its_floor_shows(source: Bundle) -> None:

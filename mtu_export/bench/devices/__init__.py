@@ -23,7 +23,7 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """``host``, ``adb:SERIAL``."""
+        """The device and what runs jobs there: kept results of another name are not taken."""
         ...
 
     def describe(self) -> DeviceRecord:

@@ -29,12 +29,11 @@ _GRACE_S = 30.0
 class Host:
     """Runs each job as a process of this machine; ``runner`` is one of ``RUNNERS``, or the best."""
 
-    name = "host"
-
     def __init__(self, runner: str | None = None, progress: Progress = lambda _: None) -> None:
         self.folder = None if runner == "python" else builds.find_runner(platform.machine())
         if runner == "c++" and self.folder is None:
             raise ToolchainError("the C++ runner is not built here; build it with: make runner")
+        self.name = f"host, {'python' if self.folder is None else 'c++'} runner"
         self.progress = progress
 
     def describe(self) -> DeviceRecord:
