@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mtu_export import __version__
-from mtu_export.bench import engines, job_file
+from mtu_export.bench import engines, job_file, machine
 from mtu_export.bench.engines import Loaded
 from mtu_export.bench.job import FORMAT
 from mtu_export.bench.job_file import JobFile
@@ -129,11 +129,11 @@ def _measure(
     sessions = {name: _open(engine, job, name, folder, result, report) for name in job.parts}
     loaded = meter.read()
     meter.reset()
-    clocks = _clocks()
+    clocks = machine.clocks()
     registers = _sample_all(job, tensors, sessions, result, report)
     memory = {"start": start, "loaded": loaded, "run": meter.read()}
     result["memory"] = {**memory, "peak_total": meter.peak_total()}
-    result["machine"] = {**_machine(), "clocks_khz": {"before": clocks, "after": _clocks()}}
+    result["machine"] = {**_machine(), "clocks_khz": {"before": clocks, "after": machine.clocks()}}
     for name in job.parts if job.load_again else ():
         del sessions[name]
         _open(engine, job, name, folder, result, report)
@@ -261,7 +261,10 @@ def _set_affinity(cpus: str) -> str | None:
     if not hasattr(os, "sched_setaffinity"):
         return None
     if cpus == "big":
-        limits = {n: _read_number(f"{_CPU}{n}/cpufreq/cpuinfo_max_freq") or 0 for n in _cpus()}
+        limits = {
+            n: machine.number(machine.CPUS / f"cpu{n}" / "cpufreq" / "cpuinfo_max_freq") or 0
+            for n in _cpus()
+        }
         cores = {n for n in limits if limits[n] == max(limits.values())}
     elif cpus == "all":
         cores = set(_cpus())
@@ -271,37 +274,16 @@ def _set_affinity(cpus: str) -> str | None:
     return f"{sum(1 << core for core in os.sched_getaffinity(0)):x}"
 
 
-_CPU = "/sys/devices/system/cpu/cpu"
-
-
 def _cpus() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def _read_number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _clocks() -> list[int] | None:
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    clocks = [_read_number(f"{_CPU}{n}/cpufreq/scaling_cur_freq") for n in _cpus()]
-    return None if None in clocks else clocks  # type: ignore[return-value]
-
-
 def _machine() -> dict[str, Any]:
-    try:
-        governor = Path(f"{_CPU}0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        governor = None
     return {
         "arch": platform.machine(),
         "cores": os.cpu_count() or 1,
         "page_size": os.sysconf("SC_PAGE_SIZE"),
-        "governor": governor,
+        "governor": machine.governor(),
     }
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtu_export.bench import builds, work
+from mtu_export.bench import builds, machine, work
 from mtu_export.bench.devices import Progress
 from mtu_export.bench.job import LARGEST_RESULT, RESULT, Job, Result, failed, mismatch, parse
 from mtu_export.bench.record import DeviceRecord, DeviceState
@@ -40,7 +40,6 @@ class Host:
         """Processor, cores, memory and instruction sets, as Linux tells them."""
         fields = _cpuinfo()
         flags = set((fields.get("flags") or fields.get("Features") or "").split())
-        governor = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
         return DeviceRecord(
             kind="host",
             model=fields.get("model name") or platform.processor() or platform.machine(),
@@ -49,7 +48,7 @@ class Host:
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             memory=_memory("MemTotal"),
             page_size=os.sysconf("SC_PAGE_SIZE"),
-            governor=governor,
+            governor=machine.governor(),
             instructions=tuple(name for name in _EXTENSIONS if name in flags),
             libc=" ".join(platform.libc_ver()) or None,
         )
@@ -83,7 +82,7 @@ class Host:
 
     def state(self, *, wait: bool = False) -> DeviceState:
         """Free memory and clocks; a host has no limit of heat to wait for."""
-        return DeviceState(free_memory=_memory("MemAvailable"), clocks=_clocks())
+        return DeviceState(free_memory=_memory("MemAvailable"), clocks=machine.clocks())
 
     def close(self) -> None:
         """Nothing is left: each job's folder is temporary."""
@@ -159,28 +158,14 @@ def event_line(event: dict[str, object]) -> str | None:
 
 def _cpuinfo() -> dict[str, str]:
     """The first processor of /proc/cpuinfo."""
-    text = _text("/proc/cpuinfo") or ""
+    text = machine.text(Path("/proc/cpuinfo")) or ""
     pairs = (line.partition(":")[::2] for line in text.split("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, value in pairs}
 
 
-def _text(path: str) -> str | None:
-    try:
-        return Path(path).read_text("utf-8", "replace").strip()
-    except OSError:
-        return None
-
-
 def _memory(name: str) -> int | None:
     """A line of /proc/meminfo, bytes."""
-    for line in (_text("/proc/meminfo") or "").splitlines():
+    for line in (machine.text(Path("/proc/meminfo")) or "").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _clocks() -> tuple[int, ...] | None:
-    paths = sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    clocks = [_text(str(path)) for path in paths]
-    numbers = [int(clock) for clock in clocks if clock and clock.isdecimal()]
-    return tuple(numbers) if numbers and len(numbers) == len(paths) else None
