@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import checkpoint
+from mtu_export.models.mtu.layout import EMBEDDING
 from mtu_export.models.mtu.model import MTUModel
 from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import KeepFloat, LivePart, PartSpec, StockPipeline, Task
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-EMBEDDING = "task_embedding"
-"""The input of an unfolded UNet that takes e_τ [1, d_task], and the prefix of its constants."""
 _ROUTER = KeepFloat(pattern=r".+\.ff\.router\..+", why="router")
 _UNFOLDED = "The UNet is not folded: its router runs in each pass, on the task's embedding."
 _DENSE = "The UNet is a dense one of this size with random weights: it shows cost, not pictures."

@@ -19,3 +19,6 @@ LAYOUT = (
     Place(r"(conv_in|.+\.norm3)\.[^.]+\.(\w+)", "task tensors", r"\1.\2"),
     Place(r"task_embedding\..+", "task tensors", by_task=True),
 )
+
+EMBEDDING = "task_embedding"
+"""The input of an unfolded UNet that takes e_τ [1, d_task], and the prefix of its constants."""

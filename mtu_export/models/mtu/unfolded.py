@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mtu_export.graph import fold
 from mtu_export.graph.capture import Graph
 from mtu_export.models.mtu import config as mtu_config
-from mtu_export.models.mtu.baselines import EMBEDDING
 from mtu_export.models.mtu.experts import ActiveTask, Expert, StackedNorm, transformer_blocks
+from mtu_export.models.mtu.layout import EMBEDDING
 from mtu_export.models.mtu.network import MTUUNet2DConditionModel
 from mtu_export.models.pipeline.unet import UNetGraph, XLUNetGraph, unet_graph
 from mtu_export.spec import Specialised, Task, TensorSpec
