@@ -124,7 +124,9 @@ def export_all(home: Path, only: str) -> None:
 # --------------------------------------------------------------------------------------- measure
 
 
-def measure(home: Path, out: Path, only: str, kinds: Sequence[str], *, checks: bool) -> None:
+def measure(
+    home: Path, out: Path, only: str, kinds: Sequence[str], *, checks: bool, rounds: int | None
+) -> None:
     """Measure the bundles that are there; those of one target and scheme take turns.
 
     Bundles in float32 have two rounds, without a second loading: the files of a group are larger
@@ -140,7 +142,7 @@ def measure(home: Path, out: Path, only: str, kinds: Sequence[str], *, checks: b
         settings = work.Settings(threads=THREADS, deadline_s=3600.0, load_again=not large)
         options = SuiteOptions(
             settings=settings,
-            rounds=2 if large else 3,
+            rounds=rounds or (2 if large else 3),
             samples=SAMPLES,
             parts=PARTS,
             checks=checks,
@@ -187,13 +189,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a name begins with this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--kind", action="append", choices=BASELINES, help="to measure; repeat")
+    parser.add_argument("--rounds", type=int, help="default: 3, of float32 2")
     parser.add_argument("--no-checks", action="store_true", help="measure times and memory alone")
     args = parser.parse_args()
     if args.command != "measure":
         export_all(args.home, args.only)
     if args.command != "export":
         kinds = args.kind or BASELINES
-        measure(args.home, args.out, args.only, kinds, checks=not args.no_checks)
+        checks = not args.no_checks
+        measure(args.home, args.out, args.only, kinds, checks=checks, rounds=args.rounds)
 
 
 if __name__ == "__main__":
