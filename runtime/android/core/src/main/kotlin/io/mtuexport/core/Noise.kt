@@ -1,0 +1,14 @@
+package io.mtuexport.core
+
+/** The noise of a picture: standard normal numbers [1 + P, C, h, w]. */
+public sealed class Noise {
+    /**
+     * What `mtu-export run --seed` draws (appendix of the contract).
+     *
+     * @property seed At least 0.
+     */
+    public class Seed(public val seed: Long) : Noise()
+
+    /** Numbers of the caller's: those of n_0 alone, or of n_0 to n_P. */
+    public class Values(public val values: FloatArray) : Noise()
+}
