@@ -33,7 +33,17 @@ public class TensorSpec(
 /** What a part is, for people and for what to keep in memory. */
 public enum class PartKind { DENOISER, TEXT_ENCODER, IMAGE_ENCODER, IMAGE_DECODER, NETWORK }
 
-internal enum class SourceKind { LATENT, COLUMN, CONSTANT, TOKENS, PICTURE, TENSOR, NUMBER, OUTPUT, GUIDED }
+internal enum class SourceKind {
+    LATENT,
+    COLUMN,
+    CONSTANT,
+    TOKENS,
+    PICTURE,
+    TENSOR,
+    NUMBER,
+    OUTPUT,
+    GUIDED,
+}
 
 internal enum class Only { PROMPT, IMAGE }
 
@@ -54,7 +64,12 @@ internal class Value(val sources: List<Source>, val axis: Int?, val empty: Strin
 
 internal enum class When { ONCE, PASS, GUIDED, END }
 
-internal class Call(val id: String, val part: String, val stage: When, val inputs: Map<String, Value>)
+internal class Call(
+    val id: String,
+    val part: String,
+    val stage: When,
+    val inputs: Map<String, Value>,
+)
 
 internal data class OutputName(val call: String, val name: String)
 
@@ -97,12 +112,20 @@ internal enum class Range { SIGNED, UNIT, LEVELS }
 
 internal class PictureInput(val kind: PictureKind, val filter: Filter, val range: Range)
 
-internal class NumberInput(val default: Double, val minimum: Double, val maximum: Double)
+/** A number of a request. */
+public class NumberRange(
+    /** What it is where the request has none. */
+    public val default: Double,
+    /** The least that is legal. */
+    public val minimum: Double,
+    /** The most that is legal. */
+    public val maximum: Double,
+)
 
 internal class TaskInputs(
     val pictures: Map<String, PictureInput>,
     val tensors: Map<String, IntArray>,
-    val numbers: Map<String, NumberInput>,
+    val numbers: Map<String, NumberRange>,
 )
 
 internal class Task(
@@ -127,10 +150,13 @@ internal class Part(
     val outputs: List<TensorSpec>,
     val taskInputs: Map<String, List<TensorSpec>>,
     val weightBytes: Long,
+    val taskWeightBytes: Map<String, Long>, // of one task alone, where tasks share the part
+    val sharedWeightBytes: Long,
     val flopsConvLinear: Long,
     val flopsTotal: Long,
     val parameters: Long,
-    val quantisedActivations: String?,
+    val quantisedActivations: String?, // null of float32
+    val witness: Set<String>, // tasks
 ) {
     fun inputsOf(task: String): List<TensorSpec> = taskInputs[task] ?: inputs
 }
@@ -161,9 +187,20 @@ internal class ProofEntry(
     val passed: Boolean?,
 )
 
-internal class TokenizerRecord(val path: String, val bos: Int, val eos: Int, val pad: Int, val length: Int)
+internal class TokenizerRecord(
+    val path: String,
+    val bos: Long,
+    val eos: Long,
+    val pad: Long,
+    val length: Int,
+)
 
-internal class Golden(val prompt: String, val negativePrompt: String?, val steps: Int?, val strength: Double?)
+internal class Golden(
+    val prompt: String,
+    val negativePrompt: String?,
+    val steps: Int?,
+    val strength: Double?,
+)
 
 internal class Latent(val channels: Int, val factor: Int)
 
