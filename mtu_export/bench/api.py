@@ -94,6 +94,8 @@ def _device(options: BenchOptions, detail: Progress) -> Device:
     if kind == "adb":
         from mtu_export.bench.devices import adb
 
+        if options.app:
+            return adb.connect_app(serial or None, keep=options.keep, progress=detail)
         return adb.connect(serial or None, runner=_runner, keep=options.keep, progress=detail)
     from mtu_export.bench.devices.host import Host
 

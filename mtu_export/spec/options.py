@@ -310,6 +310,11 @@ class BenchOptions:
     ort_web: str | Path | None = option(  # noqa: RUF009
         "With --device web: folder of the npm package onnxruntime-web.", metavar="FOLDER"
     )
+    app: bool = option(
+        "With --device adb: measure in the app runtime/android/sample, which is installed on the "
+        "phone, with the libraries that apps embed.",
+        default=False,
+    )
     keep: bool = option("With --device adb: leave what was pushed on the phone.", default=False)
     force: bool = option("Replace an existing record.", default=False)
 
@@ -338,9 +343,16 @@ class BenchOptions:
 
     def _require_device(self, kind: str) -> None:
         """Refuse an option that belongs to another device."""
-        for name, devices in (("ort_web", ("web",)), ("keep", ("adb",)), ("runner", ("host",))):
+        for name, devices in (
+            ("ort_web", ("web",)),
+            ("keep", ("adb",)),
+            ("app", ("adb",)),
+            ("runner", ("host",)),
+        ):
             if getattr(self, name) not in (None, False) and kind not in devices:
                 flag = "--" + name.replace("_", "-")
                 raise PlanError(f"{flag} belongs to --device {devices[0]}, not {self.device}")
+        if self.app and self.cpus != "all":
+            raise PlanError("--cpus binds the runner; an app has all cores: give no --cpus")
         if self.model is not None and not self.baseline:
             raise PlanError("-m names the checkpoint of --baseline; give --baseline too")

@@ -56,7 +56,8 @@ class Group:
         if self.provider:
             words.append({"wasm": "WASM", "webgpu": "WebGPU"}.get(self.provider, self.provider))
         if device.kind == "adb" and device.libc:
-            words.append(f"{device.libc} (not the kernels of an app)")
+            is_app = device.libc == "bionic"
+            words.append("in an app" if is_app else f"{device.libc} (not the kernels of an app)")
         title = f"{device.model} ({', '.join(words)})"
         return title if self.alone else f"{title}: {PurePath(self.file).stem}"
 

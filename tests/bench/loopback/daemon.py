@@ -25,7 +25,13 @@ CNXN, AUTH, OPEN, OKAY, CLSE, WRTE = (
 VERSION = 0x01000001
 LARGEST = 1 << 20
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
-MOVED = ("/data/local/tmp", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+MOVED = (
+    "/data/local/tmp",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/sdcard",
+    "/sys/devices/system/cpu",
+)
 """Paths of the phone that lie below its folder here."""
 AARCH64 = re.compile(r"(\S*/ld-linux-aarch64\.so\.1)(?= --library-path )")
 """A program for the phone's processor at the start of a command: an emulator runs it."""

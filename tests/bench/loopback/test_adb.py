@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtu_export.bench.devices.adb import AdbDevice
-from mtu_export.bench.devices.adb import device as device_module
+from mtu_export.bench.devices.adb import phone as phone_module
 from mtu_export.bench.job import Job
 from tests.bench.loopback.phone import THERMAL, Phone
 
@@ -215,7 +215,7 @@ def test_bundles_are_pushed_with_the_files_beside_their_parts(
         (folder / name).write_text(name)
     parts = (SimpleNamespace(path="part", data=("weights.bin",)),)
     manifest = SimpleNamespace(target="onnx", parts=parts)
-    monkeypatch.setattr(device_module, "read_manifest", lambda folder: manifest)
+    monkeypatch.setattr(phone_module, "read_manifest", lambda folder: manifest)
     records = [SimpleNamespace(record=record) for record in parts]
     bundle: Any = SimpleNamespace(folder=folder, parts=records, manifest=manifest)
     device = open_device()

@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import Empty
@@ -58,12 +58,18 @@ def removal(folder: str) -> str:
 
 
 class Session:
-    """A folder on the phone, from its creation to its removal."""
+    """A folder on the phone, from its creation to its removal.
 
-    def __init__(self, adb: Adb, *, keep: bool = False) -> None:
+    ``ending`` gives, for the folder, shell commands that come before its removal.
+    """
+
+    def __init__(
+        self, adb: Adb, *, keep: bool = False, ending: Callable[[str], str] = lambda folder: ""
+    ) -> None:
         self.adb = adb
         self.keep = keep
         self.folder = f"{BASE}/{secrets.token_hex(6)}"
+        self._removal = ending(self.folder) + removal(self.folder)
         self.pushed_bytes = 0
         self._verified: dict[str, set[str]] = {}
         self._places: dict[str, str] = {}
@@ -77,7 +83,7 @@ class Session:
         """Create the folder, with its guard; raises ``DeviceError``."""
         command = (
             f"{{ mkdir -p {self.folder} || mkdir -p {self.folder}; }} && trap '' HUP && "
-            f"echo ready && {{ cat >/dev/null; {removal(self.folder)}; }}"
+            f"echo ready && {{ cat >/dev/null; {self._removal}; }}"
         )
         guard, chunks = self._stack.enter_context(
             process.reading(self.adb.command("shell", command), stdin=subprocess.PIPE)
@@ -137,7 +143,7 @@ class Session:
             if not self.adb.returns(RETURN):
                 return False
             with suppress(DeviceError):
-                if self.adb.shell(removal(self.folder), what="the removal", seconds=60).code == 0:
+                if self.adb.shell(self._removal, what="the removal", seconds=60).code == 0:
                     return True
         return False
 
