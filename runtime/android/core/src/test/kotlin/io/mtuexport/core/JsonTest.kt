@@ -15,14 +15,19 @@ internal class JsonTest {
 
     @Test
     fun `values of every type`() {
-        val text = " {\"a\" : [1, -2.5e1, 0, -0.0, true, false, null, \"\"], \"b\":{} ,\"c\":[]}\r\n\t"
-        val expected = mapOf(
-            "a" to listOf(1.0, -25.0, 0.0, -0.0, true, false, null, ""),
-            "b" to emptyMap<String, Any?>(),
-            "c" to emptyList<Any?>(),
-        )
+        val text =
+            " {\"a\" : [1, -2.5e1, 0, -0.0, true, false, null, \"\"], \"b\":{} ,\"c\":[]}\r\n\t"
+        val expected =
+            mapOf(
+                "a" to listOf(1.0, -25.0, 0.0, -0.0, true, false, null, ""),
+                "b" to emptyMap<String, Any?>(),
+                "c" to emptyList<Any?>(),
+            )
         assertEquals(expected, parse(text))
-        assertEquals(listOf("z", "a", "m"), parse("{\"z\":1,\"a\":2,\"m\":3}").asObject().keys.toList())
+        assertEquals(
+            listOf("z", "a", "m"),
+            parse("{\"z\":1,\"a\":2,\"m\":3}").asObject().keys.toList(),
+        )
     }
 
     @Test
@@ -34,17 +39,64 @@ internal class JsonTest {
 
     @Test
     fun `escapes and pairs of surrogates`() {
-        assertEquals("\"\\/\b\u000c\n\r\t\u00e9\ud83d\ude00\u007f", parse("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00E9\\ud83d\\uDE00\u007f\""))
+        assertEquals(
+            "\"\\/\b\u000c\n\r\t\u00e9\ud83d\ude00\u007f",
+            parse("\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00E9\\ud83d\\uDE00\u007f\""),
+        )
     }
 
     @ParameterizedTest
     @ValueSource(
-        strings = [
-            "", " ", "{", "[", "[1", "[1,", "[1,]", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,}", "{a:1}", "{1:1}",
-            "01", "+1", "1.", ".5", "1e", "1e+", "-", "--1", "0x1", "1_0", "1f", "Infinity", "-Infinity", "NaN",
-            "nul", "True", "'a'", "\"", "\"a", "\"\\", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\n\"", "\"\u0000\"",
-            "1 1", "[] []", "// x\n1", "[1 2]", "{\"a\" 1}", "\ufeff1", "\u00a01", "\u000b1", "[1}",
-        ],
+        strings =
+            [
+                "",
+                " ",
+                "{",
+                "[",
+                "[1",
+                "[1,",
+                "[1,]",
+                "{\"a\"",
+                "{\"a\":",
+                "{\"a\":1",
+                "{\"a\":1,}",
+                "{a:1}",
+                "{1:1}",
+                "01",
+                "+1",
+                "1.",
+                ".5",
+                "1e",
+                "1e+",
+                "-",
+                "--1",
+                "0x1",
+                "1_0",
+                "1f",
+                "Infinity",
+                "-Infinity",
+                "NaN",
+                "nul",
+                "True",
+                "'a'",
+                "\"",
+                "\"a",
+                "\"\\",
+                "\"\\x\"",
+                "\"\\u12\"",
+                "\"\\u12g4\"",
+                "\"\n\"",
+                "\"\u0000\"",
+                "1 1",
+                "[] []",
+                "// x\n1",
+                "[1 2]",
+                "{\"a\" 1}",
+                "\ufeff1",
+                "\u00a01",
+                "\u000b1",
+                "[1}",
+            ]
     )
     fun `no JSON`(text: String) {
         assertThrows<Damaged> { parse(text) }
@@ -62,7 +114,14 @@ internal class JsonTest {
         assertEquals(1e308, parse("1e308"))
         assertEquals(1.0, parse("1." + "0".repeat(1_000_000)))
         assertEquals(0.0, parse("1e-99999999999999999999"))
-        for (text in listOf("1e309", "-1e999", "1e99999999999999999999", "9".repeat(400), "9".repeat(1_000_000))) {
+        for (text in
+            listOf(
+                "1e309",
+                "-1e999",
+                "1e99999999999999999999",
+                "9".repeat(400),
+                "9".repeat(1_000_000),
+            )) {
             assertTrue(refusal(text).endsWith("is not finite"))
         }
     }
@@ -78,10 +137,25 @@ internal class JsonTest {
 
     @Test
     fun `bytes that are not UTF-8`() {
-        val endings = listOf("80", "c0af", "e08080", "eda080", "f08080af", "f4908080", "f5", "ff", "c3", "e282")
+        val endings =
+            listOf(
+                "80",
+                "c0af",
+                "e08080",
+                "eda080",
+                "f08080af",
+                "f4908080",
+                "f5",
+                "ff",
+                "c3",
+                "e282",
+            )
         for (hex in endings) {
             val bytes = "\"".toByteArray() + TestBundles.bytes(hex) + "\"".toByteArray()
-            assertEquals("it is not UTF-8", assertThrows<Damaged>(hex) { Json.parse(bytes, "x.json") }.what)
+            assertEquals(
+                "it is not UTF-8",
+                assertThrows<Damaged>(hex) { Json.parse(bytes, "x.json") }.what,
+            )
         }
     }
 
@@ -97,10 +171,12 @@ internal class JsonTest {
 
     @Test
     fun `what is written is read again`() {
-        val value = mapOf(
-            "a\"\\\n\u00e9\ud83d\ude00" to listOf(null, true, 1.0, -0.5, 1e300, 1e-7, 9007199254740991.0),
-            "b" to mapOf("c" to emptyList<Any?>()),
-        )
+        val value =
+            mapOf(
+                "a\"\\\n\u00e9\ud83d\ude00" to
+                    listOf(null, true, 1.0, -0.5, 1e300, 1e-7, 9007199254740991.0),
+                "b" to mapOf("c" to emptyList<Any?>()),
+            )
         assertEquals(value, parse(Json.write(value)))
         assertEquals("[1,2,3.5]", Json.write(listOf(1L, 2.0, 3.5)))
         assertThrows<IllegalArgumentException> { Json.write(Double.NaN) }

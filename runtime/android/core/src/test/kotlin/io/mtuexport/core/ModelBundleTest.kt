@@ -16,8 +16,7 @@ import org.junit.jupiter.api.assertThrows
 import org.junit.jupiter.api.io.TempDir
 
 internal class ModelBundleTest {
-    @TempDir
-    lateinit var folder: File
+    @TempDir lateinit var folder: File
 
     @Test
     fun `what a bundle says of itself`() {
@@ -26,12 +25,21 @@ internal class ModelBundleTest {
         assertEquals(Target.ONNX, bundle.target)
         assertEquals(32 to 48, bundle.height to bundle.width)
         assertEquals("1.28.0", bundle.versions["onnxruntime"])
-        assertEquals(BundleFiles.sha256(TestBundles.original.resolve(MANIFEST).readBytes()), bundle.manifestSha256)
+        assertEquals(
+            BundleFiles.sha256(TestBundles.original.resolve(MANIFEST).readBytes()),
+            bundle.manifestSha256,
+        )
         val task = bundle.tasks.single()
         assertEquals("edit", task.name)
-        assertEquals(Triple(GuidanceKind.TEXT_IMAGE, 7.5, 1.6), task.guidance.run { Triple(kind, text, image) })
+        assertEquals(
+            Triple(GuidanceKind.TEXT_IMAGE, 7.5, 1.6),
+            task.guidance.run { Triple(kind, text, image) },
+        )
         assertEquals(4, task.steps)
-        assertEquals(listOf(TableKey(4, null), TableKey(6, null)), task.allowed.sortedBy { it.steps })
+        assertEquals(
+            listOf(TableKey(4, null), TableKey(6, null)),
+            task.allowed.sortedBy { it.steps },
+        )
         assertTrue(task.takesPrompt && task.takesNegativePrompt)
         assertEquals(mapOf("image" to PictureKind.PICTURE), task.pictures)
         assertEquals(listOf(null, null), listOf(task.strength, task.fixedPrompt))
@@ -44,7 +52,10 @@ internal class ModelBundleTest {
         val part = bundle.load(bundle.part("unet")!!, "edit")
         assertEquals(TestBundles.original.resolve("unet"), part.path)
         assertEquals("model.onnx", part.entry)
-        assertEquals(listOf("sample", "timestep", "encoder_hidden_states"), part.inputs.map { it.name })
+        assertEquals(
+            listOf("sample", "timestep", "encoder_hidden_states"),
+            part.inputs.map { it.name },
+        )
         assertArrayEquals(intArrayOf(1, 8, 4, 6), part.inputs[0].shape)
         assertEquals(354270, part.bytes)
     }
@@ -55,7 +66,10 @@ internal class ModelBundleTest {
         val weights = bundle.manifest.parts.associate { it.name to it.weightBytes }
         val others = weights.filterKeys { it != "unet" }.values
         assertEquals(weights.values.sum(), bundle.weightBytes("edit", Memory.ALL))
-        assertEquals(weights.getValue("unet") + others.max(), bundle.weightBytes("edit", Memory.UNET))
+        assertEquals(
+            weights.getValue("unet") + others.max(),
+            bundle.weightBytes("edit", Memory.UNET),
+        )
         assertEquals(weights.values.max(), bundle.weightBytes("edit", Memory.LEAST))
         assertThrows<MtuException.RequestRefused> { bundle.weightBytes("other", Memory.ALL) }
     }
@@ -71,7 +85,10 @@ internal class ModelBundleTest {
     @Test
     fun `constants, goldens and the tokenizer`() {
         val bundle = ModelBundle.open(TestBundles.original)
-        assertArrayEquals(intArrayOf(1, 77, 16), bundle.constant("empty/encoder_hidden_states").shape)
+        assertArrayEquals(
+            intArrayOf(1, 77, 16),
+            bundle.constant("empty/encoder_hidden_states").shape,
+        )
         assertThrows<MtuException.BundleRefused> { bundle.constant("other") }
         assertArrayEquals(intArrayOf(1, 8, 4, 6), bundle.goldens!!.shape("unet/edit/0/sample"))
         assertSame(bundle.tokenizer("tokenizer"), bundle.tokenizer("tokenizer"))
@@ -99,7 +116,9 @@ internal class ModelBundleTest {
     fun `no constants and no goldens`() {
         val copy = TestBundles.copy(folder)
         TestBundles.change(copy) { manifest ->
-            manifest["files"].items().removeIf { it.members()["path"] in listOf(CONSTANTS, GOLDENS) }
+            manifest["files"].items().removeIf {
+                it.members()["path"] in listOf(CONSTANTS, GOLDENS)
+            }
             val unet = manifest["tasks"].items()[0].members()["flow"].members()["calls"].items()[2]
             unet.members()["inputs"].members()["encoder_hidden_states"].members().remove("empty")
         }
@@ -139,9 +158,15 @@ internal class ModelBundleTest {
         copy.resolve("tokenizer/tokenizer.json").writeText("{}")
         TestBundles.change(copy) { TestBundles.seal(copy, it, "tokenizer") }
         val bundle = ModelBundle.open(copy)
-        assertEquals(0, assertThrows<MtuException.BundleRefused> { bundle.tokenizer("tokenizer") }.rule)
+        assertEquals(
+            0,
+            assertThrows<MtuException.BundleRefused> { bundle.tokenizer("tokenizer") }.rule,
+        )
         copy.resolve("tokenizer").deleteRecursively()
-        assertEquals(0, assertThrows<MtuException.BundleRefused> { bundle.tokenizer("tokenizer") }.rule)
+        assertEquals(
+            0,
+            assertThrows<MtuException.BundleRefused> { bundle.tokenizer("tokenizer") }.rule,
+        )
     }
 
     @Test
@@ -157,9 +182,10 @@ internal class ModelBundleTest {
         TestBundles.change(copy) { TestBundles.seal(copy, it, "text_encoder") }
         TestBundles.change(copy) { TestBundles.seal(copy, it, GOLDENS) }
         TestBundles.assertRefused(10, copy)
-        val open = File("/proc/self/fd").listFiles()!!.mapNotNull { link ->
-            runCatching { Files.readSymbolicLink(link.toPath()).toString() }.getOrNull()
-        }
+        val open =
+            File("/proc/self/fd").listFiles()!!.mapNotNull { link ->
+                runCatching { Files.readSymbolicLink(link.toPath()).toString() }.getOrNull()
+            }
         assertTrue(open.isNotEmpty())
         assertFalse(open.any { it.startsWith(copy.path) }, open.joinToString("\n"))
     }
@@ -168,13 +194,14 @@ internal class ModelBundleTest {
     fun `several threads open and read at once`() {
         val threads = Executors.newFixedThreadPool(4)
         val shared = ModelBundle.open(TestBundles.original)
-        val jobs = List(16) {
-            Callable {
-                ModelBundle.open(TestBundles.original)
-                shared.tokenizer("tokenizer").encode("a photo").ids.data.toList() to
-                    shared.goldens!!.floats("unet/edit/0/sample").data.toList()
+        val jobs =
+            List(16) {
+                Callable {
+                    ModelBundle.open(TestBundles.original)
+                    shared.tokenizer("tokenizer").encode("a photo").ids.data.toList() to
+                        shared.goldens!!.floats("unet/edit/0/sample").data.toList()
+                }
             }
-        }
         assertEquals(1, threads.invokeAll(jobs).map { it.get() }.toSet().size)
         threads.shutdown()
     }

@@ -13,8 +13,7 @@ import org.junit.jupiter.api.assertThrows
 import org.junit.jupiter.api.io.TempDir
 
 internal class ReceiptTest {
-    @TempDir
-    lateinit var folder: File
+    @TempDir lateinit var folder: File
     private lateinit var bundle: File
     private lateinit var file: File
 
@@ -32,14 +31,17 @@ internal class ReceiptTest {
         val manifest = ManifestReader.manifest(TestBundles.manifest(bundle))
         manifest.records.forEach { files.checkPath(it.path) }
         val sha256 = BundleFiles.sha256(bundle.resolve(MANIFEST).readBytes())
-        Receipt(file, bundle, settledMillis = -1000).apply { matches(manifest, sha256, files) }.write(manifest, sha256, files)
+        Receipt(file, bundle, settledMillis = -1000)
+            .apply { matches(manifest, sha256, files) }
+            .write(manifest, sha256, files)
     }
 
     /** Whether a change of one bit, with the same size and time of modification, gets by. */
     private fun changesBit(path: String) {
         val target = bundle.resolve(path)
         val time = target.lastModified()
-        val bytes = target.readBytes().also { it[it.size / 2] = (it[it.size / 2].toInt() xor 1).toByte() }
+        val bytes =
+            target.readBytes().also { it[it.size / 2] = (it[it.size / 2].toInt() xor 1).toByte() }
         target.writeBytes(bytes)
         check(target.setLastModified(time))
     }
@@ -53,24 +55,32 @@ internal class ReceiptTest {
         val withReceipt = reads() - before
         ModelBundle.open(bundle)
         val full = reads() - before - withReceipt
-        assertTrue(full - withReceipt > unreadable.length(), "$withReceipt and $full bytes were read")
+        assertTrue(
+            full - withReceipt > unreadable.length(),
+            "$withReceipt and $full bytes were read",
+        )
     }
 
     /** Bytes that this process has read, as Linux counts them. */
     private fun reads(): Long =
-        File("/proc/self/io").readLines().first { it.startsWith("rchar") }.substringAfter(": ").toLong()
+        File("/proc/self/io")
+            .readLines()
+            .first { it.startsWith("rchar") }
+            .substringAfter(": ")
+            .toLong()
 
     @Test
     fun `any change means a full check`() {
         writeReceipt()
         open()
-        val changes = listOf<(File) -> Unit>(
-            { changesBit("unet/model.onnx") },
-            { changesBit("constants.safetensors") },
-            { changesBit("goldens.safetensors") },
-            { it.resolve("unet/more.txt").writeText("") },
-            { it.resolve("tokenizer/merges.txt").renameTo(it.resolve("tokenizer/merge.txt")) },
-        )
+        val changes =
+            listOf<(File) -> Unit>(
+                { changesBit("unet/model.onnx") },
+                { changesBit("constants.safetensors") },
+                { changesBit("goldens.safetensors") },
+                { it.resolve("unet/more.txt").writeText("") },
+                { it.resolve("tokenizer/merges.txt").renameTo(it.resolve("tokenizer/merge.txt")) },
+            )
         for (change in changes) {
             bundle.deleteRecursively()
             TestBundles.copy(folder)
@@ -90,7 +100,11 @@ internal class ReceiptTest {
         target.copyTo(other)
         other.writeBytes(other.readBytes().also { it[100] = (it[100].toInt() xor 1).toByte() })
         check(other.setLastModified(time))
-        Files.move(other.toPath(), target.toPath(), java.nio.file.StandardCopyOption.REPLACE_EXISTING)
+        Files.move(
+            other.toPath(),
+            target.toPath(),
+            java.nio.file.StandardCopyOption.REPLACE_EXISTING,
+        )
         TestBundles.assertRefused(6, bundle, Trust.Receipt(file))
     }
 
@@ -98,7 +112,10 @@ internal class ReceiptTest {
     fun `a touched file is read again, and taken`() {
         writeReceipt()
         val old = file.readText()
-        Files.setLastModifiedTime(bundle.resolve("unet/model.onnx").toPath(), FileTime.fromMillis(5))
+        Files.setLastModifiedTime(
+            bundle.resolve("unet/model.onnx").toPath(),
+            FileTime.fromMillis(5),
+        )
         val before = reads()
         open()
         assertTrue(reads() - before > bundle.resolve("unet/model.onnx").length())
@@ -133,7 +150,9 @@ internal class ReceiptTest {
     @Test
     fun `a receipt that cannot be written is no error, one inside the bundle is`() {
         bundle.resolve("inside").let { inside ->
-            assertThrows<IllegalArgumentException> { ModelBundle.open(bundle, Trust.Receipt(inside)) }
+            assertThrows<IllegalArgumentException> {
+                ModelBundle.open(bundle, Trust.Receipt(inside))
+            }
         }
         ModelBundle.open(bundle, Trust.Receipt(folder.resolve("no/such/folder/receipt")))
         assertThrows<IllegalArgumentException> { Trust.Full("abc") }

@@ -12,19 +12,29 @@ import org.junit.jupiter.api.assertThrows
 import org.junit.jupiter.api.io.TempDir
 
 internal class SafetensorsTest {
-    @TempDir
-    lateinit var folder: File
+    @TempDir lateinit var folder: File
 
     private fun file(header: String, data: ByteArray = ByteArray(0), length: Long? = null): File {
         val bytes = header.toByteArray()
-        val size = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(length ?: bytes.size.toLong()).array()
+        val size =
+            ByteBuffer.allocate(8)
+                .order(ByteOrder.LITTLE_ENDIAN)
+                .putLong(length ?: bytes.size.toLong())
+                .array()
         return folder.resolve("x.safetensors").apply { writeBytes(size + bytes + data) }
     }
 
     private fun floats(vararg values: Float): ByteArray =
-        ByteBuffer.allocate(4 * values.size).order(ByteOrder.LITTLE_ENDIAN).also { it.asFloatBuffer().put(values) }.array()
+        ByteBuffer.allocate(4 * values.size)
+            .order(ByteOrder.LITTLE_ENDIAN)
+            .also { it.asFloatBuffer().put(values) }
+            .array()
 
-    private fun refusal(header: String, data: ByteArray = ByteArray(8), length: Long? = null): String =
+    private fun refusal(
+        header: String,
+        data: ByteArray = ByteArray(8),
+        length: Long? = null,
+    ): String =
         assertThrows<Damaged>(header) { Safetensors.open(file(header, data, length)) }.message!!
 
     private fun entry(dtype: String = "F32", shape: String = "[2]", offsets: String = "[0,8]") =
@@ -32,9 +42,13 @@ internal class SafetensorsTest {
 
     @Test
     fun `tensors of both types, and what is no tensor`() {
-        val header = """{"__metadata__":{"x":"y"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]},
-            |"b":{"dtype":"I32","shape":[],"data_offsets":[0,4]},"c":{"dtype":"F32","shape":[0,3],"data_offsets":[12,12]}}
-        """.trimMargin()
+        val header =
+            """
+            |{"__metadata__":{"x":"y"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]},
+            |"b":{"dtype":"I32","shape":[],"data_offsets":[0,4]},
+            |"c":{"dtype":"F32","shape":[0,3],"data_offsets":[12,12]}}
+            """
+                .trimMargin()
         val opened = Safetensors.open(file(header, byteArrayOf(7, 0, 0, -128) + floats(1.5f, -2f)))
         assertEquals(setOf("a", "b", "c"), opened.names)
         val a = opened.floats("a")
@@ -56,7 +70,9 @@ internal class SafetensorsTest {
         for (length in listOf(100L, 4_000_001L, Long.MAX_VALUE, -1L, Long.MIN_VALUE)) {
             assertTrue(refusal("{}", length = length).contains("a header of"))
         }
-        for (header in listOf("", "[]", "1", "{\"a\":1}", "{\"a\":null}", "{\"a\":{}}")) refusal(header)
+        for (header in listOf("", "[]", "1", "{\"a\":1}", "{\"a\":null}", "{\"a\":{}}")) refusal(
+            header
+        )
         refusal("""{"a":1,"a":1}""")
     }
 
@@ -65,12 +81,37 @@ internal class SafetensorsTest {
         Safetensors.open(file(entry(), ByteArray(8)))
         Safetensors.open(file(entry(shape = "[2.0]"), ByteArray(8)))
         for (dtype in listOf("F16", "f32", "I64", "")) refusal(entry(dtype = dtype))
-        val shapes = listOf(
-            "[3]", "[1]", "2", "[-2]", "[2.5]", "[\"2\"]", "[true]", "null", "[0]", "[2,0]", "[4294967298]", "[1e300]",
-            "[65536,65536,65536,65536,2]", "[2147483647,2147483647,2147483647]", "[9007199254740993]",
-        )
+        val shapes =
+            listOf(
+                "[3]",
+                "[1]",
+                "2",
+                "[-2]",
+                "[2.5]",
+                "[\"2\"]",
+                "[true]",
+                "null",
+                "[0]",
+                "[2,0]",
+                "[4294967298]",
+                "[1e300]",
+                "[65536,65536,65536,65536,2]",
+                "[2147483647,2147483647,2147483647]",
+                "[9007199254740993]",
+            )
         for (shape in shapes) refusal(entry(shape = shape))
-        val offsets = listOf("[0]", "[0,8,8]", "[8,0]", "[-8,0]", "[4,12]", "[0,9]", "[0.5,8.5]", "8", "[1e18,1e18]")
+        val offsets =
+            listOf(
+                "[0]",
+                "[0,8,8]",
+                "[8,0]",
+                "[-8,0]",
+                "[4,12]",
+                "[0,9]",
+                "[0.5,8.5]",
+                "8",
+                "[1e18,1e18]",
+            )
         for (each in offsets) refusal(entry(offsets = each))
     }
 

@@ -20,7 +20,8 @@ internal object TestBundles {
     fun manifest(bundle: File): MutableMap<String, Any?> =
         mutable(Json.parse(bundle.resolve(MANIFEST).readBytes(), MANIFEST)).members()
 
-    fun writeManifest(bundle: File, manifest: Any?) = bundle.resolve(MANIFEST).writeText(Json.write(manifest))
+    fun writeManifest(bundle: File, manifest: Any?) =
+        bundle.resolve(MANIFEST).writeText(Json.write(manifest))
 
     /** Changes the manifest of a copy. */
     fun change(bundle: File, change: (MutableMap<String, Any?>) -> Unit) =
@@ -35,18 +36,28 @@ internal object TestBundles {
             "seal" -> change(bundle) { seal(bundle, it, path as String) }
             "text" -> replaceText(bundle.resolve(MANIFEST), edit.text("old"), edit.text("new"))
             "write" -> bundle.resolve(path as String).writeBytes(bytes(edit.text("hex")))
-            "bytes" -> changeBytes(bundle, path) { old ->
-                bytes(edit.text("hex")).copyInto(old, edit.int("at"))
-            }
-            "flip" -> changeBytes(bundle, path) { old ->
-                val at = edit.int("at")
-                old[at] = (old[at].toInt() xor (1 shl edit.int("bit"))).toByte()
-                old
-            }
+            "bytes" ->
+                changeBytes(bundle, path) { old ->
+                    bytes(edit.text("hex")).copyInto(old, edit.int("at"))
+                }
+            "flip" ->
+                changeBytes(bundle, path) { old ->
+                    val at = edit.int("at")
+                    old[at] = (old[at].toInt() xor (1 shl edit.int("bit"))).toByte()
+                    old
+                }
             "truncate" -> changeBytes(bundle, path) { it.copyOf(edit.int("bytes")) }
-            "pad" -> changeBytes(bundle, path) { old -> old + ByteArray(edit.int("bytes") - old.size) { ' '.code.toByte() } }
-            "rename" -> check(bundle.resolve(path as String).renameTo(bundle.resolve(edit.text("to"))))
-            "link" -> Files.createSymbolicLink(bundle.resolve(path as String).toPath(), File(edit.text("to")).toPath())
+            "pad" ->
+                changeBytes(bundle, path) { old ->
+                    old + ByteArray(edit.int("bytes") - old.size) { ' '.code.toByte() }
+                }
+            "rename" ->
+                check(bundle.resolve(path as String).renameTo(bundle.resolve(edit.text("to"))))
+            "link" ->
+                Files.createSymbolicLink(
+                    bundle.resolve(path as String).toPath(),
+                    File(edit.text("to")).toPath(),
+                )
             else -> error("unknown edit $edit")
         }
     }
@@ -56,10 +67,13 @@ internal object TestBundles {
         val records = (manifest["parts"] as List<*>) + (manifest["files"] as List<*>)
         val record = records.map { it.members() }.single { it["path"] == path }
         val files = BundleFiles(bundle).also { it.checkPath(path) }.counted(path)
-        val hashes = files.map { it.name to BundleFiles.sha256(bundle.resolve(it.path).readBytes()) }
+        val hashes =
+            files.map { it.name to BundleFiles.sha256(bundle.resolve(it.path).readBytes()) }
         val text = hashes.joinToString("") { (name, hash) -> "$hash  $name\n" }
         record["bytes"] = files.sumOf { it.size }.toDouble()
-        record["sha256"] = if (hashes[0].first.isEmpty()) hashes[0].second else BundleFiles.sha256(text.toByteArray())
+        record["sha256"] =
+            if (hashes[0].first.isEmpty()) hashes[0].second
+            else BundleFiles.sha256(text.toByteArray())
     }
 
     /** Makes every file of a bundle old enough for a receipt. */
@@ -69,32 +83,40 @@ internal object TestBundles {
     }
 
     /** That opening gives this rule's refusal. */
-    fun assertRefused(rule: Int, bundle: File, trust: Trust = Trust.Full()): MtuException.BundleRefused {
+    fun assertRefused(
+        rule: Int,
+        bundle: File,
+        trust: Trust = Trust.Full(),
+    ): MtuException.BundleRefused {
         val refusal = assertThrows<MtuException.BundleRefused> { ModelBundle.open(bundle, trust) }
         assertEquals(rule, refusal.rule, refusal.message)
         return refusal
     }
 
-    fun mutable(value: Any?): Any? = when (value) {
-        is Map<*, *> -> value.entries.associateTo(LinkedHashMap()) { it.key to mutable(it.value) }
-        is List<*> -> value.mapTo(ArrayList()) { mutable(it) }
-        else -> value
-    }
+    fun mutable(value: Any?): Any? =
+        when (value) {
+            is Map<*, *> ->
+                value.entries.associateTo(LinkedHashMap()) { it.key to mutable(it.value) }
+            is List<*> -> value.mapTo(ArrayList()) { mutable(it) }
+            else -> value
+        }
 
     @Suppress("UNCHECKED_CAST")
     fun Any?.members(): MutableMap<String, Any?> = this as MutableMap<String, Any?>
 
-    @Suppress("UNCHECKED_CAST")
-    fun Any?.items(): MutableList<Any?> = this as MutableList<Any?>
+    @Suppress("UNCHECKED_CAST") fun Any?.items(): MutableList<Any?> = this as MutableList<Any?>
 
-    private fun at(manifest: Any?, path: List<*>): Any? = path.fold(manifest) { node, step ->
-        if (step is Double) node.items()[step.toInt()] else node.members()[step as String]
-    }
+    private fun at(manifest: Any?, path: List<*>): Any? =
+        path.fold(manifest) { node, step ->
+            if (step is Double) node.items()[step.toInt()] else node.members()[step as String]
+        }
 
     fun set(manifest: Any?, path: List<*>, value: Any?) {
         val node = at(manifest, path.dropLast(1))
         when (val last = path.last()) {
-            is Double -> if (last.toInt() == node.items().size) node.items() += mutable(value) else node.items()[last.toInt()] = mutable(value)
+            is Double ->
+                if (last.toInt() == node.items().size) node.items() += mutable(value)
+                else node.items()[last.toInt()] = mutable(value)
             else -> node.members()[last as String] = mutable(value)
         }
     }
@@ -118,5 +140,6 @@ internal object TestBundles {
         file.writeBytes(change(file.readBytes()))
     }
 
-    fun bytes(hex: String): ByteArray = ByteArray(hex.length / 2) { hex.substring(2 * it, 2 * it + 2).toInt(16).toByte() }
+    fun bytes(hex: String): ByteArray =
+        ByteArray(hex.length / 2) { hex.substring(2 * it, 2 * it + 2).toInt(16).toByte() }
 }

@@ -1,0 +1,145 @@
+package io.mtuexport.core
+
+import java.io.File
+import java.lang.reflect.Modifier
+import kotlin.reflect.KCallable
+import kotlin.reflect.KClass
+import kotlin.reflect.KFunction
+import kotlin.reflect.KMutableProperty
+import kotlin.reflect.KParameter
+import kotlin.reflect.KProperty
+import kotlin.reflect.KType
+import kotlin.reflect.KVisibility
+import kotlin.reflect.full.declaredMembers
+import kotlin.reflect.jvm.javaMethod
+import kotlin.reflect.jvm.kotlinFunction
+import kotlin.reflect.jvm.kotlinProperty
+import org.junit.jupiter.api.Assertions.assertEquals
+import org.junit.jupiter.api.Assertions.assertTrue
+import org.junit.jupiter.api.Test
+
+/**
+ * The public names of the module are those of `api.txt`, so that none changes by accident. After a
+ * change that is meant: `mvn test -Dapi.write=true`.
+ */
+internal class ApiTest {
+    private val file = File("api.txt")
+
+    @Test
+    fun `public names are those of the checked-in list`() {
+        val actual = classes().flatMap(::linesOf).joinToString("\n", postfix = "\n")
+        assertTrue("class io.mtuexport.core.ModelBundle" in actual)
+        if (System.getProperty("api.write") == "true") file.writeText(actual)
+        assertEquals(file.readText(), actual)
+    }
+
+    /** The module's classes, in the order of their names. */
+    private fun classes(): List<Class<*>> {
+        val root = File(ModelBundle::class.java.protectionDomain.codeSource.location.toURI())
+        return root
+            .walk()
+            .filter { it.extension == "class" }
+            .map {
+                it.relativeTo(root).path.removeSuffix(".class").replace(File.separatorChar, '.')
+            }
+            .sorted()
+            .map { Class.forName(it, false, javaClass.classLoader) }
+            .toList()
+    }
+
+    private fun linesOf(type: Class<*>): List<String> {
+        val metadata = type.getAnnotation(Metadata::class.java) ?: return emptyList()
+        return when (metadata.kind) {
+            KIND_CLASS -> if (isPublic(type.kotlin)) linesOfClass(type.kotlin) else emptyList()
+            KIND_FILE -> linesOfFile(type)
+            else -> emptyList()
+        }
+    }
+
+    private fun isPublic(type: KClass<*>): Boolean =
+        isVisible(type.visibility) && type.java.enclosingClass?.let { isPublic(it.kotlin) } != false
+
+    private fun isVisible(visibility: KVisibility?) =
+        visibility == KVisibility.PUBLIC || visibility == KVisibility.PROTECTED
+
+    private fun linesOfClass(type: KClass<*>): List<String> {
+        val kind =
+            when {
+                type.java.isInterface -> "interface"
+                type.java.isEnum -> "enum"
+                type.objectInstance != null -> "object"
+                type.isSealed -> "sealed class"
+                type.isAbstract -> "abstract class"
+                type.isOpen -> "open class"
+                else -> "class"
+            }
+        val supertypes = type.supertypes.map(::named).filter { it != "Any" && !type.java.isEnum }
+        val head =
+            "$kind ${type.qualifiedName}" +
+                supertypes.joinToString(", ").let { if (it.isEmpty()) it else " : $it" }
+        val constants = type.java.enumConstants.orEmpty().map { "    $it" }
+        val hasConstructors = !type.java.isEnum && !type.isSealed
+        val constructors =
+            if (hasConstructors) type.constructors.filter { isVisible(it.visibility) }
+            else emptyList()
+        val members =
+            type.declaredMembers.filter {
+                isVisible(it.visibility) && !(type.java.isEnum && it.name in OF_ENUMS)
+            }
+        return listOf(head) +
+            constants +
+            (constructors + members).map { "    ${lineOf(it)}" }.sorted()
+    }
+
+    private fun linesOfFile(type: Class<*>): List<String> {
+        val functions =
+            type.declaredMethods
+                .filter { Modifier.isPublic(it.modifiers) }
+                .mapNotNull { it.kotlinFunction }
+        val properties = type.declaredFields.mapNotNull { it.kotlinProperty }
+        return (functions + properties)
+            .filter { isVisible(it.visibility) }
+            .map { "${type.`package`.name}: ${lineOf(it)}" }
+            .sorted()
+    }
+
+    private fun lineOf(member: KCallable<*>): String {
+        val open = if (member.isAbstract) "abstract " else if (member.isOpen) "open " else ""
+        return open +
+            when (member) {
+                is KMutableProperty<*> -> "var ${member.name}: ${named(member.returnType)}"
+                is KProperty<*> -> "val ${member.name}: ${named(member.returnType)}"
+                is KFunction<*> -> {
+                    val static =
+                        if (member.javaMethod?.let { Modifier.isStatic(it.modifiers) } == true)
+                            "static "
+                        else ""
+                    val suspend = if (member.isSuspend) "suspend " else ""
+                    val parameters =
+                        member.parameters
+                            .filter { it.kind == KParameter.Kind.VALUE }
+                            .joinToString {
+                                "${it.name}: ${named(it.type)}" +
+                                    if (it.isOptional) " = ..." else ""
+                            }
+                    if (member.name == "<init>") "constructor($parameters)"
+                    else
+                        "$static${suspend}fun ${member.name}($parameters): " + named(member.returnType)
+                }
+                else -> member.toString()
+            }
+    }
+
+    /** A type without the packages that every reader knows. */
+    private fun named(type: KType): String =
+        type.toString().replace(PREFIXES, "").replace(ALIASED, "")
+
+    private companion object {
+        private val OF_ENUMS = setOf("values", "valueOf", "entries")
+        private val PREFIXES =
+            Regex("kotlin\\.(collections\\.)?(?=[A-Z])|io\\.mtuexport\\.core\\.(?=[A-Z])")
+        private val ALIASED = Regex(" /\\* = .*? \\*/")
+        private const val KIND_CLASS = 1
+        private const val KIND_FILE = 2
+    }
+}
