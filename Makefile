@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
-  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback bench-report devices paper \
+  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback bench-report devices ios-faults paper \
   clean
 
 setup: $(VENV)/.installed
@@ -145,6 +145,10 @@ shared: setup
 ## TREES="before=DIR now=." other checkouts take turns with it.
 export-times: setup
 	$(BIN)/python benchmarks/export_times.py $(TREES)
+
+## Faults of an iPhone, as users see them -> docs/faults_ios.md
+ios-faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ios_faults.py
 
 ## Records that users have sent -> docs/devices.md
 devices: setup

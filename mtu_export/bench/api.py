@@ -97,6 +97,12 @@ def _device(options: BenchOptions, detail: Progress) -> Device:
         if options.app:
             return adb.connect_app(serial or None, keep=options.keep, progress=detail)
         return adb.connect(serial or None, runner=_runner, keep=options.keep, progress=detail)
+    if kind == "ios":
+        from mtu_export.bench.devices import ios
+
+        if options.threads or options.cpus != "all":
+            raise PlanError("--threads and --cpus are for --device host and adb: Core ML chooses")
+        return ios.connect(serial or None, progress=detail)
     from mtu_export.bench.devices.host import Host
 
     return Host(options.runner, detail)

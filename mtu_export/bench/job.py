@@ -22,6 +22,8 @@ from mtu_export.spec.records import Count, Number
 
 FORMAT = 1
 JOB, TENSORS, RESULT = "job.json", "tensors.safetensors", "result.json"
+COMPUTE_UNIT = "compute_unit"
+"""Core ML's option of a manifest and of a job: the processors that may run a model."""
 LARGEST_RESULT = 16_000_000
 """Bytes of a result's file."""
 
@@ -74,6 +76,11 @@ class Job:
     load_again: bool = False
     cooldown_ms: int = 0
     deadline_s: float = 600.0
+
+    @property
+    def provider(self) -> str:
+        """What runs it: Core ML's compute units, such as ``cpu_and_ne``; elsewhere the CPU."""
+        return self.options.get(COMPUTE_UNIT, "cpu").lower()
 
     @property
     def is_check(self) -> bool:

@@ -22,6 +22,8 @@ SIZE = 2048
 SAMPLES = 5
 FLOPS = 2 * SIZE**3
 _PACKAGES = {"onnx": "onnxruntime", "executorch": "executorch"}
+ENGINES = tuple(_PACKAGES)
+"""Engines with a yardstick: Core ML has none, as its processors differ from op to op."""
 _SPECS = (TensorSpec(name="x", shape=(SIZE, SIZE)), TensorSpec(name="y", shape=(SIZE, SIZE)))
 
 

@@ -50,10 +50,11 @@ class BenchRecord(BaseModel):
 class DeviceState(BenchRecord):
     """What changes on a device while it works.
 
-    ``thermal_status`` is Android's, 0 (none) to 6 (shutdown); ``temperature`` the hottest sensor's;
-    ``battery`` is a share, ``charging`` whether it is plugged in; ``clocks`` the current clock of
-    each core; ``free_memory`` what the system calls available. ``throttled``: the limit of waiting
-    for a cool device passed before the measurement began.
+    ``thermal_status`` is Android's, 0 (none) to 6 (shutdown); iOS's nominal, fair, serious and
+    critical are 0, 1, 3 and 4. ``temperature`` is the hottest sensor's; ``battery`` is a share,
+    ``charging`` whether it is plugged in; ``clocks`` the current clock of each core;
+    ``free_memory`` what the system calls available, to the app where one measures.
+    ``throttled``: the limit of waiting for a cool device passed before the measurement began.
     """
 
     thermal_status: Annotated[int, Field(ge=0, le=6)] | None = None
@@ -73,7 +74,7 @@ class DeviceRecord(BenchRecord):
     the runner's process (glibc on a phone measures other kernels than an app's).
     """
 
-    kind: Literal["host", "adb", "web"]
+    kind: Literal["host", "adb", "ios", "web"]
     model: Text
     soc: Text | None = None
     os: Text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -186,7 +187,7 @@ class Suite:
 
     def _take_turns(self, items: Sequence[_Item], *, yardstick: bool) -> None:
         """Every round of every contender; their engine's yardstick may take turns with them."""
-        engines = {item.job.engine for item in items if item.job is not None}
+        engines = {item.job.engine for item in items if item.job} & {*peak.ENGINES}
         for number in range(self.rounds):
             for engine in sorted(engines) if yardstick and not self.emulated else ():
                 self._measure_peak(engine, number)
@@ -306,6 +307,7 @@ class Suite:
             status=item.status,
             reason=item.reason,
             emulated=emulated,
+            provider=item.job.provider if item.job else "cpu",
             before=item.before,
             after=item.after,
         )
@@ -393,8 +395,6 @@ def _comparisons(measurements: Sequence[Measurement]) -> list[Comparison]:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions

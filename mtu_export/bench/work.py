@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mtu_export import bundle, targets
-from mtu_export.bench.job import Job, JobPart
+from mtu_export.bench.job import COMPUTE_UNIT, Job, JobPart
 from mtu_export.bench.program import Compiler, Past, Program
 from mtu_export.bench.record import IMAGE, BundleRecord, Work
 from mtu_export.bundle import Bundle, Part, TaskRecord, loop_proof, runner, sampler, verification
@@ -131,7 +131,9 @@ def _cases(source: Bundle, part: Part, task: str) -> Sequence[tuple[Arrays, Arra
 def _job(source: Bundle, task: str, parts: list[Part], settings: Settings) -> Job:
     """A job with these parts, and nothing to do yet."""
     target = source.manifest.target
-    options = targets.load(target).info.session_options
+    options = dict(targets.load(target).info.session_options)
+    if COMPUTE_UNIT in source.manifest.options:
+        options[COMPUTE_UNIT] = str(source.manifest.options[COMPUTE_UNIT])
     return Job(
         engine=target,
         folder=source.folder,

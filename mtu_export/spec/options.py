@@ -241,7 +241,7 @@ class RunOptions:
             raise PlanError("--noise FILE is the noise itself; give no --seed")
 
 
-DEVICES = ("host", "adb", "web")
+DEVICES = ("host", "adb", "ios", "web")
 MODES = ("quick", "full")
 
 
@@ -250,7 +250,8 @@ class BenchOptions:
     """How bundles are measured. Raises ``PlanError``."""
 
     device: str = option(
-        "Where bundles run: host; adb or adb:SERIAL, a phone; web, a browser here, web:ADDRESS, "
+        "Where bundles run: host; adb or adb:SERIAL, a phone; ios or ios:UDID, an iPhone with the "
+        "bench app; web, a browser here, web:ADDRESS, "
         "one that opens this address, web:adb or web:adb:SERIAL, that of a phone.",
         default="host",
         metavar="NAME",
@@ -326,7 +327,8 @@ class BenchOptions:
             check_bounds(field_, getattr(self, field_.name))
         kind, _, rest = self.device.partition(":")
         if kind not in DEVICES or (rest and kind == "host") or self.device.endswith(":"):
-            legal = ["host", "adb", "adb:SERIAL", "web", "web:ADDRESS", "web:adb:SERIAL"]
+            legal = ["host", "adb", "adb:SERIAL", "ios", "ios:UDID"]
+            legal += ["web", "web:ADDRESS", "web:adb:SERIAL"]
             raise UnknownName("device", self.device, legal)
         if self.mode not in MODES:
             raise UnknownName("mode", self.mode, MODES)

@@ -51,7 +51,7 @@ class Group:
     def title(self) -> str:
         """Device and way of running, in words."""
         device = self.run.device
-        ways = {"host": "host", "adb": "phone over adb", "web": "browser"}
+        ways = {"host": "host", "adb": "phone over adb", "ios": "iPhone app", "web": "browser"}
         words = [ways[device.kind]]
         if self.provider:
             words.append({"wasm": "WASM", "webgpu": "WebGPU"}.get(self.provider, self.provider))
@@ -120,7 +120,7 @@ def groups(runs: Iterable[tuple[str, Run]]) -> list[Group]:
             )
             for (emulated, provider), measurements in keys.items()
         ]
-    order = ("host", "adb", "web")
+    order = ("host", "adb", "ios", "web")
     titles = Counter(group.title for group in result)
     result = [replace(group, alone=titles[group.title] == 1) for group in result]
     return sorted(result, key=lambda g: (g.emulated, order.index(g.run.device.kind)))
