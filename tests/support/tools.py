@@ -16,6 +16,8 @@ PACKAGES = {
     "g++": "g++",
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
     "node": "nodejs",
+    "mvn": "maven",
+    "javac": "openjdk-17-jdk-headless",
 }
 """Debian's package of each program."""
 

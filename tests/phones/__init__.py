@@ -1,0 +1,1 @@
+"""The phone runtimes of `runtime/`, from Python: builds, agreement with the exporter."""
