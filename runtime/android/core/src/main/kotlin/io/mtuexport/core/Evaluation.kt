@@ -46,7 +46,8 @@ internal class Evaluation(
         for (call in calls(When.ONCE)) {
             once[call.id] = run(call, single(call, Point(Branch.PROMPT)))
             if (isNegativeUsed && call.id in prompted) {
-                onceNegative[call.id] = run(call, single(call, Point(Branch(text = false, image = true))))
+                onceNegative[call.id] =
+                    run(call, single(call, Point(Branch(text = false, image = true))))
             }
         }
     }
@@ -63,9 +64,10 @@ internal class Evaluation(
             val filled = List(batch) { chunk.getOrElse(it) { chunk.last() } }
             val outputs = HashMap<String, Map<String, Tensor.Floats>>()
             for (call in calls(When.PASS)) {
-                val points = filled.mapIndexed { entry, branch ->
-                    Point(branch, latent, pass, outputs = outputs, entry = entry)
-                }
+                val points =
+                    filled.mapIndexed { entry, branch ->
+                        Point(branch, latent, pass, outputs = outputs, entry = entry)
+                    }
                 outputs[call.id] = run(call, batched(call, points))
             }
             val output = outputs.getValue(prediction.call).getValue(prediction.name)
@@ -92,7 +94,8 @@ internal class Evaluation(
     ): Map<String, Map<String, Tensor.Floats>> {
         val outputs = HashMap<String, Map<String, Tensor.Floats>>()
         for (call in calls(stage)) {
-            outputs[call.id] = run(call, single(call, Point(Branch.PROMPT, latent, pass, guided, outputs)))
+            outputs[call.id] =
+                run(call, single(call, Point(Branch.PROMPT, latent, pass, guided, outputs)))
         }
         return outputs
     }
@@ -123,11 +126,12 @@ internal class Evaluation(
             return sources.tokens(source.tokenizer.orEmpty(), text.orEmpty())
         }
         val tensor = floats(source, point, shape)
-        val isShown = when (source.only) {
-            null -> true
-            Only.PROMPT -> point.branch.text
-            Only.IMAGE -> point.branch.image
-        }
+        val isShown =
+            when (source.only) {
+                null -> true
+                Only.PROMPT -> point.branch.text
+                Only.IMAGE -> point.branch.image
+            }
         return when {
             !isShown -> filled(tensor.shape, 0f)
             source.multiply != null -> tensor.times(source.multiply)
@@ -154,7 +158,10 @@ internal class Evaluation(
     private fun column(pass: Pass, name: String, shape: IntArray): Tensor.Floats {
         val numbers = pass.columns.getValue(name)
         if (name in pass.scalars) return filled(shape, numbers[0].toFloat())
-        return Tensor.Floats(intArrayOf(1, numbers.size), FloatArray(numbers.size) { numbers[it].toFloat() })
+        return Tensor.Floats(
+            intArrayOf(1, numbers.size),
+            FloatArray(numbers.size) { numbers[it].toFloat() },
+        )
     }
 
     private fun output(call: String, name: String, point: Point): Tensor.Floats {
@@ -178,23 +185,32 @@ internal class Evaluation(
 /** picture · (mask < 0.5). */
 private fun outside(picture: Tensor.Floats, mask: Tensor.Floats): Tensor.Floats {
     val count = mask.data.size
-    return Tensor.Floats(picture.shape, FloatArray(picture.data.size) {
-        picture.data[it] * if (mask.data[it % count] < 0.5f) 1f else 0f
-    })
+    return Tensor.Floats(
+        picture.shape,
+        FloatArray(picture.data.size) {
+            picture.data[it] * if (mask.data[it % count] < 0.5f) 1f else 0f
+        },
+    )
 }
 
 /** Each n-th pixel in both directions, beginning with the first. */
-private fun everyPixel(picture: Tensor.Floats, n: Int) = cells(picture, n) { from, _ -> picture.data[from] }
+private fun everyPixel(picture: Tensor.Floats, n: Int) =
+    cells(picture, n) { from, _ -> picture.data[from] }
 
 /** The mean of each cell of n x n pixels, formed in float64. */
-private fun cellMeans(picture: Tensor.Floats, n: Int) = cells(picture, n) { from, width ->
-    var sum = 0.0
-    for (y in 0 until n) for (x in 0 until n) sum += picture.data[from + y * width + x]
-    (sum / (n * n)).toFloat()
-}
+private fun cellMeans(picture: Tensor.Floats, n: Int) =
+    cells(picture, n) { from, width ->
+        var sum = 0.0
+        for (y in 0 until n) for (x in 0 until n) sum += picture.data[from + y * width + x]
+        (sum / (n * n)).toFloat()
+    }
 
 /** A number of each cell, by the place of its first pixel and the width of the picture. */
-private inline fun cells(picture: Tensor.Floats, n: Int, number: (from: Int, width: Int) -> Float): Tensor.Floats {
+private inline fun cells(
+    picture: Tensor.Floats,
+    n: Int,
+    number: (from: Int, width: Int) -> Float,
+): Tensor.Floats {
     val (channels, height, width) = picture.shape.drop(1)
     val shape = intArrayOf(1, channels, height / n, width / n)
     val data = FloatArray(countOf(shape))

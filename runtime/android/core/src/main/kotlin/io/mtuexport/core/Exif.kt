@@ -18,12 +18,14 @@ public object Exif {
      */
     @JvmStatic
     public fun orientation(file: ByteArray): Int {
-        val tiff = when {
-            file.startsWith(0, byteArrayOf(0xFF.toByte(), 0xD8.toByte())) -> ofJpeg(file)
-            file.startsWith(0, PNG) -> ofPng(file)
-            file.startsWith(0, "RIFF".ascii()) && file.startsWith(8, "WEBP".ascii()) -> ofWebp(file)
-            else -> null
-        }
+        val tiff =
+            when {
+                file.startsWith(0, byteArrayOf(0xFF.toByte(), 0xD8.toByte())) -> ofJpeg(file)
+                file.startsWith(0, PNG) -> ofPng(file)
+                file.startsWith(0, "RIFF".ascii()) && file.startsWith(8, "WEBP".ascii()) ->
+                    ofWebp(file)
+                else -> null
+            }
         return tiff?.let(::ofTiff)?.takeIf { it in 1..8 } ?: UPRIGHT
     }
 
@@ -38,7 +40,8 @@ public object Exif {
             }
             if (marker == 0xDA || marker == 0xD9) return null
             val hasLength = marker != 0x01 && marker !in 0xD0..0xD7
-            val length = if (hasLength) (file.unsigned(at + 2) shl 8) or file.unsigned(at + 3) else 0
+            val length =
+                if (hasLength) (file.unsigned(at + 2) shl 8) or file.unsigned(at + 3) else 0
             if (marker == 0xE1 && file.startsWith(at + 4, HEADER)) {
                 return file.piece(at + 4 + HEADER.size, length - 2L - HEADER.size)
             }
@@ -51,7 +54,8 @@ public object Exif {
         var at = PNG.size.toLong()
         while (at + 12 <= file.size) {
             val length = file.number(at.toInt(), ByteOrder.BIG_ENDIAN)
-            if (file.startsWith(at.toInt() + 4, "eXIf".ascii())) return file.piece(at.toInt() + 8, length)
+            if (file.startsWith(at.toInt() + 4, "eXIf".ascii()))
+                return file.piece(at.toInt() + 8, length)
             at += 12 + length
         }
         return null
@@ -80,7 +84,7 @@ public object Exif {
                 0x4949 -> ByteOrder.LITTLE_ENDIAN
                 0x4D4D -> ByteOrder.BIG_ENDIAN
                 else -> return null
-            },
+            }
         )
         val directory = tiff.getInt(4).toLong() and 0xFFFFFFFFL
         if (tiff.getShort(2).toInt() != 42 || directory + 2 > tiff.limit()) return null
@@ -109,5 +113,6 @@ public object Exif {
         at + prefix.size <= size && prefix.indices.all { this[at + it] == prefix[it] }
 
     private fun ByteArray.piece(at: Int, length: Long): ByteBuffer? =
-        if (length < 0 || at + length > size) null else ByteBuffer.wrap(this, at, length.toInt()).slice()
+        if (length < 0 || at + length > size) null
+        else ByteBuffer.wrap(this, at, length.toInt()).slice()
 }

@@ -17,30 +17,37 @@ private fun Guidance.effective(): Guidance {
 }
 
 /** The branches that a pass is asked for, in the order of the predictions. */
-internal fun branchesOf(guidance: Guidance): List<Branch> = when (guidance.effective().kind) {
-    GuidanceKind.NONE -> listOf(Branch.PROMPT)
-    GuidanceKind.TEXT -> listOf(Branch(text = false, image = true), Branch.PROMPT)
-    GuidanceKind.TEXT_IMAGE ->
-        listOf(Branch(text = false, image = false), Branch(text = false, image = true), Branch.PROMPT)
-}
+internal fun branchesOf(guidance: Guidance): List<Branch> =
+    when (guidance.effective().kind) {
+        GuidanceKind.NONE -> listOf(Branch.PROMPT)
+        GuidanceKind.TEXT -> listOf(Branch(text = false, image = true), Branch.PROMPT)
+        GuidanceKind.TEXT_IMAGE ->
+            listOf(
+                Branch(text = false, image = false),
+                Branch(text = false, image = true),
+                Branch.PROMPT,
+            )
+    }
 
 /** The guided sum m of the predictions, formed in float64. */
 internal fun guided(guidance: Guidance, predictions: List<Tensor.Floats>): Tensor.Floats {
     val effective = guidance.effective()
     val scales = listOfNotNull(effective.image, effective.text)
     val first = predictions.first()
-    val data = FloatArray(first.data.size) { i ->
-        var sum = first.data[i].toDouble()
-        scales.forEachIndexed { k, scale ->
-            sum += scale * (predictions[k + 1].data[i].toDouble() - predictions[k].data[i])
+    val data =
+        FloatArray(first.data.size) { i ->
+            var sum = first.data[i].toDouble()
+            scales.forEachIndexed { k, scale ->
+                sum += scale * (predictions[k + 1].data[i].toDouble() - predictions[k].data[i])
+            }
+            sum.toFloat()
         }
-        sum.toFloat()
-    }
     return Tensor.Floats(first.shape, data)
 }
 
 /** n_1 to n_P where a pass draws noise, otherwise none: how many follow n_0. */
-internal val Schedule.draws: Int get() = if (passes.any { it.noise != 0.0 }) passes.size else 0
+internal val Schedule.draws: Int
+    get() = if (passes.any { it.noise != 0.0 }) passes.size else 0
 
 /** x before a pass and the m that it gave. */
 internal class State(val x: Tensor.Floats, val m: Tensor.Floats)
@@ -81,7 +88,10 @@ internal class Loop(
     }
 
     /** The last x of the loop running free; [passed] is told of x after each pass, from 0. */
-    fun run(picture: Tensor.Floats?, passed: (index: Int, x: Tensor.Floats) -> Unit = { _, _ -> }): Tensor.Floats {
+    fun run(
+        picture: Tensor.Floats?,
+        passed: (index: Int, x: Tensor.Floats) -> Unit = { _, _ -> },
+    ): Tensor.Floats {
         var x = start(picture)
         var states = emptyList<State>()
         for (index in table.passes.indices) {

@@ -3,8 +3,8 @@ package io.mtuexport.core
 /** The noise of a picture: standard normal numbers [1 + P, C, h, w]. */
 public sealed class Noise {
     /**
-     * What `mtu-export run --seed` draws (appendix of the contract): the same seed is the same noise
-     * in every language.
+     * What `mtu-export run --seed` draws (appendix of the contract): the same seed is the same
+     * noise in every language.
      *
      * @property seed At least 0.
      */

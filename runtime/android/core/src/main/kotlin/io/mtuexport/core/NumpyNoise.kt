@@ -16,7 +16,8 @@ internal class NumpyNoise(entropy: IntArray) {
 
     init {
         val words = seedWords(entropy)
-        val pairs = LongArray(4) { words[2 * it].toUnsigned() or (words[2 * it + 1].toLong() shl 32) }
+        val pairs =
+            LongArray(4) { words[2 * it].toUnsigned() or (words[2 * it + 1].toLong() shl 32) }
         incrementHigh = (pairs[2] shl 1) or (pairs[3] ushr 63)
         incrementLow = (pairs[3] shl 1) or 1
         low = incrementLow + pairs[1]
@@ -24,14 +25,22 @@ internal class NumpyNoise(entropy: IntArray) {
         step()
     }
 
-    constructor(seed: Long) : this(if (seed ushr 32 == 0L) intArrayOf(seed.toInt()) else intArrayOf(seed.toInt(), (seed ushr 32).toInt()))
+    constructor(
+        seed: Long
+    ) : this(
+        if (seed ushr 32 == 0L) intArrayOf(seed.toInt())
+        else intArrayOf(seed.toInt(), (seed ushr 32).toInt())
+    )
 
     /** The next draws. */
     fun draws(count: Int): FloatArray = FloatArray(count) { normal() }
 
     private fun step() {
         val product = low * MULTIPLIER_LOW
-        val upper = multiplyHighUnsigned(low, MULTIPLIER_LOW) + low * MULTIPLIER_HIGH + high * MULTIPLIER_LOW
+        val upper =
+            multiplyHighUnsigned(low, MULTIPLIER_LOW) +
+                low * MULTIPLIER_HIGH +
+                high * MULTIPLIER_LOW
         low = product + incrementLow
         high = upper + incrementHigh + carry(low, incrementLow)
     }
@@ -122,7 +131,8 @@ internal class NumpyNoise(entropy: IntArray) {
         private fun Int.toUnsigned(): Long = toLong() and 0xFFFFFFFFL
 
         /** 1 where a sum of unsigned numbers, one of them [term], has wrapped around. */
-        private fun carry(sum: Long, term: Long): Long = if (java.lang.Long.compareUnsigned(sum, term) < 0) 1 else 0
+        private fun carry(sum: Long, term: Long): Long =
+            if (java.lang.Long.compareUnsigned(sum, term) < 0) 1 else 0
 
         /** The upper half of the full product (`Math.unsignedMultiplyHigh` came with Java 18). */
         private fun multiplyHighUnsigned(one: Long, other: Long): Long {

@@ -21,24 +21,38 @@ private class Levels(val width: Int, val height: Int, val channels: Int, val dat
 internal fun requireFittable(picture: RgbaImage, name: String) {
     val pixels = picture.width.toLong() * picture.height
     if (picture.width < 1 || picture.height < 1 || pixels > MOST_PIXELS) {
-        refuse("picture ${quoted(name)} has ${picture.width} x ${picture.height} pixels: 1 to $MOST_PIXELS are legal")
+        refuse(
+            "picture ${quoted(name)} has ${picture.width} x ${picture.height} pixels: 1 to $MOST_PIXELS are legal"
+        )
     }
     if (picture.pixels.size.toLong() != 4 * pixels) {
-        refuse("picture ${quoted(name)} of ${picture.width} x ${picture.height} has ${picture.pixels.size} bytes, not 4 a pixel")
+        refuse(
+            "picture ${quoted(name)} of ${picture.width} x ${picture.height} has ${picture.pixels.size} bytes, not 4 a pixel"
+        )
     }
     if (picture.orientation !in 1..8) {
-        refuse("picture ${quoted(name)} has the orientation ${picture.orientation}", (1..8).map { "$it" })
+        refuse(
+            "picture ${quoted(name)} has the orientation ${picture.orientation}",
+            (1..8).map { "$it" },
+        )
     }
 }
 
 /** A picture at the size of a bundle: float32 [1, 3, H, W], or [1, 1, H, W] of grey and masks. */
-internal fun fitted(picture: RgbaImage, input: PictureInput, height: Int, width: Int): Tensor.Floats {
+internal fun fitted(
+    picture: RgbaImage,
+    input: PictureInput,
+    height: Int,
+    width: Int,
+): Tensor.Floats {
     val upright = upright(picture)
     if (input.kind == PictureKind.MASK) {
         val grey = nearest(greyOf(upright), height, width)
         return planes(grey) { if (it >= 128) 1f else 0f }
     }
-    val rgb = if (input.filter == Filter.NEAREST) nearest(upright, height, width) else lanczos(upright, height, width)
+    val rgb =
+        if (input.filter == Filter.NEAREST) nearest(upright, height, width)
+        else lanczos(upright, height, width)
     val levels = if (input.kind == PictureKind.GREY) greyOf(rgb) else rgb
     return when (input.range) {
         Range.SIGNED -> planes(levels) { it / 127.5f - 1f }
@@ -51,10 +65,11 @@ internal fun fitted(picture: RgbaImage, input: PictureInput, height: Int, width:
 internal fun rgbOf(picture: Tensor.Floats): RgbImage {
     val (height, width) = picture.shape.drop(2)
     val count = height * width
-    val pixels = ByteArray(3 * count) {
-        val value = picture.data[it % 3 * count + it / 3].coerceIn(-1f, 1f)
-        Math.rint((value.toDouble() + 1) * 127.5).toInt().toByte()
-    }
+    val pixels =
+        ByteArray(3 * count) {
+            val value = picture.data[it % 3 * count + it / 3].coerceIn(-1f, 1f)
+            Math.rint((value.toDouble() + 1) * 127.5).toInt().toByte()
+        }
     return RgbImage(width, height, pixels)
 }
 
@@ -64,7 +79,8 @@ private inline fun planes(levels: Levels, number: (Int) -> Float): Tensor.Floats
     val data = FloatArray(levels.channels * count)
     for (channel in 0 until levels.channels) {
         for (i in 0 until count) {
-            data[channel * count + i] = number(levels.data[i * levels.channels + channel].toInt() and 0xFF)
+            data[channel * count + i] =
+                number(levels.data[i * levels.channels + channel].toInt() and 0xFF)
         }
     }
     return Tensor.Floats(intArrayOf(1, levels.channels, levels.height, levels.width), data)
@@ -100,12 +116,13 @@ private fun upright(picture: RgbaImage): Levels {
 
 private fun greyOf(rgb: Levels): Levels {
     val data = rgb.data
-    val grey = ByteArray(rgb.width * rgb.height) {
-        val red = data[3 * it].toInt() and 0xFF
-        val green = data[3 * it + 1].toInt() and 0xFF
-        val blue = data[3 * it + 2].toInt() and 0xFF
-        ((19595 * red + 38470 * green + 7471 * blue + 32768) shr 16).toByte()
-    }
+    val grey =
+        ByteArray(rgb.width * rgb.height) {
+            val red = data[3 * it].toInt() and 0xFF
+            val green = data[3 * it + 1].toInt() and 0xFF
+            val blue = data[3 * it + 2].toInt() and 0xFF
+            ((19595 * red + 38470 * green + 7471 * blue + 32768) shr 16).toByte()
+        }
     return Levels(rgb.width, rgb.height, 1, grey)
 }
 

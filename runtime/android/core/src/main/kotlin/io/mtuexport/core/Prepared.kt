@@ -27,7 +27,11 @@ internal class Prepared(
 internal fun refuse(what: String, legal: Collection<String> = emptyList()): Nothing =
     throw MtuException.RequestRefused(what, legal.toList())
 
-private class RequestCheck(private val manifest: Manifest, private val task: Task, private val request: Request) {
+private class RequestCheck(
+    private val manifest: Manifest,
+    private val task: Task,
+    private val request: Request,
+) {
     private val inputs = task.inputs
     private val where = "task ${task.name}"
 
@@ -44,12 +48,17 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
         return Prepared(
             prompt = request.prompt,
             negativePrompt = request.negativePrompt,
-            pictures = inputs.pictures.mapValues { (name, input) ->
-                request.pictures[name]?.let { fitted(it, input, manifest.height, manifest.width) }
-                    ?: request.tensors.getValue(name)
-            },
+            pictures =
+                inputs.pictures.mapValues { (name, input) ->
+                    request.pictures[name]?.let {
+                        fitted(it, input, manifest.height, manifest.width)
+                    } ?: request.tensors.getValue(name)
+                },
             tensors = inputs.tensors.mapValues { request.tensors.getValue(it.key) },
-            numbers = inputs.numbers.mapValues { (name, range) -> request.numbers[name] ?: range.default },
+            numbers =
+                inputs.numbers.mapValues { (name, range) ->
+                    request.numbers[name] ?: range.default
+                },
             guidance = guidance,
             table = table,
             noise = noise,
@@ -65,14 +74,17 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
         requireKnown("number", request.numbers.keys, inputs.numbers.keys)
         for (name in pictures) {
             if (name !in request.pictures && name !in request.tensors) {
-                val what = if (inputs.pictures.getValue(name).kind == PictureKind.MASK) "mask" else "picture"
+                val what =
+                    if (inputs.pictures.getValue(name).kind == PictureKind.MASK) "mask"
+                    else "picture"
                 refuse("$where needs a $what ${quoted(name)}", pictures)
             }
             if (name in request.pictures && name in request.tensors) {
                 refuse("${quoted(name)} is there as a picture and as a tensor")
             }
         }
-        for (name in tensors) if (name !in request.tensors) refuse("$where needs a tensor ${quoted(name)}", tensors)
+        for (name in tensors) if (name !in request.tensors)
+            refuse("$where needs a tensor ${quoted(name)}", tensors)
     }
 
     private fun requireKnown(what: String, names: Set<String>, known: Set<String>) {
@@ -90,21 +102,29 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
 
     private fun checkTensors() {
         for ((name, tensor) in request.tensors) {
-            val shape = inputs.pictures[name]?.let { pictureShape(manifest, it) } ?: inputs.tensors.getValue(name)
+            val shape =
+                inputs.pictures[name]?.let { pictureShape(manifest, it) }
+                    ?: inputs.tensors.getValue(name)
             if (!tensor.shape.contentEquals(shape) || !tensor.isFinite()) {
-                refuse("${quoted(name)} must be finite float32 ${Tensor.shown(shape)}, it is ${described(tensor)}")
+                refuse(
+                    "${quoted(name)} must be finite float32 ${Tensor.shown(shape)}, it is ${described(tensor)}"
+                )
             }
         }
     }
 
     private fun described(tensor: Tensor.Floats) =
-        if (tensor.isFinite()) Tensor.shown(tensor.shape) else "${Tensor.shown(tensor.shape)} with NaN or Inf"
+        if (tensor.isFinite()) Tensor.shown(tensor.shape)
+        else "${Tensor.shown(tensor.shape)} with NaN or Inf"
 
     private fun checkPrompts() {
         val takesPrompt = promptedCalls(task).isNotEmpty()
         if (takesPrompt && request.prompt == null) refuse("$where needs a prompt")
         if (!takesPrompt && request.prompt != null) {
-            refuse(if (task.prompt == null) "$where takes no prompt" else "$where has its own prompt, ${quoted(task.prompt)}")
+            refuse(
+                if (task.prompt == null) "$where takes no prompt"
+                else "$where has its own prompt, ${quoted(task.prompt)}"
+            )
         }
         val takesNegative = takesPrompt && task.guidance.kind != GuidanceKind.NONE
         if (!takesNegative && request.negativePrompt != null) {
@@ -122,7 +142,8 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
     private fun scale(name: String, chosen: Double?, ours: Double?): Double? {
         if (chosen == null) return ours
         if (ours == null) refuse("$where takes no guidance by $name")
-        if (!(abs(chosen) <= LARGEST_SCALE)) refuse("guidance by $name must be -$LARGEST_SCALE to $LARGEST_SCALE, it is $chosen")
+        if (!(abs(chosen) <= LARGEST_SCALE))
+            refuse("guidance by $name must be -$LARGEST_SCALE to $LARGEST_SCALE, it is $chosen")
         return chosen
     }
 
@@ -140,10 +161,12 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
         val steps = request.steps ?: task.steps
         val strength = if (hasStart) request.strength ?: task.strength else null
         val tables = tablesOf(manifest, task)
-        return tables.firstOrNull { it.steps == steps && it.strength == strength } ?: refuse(
-            if (hasStart) "no table for $steps steps at strength $strength" else "no table for $steps steps",
-            tables.map { if (hasStart) "${it.steps} at ${it.strength}" else "${it.steps}" },
-        )
+        return tables.firstOrNull { it.steps == steps && it.strength == strength }
+            ?: refuse(
+                if (hasStart) "no table for $steps steps at strength $strength"
+                else "no table for $steps steps",
+                tables.map { if (hasStart) "${it.steps} at ${it.strength}" else "${it.steps}" },
+            )
     }
 
     private fun noise(table: Schedule): Tensor.Floats {
@@ -151,16 +174,22 @@ private class RequestCheck(private val manifest: Manifest, private val task: Tas
         val least = 1 + table.draws
         return when (val noise = request.noise) {
             is Noise.Seed -> {
-                if (noise.seed < 0) refuse("a seed is a whole number of at least 0, it is ${noise.seed}")
+                if (noise.seed < 0)
+                    refuse("a seed is a whole number of at least 0, it is ${noise.seed}")
                 val shape = one.copyOf().also { it[0] = least }
                 Tensor.Floats(shape, NumpyNoise(noise.seed).draws(countOf(shape)))
             }
             is Noise.Values -> {
-                val legal = setOf(least, 1 + table.passes.size).map { one.copyOf().also { shape -> shape[0] = it } }
-                val shape = legal.firstOrNull { countOf(it) == noise.values.size } ?: refuse(
-                    "the noise has ${noise.values.size} numbers",
-                    legal.map { "${countOf(it)}, ${Tensor.shown(it)}" },
-                )
+                val legal =
+                    setOf(least, 1 + table.passes.size).map {
+                        one.copyOf().also { shape -> shape[0] = it }
+                    }
+                val shape =
+                    legal.firstOrNull { countOf(it) == noise.values.size }
+                        ?: refuse(
+                            "the noise has ${noise.values.size} numbers",
+                            legal.map { "${countOf(it)}, ${Tensor.shown(it)}" },
+                        )
                 if (!noise.values.all { it.isFinite() }) refuse("the noise holds NaN or Inf")
                 Tensor.Floats(shape, noise.values)
             }

@@ -3,7 +3,8 @@ package io.mtuexport.core
 // "Check on first start" of the contract: parts and loops against the goldens.
 
 /** What a part or a loop reached against the bundle's goldens. */
-public class Verdict internal constructor(
+public class Verdict
+internal constructor(
     /** The part; `pipeline` of the loop. */
     public val part: String,
     /** The task whose goldens they are: the first with the entry, where tasks share one. */
@@ -15,7 +16,10 @@ public class Verdict internal constructor(
     /** What must be reached; without meaning of the stage `loop`. */
     public val floorDb: Double,
 ) {
-    /** The worst of [outputs]: positive infinity where all are equal, negative where one is no number. */
+    /**
+     * The worst of [outputs]: positive infinity where all are equal, negative where one is no
+     * number.
+     */
     public val psnrDb: Double = outputs.values.minOrNull() ?: Double.NEGATIVE_INFINITY
 
     /** Whether the floor is reached; null of the stage `loop`, which is a figure. */
@@ -29,9 +33,16 @@ public class Verdict internal constructor(
 }
 
 /** Reads the goldens of one task of a bundle. */
-internal class Proof(private val manifest: Manifest, private val task: Task, private val goldens: Safetensors) {
+internal class Proof(
+    private val manifest: Manifest,
+    private val task: Task,
+    private val goldens: Safetensors,
+) {
     /** A part on its goldens: the worst of three cases by output. */
-    fun ofPart(part: Part, run: (task: String, inputs: Map<String, Tensor>) -> Map<String, Tensor.Floats>): Verdict {
+    fun ofPart(
+        part: Part,
+        run: (task: String, inputs: Map<String, Tensor>) -> Map<String, Tensor.Floats>,
+    ): Verdict {
         val entry = part.entries.getValue(task.name)
         val proven = part.entries.entries.first { it.value == entry }.key
         val record = record(part.name, proven, "quantised", "exported")
@@ -55,11 +66,17 @@ internal class Proof(private val manifest: Manifest, private val task: Task, pri
     fun ofLoop(begin: (Prepared) -> Evaluation): List<Verdict> {
         val request = request() ?: return emptyList()
         val floor = record(Verdict.PIPELINE, task.name, Verdict.PASSES).floorDb
-        val prepared = try {
-            Prepared.of(manifest, task, request)
-        } catch (error: MtuException.RequestRefused) {
-            throw MtuException.BundleRefused(0, "$GOLDENS: loop/${task.name}", error.what, error)
-        }
+        val prepared =
+            try {
+                Prepared.of(manifest, task, request)
+            } catch (error: MtuException.RequestRefused) {
+                throw MtuException.BundleRefused(
+                    0,
+                    "$GOLDENS: loop/${task.name}",
+                    error.what,
+                    error,
+                )
+            }
         val evaluation = begin(prepared)
         evaluation.runOnce()
         val reference = ofLoop("picture")
@@ -86,7 +103,11 @@ internal class Proof(private val manifest: Manifest, private val task: Task, pri
     }
 
     /** x after each pass, each from the reference's states; the reference's last x. */
-    private fun passes(loop: Loop, picture: Tensor.Floats?, outputs: MutableMap<String, Double>): Tensor.Floats {
+    private fun passes(
+        loop: Loop,
+        picture: Tensor.Floats?,
+        outputs: MutableMap<String, Double>,
+    ): Tensor.Floats {
         var x = loop.start(picture)
         var states = emptyList<State>()
         for (index in loop.table.passes.indices) {
@@ -124,7 +145,11 @@ internal class Proof(private val manifest: Manifest, private val task: Task, pri
 
     private fun record(part: String, task: String, vararg stages: String): ProofEntry =
         manifest.proof.firstOrNull { it.part == part && it.task == task && it.stage in stages }
-            ?: throw MtuException.BundleRefused(0, "$MANIFEST: proof", "there is no entry of $part for task $task")
+            ?: throw MtuException.BundleRefused(
+                0,
+                "$MANIFEST: proof",
+                "there is no entry of $part for task $task",
+            )
 
     private companion object {
         private const val CASES = 3

@@ -13,7 +13,9 @@ import kotlin.time.Duration
  * @property pixels They are not copied.
  * @property orientation That of EXIF, 1 to 8, see [Exif]; a picture is turned before it is fitted.
  */
-public class RgbaImage @JvmOverloads constructor(
+public class RgbaImage
+@JvmOverloads
+constructor(
     public val width: Int,
     public val height: Int,
     public val pixels: ByteArray,
@@ -21,13 +23,22 @@ public class RgbaImage @JvmOverloads constructor(
 ) {
     /** Other forms of pixels. */
     public companion object {
-        /** Grey of 16 bits without alpha, row by row: each level / 257, rounded half to even (I3). */
+        /**
+         * Grey of 16 bits without alpha, row by row: each level / 257, rounded half to even (I3).
+         */
         @JvmStatic
         @JvmOverloads
-        public fun ofGrey16(width: Int, height: Int, levels: ShortArray, orientation: Int = 1): RgbaImage {
-            val pixels = ByteArray(Math.multiplyExact(4, levels.size)) {
-                if (it % 4 == 3) -1 else Math.rint((levels[it / 4].toInt() and 0xFFFF) / 257.0).toInt().toByte()
-            }
+        public fun ofGrey16(
+            width: Int,
+            height: Int,
+            levels: ShortArray,
+            orientation: Int = 1,
+        ): RgbaImage {
+            val pixels =
+                ByteArray(Math.multiplyExact(4, levels.size)) {
+                    if (it % 4 == 3) -1
+                    else Math.rint((levels[it / 4].toInt() and 0xFFFF) / 257.0).toInt().toByte()
+                }
             return RgbaImage(width, height, pixels, orientation)
         }
     }
@@ -48,15 +59,23 @@ public class RgbImage(public val width: Int, public val height: Int, public val 
  * @property text s_T of the contract; guidance is off at 1 and below.
  * @property image s_I of the contract; guidance is off below 1.
  */
-public class GuidanceScales @JvmOverloads constructor(public val text: Double? = null, public val image: Double? = null)
+public class GuidanceScales
+@JvmOverloads
+constructor(public val text: Double? = null, public val image: Double? = null)
 
-/** What the user asks for; [TaskInfo] says what a task takes. What is missing is the task's default. */
-public class Request @JvmOverloads constructor(
+/**
+ * What the user asks for; [TaskInfo] says what a task takes. What is missing is the task's default.
+ */
+public class Request
+@JvmOverloads
+constructor(
     /** Needed where the task takes one, and refused elsewhere. */
     public val prompt: String? = null,
     /** What takes the place of the empty prompt. */
     public val negativePrompt: String? = null,
-    /** Pictures and masks by their names in the task's `inputs`; the usual ones are `image`, `mask`. */
+    /**
+     * Pictures and masks by their names in the task's `inputs`; the usual ones are `image`, `mask`.
+     */
     public val pictures: Map<String, RgbaImage> = emptyMap(),
     /** Tensors by name: of `inputs.tensors`, or fitted pictures [1, channels, H, W]. Finite. */
     public val tensors: Map<String, Tensor.Floats> = emptyMap(),
@@ -89,7 +108,10 @@ public sealed class Event {
         public val of: Int,
         /** Since the request was begun. */
         public val elapsed: Duration,
-        /** A copy of x after the pass, [1, C, h, w]; only where `PipelineOptions.latents` asks for it. */
+        /**
+         * A copy of x after the pass, [1, C, h, w]; only where `PipelineOptions.latents` asks for
+         * it.
+         */
         public val latent: Tensor.Floats? = null,
     ) : Event()
 

@@ -26,18 +26,27 @@ internal class Sessions(
     private data class Key(val part: String, val entry: String)
 
     private val opened = LinkedHashMap<Key, PartSession>()
-    private val ofPass = task.flow.calls
-        .filter { it.stage == When.PASS || it.stage == When.GUIDED }
-        .mapTo(HashSet()) { it.part }
+    private val ofPass =
+        task.flow.calls
+            .filter { it.stage == When.PASS || it.stage == When.GUIDED }
+            .mapTo(HashSet()) { it.part }
 
     /**
      * The session of a part's entry for a task. Others are let go before one is loaded; those of a
      * pass stay together, as each pass needs them all.
      */
-    fun session(part: Part, taskName: String, clock: Clock, turn: Turn, loading: () -> Unit): PartSession {
+    fun session(
+        part: Part,
+        taskName: String,
+        clock: Clock,
+        turn: Turn,
+        loading: () -> Unit,
+    ): PartSession {
         val loaded = bundle.load(part, taskName)
         val key = Key(part.name, loaded.entry)
-        opened[key]?.let { return it }
+        opened[key]?.let {
+            return it
+        }
         turn.check()
         val together = if (part.name in ofPass) ofPass else emptySet()
         release { it in together || isKept(it) }
@@ -45,23 +54,25 @@ internal class Sessions(
         return clock.measured(clock.load, part.name) { open(loaded) }.also { opened[key] = it }
     }
 
-    private fun open(part: LoadedPart): PartSession = try {
-        runtime.open(part)
-    } catch (error: MtuException) {
-        throw error
-    } catch (error: OutOfMemoryError) {
-        throw MtuException.OutOfMemory(part.name, part.bytes, error)
-    } catch (error: Exception) {
-        throw MtuException.PartFailed(part.name, Phase.OPEN, reasonOf(error), error)
-    } catch (error: LinkageError) {
-        throw MtuException.PartFailed(part.name, Phase.OPEN, reasonOf(error), error)
-    }
+    private fun open(part: LoadedPart): PartSession =
+        try {
+            runtime.open(part)
+        } catch (error: MtuException) {
+            throw error
+        } catch (error: OutOfMemoryError) {
+            throw MtuException.OutOfMemory(part.name, part.bytes, error)
+        } catch (error: Exception) {
+            throw MtuException.PartFailed(part.name, Phase.OPEN, reasonOf(error), error)
+        } catch (error: LinkageError) {
+            throw MtuException.PartFailed(part.name, Phase.OPEN, reasonOf(error), error)
+        }
 
-    private fun isKept(part: String) = when (memory) {
-        Memory.LEAST -> false
-        Memory.UNET -> bundle.part(part)?.kind == PartKind.DENOISER
-        Memory.ALL -> true
-    }
+    private fun isKept(part: String) =
+        when (memory) {
+            Memory.LEAST -> false
+            Memory.UNET -> bundle.part(part)?.kind == PartKind.DENOISER
+            Memory.ALL -> true
+        }
 
     /** Lets go of what does not stay between pictures. */
     fun settle() = release(::isKept)

@@ -15,7 +15,8 @@ import kotlin.math.sqrt
  * not finite, and where the reference is 0 throughout and [actual] is not.
  */
 public fun psnrDb(reference: Tensor.Floats, actual: Tensor.Floats): Double {
-    if (!reference.shape.contentEquals(actual.shape) || !actual.isFinite()) return Double.NEGATIVE_INFINITY
+    if (!reference.shape.contentEquals(actual.shape) || !actual.isFinite())
+        return Double.NEGATIVE_INFINITY
     var peak = 0.0
     var sum = 0.0
     for (i in reference.data.indices) {
@@ -25,7 +26,8 @@ public fun psnrDb(reference: Tensor.Floats, actual: Tensor.Floats): Double {
         sum += error * error
     }
     if (sum == 0.0) return Double.POSITIVE_INFINITY
-    return if (peak > 0) 20 * log10(peak / sqrt(sum / reference.data.size)) else Double.NEGATIVE_INFINITY
+    return if (peak > 0) 20 * log10(peak / sqrt(sum / reference.data.size))
+    else Double.NEGATIVE_INFINITY
 }
 
 /** The number of elements of a shape that fits into an array. */
@@ -59,20 +61,28 @@ internal fun Tensor.Floats.entry(index: Int): Tensor.Floats {
 internal fun joined(tensors: List<Tensor>, axis: Int): Tensor {
     val first = tensors.first()
     if (tensors.size == 1) return first
-    val shape = first.shape.copyOf().also { it[axis] = tensors.sumOf { tensor -> tensor.shape[axis] } }
+    val shape =
+        first.shape.copyOf().also { it[axis] = tensors.sumOf { tensor -> tensor.shape[axis] } }
     return when (first) {
-        is Tensor.Floats -> FloatArray(countOf(shape)).let { data ->
-            copySideBySide(tensors, axis, data) { (it as Tensor.Floats).data }
-            Tensor.Floats(shape, data)
-        }
-        is Tensor.Ints -> IntArray(countOf(shape)).let { data ->
-            copySideBySide(tensors, axis, data) { (it as Tensor.Ints).data }
-            Tensor.Ints(shape, data)
-        }
+        is Tensor.Floats ->
+            FloatArray(countOf(shape)).let { data ->
+                copySideBySide(tensors, axis, data) { (it as Tensor.Floats).data }
+                Tensor.Floats(shape, data)
+            }
+        is Tensor.Ints ->
+            IntArray(countOf(shape)).let { data ->
+                copySideBySide(tensors, axis, data) { (it as Tensor.Ints).data }
+                Tensor.Ints(shape, data)
+            }
     }
 }
 
-private inline fun copySideBySide(tensors: List<Tensor>, axis: Int, into: Any, dataOf: (Tensor) -> Any) {
+private inline fun copySideBySide(
+    tensors: List<Tensor>,
+    axis: Int,
+    into: Any,
+    dataOf: (Tensor) -> Any,
+) {
     val blocks = countOf(tensors.first().shape.copyOfRange(0, axis))
     var at = 0
     for (block in 0 until blocks) {
@@ -92,5 +102,6 @@ internal class Sum(private val shape: IntArray) {
         for (i in sums.indices) sums[i] += factor * tensor.data[i]
     }
 
-    fun rounded(): Tensor.Floats = Tensor.Floats(shape, FloatArray(sums.size) { sums[it].toFloat() })
+    fun rounded(): Tensor.Floats =
+        Tensor.Floats(shape, FloatArray(sums.size) { sums[it].toFloat() })
 }

@@ -20,49 +20,52 @@ internal class Worker {
     private val slot = Mutex()
 
     @Volatile private var thread: Thread? = null
-    private val executor = Executors.newSingleThreadExecutor { work ->
-        Thread(work, "mtu-pipeline").also {
-            it.isDaemon = true
-            thread = it
+    private val executor =
+        Executors.newSingleThreadExecutor { work ->
+            Thread(work, "mtu-pipeline").also {
+                it.isDaemon = true
+                thread = it
+            }
         }
-    }
     private var current: Turn? = null
     private var isClosed = false
     private var failure: Throwable? = null
 
     /**
-     * What [work] returns. It waits its turn; where the caller is cancelled, the turn is stopped, and
-     * the next one begins only when the work, and so the native call, has returned.
+     * What [work] returns. It waits its turn; where the caller is cancelled, the turn is stopped,
+     * and the next one begins only when the work, and so the native call, has returned.
      *
      * @throws IllegalStateException after [close].
      */
-    suspend fun <T> run(work: (Turn) -> T): T = slot.withLock {
-        val turn = Turn()
-        val result = CompletableDeferred<T>()
-        begin(turn) {
+    suspend fun <T> run(work: (Turn) -> T): T =
+        slot.withLock {
+            val turn = Turn()
+            val result = CompletableDeferred<T>()
+            begin(turn) {
+                try {
+                    result.complete(work(turn))
+                } catch (error: Throwable) { // all of it is the caller's
+                    result.completeExceptionally(error)
+                }
+            }
             try {
-                result.complete(work(turn))
-            } catch (error: Throwable) { // all of it is the caller's
-                result.completeExceptionally(error)
+                result.await()
+            } catch (stopped: Turn.Stopped) {
+                throw IllegalStateException(CLOSED, stopped)
+            } catch (cancelled: CancellationException) {
+                withContext(NonCancellable) {
+                    do turn.stop() while (withTimeoutOrNull(AGAIN_MS) { result.join() } == null)
+                }
+                throw cancelled
             }
         }
-        try {
-            result.await()
-        } catch (stopped: Turn.Stopped) {
-            throw IllegalStateException(CLOSED, stopped)
-        } catch (cancelled: CancellationException) {
-            withContext(NonCancellable) {
-                do turn.stop() while (withTimeoutOrNull(AGAIN_MS) { result.join() } == null)
-            }
-            throw cancelled
-        }
-    }
 
-    private fun begin(turn: Turn, work: () -> Unit) = synchronized(lock) {
-        check(!isClosed) { CLOSED }
-        current = turn
-        executor.execute(work)
-    }
+    private fun begin(turn: Turn, work: () -> Unit) =
+        synchronized(lock) {
+            check(!isClosed) { CLOSED }
+            current = turn
+            executor.execute(work)
+        }
 
     /**
      * Stops what runs, waits for it and then calls [free] on the thread; a second call only waits.
@@ -127,22 +130,24 @@ internal class Turn {
             check()
             running = session
         }
-        val outputs = try {
-            session.run(inputs)
-        } catch (error: Exception) {
-            check()
-            throw error
-        } finally {
-            synchronized(lock) { running = null }
-        }
+        val outputs =
+            try {
+                session.run(inputs)
+            } catch (error: Exception) {
+                check()
+                throw error
+            } finally {
+                synchronized(lock) { running = null }
+            }
         check()
         return outputs
     }
 
     /** From any thread, as often as one likes. */
-    fun stop() = synchronized(lock) {
-        isStopped = true
-        running?.interrupt()
-        Unit
-    }
+    fun stop() =
+        synchronized(lock) {
+            isStopped = true
+            running?.interrupt()
+            Unit
+        }
 }

@@ -33,12 +33,17 @@ class CancelTest {
     private val request = PipelineTest.REQUEST
 
     @TestFactory
-    fun `a cancellation at any pass and part ends the picture when the part has ended`(): List<DynamicTest> {
-        val places = (1..5).map { "unet" to 3 * it - 1 } + listOf("text_encoder" to 1, "vae_encoder" to 1, "vae_decoder" to 1)
+    fun `a cancellation at any pass and part ends the picture when the part has ended`():
+        List<DynamicTest> {
+        val places =
+            (1..5).map { "unet" to 3 * it - 1 } +
+                listOf("text_encoder" to 1, "vae_encoder" to 1, "vae_decoder" to 1)
         return Memory.entries.flatMap { memory ->
             places.flatMap { (part, number) ->
                 listOf(true, false).map { obeys ->
-                    dynamicTest("$memory, run $number of $part, ${if (obeys) "interrupted" else "to its end"}") {
+                    dynamicTest(
+                        "$memory, run $number of $part, ${if (obeys) "interrupted" else "to its end"}"
+                    ) {
                         cancelInside(memory, part, number, obeys)
                     }
                 }
@@ -78,27 +83,35 @@ class CancelTest {
     }
 
     @TestFactory
-    fun `a collector that ends after any number of passes ends the picture`(): List<DynamicTest> = (1..5).map { pass ->
-        dynamicTest("pass $pass") {
-            val runtime = FakeRuntime()
-            // the first part of the next pass waits until the collector has left
-            val hold = if (pass < 5) runtime.hold("unet", 3 * pass + 1) else runtime.hold("vae_decoder")
-            Pipeline.open(bundle, runtime).use { pipeline ->
-                var reached = 0
-                runBlocking(Dispatchers.Unconfined) {
-                    launch {
-                        pipeline.generate(request).onEach { if (it is Event.Passed) reached = it.number }
-                            .collect { if (reached == pass) throw CancellationException("enough") }
-                    }.join()
+    fun `a collector that ends after any number of passes ends the picture`(): List<DynamicTest> =
+        (1..5).map { pass ->
+            dynamicTest("pass $pass") {
+                val runtime = FakeRuntime()
+                // the first part of the next pass waits until the collector has left
+                val hold =
+                    if (pass < 5) runtime.hold("unet", 3 * pass + 1)
+                    else runtime.hold("vae_decoder")
+                Pipeline.open(bundle, runtime).use { pipeline ->
+                    var reached = 0
+                    runBlocking(Dispatchers.Unconfined) {
+                        launch {
+                                pipeline
+                                    .generate(request)
+                                    .onEach { if (it is Event.Passed) reached = it.number }
+                                    .collect {
+                                        if (reached == pass) throw CancellationException("enough")
+                                    }
+                            }
+                            .join()
+                    }
+                    assertEquals(pass, reached)
+                    assertTrue(runtime.count("run unet") in 3 * pass..3 * pass + 1)
+                    assertEquals(emptyList<String>(), runtime.openParts)
                 }
-                assertEquals(pass, reached)
-                assertTrue(runtime.count("run unet") in 3 * pass..3 * pass + 1)
-                assertEquals(emptyList<String>(), runtime.openParts)
+                hold.release()
+                assertClean(runtime)
             }
-            hold.release()
-            assertClean(runtime)
         }
-    }
 
     @Test
     fun `take and a timeout end it, and are not wrapped`() {
@@ -122,7 +135,9 @@ class CancelTest {
         val hold = runtime.hold("unet", 7)
         Pipeline.open(bundle, runtime).use { pipeline ->
             runBlocking(Dispatchers.Default) {
-                val collecting = launch { pipeline.generate(request).collect { hold.awaitInterrupted() } }
+                val collecting = launch {
+                    pipeline.generate(request).collect { hold.awaitInterrupted() }
+                }
                 hold.awaitEntered()
                 collecting.cancel()
                 collecting.join()
@@ -136,9 +151,14 @@ class CancelTest {
     fun `an error of the collector ends it and passes unchanged`() {
         val runtime = FakeRuntime()
         Pipeline.open(bundle, runtime).use { pipeline ->
-            val error = assertThrows(UnsupportedOperationException::class.java) {
-                runBlocking { pipeline.generate(request).collect { throw UnsupportedOperationException("mine") } }
-            }
+            val error =
+                assertThrows(UnsupportedOperationException::class.java) {
+                    runBlocking {
+                        pipeline.generate(request).collect {
+                            throw UnsupportedOperationException("mine")
+                        }
+                    }
+                }
             assertEquals("mine", error.message)
             assertEquals(emptyList<String>(), runtime.openParts)
         }
@@ -153,7 +173,10 @@ class CancelTest {
             runBlocking(Dispatchers.Default) {
                 val first = async { pipeline.generate(request).last() }
                 hold.awaitEntered()
-                val second = launch(start = CoroutineStart.UNDISPATCHED) { pipeline.generate(request).collect() }
+                val second =
+                    launch(start = CoroutineStart.UNDISPATCHED) {
+                        pipeline.generate(request).collect()
+                    }
                 second.cancelAndJoin()
                 assertFalse(hold.isInterrupted)
                 hold.release()
@@ -164,34 +187,46 @@ class CancelTest {
     }
 
     @TestFactory
-    fun `close ends what runs, waits for the part, and frees all`(): List<DynamicTest> = Memory.entries.map { memory ->
-        dynamicTest("$memory") {
-            val runtime = FakeRuntime()
-            val hold = runtime.hold("unet", 4, obeys = false)
-            val pipeline = Pipeline.open(bundle, runtime, options = PipelineOptions(memory))
-            runBlocking(Dispatchers.Default) {
-                val running = async { runCatching { pipeline.generate(request).collect() } }
-                hold.awaitEntered()
-                val waiting = async(start = CoroutineStart.UNDISPATCHED) { runCatching { pipeline.prewarm() } }
-                val closers = List(2) { Thread(pipeline::close).apply { start() } }
-                hold.awaitInterrupted()
-                assertTrue(closers.all { it.isAlive })
-                assertTrue("unet" in runtime.openParts)
-                hold.release()
-                closers.forEach { it.join() }
-                assertEquals(emptyList<String>(), runtime.openParts)
-                for (result in listOf(running, waiting)) {
-                    val error = result.await().exceptionOrNull()
-                    assertTrue(error is IllegalStateException && error !is CancellationException) { "$error" }
+    fun `close ends what runs, waits for the part, and frees all`(): List<DynamicTest> =
+        Memory.entries.map { memory ->
+            dynamicTest("$memory") {
+                val runtime = FakeRuntime()
+                val hold = runtime.hold("unet", 4, obeys = false)
+                val pipeline = Pipeline.open(bundle, runtime, options = PipelineOptions(memory))
+                runBlocking(Dispatchers.Default) {
+                    val running = async { runCatching { pipeline.generate(request).collect() } }
+                    hold.awaitEntered()
+                    val waiting =
+                        async(start = CoroutineStart.UNDISPATCHED) {
+                            runCatching { pipeline.prewarm() }
+                        }
+                    val closers = List(2) { Thread(pipeline::close).apply { start() } }
+                    hold.awaitInterrupted()
+                    assertTrue(closers.all { it.isAlive })
+                    assertTrue("unet" in runtime.openParts)
+                    hold.release()
+                    closers.forEach { it.join() }
+                    assertEquals(emptyList<String>(), runtime.openParts)
+                    for (result in listOf(running, waiting)) {
+                        val error = result.await().exceptionOrNull()
+                        assertTrue(
+                            error is IllegalStateException && error !is CancellationException
+                        ) {
+                            "$error"
+                        }
+                    }
                 }
+                pipeline.close()
+                assertThrows(IllegalStateException::class.java) {
+                    runBlocking { pipeline.generate(request).collect() }
+                }
+                assertThrows(IllegalStateException::class.java) {
+                    runBlocking { pipeline.verify() }
+                }
+                assertThrows(IllegalStateException::class.java) { runBlocking { pipeline.trim() } }
+                assertClean(runtime)
             }
-            pipeline.close()
-            assertThrows(IllegalStateException::class.java) { runBlocking { pipeline.generate(request).collect() } }
-            assertThrows(IllegalStateException::class.java) { runBlocking { pipeline.verify() } }
-            assertThrows(IllegalStateException::class.java) { runBlocking { pipeline.trim() } }
-            assertClean(runtime)
         }
-    }
 
     @Test
     fun `a check and a warming up are cancelled as a picture is`() {
@@ -214,7 +249,11 @@ class CancelTest {
         when (memory) {
             Memory.LEAST -> assertEquals(emptySet<String>(), open)
             Memory.UNET -> assertTrue(open.all { it == "unet" }) { "$open" }
-            Memory.ALL -> assertEquals(runtime.log.filter { it.startsWith("open") }.map { it.substring(5) }.toSet(), open)
+            Memory.ALL ->
+                assertEquals(
+                    runtime.log.filter { it.startsWith("open") }.map { it.substring(5) }.toSet(),
+                    open,
+                )
         }
     }
 

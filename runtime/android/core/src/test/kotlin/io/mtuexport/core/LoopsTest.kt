@@ -20,18 +20,44 @@ class LoopsTest {
 
     /** A part of the vectors: the formula, and what the flow asks of a part. */
     private class FormulaPart(json: JsonObject) {
-        val part = Part(
-            name = json.text("name"), kind = PartKind.NETWORK, file = FileRecord("", 0, ""), data = emptyList(),
-            entries = emptyMap(), inputs = specs(json.members("inputs")), outputs = specs(json.members("outputs")),
-            taskInputs = emptyMap(), weightBytes = 0, taskWeightBytes = emptyMap(), sharedWeightBytes = 0,
-            flopsConvLinear = 0, flopsTotal = 0, parameters = 0, quantisedActivations = null, witness = emptySet(),
-        )
-        val formula = ClosedForm(part.inputs, part.outputs, json.members("inputs").map { it.number("weight") })
+        val part =
+            Part(
+                name = json.text("name"),
+                kind = PartKind.NETWORK,
+                file = FileRecord("", 0, ""),
+                data = emptyList(),
+                entries = emptyMap(),
+                inputs = specs(json.members("inputs")),
+                outputs = specs(json.members("outputs")),
+                taskInputs = emptyMap(),
+                weightBytes = 0,
+                taskWeightBytes = emptyMap(),
+                sharedWeightBytes = 0,
+                flopsConvLinear = 0,
+                flopsTotal = 0,
+                parameters = 0,
+                quantisedActivations = null,
+                witness = emptySet(),
+            )
+        val formula =
+            ClosedForm(
+                part.inputs,
+                part.outputs,
+                json.members("inputs").map { it.number("weight") },
+            )
 
-        private fun specs(list: List<JsonObject>) = list.map {
-            val shape = (it.getValue("shape") as List<*>).map { extent -> (extent as Double).toInt() }.toIntArray()
-            TensorSpec(it.text("name"), shape, ElementType.valueOf(it.text("dtype").uppercase()))
-        }
+        private fun specs(list: List<JsonObject>) =
+            list.map {
+                val shape =
+                    (it.getValue("shape") as List<*>)
+                        .map { extent -> (extent as Double).toInt() }
+                        .toIntArray()
+                TensorSpec(
+                    it.text("name"),
+                    shape,
+                    ElementType.valueOf(it.text("dtype").uppercase()),
+                )
+            }
     }
 
     @TestFactory
@@ -43,7 +69,10 @@ class LoopsTest {
 
     @Test
     fun `a part sees a batch for each chunk of branches and no more`() {
-        val case = file.members("cases").first { it.text("name") == "text_image in batches of 2, negative" }
+        val case =
+            file.members("cases").first {
+                it.text("name") == "text_image in batches of 2, negative"
+            }
         var runs = 0
         check(case) { if (it.stage == When.PASS) runs += 1 }
         val passes = manifest(case).schedules.first { it.steps == 6 }.passes.size
@@ -53,12 +82,20 @@ class LoopsTest {
     private fun manifest(case: JsonObject): Manifest {
         val latent = file.member("latent")
         return Manifest(
-            name = "loops", schemaVersion = "2.0", target = Target.ONNX, versions = emptyMap(),
-            height = file.member("image").int("height"), width = file.member("image").int("width"),
+            name = "loops",
+            schemaVersion = "2.0",
+            target = Target.ONNX,
+            versions = emptyMap(),
+            height = file.member("image").int("height"),
+            width = file.member("image").int("width"),
             latent = Latent(latent.int("channels"), latent.int("factor")),
-            tasks = listOf(ManifestReader.task(case.member("task"))), parts = parts.values.map { it.part },
-            tokenizers = emptyList(), files = emptyList(),
-            schedules = file.members("schedules").map(ManifestReader::schedule), golden = null, proof = emptyList(),
+            tasks = listOf(ManifestReader.task(case.member("task"))),
+            parts = parts.values.map { it.part },
+            tokenizers = emptyList(),
+            files = emptyList(),
+            schedules = file.members("schedules").map(ManifestReader::schedule),
+            golden = null,
+            proof = emptyList(),
         )
     }
 
@@ -66,21 +103,31 @@ class LoopsTest {
         val manifest = manifest(case)
         val task = manifest.tasks.single()
         val prepared = Prepared.of(manifest, task, request(manifest, task, case.member("request")))
-        val sources = object : FlowSources {
-            override fun inputsOf(call: Call) = parts.getValue(call.part).part.inputs
-            override fun constant(name: String) = tensors.getValue("constants/$name") as Tensor.Floats
-            override fun tokens(tokenizer: String, text: String) = tensors.getValue("ids/$tokenizer/$text") as Tensor.Ints
-        }
-        val evaluation = Evaluation(task, prepared, batchOf(manifest, task), sources) { call, inputs ->
-            called(call)
-            val formula = parts.getValue(call.part)
-            for (spec in formula.part.inputs) assertArrayEquals(spec.shape, inputs.getValue(spec.name).shape)
-            formula.formula.run(inputs)
-        }
+        val sources =
+            object : FlowSources {
+                override fun inputsOf(call: Call) = parts.getValue(call.part).part.inputs
+
+                override fun constant(name: String) =
+                    tensors.getValue("constants/$name") as Tensor.Floats
+
+                override fun tokens(tokenizer: String, text: String) =
+                    tensors.getValue("ids/$tokenizer/$text") as Tensor.Ints
+            }
+        val evaluation =
+            Evaluation(task, prepared, batchOf(manifest, task), sources) { call, inputs ->
+                called(call)
+                val formula = parts.getValue(call.part)
+                for (spec in formula.part.inputs) assertArrayEquals(
+                    spec.shape,
+                    inputs.getValue(spec.name).shape,
+                )
+                formula.formula.run(inputs)
+            }
         evaluation.runOnce()
-        val latent = prepared.table?.let {
-            Loop(it, checkNotNull(prepared.noise), evaluation::denoise).run(evaluation.start())
-        }
+        val latent =
+            prepared.table?.let {
+                Loop(it, checkNotNull(prepared.noise), evaluation::denoise).run(evaluation.start())
+            }
         if (latent != null) assertNear("expected/${case.text("name")}/latent", latent)
         assertNear("expected/${case.text("name")}/picture", evaluation.picture(latent))
     }
@@ -94,14 +141,20 @@ class LoopsTest {
         return Request(
             prompt = json.textOrNull("prompt"),
             negativePrompt = json.textOrNull("negative_prompt"),
-            tensors = task.inputs.pictures.keys.associateWith { tensors.getValue("pictures/$it") as Tensor.Floats } +
-                task.inputs.tensors.keys.associateWith { tensors.getValue("tensors/$it") as Tensor.Floats },
+            tensors =
+                task.inputs.pictures.keys.associateWith {
+                    tensors.getValue("pictures/$it") as Tensor.Floats
+                } +
+                    task.inputs.tensors.keys.associateWith {
+                        tensors.getValue("tensors/$it") as Tensor.Floats
+                    },
             numbers = json.memberOrNull("numbers").orEmpty().mapValues { it.value as Double },
             steps = steps.takeIf { task.flow.prediction != null },
             strength = strength,
-            guidance = json.memberOrNull("guidance")?.let {
-                GuidanceScales(it.numberOrNull("text"), it.numberOrNull("image"))
-            } ?: GuidanceScales(),
+            guidance =
+                json.memberOrNull("guidance")?.let {
+                    GuidanceScales(it.numberOrNull("text"), it.numberOrNull("image"))
+                } ?: GuidanceScales(),
             noise = Noise.Values(noise.data.copyOf(numbers)),
         )
     }
@@ -111,6 +164,8 @@ class LoopsTest {
         assertArrayEquals(expected.shape, actual.shape)
         val largest = expected.data.maxOf { abs(it) }
         val worst = expected.data.indices.maxOf { abs(expected.data[it] - actual.data[it]) }
-        assertTrue(worst <= 0.00002f * largest) { "$name is off by $worst, its largest number is $largest" }
+        assertTrue(worst <= 0.00002f * largest) {
+            "$name is off by $worst, its largest number is $largest"
+        }
     }
 }

@@ -32,23 +32,27 @@ class PipelineTest {
     private val runs = 3 * passes // three branches, a batch of one
 
     @TestFactory
-    fun `what is open during and after a picture is what the mode says`(): List<DynamicTest> = memories { memory ->
-        val runtime = FakeRuntime()
-        pipeline(runtime, memory).use { pipeline ->
-            repeat(2) { runBlocking { pipeline.generate(REQUEST).last() } }
-            assertEquals(mapOf(Memory.LEAST to 1, Memory.UNET to 2, Memory.ALL to 4)[memory], runtime.mostOpen)
-            assertEquals(kept(memory, parts), runtime.openParts.toSet())
-            for (part in parts) {
-                val opened = if (part in kept(memory, parts)) 1 else 2
-                assertEquals(opened, runtime.count("open $part"), "$part is opened")
+    fun `what is open during and after a picture is what the mode says`(): List<DynamicTest> =
+        memories { memory ->
+            val runtime = FakeRuntime()
+            pipeline(runtime, memory).use { pipeline ->
+                repeat(2) { runBlocking { pipeline.generate(REQUEST).last() } }
+                assertEquals(
+                    mapOf(Memory.LEAST to 1, Memory.UNET to 2, Memory.ALL to 4)[memory],
+                    runtime.mostOpen,
+                )
+                assertEquals(kept(memory, parts), runtime.openParts.toSet())
+                for (part in parts) {
+                    val opened = if (part in kept(memory, parts)) 1 else 2
+                    assertEquals(opened, runtime.count("open $part"), "$part is opened")
+                }
+                assertEquals(2 * runs, runtime.count("run unet"))
+                assertEquals(2, runtime.count("run text_encoder"))
+                runBlocking { pipeline.trim() }
+                assertEquals(emptyList<String>(), runtime.openParts)
             }
-            assertEquals(2 * runs, runtime.count("run unet"))
-            assertEquals(2, runtime.count("run text_encoder"))
-            runBlocking { pipeline.trim() }
-            assertEquals(emptyList<String>(), runtime.openParts)
+            assertClean(runtime)
         }
-        assertClean(runtime)
-    }
 
     @TestFactory
     fun `an error of a part is one sealed error, and the mode holds after it`(): List<DynamicTest> =
@@ -61,8 +65,12 @@ class PipelineTest {
                         pipeline(runtime, memory).use { pipeline ->
                             val error = failure<MtuException.PartFailed>(pipeline)
                             assertEquals(listOf(part, phase), listOf(error.part, error.phase))
-                            assertTrue("on purpose" in error.message.orEmpty()) { "${error.message}" }
-                            val loaded = parts.takeWhile { it != part } + listOfNotNull(part.takeIf { phase == Phase.RUN })
+                            assertTrue("on purpose" in error.message.orEmpty()) {
+                                "${error.message}"
+                            }
+                            val loaded =
+                                parts.takeWhile { it != part } +
+                                    listOfNotNull(part.takeIf { phase == Phase.RUN })
                             assertEquals(kept(memory, loaded), runtime.openParts.toSet())
                             runBlocking { pipeline.generate(REQUEST).last() }
                         }
@@ -88,21 +96,22 @@ class PipelineTest {
     }
 
     @TestFactory
-    fun `NaN is named by its pass, from 1, and of the picture by none`(): List<DynamicTest> = memories { memory ->
-        for (pass in 1..passes) {
-            val runtime = FakeRuntime()
-            runtime.giveNaN("unet", 3 * pass)
-            pipeline(runtime, memory).use { pipeline ->
-                assertEquals(pass, failure<MtuException.NotFinite>(pipeline).pass)
-                assertEquals(kept(memory, parts - "vae_decoder"), runtime.openParts.toSet())
+    fun `NaN is named by its pass, from 1, and of the picture by none`(): List<DynamicTest> =
+        memories { memory ->
+            for (pass in 1..passes) {
+                val runtime = FakeRuntime()
+                runtime.giveNaN("unet", 3 * pass)
+                pipeline(runtime, memory).use { pipeline ->
+                    assertEquals(pass, failure<MtuException.NotFinite>(pipeline).pass)
+                    assertEquals(kept(memory, parts - "vae_decoder"), runtime.openParts.toSet())
+                }
+                assertClean(runtime)
             }
+            val runtime = FakeRuntime()
+            runtime.giveNaN("vae_decoder")
+            pipeline(runtime, memory).use { assertNull(failure<MtuException.NotFinite>(it).pass) }
             assertClean(runtime)
         }
-        val runtime = FakeRuntime()
-        runtime.giveNaN("vae_decoder")
-        pipeline(runtime, memory).use { assertNull(failure<MtuException.NotFinite>(it).pass) }
-        assertClean(runtime)
-    }
 
     @Test
     fun `an error of this library's own passes unchanged`() {
@@ -128,12 +137,15 @@ class PipelineTest {
     @Test
     fun `events come in order, the passes with the latent where it is asked for`() {
         for (latents in listOf(false, true)) {
-            val events = pipeline(FakeRuntime(), latents = latents).use { pipeline ->
-                val events = ArrayList<Event>()
-                // unconfined: the collector runs where the event is sent, and so sees each
-                runBlocking(Dispatchers.Unconfined) { pipeline.generate(REQUEST).onEach { events += it }.collect() }
-                events
-            }
+            val events =
+                pipeline(FakeRuntime(), latents = latents).use { pipeline ->
+                    val events = ArrayList<Event>()
+                    // unconfined: the collector runs where the event is sent, and so sees each
+                    runBlocking(Dispatchers.Unconfined) {
+                        pipeline.generate(REQUEST).onEach { events += it }.collect()
+                    }
+                    events
+                }
             assertEquals(parts, events.filterIsInstance<Event.Loading>().map { it.part })
             val passed = events.filterIsInstance<Event.Passed>()
             assertEquals((1..passes).toList(), passed.map { it.number })
@@ -151,9 +163,14 @@ class PipelineTest {
         val runtime = FakeRuntime()
         pipeline(runtime).use { pipeline ->
             val events = runBlocking {
-                pipeline.generate(REQUEST).onEach {
-                    while (runtime.count("close vae_decoder") == 0) Thread.sleep(1) // until all is over
-                }.toList()
+                pipeline
+                    .generate(REQUEST)
+                    .onEach {
+                        while (runtime.count("close vae_decoder") == 0) Thread.sleep(
+                            1
+                        ) // until all is over
+                    }
+                    .toList()
             }
             assertTrue(events.size <= 3) { "${events.size} events" }
             assertTrue(events.last() is Event.Finished)
@@ -164,9 +181,15 @@ class PipelineTest {
     @Test
     fun `the same request is the same picture, another is not`() {
         pipeline(FakeRuntime()).use { pipeline ->
-            val pictures = listOf(REQUEST, REQUEST, Request("blue", pictures = REQUEST.pictures, noise = Noise.Seed(8))).map {
-                runBlocking { pipeline.generate(it).last() as Event.Finished }.tensor.data
-            }
+            val pictures =
+                listOf(
+                        REQUEST,
+                        REQUEST,
+                        Request("blue", pictures = REQUEST.pictures, noise = Noise.Seed(8)),
+                    )
+                    .map {
+                        runBlocking { pipeline.generate(it).last() as Event.Finished }.tensor.data
+                    }
             assertArrayEquals(pictures[0], pictures[1])
             assertFalse(pictures[0].contentEquals(pictures[2]))
         }
@@ -191,33 +214,38 @@ class PipelineTest {
     }
 
     @TestFactory
-    fun `warming up loads each part once and keeps what stays`(): List<DynamicTest> = memories { memory ->
-        val runtime = FakeRuntime()
-        pipeline(runtime, memory).use { pipeline ->
-            assertEquals(parts, runBlocking { pipeline.prewarm() }.keys.toList())
-            assertEquals(parts.map { 1 }, parts.map { runtime.count("open $it") })
-            assertEquals(0, runtime.log.count { it.startsWith("run") })
-            assertEquals(kept(memory, parts), runtime.openParts.toSet())
+    fun `warming up loads each part once and keeps what stays`(): List<DynamicTest> =
+        memories { memory ->
+            val runtime = FakeRuntime()
+            pipeline(runtime, memory).use { pipeline ->
+                assertEquals(parts, runBlocking { pipeline.prewarm() }.keys.toList())
+                assertEquals(parts.map { 1 }, parts.map { runtime.count("open $it") })
+                assertEquals(0, runtime.log.count { it.startsWith("run") })
+                assertEquals(kept(memory, parts), runtime.openParts.toSet())
+            }
+            assertClean(runtime)
         }
-        assertClean(runtime)
-    }
 
     @TestFactory
-    fun `a runtime that gives other numbers fails the check`(): List<DynamicTest> = memories { memory ->
-        val runtime = FakeRuntime()
-        pipeline(runtime, memory).use { pipeline ->
-            val verdicts = runBlocking { pipeline.verify() }
-            assertEquals(parts + listOf("pipeline", "pipeline"), verdicts.map { it.part })
-            assertEquals(listOf("quantised", "exported", "quantised", "exported", "passes", "loop"), verdicts.map { it.stage })
-            assertEquals(listOf(35.0, 50.0, 35.0, 50.0, 20.0, 0.0), verdicts.map { it.floorDb })
-            assertTrue(verdicts.take(4).all { it.passed == false })
-            assertNull(verdicts.last().passed)
-            assertEquals(kept(memory, parts), runtime.openParts.toSet())
-            assertEquals(4, runBlocking { pipeline.verify(loop = false) }.size)
-            assertEquals(2, runBlocking { pipeline.verify(parts = false) }.size)
+    fun `a runtime that gives other numbers fails the check`(): List<DynamicTest> =
+        memories { memory ->
+            val runtime = FakeRuntime()
+            pipeline(runtime, memory).use { pipeline ->
+                val verdicts = runBlocking { pipeline.verify() }
+                assertEquals(parts + listOf("pipeline", "pipeline"), verdicts.map { it.part })
+                assertEquals(
+                    listOf("quantised", "exported", "quantised", "exported", "passes", "loop"),
+                    verdicts.map { it.stage },
+                )
+                assertEquals(listOf(35.0, 50.0, 35.0, 50.0, 20.0, 0.0), verdicts.map { it.floorDb })
+                assertTrue(verdicts.take(4).all { it.passed == false })
+                assertNull(verdicts.last().passed)
+                assertEquals(kept(memory, parts), runtime.openParts.toSet())
+                assertEquals(4, runBlocking { pipeline.verify(loop = false) }.size)
+                assertEquals(2, runBlocking { pipeline.verify(parts = false) }.size)
+            }
+            assertClean(runtime)
         }
-        assertClean(runtime)
-    }
 
     @Test
     fun `NaN in the check is a verdict, not an error`() {
@@ -248,28 +276,36 @@ class PipelineTest {
     fun `an unconfined collector that closes the pipeline does not wait for itself`() {
         val runtime = FakeRuntime()
         val pipeline = pipeline(runtime)
-        val collecting = CoroutineScope(Dispatchers.Unconfined).async {
-            runCatching { pipeline.generate(REQUEST).collect { pipeline.close() } }
-        }
+        val collecting =
+            CoroutineScope(Dispatchers.Unconfined).async {
+                runCatching { pipeline.generate(REQUEST).collect { pipeline.close() } }
+            }
         val error = runBlocking { collecting.await() }.exceptionOrNull()
         assertTrue(error is IllegalStateException) { "$error" }
         pipeline.close()
         assertClean(runtime)
     }
 
-    private fun List<String>.distinctRuns() = filterIndexed { i, event -> i == 0 || this[i - 1] != event }
+    private fun List<String>.distinctRuns() = filterIndexed { i, event ->
+        i == 0 || this[i - 1] != event
+    }
 
-    private fun memories(test: (Memory) -> Unit) = Memory.entries.map { dynamicTest("$it") { test(it) } }
+    private fun memories(test: (Memory) -> Unit) =
+        Memory.entries.map { dynamicTest("$it") { test(it) } }
 
-    private fun pipeline(runtime: FakeRuntime, memory: Memory = Memory.LEAST, latents: Boolean = false) =
-        Pipeline.open(bundle, runtime, options = PipelineOptions(memory, latents))
+    private fun pipeline(
+        runtime: FakeRuntime,
+        memory: Memory = Memory.LEAST,
+        latents: Boolean = false,
+    ) = Pipeline.open(bundle, runtime, options = PipelineOptions(memory, latents))
 
     /** What stays of the parts that were loaded. */
-    private fun kept(memory: Memory, loaded: List<String>) = when (memory) {
-        Memory.LEAST -> emptySet()
-        Memory.UNET -> loaded.filter { it == "unet" }.toSet()
-        Memory.ALL -> loaded.toSet()
-    }
+    private fun kept(memory: Memory, loaded: List<String>) =
+        when (memory) {
+            Memory.LEAST -> emptySet()
+            Memory.UNET -> loaded.filter { it == "unet" }.toSet()
+            Memory.ALL -> loaded.toSet()
+        }
 
     private inline fun <reified T : Throwable> failure(pipeline: Pipeline): T =
         assertThrows(T::class.java) { runBlocking { pipeline.generate(REQUEST).collect() } }
@@ -281,10 +317,12 @@ class PipelineTest {
 
     internal companion object {
         /** A request of the bundle's task. */
-        val REQUEST = Request(
-            prompt = "make it red",
-            pictures = mapOf("image" to RgbaImage(7, 5, ByteArray(4 * 7 * 5) { (31 * it).toByte() })),
-            noise = Noise.Seed(7),
-        )
+        val REQUEST =
+            Request(
+                prompt = "make it red",
+                pictures =
+                    mapOf("image" to RgbaImage(7, 5, ByteArray(4 * 7 * 5) { (31 * it).toByte() })),
+                noise = Noise.Seed(7),
+            )
     }
 }

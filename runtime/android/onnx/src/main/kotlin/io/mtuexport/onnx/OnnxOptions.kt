@@ -16,12 +16,14 @@ public enum class Optimization {
 }
 
 /** Options of the sessions of an [OnnxRuntime]. */
-public class OnnxOptions @JvmOverloads constructor(
+public class OnnxOptions
+@JvmOverloads
+constructor(
     /** Threads of one part; 0 leaves it to ONNX Runtime: the physical cores. */
     public val threads: Int = 0,
     /**
-     * Whether memory between the operators of a graph is kept for the next run; null is yes, but for
-     * parts with more than 1 GB of weights. The memory is given back when the part is closed.
+     * Whether memory between the operators of a graph is kept for the next run; null is yes, but
+     * for parts with more than 1 GB of weights. The memory is given back when the part is closed.
      */
     public val arena: Boolean? = null,
     /** Whether the memory of a run is planned as one block; null as [arena]. */

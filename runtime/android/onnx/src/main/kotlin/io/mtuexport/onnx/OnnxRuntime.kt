@@ -17,13 +17,17 @@ import io.mtuexport.core.Target
  *
  * It is safe for use by several pipelines.
  */
-public class OnnxRuntime @JvmOverloads constructor(private val options: OnnxOptions = OnnxOptions()) : PartRuntime {
-    override val target: Target get() = Target.ONNX
+public class OnnxRuntime
+@JvmOverloads
+constructor(private val options: OnnxOptions = OnnxOptions()) : PartRuntime {
+    override val target: Target
+        get() = Target.ONNX
 
     /**
      * Loads one graph.
      *
-     * @throws MtuException.RuntimeMissing where the classes or the library are not there or too old.
+     * @throws MtuException.RuntimeMissing where the classes or the library are not there or too
+     *   old.
      * @throws MtuException.OutOfMemory where ONNX Runtime says so.
      * @throws MtuException.PartFailed for a graph that it refuses, or whose inputs and outputs are
      *   not those of the manifest.
@@ -46,20 +50,24 @@ public class OnnxRuntime @JvmOverloads constructor(private val options: OnnxOpti
          * @throws MtuException.RuntimeMissing where it is not there.
          */
         @JvmStatic
-        public val version: String get() = linked { OnnxSession.version() }
+        public val version: String
+            get() = linked { OnnxSession.version() }
 
         internal fun requireVersion(version: String) {
-            val (major, minor) = version.split('.', '-').map { it.toIntOrNull() ?: 0 } + listOf(0, 0)
+            val (major, minor) =
+                version.split('.', '-').map { it.toIntOrNull() ?: 0 } + listOf(0, 0)
             if (major > LEAST_MAJOR || major == LEAST_MAJOR && minor >= LEAST_MINOR) return
             throw MtuException.RuntimeMissing(Target.ONNX, ARTEFACT, "its version is $version")
         }
 
         /** What [work] returns; a class or library that is not there is named. */
-        private inline fun <T> linked(work: () -> T): T = try {
-            work()
-        } catch (error: LinkageError) { // also of a class whose initialisation has failed
-            val reason = generateSequence<Throwable>(error) { it.cause }.last().message ?: error.toString()
-            throw MtuException.RuntimeMissing(Target.ONNX, ARTEFACT, reason.lineSequence().first(), error)
-        }
+        private inline fun <T> linked(work: () -> T): T =
+            try {
+                work()
+            } catch (error: LinkageError) { // also of a class whose initialisation has failed
+                val cause = generateSequence<Throwable>(error) { it.cause }.last()
+                val reason = "${cause.javaClass.simpleName}: ${cause.message?.lineSequence()?.first()}"
+                throw MtuException.RuntimeMissing(Target.ONNX, ARTEFACT, reason, error)
+            }
     }
 }

@@ -20,7 +20,8 @@ import java.nio.IntBuffer
  * A loaded graph. Whatever names `ai.onnxruntime` is in this class, so that [OnnxRuntime] can be
  * loaded where it is missing.
  */
-internal class OnnxSession private constructor(
+internal class OnnxSession
+private constructor(
     private val part: LoadedPart,
     private val session: OrtSession,
     private val options: OrtSession.SessionOptions,
@@ -62,8 +63,10 @@ internal class OnnxSession private constructor(
     private fun toOrt(tensor: Tensor): OnnxTensor {
         val shape = LongArray(tensor.shape.size) { tensor.shape[it].toLong() }
         return when (tensor) {
-            is Tensor.Floats -> OnnxTensor.createTensor(environment(), FloatBuffer.wrap(tensor.data), shape)
-            is Tensor.Ints -> OnnxTensor.createTensor(environment(), IntBuffer.wrap(tensor.data), shape)
+            is Tensor.Floats ->
+                OnnxTensor.createTensor(environment(), FloatBuffer.wrap(tensor.data), shape)
+            is Tensor.Ints ->
+                OnnxTensor.createTensor(environment(), IntBuffer.wrap(tensor.data), shape)
         }
     }
 
@@ -71,9 +74,14 @@ internal class OnnxSession private constructor(
     private fun outputOf(results: OrtSession.Result, name: String): Tensor.Floats {
         val tensor = results.get(name).orElse(null) as? OnnxTensor
         if (tensor == null || tensor.info.type != OnnxJavaType.FLOAT) {
-            throw MtuException.PartFailed(part.name, Phase.RUN, "output \"$name\" is no float32 tensor")
+            throw MtuException.PartFailed(
+                part.name,
+                Phase.RUN,
+                "output \"$name\" is no float32 tensor",
+            )
         }
-        val shape = tensor.info.shape.let { extents -> IntArray(extents.size) { extents[it].toInt() } }
+        val shape =
+            tensor.info.shape.let { extents -> IntArray(extents.size) { extents[it].toInt() } }
         val copied = tensor.floatBuffer
         return Tensor.Floats(shape, FloatArray(copied.remaining()).also { copied.get(it) })
     }
@@ -108,7 +116,11 @@ internal class OnnxSession private constructor(
             }
         }
 
-        private fun configure(options: OrtSession.SessionOptions, chosen: OnnxOptions, isLarge: Boolean) {
+        private fun configure(
+            options: OrtSession.SessionOptions,
+            chosen: OnnxOptions,
+            isLarge: Boolean,
+        ) {
             options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR)
             options.setOptimizationLevel(
                 when (chosen.optimization ?: if (isLarge) Optimization.NONE else Optimization.ALL) {
@@ -116,7 +128,7 @@ internal class OnnxSession private constructor(
                     Optimization.BASIC -> OptLevel.BASIC_OPT
                     Optimization.EXTENDED -> OptLevel.EXTENDED_OPT
                     Optimization.ALL -> OptLevel.ALL_OPT
-                },
+                }
             )
             val arena = chosen.arena ?: !isLarge
             options.setCPUArenaAllocator(arena)
@@ -128,23 +140,38 @@ internal class OnnxSession private constructor(
 
         /** Bytes beside the graphs of a folder. */
         private fun weightsOf(part: LoadedPart): Long =
-            part.path.listFiles().orEmpty().filter { it.extension != "onnx" }.maxOfOrNull { it.length() } ?: 0
+            part.path
+                .listFiles()
+                .orEmpty()
+                .filter { it.extension != "onnx" }
+                .maxOfOrNull { it.length() } ?: 0
 
         private fun requireNames(part: LoadedPart, session: OrtSession) {
             val inputs = part.inputs.map { it.name }.toSet()
             val outputs = part.outputs.map { it.name }.toSet()
-            val what = when {
-                session.inputNames != inputs -> "inputs"
-                !session.outputNames.containsAll(outputs) -> "outputs"
-                else -> return
-            }
-            throw MtuException.PartFailed(part.name, Phase.OPEN, "its $what are not those of the manifest")
+            val what =
+                when {
+                    session.inputNames != inputs -> "inputs"
+                    !session.outputNames.containsAll(outputs) -> "outputs"
+                    else -> return
+                }
+            throw MtuException.PartFailed(
+                part.name,
+                Phase.OPEN,
+                "its $what are not those of the manifest",
+            )
         }
 
         private fun failed(part: LoadedPart, phase: Phase, error: OrtException): MtuException {
             val message = error.message.orEmpty()
-            if (OUT_OF_MEMORY.any { it in message }) return MtuException.OutOfMemory(part.name, part.bytes, error)
-            return MtuException.PartFailed(part.name, phase, message.lineSequence().first().take(300), error)
+            if (OUT_OF_MEMORY.any { it in message })
+                return MtuException.OutOfMemory(part.name, part.bytes, error)
+            return MtuException.PartFailed(
+                part.name,
+                phase,
+                message.lineSequence().first().take(300),
+                error,
+            )
         }
     }
 }

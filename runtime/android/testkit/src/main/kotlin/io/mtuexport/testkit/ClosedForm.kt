@@ -6,8 +6,9 @@ import kotlin.math.cos
 import kotlin.math.tanh
 
 /**
- * A part that is a formula (`loops.json` of the contract's vectors): of output j, element o of batch
- * entry b is `tanh(Σ_k weight_k · Σ_t in_k[b, t mod n_k] · cos(t + k + 7·j))` over `t mod n = o`.
+ * A part that is a formula (`loops.json` of the contract's vectors): of output j, element o of
+ * batch entry b is `tanh(Σ_k weight_k · Σ_t in_k[b, t mod n_k] · cos(t + k + 7·j))` over `t mod n =
+ * o`.
  *
  * @param inputs In order: their number is k.
  * @param outputs In order: their number is j.
@@ -40,8 +41,9 @@ public class ClosedForm(
         return Tensor.Floats(spec.shape, FloatArray(sums.size) { tanh(sums[it]).toFloat() })
     }
 
-    private fun numbers(tensor: Tensor): DoubleArray = when (tensor) {
-        is Tensor.Floats -> DoubleArray(tensor.data.size) { tensor.data[it].toDouble() }
-        is Tensor.Ints -> DoubleArray(tensor.data.size) { tensor.data[it].toDouble() }
-    }
+    private fun numbers(tensor: Tensor): DoubleArray =
+        when (tensor) {
+            is Tensor.Floats -> DoubleArray(tensor.data.size) { tensor.data[it].toDouble() }
+            is Tensor.Ints -> DoubleArray(tensor.data.size) { tensor.data[it].toDouble() }
+        }
 }

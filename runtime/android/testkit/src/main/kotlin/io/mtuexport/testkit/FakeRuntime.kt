@@ -18,7 +18,12 @@ import java.util.concurrent.TimeUnit
  * @property target The bundles that it runs.
  */
 public class FakeRuntime(override val target: Target = Target.ONNX) : PartRuntime {
-    private class Order(val part: String, val phase: Phase, val number: Int, val act: (Session?) -> Unit)
+    private class Order(
+        val part: String,
+        val phase: Phase,
+        val number: Int,
+        val act: (Session?) -> Unit,
+    )
 
     private val lock = Any()
     private val orders = ArrayList<Order>()
@@ -28,16 +33,20 @@ public class FakeRuntime(override val target: Target = Target.ONNX) : PartRuntim
     private var most = 0
 
     /** What has happened: `open unet`, `run unet`, `close unet`, in order. */
-    public val log: List<String> get() = synchronized(lock) { events.toList() }
+    public val log: List<String>
+        get() = synchronized(lock) { events.toList() }
 
     /** Names of the parts that are open. */
-    public val openParts: List<String> get() = synchronized(lock) { opened.map { it.part.name } }
+    public val openParts: List<String>
+        get() = synchronized(lock) { opened.map { it.part.name } }
 
     /** The largest number of parts that were open at once. */
-    public val mostOpen: Int get() = synchronized(lock) { most }
+    public val mostOpen: Int
+        get() = synchronized(lock) { most }
 
     /** What no pipeline may do: a run after or during a close, two runs at once, a second close. */
-    public val misuse: List<String> get() = synchronized(lock) { misuses.toList() }
+    public val misuse: List<String>
+        get() = synchronized(lock) { misuses.toList() }
 
     /** How often something has happened to a part, as [log] writes it: `count("run unet")`. */
     public fun count(event: String): Int = synchronized(lock) { events.count { it == event } }
@@ -83,11 +92,12 @@ public class FakeRuntime(override val target: Target = Target.ONNX) : PartRuntim
     /** Notes an event, then does what was ordered for it. */
     private fun happened(part: String, phase: Phase, session: Session?) {
         val event = "${phase.name.lowercase()} $part"
-        val due = synchronized(lock) {
-            events += event
-            val number = events.count { it == event }
-            orders.filter { it.part == part && it.phase == phase && it.number == number }
-        }
+        val due =
+            synchronized(lock) {
+                events += event
+                val number = events.count { it == event }
+                orders.filter { it.part == part && it.phase == phase && it.number == number }
+            }
         due.forEach { it.act(session) }
     }
 
@@ -150,7 +160,8 @@ public class Hold internal constructor(private val obeys: Boolean) {
     private val asked = CountDownLatch(1)
 
     /** Whether the run was interrupted. */
-    public val isInterrupted: Boolean get() = asked.count == 0L
+    public val isInterrupted: Boolean
+        get() = asked.count == 0L
 
     /** Waits until the run has begun. */
     public fun awaitEntered(): Unit = await(entered, "the run has not begun")

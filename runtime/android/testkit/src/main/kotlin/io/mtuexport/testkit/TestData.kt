@@ -13,7 +13,8 @@ import java.nio.ByteOrder
  */
 public class TestData(public val folder: File) {
     /** The bundle, `edit-onnx-int8`. */
-    public val bundle: File get() = File(folder, "edit-onnx-int8")
+    public val bundle: File
+        get() = File(folder, "edit-onnx-int8")
 
     /** The value that a JSON file holds: [Map], [List], [String], [Double], [Boolean] or null. */
     public fun json(name: String): Any? = JsonText(File(folder, name).readText()).value()
@@ -27,13 +28,21 @@ public class TestData(public val folder: File) {
         val bytes = ByteBuffer.wrap(File(folder, name).readBytes()).order(ByteOrder.LITTLE_ENDIAN)
         val length = bytes.getLong(0).toInt()
         val header = JsonText(String(bytes.array(), 8, length)).value() as Map<*, *>
-        return header.filterKeys { it != "__metadata__" }.entries.associate { (key, entry) ->
-            entry as Map<*, *>
-            val shape = (entry["shape"] as List<*>).map { (it as Double).toInt() }.toIntArray()
-            val begin = ((entry["data_offsets"] as List<*>)[0] as Double).toInt()
-            bytes.position(8 + length + begin)
-            key as String to tensor(entry["dtype"] as String, shape, bytes.slice().order(ByteOrder.LITTLE_ENDIAN))
-        }
+        return header
+            .filterKeys { it != "__metadata__" }
+            .entries
+            .associate { (key, entry) ->
+                entry as Map<*, *>
+                val shape = (entry["shape"] as List<*>).map { (it as Double).toInt() }.toIntArray()
+                val begin = ((entry["data_offsets"] as List<*>)[0] as Double).toInt()
+                bytes.position(8 + length + begin)
+                key as String to
+                    tensor(
+                        entry["dtype"] as String,
+                        shape,
+                        bytes.slice().order(ByteOrder.LITTLE_ENDIAN),
+                    )
+            }
     }
 
     private fun tensor(dtype: String, shape: IntArray, bytes: ByteBuffer): Tensor {
@@ -54,7 +63,10 @@ public class TestData(public val folder: File) {
          */
         @JvmStatic
         public fun open(): TestData {
-            val runtime = checkNotNull(System.getProperty("mtu.runtime")) { "set -Dmtu.runtime to the folder runtime/" }
+            val runtime =
+                checkNotNull(System.getProperty("mtu.runtime")) {
+                    "set -Dmtu.runtime to the folder runtime/"
+                }
             val folder = File(runtime, "testdata")
             check(folder.isDirectory) { "$folder is no folder" }
             return TestData(folder)
@@ -113,7 +125,8 @@ private class JsonText(private val text: String) {
         val letter = text[at + 1]
         at += 2
         if (letter == 'u') return text.substring(at, at + 4).toInt(16).toChar().also { at += 4 }
-        return mapOf('n' to '\n', 't' to '\t', 'r' to '\r', 'b' to '\b', 'f' to '\u000C')[letter] ?: letter
+        return mapOf('n' to '\n', 't' to '\t', 'r' to '\r', 'b' to '\b', 'f' to '\u000C')[letter]
+            ?: letter
     }
 
     private fun skip(letter: Char) {

@@ -33,10 +33,14 @@ class FakeRuntimeTest {
 
     @Test
     fun `what happens is counted`() {
-        val finished = pipeline.use { runBlocking { it.generate(request).last() as Event.Finished } }
+        val finished =
+            pipeline.use { runBlocking { it.generate(request).last() as Event.Finished } }
         assertEquals(3 * bundle.height * bundle.width, finished.picture.pixels.size)
         assertEquals(2, runtime.mostOpen)
-        assertEquals(listOf("open text_encoder", "run text_encoder", "close text_encoder"), runtime.log.take(3))
+        assertEquals(
+            listOf("open text_encoder", "run text_encoder", "close text_encoder"),
+            runtime.log.take(3),
+        )
         assertEquals("close unet", runtime.log.last())
         assertEquals(emptyList<String>(), runtime.openParts + runtime.misuse)
     }
@@ -47,8 +51,12 @@ class FakeRuntimeTest {
         runtime.giveNaN("unet", 1 + 15 + 15)
         pipeline.use {
             runBlocking { it.generate(request).last() }
-            assertThrows(MtuException.PartFailed::class.java) { runBlocking { it.generate(request).collect() } }
-            assertThrows(MtuException.NotFinite::class.java) { runBlocking { it.generate(request).collect() } }
+            assertThrows(MtuException.PartFailed::class.java) {
+                runBlocking { it.generate(request).collect() }
+            }
+            assertThrows(MtuException.NotFinite::class.java) {
+                runBlocking { it.generate(request).collect() }
+            }
         }
         assertEquals(15 + 15 + 3, runtime.count("run unet")) // a pass is over when its branches are
     }
@@ -73,17 +81,22 @@ class FakeRuntimeTest {
     @Test
     fun `misuse is noted`() {
         var handed: LoadedPart? = null
-        val recording = object : PartRuntime by runtime {
-            override fun open(part: LoadedPart) = runtime.open(part).also { handed = part }
-        }
+        val recording =
+            object : PartRuntime by runtime {
+                override fun open(part: LoadedPart) = runtime.open(part).also { handed = part }
+            }
         Pipeline.open(bundle, recording).use { runBlocking { it.prewarm() } }
         val session = runtime.open(checkNotNull(handed))
         session.close()
         session.close()
-        val inputs = checkNotNull(handed).inputs.associate {
-            it.name to Tensor.Floats(it.shape, FloatArray(Tensor.elements(it.shape).toInt()))
-        }
+        val inputs =
+            checkNotNull(handed).inputs.associate {
+                it.name to Tensor.Floats(it.shape, FloatArray(Tensor.elements(it.shape).toInt()))
+            }
         session.run(inputs)
-        assertEquals(listOf("vae_decoder is closed twice", "vae_decoder is run after it was closed"), runtime.misuse)
+        assertEquals(
+            listOf("vae_decoder is closed twice", "vae_decoder is run after it was closed"),
+            runtime.misuse,
+        )
     }
 }
