@@ -17,6 +17,7 @@ RUNTIME = Path(__file__).parent.parent / "runtime"
 FILE = RUNTIME / "manifest.schema.json"
 BENCH_FILE = RUNTIME / "bench.schema.json"
 WEB_FILE = RUNTIME / "web" / "manifest_schema.js"
+SWIFT_FILE = RUNTIME / "ios" / "Sources" / "MTUCore" / "Support" / "ManifestSchema.swift"
 
 
 def text(schema: Mapping[str, Any] | None = None) -> str:
@@ -33,12 +34,23 @@ def module() -> str:
     )
 
 
+def swift() -> str:
+    """The manifest's schema as a text of runtime/ios, whose package has no resources."""
+    schema = json.dumps(bundle.json_schema(), separators=(",", ":"))
+    return (
+        "// swift-format-ignore-file\n"
+        "// Written by `make schema`: the manifest's schema.\n"
+        f'let manifestSchema = ##"{schema}"##\n'
+    )
+
+
 def main() -> None:
     """Rewrite the files."""
     RUNTIME.mkdir(exist_ok=True)
     FILE.write_text(text(), "utf-8")
     BENCH_FILE.write_text(text(record.json_schema()), "utf-8")
     WEB_FILE.write_text(module(), "utf-8")
+    SWIFT_FILE.write_text(swift(), "utf-8")
 
 
 if __name__ == "__main__":
