@@ -12,9 +12,9 @@ PYTHONS := 3.11 3.12 3.13
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
-  executorch-fp16 mutations schedulers pipelines dense optimum schema web testdata mil-mutations \
-  coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback bench-report devices ios-faults paper \
-  clean
+  executorch-fp16 mutations schedulers pipelines dense optimum schema web swift-env ios testdata \
+  mil-mutations coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback \
+  bench-report devices ios-faults paper clean
 
 setup: $(VENV)/.installed
 
@@ -107,6 +107,15 @@ web: setup
 	$(BIN)/python -m mtu_export.bench.web.engine
 	@test -d $(CACHE)/typescript/node_modules/typescript || npm install --prefix $(CACHE)/typescript \
 	  --no-package-lock --ignore-scripts --no-audit --no-fund typescript@$(TYPESCRIPT)
+
+## Swift 6 for runtime/ios: this machine's own, or Debian 13's in the cache (root; once, two minutes).
+swift-env:
+	$(PYTHON) runtime/ios/toolchain.py env
+
+## The Swift package of runtime/ios: lint, a build without warnings, its tests; where there is no
+## Swift, a line that says so.
+ios: setup
+	$(BIN)/python runtime/ios/toolchain.py check
 
 ## A bundle, a request and its result, vectors for readers in every language -> runtime/testdata
 testdata: setup
