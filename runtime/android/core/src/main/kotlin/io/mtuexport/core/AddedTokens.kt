@@ -9,15 +9,15 @@ internal class AddedTokens(tokens: List<AddedToken>, contentOf: (String) -> Stri
     /** An added token, or the text between two of them. */
     class Piece(val begin: Int, val id: Int, val between: AlignedText?)
 
-    private class Candidate(val content: String, val token: AddedToken)
+    /** By content; of several the first. */
+    private val tokens: Map<String, AddedToken> =
+        tokens.asReversed().associateBy { contentOf(it.content) }
 
-    /** By their first letter, the longest first; of those of one content the first alone. */
-    private val candidates: Map<Char, List<Candidate>> = tokens
-        .map { Candidate(contentOf(it.content), it) }
-        .filter { it.content.isNotEmpty() }
-        .distinctBy { it.content }
-        .sortedByDescending { it.content.length }
-        .groupBy { it.content[0] }
+    /** First letter → the lengths of contents that begin with it, the longest first. */
+    private val lengths: Map<Char, List<Int>> = this.tokens.keys
+        .filter { it.isNotEmpty() }
+        .groupBy({ it[0] }, { it.length })
+        .mapValues { it.value.distinct().sortedDescending() }
 
     /** The tokens of a text and the pieces between them, in order. */
     fun split(whole: AlignedText): Sequence<Piece> = sequence {
@@ -25,27 +25,31 @@ internal class AddedTokens(tokens: List<AddedToken>, contentOf: (String) -> Stri
         var done = 0
         var at = 0
         while (at < text.length) {
-            val match = candidates[text[at]]?.firstOrNull { text.startsWith(it.content, at) }
-            if (match == null) {
+            val length = lengths[text[at]]?.firstOrNull { contentAt(text, at, it) in tokens }
+            if (length == null) {
                 at += 1
                 continue
             }
+            val token = tokens.getValue(text.substring(at, at + length))
             var begin = at
-            var end = at + match.content.length
+            var end = at + length
             at = end
-            if (match.token.isSingleWord && isTouched(text, begin, end)) continue
-            if (match.token.takesSpaceBefore) {
+            if (token.isSingleWord && isTouched(text, begin, end)) continue
+            if (token.takesSpaceBefore) {
                 while (begin > done && isWhiteSpace(text[begin - 1].code)) begin -= 1
             }
-            if (match.token.takesSpaceBehind) {
+            if (token.takesSpaceBehind) {
                 while (end < text.length && isWhiteSpace(text[end].code)) end += 1
             }
             if (begin > done) yield(between(whole, done, begin))
-            yield(Piece(whole.begin(begin), match.token.id, null))
+            yield(Piece(whole.begin(begin), token.id, null))
             done = end
         }
         if (done < text.length) yield(between(whole, done, text.length))
     }
+
+    private fun contentAt(text: String, at: Int, length: Int): String? =
+        if (at + length <= text.length) text.substring(at, at + length) else null
 
     private fun between(whole: AlignedText, from: Int, to: Int) =
         Piece(whole.begin(from), -1, whole.slice(from, to))

@@ -3,7 +3,6 @@ package io.mtuexport.core
 import java.io.File
 import java.io.FileInputStream
 import java.io.RandomAccessFile
-import java.nio.ByteBuffer
 import java.nio.file.Files
 import java.nio.file.LinkOption
 import java.nio.file.NoSuchFileException
@@ -37,11 +36,7 @@ internal class BundleFiles(private val folder: File) {
         refuseUnless(folder.isDirectory && exists(MANIFEST), MANIFEST) { "it is missing" }
         refuseUnless(isPlainFile(MANIFEST), MANIFEST) { "it is a link or no plain file" }
         RandomAccessFile(file(MANIFEST), "r").use { opened ->
-            val size = opened.length()
-            refuseUnless(size <= most, MANIFEST) { "$size bytes, at most $most" }
-            val bytes = ByteBuffer.allocate(size.toInt())
-            refuseUnless(readFully(opened.channel, bytes, 0), MANIFEST) { "it has become shorter" }
-            return bytes.array()
+            return opened.readWhole(most, MANIFEST)
         }
     }
 
@@ -100,6 +95,7 @@ internal class BundleFiles(private val folder: File) {
                 if (length < 0) break
                 left -= length
                 refuseUnless(left >= 0, counted.path) { "it has become longer" }
+                if (Thread.interrupted()) throw InterruptedException("while a bundle was read")
                 digest.update(piece, 0, length)
             }
         }
@@ -160,6 +156,27 @@ internal class BundleFiles(private val folder: File) {
 
         private const val HEX = "0123456789abcdef"
     }
+}
+
+/** Reads from a place up to the end of an array or of the file; the number of bytes. */
+internal fun RandomAccessFile.readAt(place: Long, into: ByteArray, most: Int = into.size): Int {
+    seek(place)
+    var done = 0
+    while (done < most) {
+        val length = read(into, done, most - done)
+        if (length < 0) break
+        done += length
+    }
+    return done
+}
+
+/** All bytes of a file of at most [most] bytes; [what] names it. */
+internal fun RandomAccessFile.readWhole(most: Int, what: String): ByteArray {
+    val size = length()
+    refuseUnless(size <= most, what) { "$size bytes, at most $most" }
+    val bytes = ByteArray(size.toInt())
+    refuseUnless(readAt(0, bytes) == bytes.size, what) { "it has become shorter" }
+    return bytes
 }
 
 /** What is at a path itself, which may be a link. */

@@ -109,7 +109,7 @@ internal object Json {
 
         private fun objectOf(depth: Int): JsonObject {
             if (skips('}')) return emptyMap()
-            val members = LinkedHashMap<String, Any?>()
+            val members = LinkedHashMap<String, Any?>(SMALL)
             do {
                 skipSpace()
                 refuseUnless(text.getOrNull(at) == '"', what) { "no key at character $at" }
@@ -225,6 +225,7 @@ internal object Json {
         }
     }
 
+    private const val SMALL = 4
     private const val SPACE = " \t\n\r"
     private const val HEX_DIGITS = 4
     private const val ESCAPES = "\"\\/bfnrt"

@@ -105,13 +105,19 @@ public class ModelBundle internal constructor(
          * @param folder The folder that holds `manifest.json`.
          * @throws MtuException.BundleRefused for the first rule that it breaks, in the order of the
          *   contract: 1 to 5, 7 to 9, 11, 13, then what needs the files: 6, 8, 13, 10, 12, 10.
+         * @throws MtuException.OutOfMemory where the heap cannot hold what the manifest says.
          * @throws IllegalArgumentException for a receipt inside the bundle.
+         * @throws InterruptedException where the thread is interrupted while files are hashed.
          */
         @JvmStatic
         @JvmOverloads
-        @Throws(MtuException.BundleRefused::class)
+        @Throws(MtuException::class, InterruptedException::class)
         public fun open(folder: File, trust: Trust = Trust.Full()): ModelBundle =
-            BundleReader(folder, trust).read()
+            try {
+                BundleReader(folder, trust).read()
+            } catch (error: OutOfMemoryError) {
+                throw MtuException.OutOfMemory(MANIFEST, 0, error)
+            }
     }
 }
 
@@ -131,7 +137,7 @@ internal class BundleReader(private val folder: File, private val trust: Trust) 
         val isKnown = receipt?.matches(manifest, sha256, files) == true
         if (!isKnown) checkContents(manifest)
         val constants = underRule(10, CONSTANTS) { safetensors(manifest, CONSTANTS) }
-        if (!isKnown) underRule(10, CONSTANTS) { constants?.run { names.forEach(::requireFinite) } }
+        if (!isKnown) underRule(10, CONSTANTS) { constants?.run { requireFinite(names) } }
         underRule(12, MANIFEST) { manifest.tasks.forEach { checkWiring(manifest, it, constants) } }
         val goldens = underRule(10, GOLDENS) { safetensors(manifest, GOLDENS) }
         underRule(10, GOLDENS) {

@@ -1,8 +1,6 @@
 package io.mtuexport.core
 
 import java.io.RandomAccessFile
-import java.nio.ByteBuffer
-import java.nio.channels.FileChannel
 
 private val PLAIN_NAME = Regex("[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -22,20 +20,17 @@ internal fun checkGraphs(part: Part, files: BundleFiles) {
 
 /** An ONNX file, of which only the fields that lead to external data are looked at. */
 internal class OnnxFile private constructor(
-    private val channel: FileChannel,
+    private val file: RandomAccessFile,
     private val path: String,
 ) {
     private enum class Message { MODEL, GRAPH, FUNCTION, NODE, ATTRIBUTE, SPARSE, TENSOR, ENTRY }
 
     private class Span(val begin: Long, val end: Long)
 
-    private val buffer: ByteBuffer = ByteBuffer.allocate(BUFFER)
+    private val buffer = ByteArray(BUFFER)
     private var bufferBegin = 0L
+    private var bufferSize = 0
     private val locations = LinkedHashSet<String>()
-
-    init {
-        buffer.limit(0)
-    }
 
     private fun walk(span: Span, message: Message) {
         var at = span.begin
@@ -100,14 +95,12 @@ internal class OnnxFile private constructor(
     }
 
     private fun byte(at: Long): Byte {
-        if (at < bufferBegin || at >= bufferBegin + buffer.limit()) {
-            buffer.clear()
+        if (at < bufferBegin || at >= bufferBegin + bufferSize) {
             bufferBegin = at
-            readFully(channel, buffer, at)
-            buffer.flip()
-            refuseUnless(buffer.limit() > 0, path) { "it has become shorter" }
+            bufferSize = file.readAt(at, buffer)
+            refuseUnless(bufferSize > 0, path) { "it has become shorter" }
         }
-        return buffer.get((at - bufferBegin).toInt())
+        return buffer[(at - bufferBegin).toInt()]
     }
 
     companion object {
@@ -147,7 +140,7 @@ internal class OnnxFile private constructor(
          */
         fun locations(files: BundleFiles, path: String): Set<String> =
             RandomAccessFile(files.file(path), "r").use { opened ->
-                val file = OnnxFile(opened.channel, path)
+                val file = OnnxFile(opened, path)
                 file.walk(Span(0, opened.length()), Message.MODEL)
                 file.locations
             }

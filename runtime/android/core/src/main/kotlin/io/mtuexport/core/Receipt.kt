@@ -20,9 +20,15 @@ internal class Receipt(
         2000, // how coarse the clocks of file systems are, FAT's the coarsest
 ) {
     init {
-        val inside = file.canonicalFile.toPath().startsWith(folder.canonicalFile.toPath())
-        require(!inside) { "the receipt $file lies inside the bundle" }
+        require(!isInside(folder)) { "the receipt $file lies inside the bundle" }
     }
+
+    private fun isInside(folder: File): Boolean =
+        try {
+            file.canonicalFile.startsWith(folder.canonicalFile)
+        } catch (_: IOException) { // there is no such path, and nothing will be written
+            false
+        }
 
     /** The state before the check, which must be that after it. */
     private var before: String? = null
@@ -34,7 +40,7 @@ internal class Receipt(
             before = state
             val bytes = state.toByteArray()
             file.length() == bytes.size.toLong() &&
-                Files.readAllBytes(file.toPath()).contentEquals(bytes)
+                file.readBytes().contentEquals(bytes)
         } catch (_: IOException) {
             false
         }
@@ -46,7 +52,7 @@ internal class Receipt(
             // A file that has only just changed may change again without another time.
             val isSettled = state.newestMillis < System.currentTimeMillis() - settledMillis
             if (state.text != before || !isSettled) return
-            val folder = file.absoluteFile.parentFile.toPath()
+            val folder = file.absoluteFile.parentFile?.toPath() ?: return
             val part = Files.createTempFile(folder, file.name, ".part")
             try {
                 Files.write(part, state.text.toByteArray())

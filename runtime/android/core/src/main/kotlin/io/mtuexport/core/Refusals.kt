@@ -13,7 +13,7 @@ internal class Damaged(
     val where: String,
     val what: String,
     cause: Throwable? = null,
-) : Exception("$where: $what", cause)
+) : Exception("$where: $what", cause, false, false) // without a stack: a schema throws thousands
 
 /** Throws [Damaged] unless a condition holds. */
 @OptIn(ExperimentalContracts::class)
@@ -27,23 +27,27 @@ internal inline fun <T> underRule(rule: Int, where: String, check: () -> T): T =
     try {
         check()
     } catch (damaged: Damaged) {
-        throw MtuException.BundleRefused(rule, damaged.where, damaged.what, damaged)
+        throw MtuException.BundleRefused(rule, printable(damaged.where), damaged.what, damaged)
     } catch (error: IOException) {
-        throw MtuException.BundleRefused(rule, where, reasonOf(error), error)
+        throw MtuException.BundleRefused(rule, printable(where), reasonOf(error), error)
     } catch (error: InvalidPathException) {
         throw MtuException.BundleRefused(rule, where, "this system has no such file name", error)
     }
 
 /** One line of an error. */
 internal fun reasonOf(error: Throwable): String {
-    val line = error.message?.lineSequence()?.firstOrNull { it.isNotBlank() }
-    return "${error.javaClass.simpleName}: ${line?.take(LONGEST_REASON) ?: "no reason given"}"
+    val line = error.message?.lineSequence()?.firstOrNull { it.isNotBlank() } ?: "no reason given"
+    return "${error.javaClass.simpleName}: ${printable(line.take(LONGEST_REASON))}"
 }
+
+/** Text of somebody else's on one line that no terminal takes for more than text. */
+internal fun printable(text: String): String =
+    text.map { if (it in ' '..'~') it else '?' }.joinToString("")
 
 /** A name of somebody else's file in one printable piece of at most 80 characters. */
 internal fun quoted(name: String?): String {
     if (name == null) return "null"
-    val plain = name.take(LONGEST_NAME + 1).map { if (it in ' '..'~') it else '?' }.joinToString("")
+    val plain = printable(name.take(LONGEST_NAME + 1))
     return if (plain.length > LONGEST_NAME) {
         "\"${plain.take(LONGEST_NAME - 4)} ...\""
     } else {

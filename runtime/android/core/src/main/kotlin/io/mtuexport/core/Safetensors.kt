@@ -5,7 +5,6 @@ import java.io.IOException
 import java.io.RandomAccessFile
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
-import java.nio.channels.FileChannel
 
 /**
  * A safetensors file of F32 and I32, checked by its header. The file is open while a tensor is
@@ -17,7 +16,16 @@ internal class Safetensors private constructor(
     private val dataBegin: Long,
     private val entries: Map<String, Entry>,
 ) {
-    private class Entry(val isFloat: Boolean, val shape: IntArray, val begin: Long, val count: Int)
+    private class Entry(
+        val isFloat: Boolean,
+        val shape: IntArray,
+        val begin: Long,
+        val count: Int,
+    ) {
+        val end: Long get() = begin + BYTES * count.toLong()
+
+        fun holds(place: Long) = place in begin until end && (place - begin) % BYTES == 0L
+    }
 
     /** Names of the tensors, in the order of the header. */
     val names: Set<String> get() = entries.keys
@@ -33,8 +41,10 @@ internal class Safetensors private constructor(
         val entry = entry(name)
         if (entry.isFloat) return floats(name)
         val data = IntArray(entry.count)
-        pieces(entry, name) { at, piece ->
-            piece.asIntBuffer().let { it.get(data, at, it.remaining()) }
+        opened { file ->
+            pieces(file, entry.begin, entry.end) { at, piece ->
+                piece.asIntBuffer().let { it.get(data, at.toInt(), it.remaining()) }
+            }
         }
         return Tensor.Ints(entry.shape, data)
     }
@@ -44,45 +54,63 @@ internal class Safetensors private constructor(
         val entry = entry(name)
         refuseUnless(entry.isFloat, what) { "${quoted(name)} is not float32" }
         val data = FloatArray(entry.count)
-        pieces(entry, name) { at, piece ->
-            piece.asFloatBuffer().let { it.get(data, at, it.remaining()) }
+        opened { file ->
+            pieces(file, entry.begin, entry.end) { at, piece ->
+                piece.asFloatBuffer().let { it.get(data, at.toInt(), it.remaining()) }
+            }
         }
         refuseUnless(data.all { it.isFinite() }, what) { "${quoted(name)} is not finite" }
         return Tensor.Floats(entry.shape, data)
     }
 
-    /** Throws [Damaged] for a tensor that is not finite, holding a piece of it at a time. */
-    fun requireFinite(name: String) {
-        val entry = entry(name)
-        if (!entry.isFloat) return
-        pieces(entry, name) { _, piece ->
-            val floats = piece.asFloatBuffer()
-            while (floats.hasRemaining()) {
-                refuseUnless(floats.get().isFinite(), what) { "${quoted(name)} is not finite" }
+    /**
+     * Throws [Damaged] where one of these tensors is float32 and not finite. A piece of the file is
+     * held at a time, and what several tensors share is read once.
+     */
+    fun requireFinite(names: Collection<String>) {
+        val floats = names.map(::entry).filter { it.isFloat && it.count > 0 }
+        opened { file ->
+            for (sameAlignment in floats.groupBy { it.begin % BYTES }.values) {
+                for ((begin, end) in joined(sameAlignment)) requireFinite(file, begin, end)
             }
         }
     }
 
-    private fun entry(name: String): Entry = entries[name]
-        ?: throw Damaged(what, "${quoted(name)} is missing")
-
-    /** Hands out a tensor's bytes piece by piece, with the number of elements before each. */
-    private inline fun pieces(entry: Entry, name: String, take: (Int, ByteBuffer) -> Unit) {
-        val piece = ByteBuffer.allocate(minOf(PIECE.toLong(), BYTES * entry.count.toLong()).toInt())
-            .order(ByteOrder.LITTLE_ENDIAN)
-        RandomAccessFile(file, "r").use { opened ->
-            var done = 0
-            while (done < entry.count) {
-                piece.clear()
-                piece.limit(minOf(PIECE.toLong(), BYTES * (entry.count - done).toLong()).toInt())
-                val from = dataBegin + entry.begin + BYTES * done.toLong()
-                refuseUnless(readFully(opened.channel, piece, from), what) {
-                    "${quoted(name)} is cut off: the file has changed"
-                }
-                piece.flip()
-                take(done, piece)
-                done += piece.limit() / BYTES
+    private fun requireFinite(file: RandomAccessFile, begin: Long, end: Long) {
+        pieces(file, begin, end) { at, piece ->
+            val floats = piece.asFloatBuffer()
+            while (floats.hasRemaining()) {
+                if (floats.get().isFinite()) continue
+                val place = begin + BYTES * (at + floats.position() - 1)
+                val name = entries.entries.first { it.value.isFloat && it.value.holds(place) }.key
+                throw Damaged(what, "${quoted(name)} is not finite")
             }
+        }
+    }
+
+    private fun entry(name: String): Entry =
+        entries[name] ?: throw Damaged(what, "${quoted(name)} is missing")
+
+    private inline fun opened(use: (RandomAccessFile) -> Unit) =
+        RandomAccessFile(file, "r").use { use(it) }
+
+    /** Hands out a part of the data piece by piece, with the number of elements before each. */
+    private inline fun pieces(
+        file: RandomAccessFile,
+        begin: Long,
+        end: Long,
+        take: (Long, ByteBuffer) -> Unit,
+    ) {
+        val bytes = ByteArray(minOf(PIECE.toLong(), end - begin).toInt())
+        var at = begin
+        while (at < end) {
+            val length = minOf(bytes.size.toLong(), end - at).toInt()
+            refuseUnless(file.readAt(dataBegin + at, bytes, length) == length, what) {
+                "it has become shorter"
+            }
+            val piece = ByteBuffer.wrap(bytes, 0, length).order(ByteOrder.LITTLE_ENDIAN)
+            take((at - begin) / BYTES, piece)
+            at += length
         }
     }
 
@@ -102,17 +130,16 @@ internal class Safetensors private constructor(
             RandomAccessFile(file, "r").use { opened ->
                 val size = opened.length()
                 refuseUnless(size >= LENGTH_BYTES, what) { "it is cut off" }
-                val length = piece(opened.channel, LENGTH_BYTES, 0, what)
+                val length = ByteBuffer.wrap(bytes(opened, 0, LENGTH_BYTES, what))
                     .order(ByteOrder.LITTLE_ENDIAN).getLong(0)
                 val most = minOf(LARGEST_HEADER.toLong(), size - LENGTH_BYTES)
                 refuseUnless(length in 0..most, what) {
                     "a header of ${java.lang.Long.toUnsignedString(length)} bytes"
                 }
-                val bytes =
-                    piece(opened.channel, length.toInt(), LENGTH_BYTES.toLong(), what).array()
+                val header = bytes(opened, LENGTH_BYTES.toLong(), length.toInt(), what)
                 val begin = LENGTH_BYTES + length
                 val entries = LinkedHashMap<String, Entry>()
-                for ((name, entry) in Json.parseObject(bytes, what)) {
+                for ((name, entry) in Json.parseObject(header, what)) {
                     if (name == "__metadata__") continue
                     entries[name] = checked(entry, size - begin, "$what: ${quoted(name)}")
                 }
@@ -162,19 +189,24 @@ internal class Safetensors private constructor(
             return product
         }
 
-        private fun piece(channel: FileChannel, length: Int, at: Long, what: String): ByteBuffer {
-            val piece = ByteBuffer.allocate(length)
-            refuseUnless(readFully(channel, piece, at), what) { "it is cut off" }
-            return piece
+        private fun bytes(file: RandomAccessFile, at: Long, length: Int, what: String): ByteArray {
+            val bytes = ByteArray(length)
+            refuseUnless(file.readAt(at, bytes) == length, what) { "it is cut off" }
+            return bytes
+        }
+
+        /** Begin and end of what tensors of one alignment cover, without overlaps. */
+        private fun joined(entries: List<Entry>): List<Pair<Long, Long>> {
+            val joined = ArrayList<Pair<Long, Long>>()
+            for (entry in entries.sortedBy { it.begin }) {
+                val last = joined.lastOrNull()
+                if (last == null || entry.begin > last.second) {
+                    joined += entry.begin to entry.end
+                } else if (entry.end > last.second) {
+                    joined[joined.size - 1] = last.first to entry.end
+                }
+            }
+            return joined
         }
     }
-}
-
-/** Fills a buffer from a place of a file; false where the file ends before. */
-internal fun readFully(channel: FileChannel, into: ByteBuffer, from: Long): Boolean {
-    val begin = into.position()
-    while (into.hasRemaining()) {
-        if (channel.read(into, from + into.position() - begin) < 0) return false
-    }
-    return true
 }

@@ -2,7 +2,6 @@ package io.mtuexport.core
 
 import java.io.File
 import java.io.RandomAccessFile
-import java.nio.ByteBuffer
 
 /** Ids of a text, [1, length], and what of the text they leave out; empty where it fits. */
 internal class Encoded(val ids: Tensor.Ints, val cut: String)
@@ -48,7 +47,10 @@ internal class Tokenizer(json: JsonObject, private val record: TokenizerRecord, 
         }
         val room = record.length - 2
         val placed = ids(text)
-            .flatMap { each -> expansions[each.id]?.map { Placed(it, each.begin) } ?: listOf(each) }
+            .flatMap { each ->
+                val several = expansions[each.id] ?: listOf(each.id)
+                several.asSequence().map { Placed(it, each.begin) }
+            }
             .take(room + 1)
             .toList()
         val data = IntArray(record.length) { record.pad.toInt() }
@@ -120,11 +122,8 @@ internal class Tokenizer(json: JsonObject, private val record: TokenizerRecord, 
         fun open(folder: File, record: TokenizerRecord): Tokenizer {
             val what = "${record.path}/tokenizer.json"
             RandomAccessFile(File(folder, what), "r").use { opened ->
-                val size = opened.length()
-                refuseUnless(size <= LARGEST_FILE, what) { "$size bytes, at most $LARGEST_FILE" }
-                val bytes = ByteBuffer.allocate(size.toInt())
-                refuseUnless(readFully(opened.channel, bytes, 0), what) { "it has become shorter" }
-                return Tokenizer(Json.parseObject(bytes.array(), what), record, what)
+                val bytes = opened.readWhole(LARGEST_FILE, what)
+                return Tokenizer(Json.parseObject(bytes, what), record, what)
             }
         }
 

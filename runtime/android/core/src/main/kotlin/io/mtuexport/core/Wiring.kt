@@ -61,6 +61,7 @@ private class Wiring(
 ) {
     private val where = "$MANIFEST: task ${task.name}"
     private val prompted = promptedCalls(task)
+    private val columns = HashMap<String, Int?>()
     private var batch = 1
 
     fun check() {
@@ -168,6 +169,11 @@ private class Wiring(
 
     /** The length of a column of the tables; null of a number. */
     private fun columnLength(name: String): Int? {
+        if (name !in columns) columns[name] = lengthInEveryPass(name)
+        return columns[name]
+    }
+
+    private fun lengthInEveryPass(name: String): Int? {
         val passes = manifest.schedules.flatMap { it.passes }
         val lengths = passes.map { pass ->
             val column = pass.columns[name]

@@ -33,19 +33,21 @@ internal class ApiTest {
         assertEquals(file.readText(), actual)
     }
 
-    /** The module's classes, in the order of their names. */
+    /** The module's classes in the order of their names, each before those within it. */
     private fun classes(): List<Class<*>> {
         val root = File(ModelBundle::class.java.protectionDomain.codeSource.location.toURI())
         return root
             .walk()
-            .filter { it.extension == "class" }
-            .map {
-                it.relativeTo(root).path.removeSuffix(".class").replace(File.separatorChar, '.')
-            }
+            .filter { it.extension == "class" && "$" !in it.name }
+            .map { it.relativeTo(root).path.removeSuffix(".class") }
+            .map { it.replace(File.separatorChar, '.') }
             .sorted()
-            .map { Class.forName(it, false, javaClass.classLoader) }
+            .flatMap { within(Class.forName(it, false, javaClass.classLoader)) }
             .toList()
     }
+
+    private fun within(type: Class<*>): List<Class<*>> =
+        listOf(type) + type.declaredClasses.sortedBy { it.name }.flatMap(::within)
 
     private fun linesOf(type: Class<*>): List<String> {
         val metadata = type.getAnnotation(Metadata::class.java) ?: return emptyList()
@@ -124,7 +126,8 @@ internal class ApiTest {
                             }
                     if (member.name == "<init>") "constructor($parameters)"
                     else
-                        "$static${suspend}fun ${member.name}($parameters): " + named(member.returnType)
+                        "$static${suspend}fun ${member.name}($parameters): " +
+                            named(member.returnType)
                 }
                 else -> member.toString()
             }

@@ -11,6 +11,7 @@ import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertFalse
 import org.junit.jupiter.api.Assertions.assertSame
 import org.junit.jupiter.api.Assertions.assertTrue
+import org.junit.jupiter.api.Assumptions.assumeTrue
 import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.assertThrows
 import org.junit.jupiter.api.io.TempDir
@@ -182,6 +183,7 @@ internal class ModelBundleTest {
         TestBundles.change(copy) { TestBundles.seal(copy, it, "text_encoder") }
         TestBundles.change(copy) { TestBundles.seal(copy, it, GOLDENS) }
         TestBundles.assertRefused(10, copy)
+        assumeTrue(File("/proc/self/fd").exists(), "open files are listed on Linux alone")
         val open =
             File("/proc/self/fd").listFiles()!!.mapNotNull { link ->
                 runCatching { Files.readSymbolicLink(link.toPath()).toString() }.getOrNull()
@@ -204,5 +206,60 @@ internal class ModelBundleTest {
             }
         assertEquals(1, threads.invokeAll(jobs).map { it.get() }.toSet().size)
         threads.shutdown()
+    }
+
+    @Test
+    fun `an interrupted thread stops reading, and refuses no bundle for it`() {
+        val bundle = ModelBundle.open(TestBundles.original)
+        Thread.currentThread().interrupt()
+        assertThrows<InterruptedException> { ModelBundle.open(TestBundles.original) }
+        assertFalse(Thread.currentThread().isInterrupted)
+        Thread.currentThread().interrupt()
+        bundle.constant("empty/encoder_hidden_states")
+        bundle.tokenizer("tokenizer")
+        assertTrue(Thread.interrupted())
+        ModelBundle.open(TestBundles.original)
+    }
+
+    @Test
+    fun `a message of a path of odd letters is one printable line`() {
+        val copy = TestBundles.copy(folder)
+        val odd = "a\n\u001b[31m"
+        copy.resolve(odd).writeText("x")
+        TestBundles.change(copy) { manifest ->
+            val record = mapOf("path" to odd, "bytes" to 2.0, "sha256" to "0".repeat(64))
+            manifest["files"].items().add(record)
+        }
+        val refusal = TestBundles.assertRefused(6, copy)
+        assertEquals("rule 6: a??[31m: 1 bytes, the manifest says 2", refusal.message)
+    }
+
+    @Test
+    fun `a manifest made to be slow is read all the same`() {
+        val copy = TestBundles.copy(folder)
+        TestBundles.change(copy) { manifest ->
+            val table = manifest["loop"].members()["schedules"].items()[0].members()
+            val pass = table["passes"].items().first().members()
+            pass["columns"].members()["a"] = listOf(1.0)
+            val passes = List(10_000) { pass }
+            manifest["loop"].members()["schedules"] = listOf(table + ("passes" to passes))
+            val unet =
+                manifest["parts"].items().map { it.members() }.single { it["name"] == "unet" }
+            val more =
+                List(60) {
+                    mapOf("name" to "$it", "shape" to listOf(1.0, 16.0), "dtype" to "float32")
+                }
+            unet["inputs"].items().addAll(more)
+            val calls = manifest["tasks"].items()[0].members()["flow"].members()["calls"].items()
+            val call = calls[2].members()
+            val columns = List(16) { mapOf("kind" to "column", "name" to "a") }
+            for (spec in more) {
+                call["inputs"].members()[spec["name"] as String] =
+                    mapOf("sources" to columns, "axis" to 1.0)
+            }
+            calls.addAll(2, List(25) { call + ("id" to "more_$it") })
+        }
+        assertTrue(copy.resolve(MANIFEST).length() > 2_000_000)
+        assertEquals(10_000, ModelBundle.open(copy).manifest.schedules.single().passes.size)
     }
 }

@@ -50,24 +50,16 @@ internal class ReceiptTest {
     fun `the second opening reads no file of a part`() {
         writeReceipt()
         val unreadable = bundle.resolve("unet/model.onnx")
-        val before = reads()
+        val before = TestBundles.bytesRead()
         open()
-        val withReceipt = reads() - before
+        val withReceipt = TestBundles.bytesRead() - before
         ModelBundle.open(bundle)
-        val full = reads() - before - withReceipt
+        val full = TestBundles.bytesRead() - before - withReceipt
         assertTrue(
             full - withReceipt > unreadable.length(),
             "$withReceipt and $full bytes were read",
         )
     }
-
-    /** Bytes that this process has read, as Linux counts them. */
-    private fun reads(): Long =
-        File("/proc/self/io")
-            .readLines()
-            .first { it.startsWith("rchar") }
-            .substringAfter(": ")
-            .toLong()
 
     @Test
     fun `any change means a full check`() {
@@ -116,9 +108,9 @@ internal class ReceiptTest {
             bundle.resolve("unet/model.onnx").toPath(),
             FileTime.fromMillis(5),
         )
-        val before = reads()
+        val before = TestBundles.bytesRead()
         open()
-        assertTrue(reads() - before > bundle.resolve("unet/model.onnx").length())
+        assertTrue(TestBundles.bytesRead() - before > bundle.resolve("unet/model.onnx").length())
         writeReceipt()
         assertNotEquals(old, file.readText())
     }

@@ -120,10 +120,11 @@ internal class SafetensorsTest {
         for (bad in listOf(Float.NaN, Float.POSITIVE_INFINITY, Float.NEGATIVE_INFINITY)) {
             val opened = Safetensors.open(file(entry(), floats(1f, bad)))
             assertThrows<Damaged> { opened.floats("a") }
-            assertThrows<Damaged> { opened.requireFinite("a") }
+            assertThrows<Damaged> { opened.requireFinite(listOf("a")) }
         }
-        Safetensors.open(file(entry(), floats(Float.MAX_VALUE, -0f))).requireFinite("a")
-        Safetensors.open(file(entry(dtype = "I32"), floats(Float.NaN, 1f))).requireFinite("a")
+        Safetensors.open(file(entry(), floats(Float.MAX_VALUE, -0f))).requireFinite(listOf("a"))
+        Safetensors.open(file(entry(dtype = "I32"), floats(Float.NaN, 1f)))
+            .requireFinite(listOf("a"))
     }
 
     @Test
@@ -134,7 +135,7 @@ internal class SafetensorsTest {
         assertArrayEquals(values, opened.floats("a").data)
         RandomAccessFile(path, "rw").use { it.setLength(700_000) }
         assertThrows<Damaged> { opened.floats("a") }
-        assertThrows<Damaged> { opened.requireFinite("a") }
+        assertThrows<Damaged> { opened.requireFinite(listOf("a")) }
     }
 
     @Test
@@ -142,6 +143,30 @@ internal class SafetensorsTest {
         val path = file(entry(shape = "[300000000]", offsets = "[0,1200000000]"))
         RandomAccessFile(path, "rw").use { it.setLength(1_200_000_000L + path.length()) }
         assertTrue(Runtime.getRuntime().maxMemory() < 1_200_000_000L)
-        Safetensors.open(path).requireFinite("a")
+        Safetensors.open(path).requireFinite(listOf("a"))
+    }
+
+    @Test
+    fun `what tensors share is read once, and the one that is not finite is named`() {
+        val size = 4_000_000
+        val many =
+            (0 until 200).map {
+                "\"$it\":{\"dtype\":\"F32\",\"shape\":[999999],\"data_offsets\":[${it % 4},${it % 4 + 3_999_996}]}"
+            }
+        val path = file(many.joinToString(",", "{", "}"), ByteArray(size))
+        val opened = Safetensors.open(path)
+        val before = TestBundles.bytesRead()
+        opened.requireFinite(opened.names)
+        assertTrue(TestBundles.bytesRead() - before < 5L * size)
+        val two =
+            """
+            |{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+            |"b":{"dtype":"F32","shape":[3],"data_offsets":[4,16]}}
+            """
+                .trimMargin()
+        val damaged = Safetensors.open(file(two, floats(1f, 2f, 3f, Float.NaN)))
+        damaged.requireFinite(listOf("a"))
+        val refusal = assertThrows<Damaged> { damaged.requireFinite(damaged.names) }
+        assertEquals("\"b\" is not finite", refusal.what)
     }
 }

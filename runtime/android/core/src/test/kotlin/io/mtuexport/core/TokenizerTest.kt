@@ -118,6 +118,17 @@ internal class TokenizerTest {
     }
 
     @Test
+    fun `of added tokens at one place the longest, of one content the first`() {
+        val contents = listOf("ab", "abc", "b", "cd", "ab")
+        val tokens =
+            contents.mapIndexed { id, it -> AddedToken(id, it, false, false, false, false) }
+        val pieces = AddedTokens(tokens) { it }.split(AlignedText.of("xababcdabcb")).toList()
+        assertEquals(listOf(-1, 0, 1, -1, 1, 2), pieces.map { it.id })
+        assertEquals(listOf("x", "d"), pieces.mapNotNull { it.between?.text })
+        assertEquals(listOf(0, 1, 3, 6, 7, 10), pieces.map { it.begin })
+    }
+
+    @Test
     fun `merging by a queue is merging by search`() {
         val random = Random(1)
         repeat(300) {
