@@ -1,0 +1,60 @@
+"""The sample as an APK without Gradle: its manifest and resources link, its classes become dex."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.phones import maven
+from tests.support import tools
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def apk() -> ModuleType:
+    """The script."""
+    path = maven.ANDROID / "tools" / "apk.py"
+    spec = importlib.util.spec_from_file_location("apk_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sample_links_and_becomes_dex(apk: ModuleType, tmp_path: Path) -> None:
+    for program, package in apk.PACKAGES.items():
+        if shutil.which(program) is None:
+            tools.missing(f"{program} is not installed (Debian: {package})")
+    output = tmp_path / "sample.apk"
+    content = apk.assemble(output)
+    assert content["launches"] == ["io.mtuexport.sample.BundlesActivity"]
+    assert content["permissions"] == [
+        "android.permission.FOREGROUND_SERVICE",
+        "android.permission.FOREGROUND_SERVICE_DATA_SYNC",
+        "android.permission.FOREGROUND_SERVICE_MEDIA_PROCESSING",
+        "android.permission.POST_NOTIFICATIONS",
+    ]
+    with zipfile.ZipFile(output) as archive:
+        names = set(archive.namelist())
+        dex = archive.read("classes.dex")
+    assert {"AndroidManifest.xml", "resources.arsc", "classes.dex"} <= names
+    assert dex[:4] == b"dex\n"
+    for name in ("BundlesActivity", "RequestActivity", "BenchActivity", "WorkService"):
+        assert f"Lio/mtuexport/sample/{name};".encode() in dex
+
+
+def test_what_is_missing_is_one_line(
+    apk: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(apk.ApkError, match=r"^aapt2 is missing; install it with: apt-get"):
+        apk.assemble(tmp_path / "sample.apk")
