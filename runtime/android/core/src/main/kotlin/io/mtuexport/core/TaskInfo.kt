@@ -9,7 +9,9 @@ package io.mtuexport.core
 public data class TableKey(public val steps: Int, public val strength: Double?)
 
 /** What one task of a bundle takes, for a form that asks for it. */
-public class TaskInfo internal constructor(manifest: Manifest, task: Task) {
+public class TaskInfo internal constructor(private val manifest: Manifest, task: Task) {
+    private val tables = tablesOf(manifest, task)
+
     /** Its name in the bundle. */
     public val name: String = task.name
 
@@ -23,8 +25,7 @@ public class TaskInfo internal constructor(manifest: Manifest, task: Task) {
     public val strength: Double? = task.strength
 
     /** The pairs that a request may choose; empty of a task without a loop. */
-    public val allowed: List<TableKey> =
-        tablesOf(manifest, task).map { TableKey(it.steps, it.strength) }
+    public val allowed: List<TableKey> = tables.map { TableKey(it.steps, it.strength) }
 
     /** Whether a request has a prompt: one that does needs it, one that does not refuses it. */
     public val takesPrompt: Boolean = promptedCalls(task).isNotEmpty()
@@ -46,6 +47,25 @@ public class TaskInfo internal constructor(manifest: Manifest, task: Task) {
 
     /** Parts that the task calls and the bundle has not; it runs only where there are none. */
     public val missing: List<String> = missingParts(manifest, task)
+
+    /**
+     * Passes of one of [allowed]: of some tables more or fewer than its steps.
+     *
+     * @throws NoSuchElementException for another table.
+     */
+    public fun passes(table: TableKey): Int = scheduleOf(table).passes.size
+
+    /**
+     * Shape of the noise that one of [allowed] uses: [1, C, h, w], or [1 + passes, C, h, w] where
+     * the passes draw too.
+     *
+     * @throws NoSuchElementException for another table.
+     */
+    public fun noiseShape(table: TableKey): IntArray =
+        latentShape(manifest).also { it[0] = 1 + scheduleOf(table).draws }
+
+    private fun scheduleOf(table: TableKey) =
+        tables.first { it.steps == table.steps && it.strength == table.strength }
 }
 
 /** The tables that a task's loop can follow. */

@@ -10,7 +10,7 @@ internal object Machine {
     private val CPUS = File("/sys/devices/system/cpu")
     private val CPU = Regex("cpu[0-9]+")
 
-    private fun text(file: File): String? =
+    fun text(file: File): String? =
         try {
             file.readText().trim()
         } catch (error: IOException) {

@@ -1,0 +1,79 @@
+package io.mtuexport.cli
+
+import java.io.File
+import java.io.IOException
+import java.nio.file.Files
+import java.nio.file.LinkOption
+import java.nio.file.StandardCopyOption
+
+/** Refuses, before any work, a file that exists, or a place that cannot hold one. */
+internal fun requireWritable(path: File, force: Boolean) {
+    val name = quotedPath(path.path)
+    val longest = path.path.split('/').maxOf { it.toByteArray().size }
+    if (longest > LONGEST_FILE_NAME) throw Refusal("cannot write $name: File name too long")
+    if (path.isDirectory) throw Refusal("$name is a folder")
+    if (!force && Files.exists(path.toPath(), LinkOption.NOFOLLOW_LINKS)) {
+        throw Refusal("output ${quoted(path.path)} exists; choose another -o or pass --force")
+    }
+    val folder =
+        generateSequence(path.absoluteFile.parentFile, File::getParentFile).first(File::exists)
+    if (!folder.isDirectory) {
+        throw Refusal("cannot write $name: ${quotedPath(folder.path)} is not a folder")
+    }
+    if (!Files.isWritable(folder.toPath()))
+        throw Refusal("cannot write $name: no permission", RESOURCE)
+}
+
+/** Writes a file whole or not at all: beside it first, then by renaming. */
+internal fun writeWhole(path: File, write: (File) -> Unit) {
+    val target = path.absoluteFile
+    try {
+        Files.createDirectories(target.parentFile.toPath())
+        val draft = File.createTempFile(".${target.name.take(40)}.", ".part", target.parentFile)
+        try {
+            Drafts.add(draft)
+            write(draft)
+            Files.move(draft.toPath(), target.toPath(), StandardCopyOption.REPLACE_EXISTING)
+        } finally {
+            draft.delete()
+            Drafts.remove(draft)
+        }
+    } catch (error: IOException) {
+        throw Refusal("cannot write ${quotedPath(path.path)}: ${reasonOf(error)}", RESOURCE, error)
+    }
+}
+
+/** Files that are half written, for the end of an interrupted process. */
+internal object Drafts {
+    private val files = LinkedHashSet<File>()
+
+    @Synchronized
+    fun add(file: File) {
+        files += file
+    }
+
+    @Synchronized
+    fun remove(file: File) {
+        files -= file
+    }
+
+    @Synchronized fun delete(): Unit = files.forEach { it.delete() }
+}
+
+/**
+ * Removes a folder with all that is in it; a link in it goes, and what it leads to stays.
+ *
+ * `File.deleteRecursively` follows links.
+ */
+internal fun removeTree(folder: File) {
+    val paths = Files.walk(folder.toPath()).use { walk -> walk.iterator().asSequence().toList() }
+    paths.asReversed().forEach(Files::delete)
+}
+
+/** What an I/O error says, without the path that it repeats. */
+internal fun reasonOf(error: IOException): String {
+    val text = (error as? java.nio.file.FileSystemException)?.reason ?: error.message.orEmpty()
+    return text.substringAfterLast('(').removeSuffix(")").ifEmpty { error.javaClass.simpleName }
+}
+
+private const val LONGEST_FILE_NAME = 255
