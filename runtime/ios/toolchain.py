@@ -26,6 +26,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent.parent
+FORMATTED = ("Package.swift", "Sources", "Tests", "Stub", "Apps")
 BUILD = CHECKOUT / "build" / "swift"
 SUITE = "trixie"
 PACKAGES = ("swiftlang", "libc6-dev", "libstdc++-14-dev")
@@ -155,7 +156,8 @@ def library() -> Path | None:
 
 
 def with_engine(swift: Swift) -> tuple[Swift, dict[str, str]]:
-    """Swift and the environment in which the package's tests run whole loops by ONNX Runtime.
+    """Swift and the environment in which the package's tests run whole loops by ONNX Runtime, and
+    Core ML's part against the stub.
 
     Raises ``ToolchainError`` where its header or library cannot be had.
     """
@@ -168,6 +170,7 @@ def with_engine(swift: Swift) -> tuple[Swift, dict[str, str]]:
         raise ToolchainError(str(error)) from None
     headers = package / "usr" / "include" / "onnxruntime"
     environment = {"MTU_ORT_HEADERS": str(headers), "MTU_ORT_LIBRARY": str(engine)}
+    environment["MTU_STUB_COREML"] = "1"
     return Swift(swift.root, (CHECKOUT, headers, engine.parent)), environment
 
 
@@ -176,7 +179,7 @@ def check(swift: Swift) -> int:
     swift, environment = with_engine(swift) if sys.platform == "linux" else (swift, {})
     build = ["--scratch-path", str(BUILD), "-Xswiftc", "-warnings-as-errors"]
     for words in (
-        ["swift", "format", "lint", "--strict", "--recursive", "Package.swift", "Sources", "Tests"],
+        ["swift", "format", "lint", "--strict", "--recursive", *FORMATTED],
         ["swift", "build", "--build-tests", *build],
         ["swift", "test", "--skip-build", *build],
     ):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from mtu_export.bench.devices.ios import IosDevice
+from mtu_export.bench.devices.ios import IosDevice, answers
 from mtu_export.bench.devices.ios import device as device_module
 from mtu_export.bench.devices.ios.answers import Request
 from mtu_export.bench.job import Job
+from mtu_export.bench.job import parse as parse_result
 from mtu_export.bundle import sha256
 from tests.bench.ios.conftest import FakePhone
 
@@ -92,6 +94,38 @@ def test_a_file_that_arrives_in_part_is_pulled_again(
     phone.set(half={"result.json": 1, "answer.json": 2})
     with open_device() as device:
         assert device.run(make_job()).status == "measured"
+
+
+VECTORS = Path(__file__).parents[3] / "runtime" / "ios" / "Tests" / "vectors"
+
+
+def test_requests_are_those_of_the_vectors() -> None:
+    document = json.loads((VECTORS / "request.json").read_text("utf-8"))
+    assert document.pop("format") == answers.FORMAT
+    assert json.loads(Request(**document).text()) == {**document, "format": answers.FORMAT}
+
+
+def test_answers_of_the_vectors_are_read() -> None:
+    data = (VECTORS / "answer.json").read_bytes()
+    answer = answers.parse(data, "00112233aabbccdd")
+    assert answer is not None
+    assert answers.parse(data, "another") is None
+    assert (answer.status, answer.reason) == ("failed", "no verb")
+    assert (answer.state.thermal_status, answer.state.throttled) == (3, True)
+    assert (answer.device.record().page_size, answer.free_bytes) == (16384, 20_000_000_000)
+    assert json.loads(answer.model_dump_json(exclude_unset=True)) == json.loads(data)
+
+
+def test_results_of_the_vectors_are_read() -> None:
+    data = (VECTORS / "result.json").read_bytes()
+    result = parse_result(data)
+    assert (result.status, result.samples_s, result.load_s) == (
+        "measured",
+        (0.25, 0.5),
+        {"unet": 12.5},
+    )
+    assert result.memory is not None
+    assert result.memory.peak_total == 9
 
 
 def test_a_request_has_every_key() -> None:
