@@ -40,7 +40,7 @@ indirect enum Output {
   /// A number that may be missing or infinite, which JSON has no form for: 999 of what is equal,
   /// -999 of what is not finite.
   static func decibels(_ number: Double) -> Output {
-    .number(number.isFinite ? number : number > 0 ? 999 : -999)
+    .number(number.isFinite ? rounded(number, 2) : number > 0 ? 999 : -999)
   }
 
   var json: String { json(indent: 0) }

@@ -9,9 +9,12 @@ import Testing
     "unet/model.onnx",
   ]
 
+  /// Mutations of each file; `MTU_MUTATIONS` asks for more.
+  static let count = Int(ProcessInfo.processInfo.environment["MTU_MUTATIONS"] ?? "") ?? 20
+
   /// A bundle with a mutated file, its hash made right again, is refused or opened, and never
   /// ends the program; what opens makes a picture, or refuses to.
-  @Test(arguments: files, 0..<24)
+  @Test(arguments: files, 0..<count)
   func mutatedFilesNeverCrash(_ name: String, _ seed: Int) async throws {
     var random = Random(seed: UInt64(seed))
     let bundle = try EditedBundle()
@@ -36,7 +39,7 @@ import Testing
   }
 
   /// The same of a manifest in which values are exchanged, so that more than the parser is reached.
-  @Test(arguments: 0..<80)
+  @Test(arguments: 0..<4 * count)
   func exchangedValuesNeverCrash(_ seed: Int) async throws {
     var random = Random(seed: UInt64(1000 + seed))
     let bundle = try EditedBundle()

@@ -58,6 +58,45 @@ struct Hostile: Sendable, CustomTestStringConvertible {
     }
   }
 
+  /// A header of a few bytes a tensor must not become gigabytes in memory.
+  @Test func tensorsDoNotOverlap() throws {
+    let scratch = try Scratch()
+    let file = scratch.url.appendingPathComponent("it")
+    let one = #""{}":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}"#
+    let header = Array(
+      "{\(["a", "b", "c", "d"].map { one.replacingOccurrences(of: "{}", with: $0) }.joined(separator: ","))}"
+        .utf8)
+    let content =
+      withUnsafeBytes(of: UInt64(header.count).littleEndian) { Array($0) } + header
+      + [UInt8](repeating: 0, count: 16)
+    try Data(content).write(to: file)
+    #expect(throws: Broken(reason: "it: its tensors overlap")) {
+      try Safetensors(file.path, size: content.count, "it")
+    }
+  }
+
+  /// Nothing of a bundle reaches a terminal but plain text.
+  @Test func refusalsArePlainText() throws {
+    let bundle = try EditedBundle()
+    let path: [JSON] = [.string("files"), .number(0), .string("path")]
+    try bundle.change(path, .string("a\u{1b}[31m\u{202e}\nb"))
+    do {
+      _ = try ModelBundle.open(bundle.url)
+      Issue.record("it was taken")
+    } catch let error as MTUError {
+      #expect(error.description.utf8.allSatisfy { (0x20...0x7e).contains($0) })
+    }
+  }
+
+  /// A file system may hold names that are no text.
+  @Test func aNameThatIsNoTextIsRefused() throws {
+    let bundle = try EditedBundle()
+    let path = bundle.path("unet").path.utf8.map { CChar(bitPattern: $0) } + [0x2f, -1, 0]
+    guard let file = fopen(path, "wb") else { return }  // the file system refuses it itself
+    fclose(file)
+    #expect(throws: MTUError.self) { try ModelBundle.open(bundle.url) }
+  }
+
   @Test func anotherTargetIsRefused() throws {
     let bundle = try EditedBundle()
     try bundle.change([.string("target")], .string("tflite"))
@@ -103,6 +142,15 @@ struct Hostile: Sendable, CustomTestStringConvertible {
     try FileManager.default.setAttributes([.modificationDate: time], ofItemAtPath: file)
     #expect(throws: Never.self) { try ModelBundle.open(bundle.url, trust: .receipt(receipt)) }
     #expect { try ModelBundle.open(bundle.url) } throws: { isRule($0, 6) }
+  }
+
+  @Test func liesOutsideTheBundle() throws {
+    let bundle = try EditedBundle()
+    for name in ["receipt", "unet/receipt", "absent/../receipt"] {
+      #expect(throws: MTUError.requestRefused("the receipt lies inside the bundle")) {
+        try ModelBundle.open(bundle.url, trust: .receipt(bundle.path(name)))
+      }
+    }
   }
 
   @Test func isOfOneManifest() throws {

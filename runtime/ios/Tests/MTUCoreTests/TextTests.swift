@@ -69,6 +69,45 @@ struct TokenVector: Sendable, CustomTestStringConvertible {
     }
   }
 
+  /// The merges by the letter of the contract, for comparison.
+  private func merged(_ ids: [Int32], _ merges: [TokenizerFile.Pair: TokenizerFile.Merge])
+    -> [Int32]
+  {
+    var ids = ids
+    while true {
+      var best: (at: Int, merge: TokenizerFile.Merge)?
+      for at in ids.indices.dropLast() {
+        let pair = TokenizerFile.Pair(left: ids[at], right: ids[at + 1])
+        if let merge = merges[pair], merge.rank < best?.merge.rank ?? Int.max { best = (at, merge) }
+      }
+      guard let best else { return ids }
+      ids.replaceSubrange(best.at...best.at + 1, with: [best.merge.id])
+    }
+  }
+
+  @Test func mergesAreThoseOfTheLowestRank() {
+    var random = Random(seed: 6)
+    for _ in 0..<200 {
+      var merges: [TokenizerFile.Pair: TokenizerFile.Merge] = [:]
+      for rank in 0..<12 {
+        let pair = TokenizerFile.Pair(
+          left: Int32.random(in: 0..<5, using: &random),
+          right: Int32.random(in: 0..<5, using: &random))
+        merges[pair] = TokenizerFile.Merge(rank: rank, id: Int32.random(in: 0..<5, using: &random))
+      }
+      let count = Int.random(in: 0...30, using: &random)
+      let ids = (0..<count).map { _ in Int32.random(in: 0..<5, using: &random) }
+      #expect(Merging(ids, merges).remaining.map(\.id) == merged(ids, merges))
+    }
+  }
+
+  @Test func aPromptMayBeOneLongWord() throws {
+    let (ids, cut) = try Self.plain.get().encode(String(repeating: "photo", count: 20_000))
+    let end = Int32(try Self.record.get().eos)
+    #expect(ids.ints.last == end)
+    #expect(cut.unicodeScalars.count > 90_000)
+  }
+
   static let damages: [(String, [JSON], JSON?)] = [
     (
       "another pattern", steps(["normalizer", "normalizers", 1, "pattern", "Regex"]),

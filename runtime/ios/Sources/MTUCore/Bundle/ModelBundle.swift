@@ -86,7 +86,8 @@ public struct ModelBundle: Sendable {
   /// Reads and checks a bundle. It blocks for as long as the files take to be hashed: call it off
   /// the main actor. Where the task is cancelled it ends by `CancellationError`.
   ///
-  /// Throws `MTUError.bundleRefused` with the number of the rule.
+  /// Throws `MTUError.bundleRefused` with the number of the rule, and what the file system says
+  /// where the receipt cannot be written.
   public static func open(_ folder: URL, trust: Trust = .full()) throws -> ModelBundle {
     let files = BundleFiles(folder)
     var expected: String?
@@ -94,6 +95,9 @@ public struct ModelBundle: Sendable {
     switch trust {
     case .full(let sha256): expected = sha256
     case .receipt(let url, let sha256): (receipt, expected) = (url, sha256)
+    }
+    if let receipt, Receipt.lies(receipt, inside: folder) {
+      throw MTUError.requestRefused("the receipt lies inside the bundle")
     }
     let (manifest, sha256) = try readManifest(files, expected)
     try checkManifest(manifest, files)

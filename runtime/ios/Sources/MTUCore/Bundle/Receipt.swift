@@ -19,6 +19,12 @@ enum Receipt {
     return lines.joined(separator: "\n") + "\n"
   }
 
+  static func lies(_ url: URL, inside folder: URL) -> Bool {
+    let outer = folder.resolvingSymlinksInPath().standardizedFileURL.pathComponents
+    let parent = url.deletingLastPathComponent().resolvingSymlinksInPath().standardizedFileURL
+    return parent.pathComponents.starts(with: outer)
+  }
+
   /// Whether a receipt says the same.
   static func holds(_ url: URL, _ text: String) -> Bool {
     (try? Data(contentsOf: url)).map { $0.elementsEqual(text.utf8) } == true

@@ -25,9 +25,14 @@ package struct Safetensors: Sendable {
     let header = try JSON.parse(try file.bytes(at: 8, count: length), what).object
     try require(header != nil, "\(what): its header is no object")
     var entries: [Exact: Entry] = [:]
+    var total = 0
     for (name, value) in header?.entries ?? [] where name != "__metadata__" {
       let place = "\(what): \(shown(name))"
-      entries[Exact(name)] = try Safetensors.entry(value, size - 8 - length, 8 + length, place)
+      let entry = try Safetensors.entry(value, size - 8 - length, 8 + length, place)
+      entries[Exact(name)] = entry
+      total += 4 * Tensor.count(entry.shape)
+      // Thousands of tensors of the same bytes would take more memory than the file has.
+      try require(total <= size - 8 - length, "\(what): its tensors overlap")
     }
     self.entries = entries
   }

@@ -67,6 +67,26 @@ private struct Wiring {
   let task: ManifestTask
   let constants: [Exact: Tensor]
   let batch: Int
+  /// Of each column, how many passes have it, and its lengths there; nil of a number.
+  private let columns: [String: (count: Int, lengths: Set<Int?>)]
+  private let passes: Int
+
+  init(manifest: Manifest, task: ManifestTask, constants: [Exact: Tensor], batch: Int) {
+    self.manifest = manifest
+    self.task = task
+    self.constants = constants
+    self.batch = batch
+    var columns: [String: (count: Int, lengths: Set<Int?>)] = [:]
+    let passes = manifest.schedules.flatMap(\.passes)
+    for (name, column) in passes.lazy.flatMap(\.columns) {
+      var length: Int?
+      if case .list(let list) = column { length = list.count }
+      columns[name, default: (0, [])].count += 1
+      columns[name]?.lengths.insert(length)
+    }
+    self.columns = columns
+    self.passes = passes.count
+  }
 
   private var at: String { "task \(task.name)" }
 
@@ -156,14 +176,12 @@ private struct Wiring {
 
   /// The length of a column of the tables; nil of a number.
   private func columnLength(_ name: String) throws -> Int? {
-    let columns = manifest.schedules.flatMap(\.passes).map { $0.columns[name] }
-    try require(columns.allSatisfy { $0 != nil }, "loop: a pass has no column \(shown(name))")
-    let lengths = Set(
-      columns.map { column -> Int? in
-        if case .list(let list) = column { list.count } else { nil }
-      })
-    try require(lengths.count == 1, "loop: column \(shown(name)) is not alike in every pass")
-    return lengths.first ?? nil
+    guard let column = columns[name], column.count == passes else {
+      throw Broken(reason: "loop: a pass has no column \(shown(name))")
+    }
+    let areAlike = column.lengths.count == 1
+    try require(areAlike, "loop: column \(shown(name)) is not alike in every pass")
+    return column.lengths.first ?? nil
   }
 
   private func pictureShape(_ source: PictureSource, _ at: String) throws -> [Int] {

@@ -25,11 +25,11 @@ func underRule<Result>(_ rule: Int, _ check: () throws -> Result) throws -> Resu
   do {
     return try check()
   } catch let error as Broken {
-    throw MTUError.bundleRefused(rule: rule, reason: error.reason)
+    throw MTUError.bundleRefused(rule: rule, reason: printable(error.reason))
   } catch let error where error is MTUError || error is CancellationError {
     throw error
   } catch {
-    throw MTUError.bundleRefused(rule: rule, reason: firstLine(error))
+    throw MTUError.bundleRefused(rule: rule, reason: printable(firstLine(error)))
   }
 }
 
@@ -38,6 +38,15 @@ package func firstLine(_ error: any Error) -> String {
   let text = (error as? any LocalizedError)?.errorDescription ?? "\(error)"
   let line = text.split(whereSeparator: \.isNewline).first ?? "no reason given"
   return String(line.prefix(300))
+}
+
+/// Text of somebody else's in which no terminal finds more than text.
+func printable(_ text: String) -> String {
+  var plain = String.UnicodeScalarView()
+  for scalar in text.unicodeScalars {
+    plain.append((0x20...0x7e).contains(scalar.value) ? scalar : "?")
+  }
+  return String(plain)
 }
 
 /// A text of somebody else's file, quoted: one printable piece of at most 80 characters.

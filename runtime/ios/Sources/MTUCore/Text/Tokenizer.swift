@@ -24,13 +24,12 @@ struct Tokenizer: Sendable {
   /// The ids [1, length], and what of the text is cut off ("" where it fits).
   func encode(_ text: String) -> (ids: Tensor, cut: String) {
     let raw = AlignedText(text)
-    var placed: [Placed] = []
-    for token in ids(raw) {
-      for id in expansions[token.id] ?? [token.id] {
-        placed.append(Placed(id: id, begin: token.begin))
-      }
-    }
     let length = record.length
+    var placed: [Placed] = []
+    for token in ids(raw) where placed.count < length - 1 {  // one more than is kept
+      let ids = expansions[token.id] ?? [token.id]
+      placed += ids.prefix(length - 1).map { Placed(id: $0, begin: token.begin) }
+    }
     var ids = [Int32(record.bos)] + placed.prefix(length - 2).map(\.id) + [Int32(record.eos)]
     ids += [Int32](repeating: Int32(record.pad), count: length - ids.count)
     let cut = placed.count > length - 2 ? raw.scalars[placed[length - 2].begin...] : []
@@ -70,19 +69,9 @@ struct Tokenizer: Sendable {
       let ids = index == last ? file.lastLetterIDs : file.letterIDs
       return Placed(id: ids[Int(token.id)], begin: token.begin)
     }
-    while tokens.count > 1 {
-      var best: (at: Int, merge: TokenizerFile.Merge)?
-      for at in 0..<tokens.count - 1 {
-        let pair = TokenizerFile.Pair(left: tokens[at].id, right: tokens[at + 1].id)
-        if let merge = file.merges[pair], merge.rank < best?.merge.rank ?? Int.max {
-          best = (at, merge)
-        }
-      }
-      guard let best else { break }
-      tokens[best.at] = Placed(id: best.merge.id, begin: tokens[best.at].begin)
-      tokens.remove(at: best.at + 1)
+    return Merging(tokens.map(\.id), file.merges).remaining.map { at, id in
+      Placed(id: id, begin: tokens[at].begin)
     }
-    return tokens
   }
 
   /// Added tokens that stand for several: T, T_1, T_2, ...
@@ -150,23 +139,29 @@ private struct AddedTokens: Sendable {
     case text(AlignedText)
   }
 
-  private struct Token: Sendable {
-    let scalars: [Unicode.Scalar]
-    let added: TokenizerFile.Added
-  }
-
-  /// By their first code point, the longest first.
-  private var tokens: [Unicode.Scalar: [Token]] = [:]
+  private var tokens: [[Unicode.Scalar]: TokenizerFile.Added] = [:]
+  /// Lengths of the tokens that begin with a code point, the longest first.
+  private var lengths: [Unicode.Scalar: [Int]] = [:]
 
   init(_ added: [TokenizerFile.Added]) {
-    var seen: Set<[Unicode.Scalar]> = []
+    var places: [Unicode.Scalar: Set<Int>] = [:]
     for token in added {
       let raw = AlignedText(token.content)
       let scalars = token.normalised ? raw.normalised.scalars : raw.scalars
-      guard let first = scalars.first, seen.insert(scalars).inserted else { continue }
-      tokens[first, default: []].append(Token(scalars: scalars, added: token))
+      guard let first = scalars.first, tokens[scalars] == nil else { continue }
+      tokens[scalars] = token
+      places[first, default: []].insert(scalars.count)
     }
-    for first in tokens.keys { tokens[first]?.sort { $0.scalars.count > $1.scalars.count } }
+    lengths = places.mapValues { $0.sorted(by: >) }
+  }
+
+  /// The longest token at a place.
+  private func token(_ scalars: [Unicode.Scalar], _ at: Int) -> (TokenizerFile.Added, length: Int)?
+  {
+    for length in lengths[scalars[at]] ?? [] where at + length <= scalars.count {
+      if let token = tokens[Array(scalars[at..<at + length])] { return (token, length) }
+    }
+    return nil
   }
 
   /// The tokens of a text and the pieces between them, in order.
@@ -176,22 +171,21 @@ private struct AddedTokens: Sendable {
     var done = 0
     var at = 0
     while at < scalars.count {
-      let rest = scalars[at...]
-      guard let token = tokens[scalars[at]]?.first(where: { rest.starts(with: $0.scalars) }) else {
+      guard let (token, length) = token(scalars, at) else {
         at += 1
         continue
       }
-      var (begin, end) = (at, at + token.scalars.count)
+      var (begin, end) = (at, at + length)
       at = end
-      if token.added.singleWord, isTouched(scalars, begin, end) { continue }
-      while token.added.leftStrip, begin > done, scalars[begin - 1].properties.isWhitespace {
-        begin -= 1
+      if token.singleWord, isTouched(scalars, begin, end) { continue }
+      if token.leftStrip {
+        while begin > done, scalars[begin - 1].properties.isWhitespace { begin -= 1 }
       }
-      while token.added.rightStrip, end < scalars.count, scalars[end].properties.isWhitespace {
-        end += 1
+      if token.rightStrip {
+        while end < scalars.count, scalars[end].properties.isWhitespace { end += 1 }
       }
       if begin > done { pieces.append(.text(text.cut(done..<begin))) }
-      pieces.append(.token(token.added.id, begin: text.begins[begin]))
+      pieces.append(.token(token.id, begin: text.begins[begin]))
       done = end
     }
     if done < scalars.count { pieces.append(.text(text.cut(done..<scalars.count))) }
