@@ -32,6 +32,9 @@ internal class Schema(json: JsonObject) {
         json["properties"]?.asObject().orEmpty().mapValues { Schema(it.value.asObject()) }
     private val others =
         json["additionalProperties"].takeIf { it != false }?.let { Schema(it.asObject()) }
+    private val constants = properties.filterKeys { it in required }.mapNotNull { (key, schema) ->
+        schema.constant?.let { key to it }
+    }
     private val isClosed = json["additionalProperties"] == false
 
     /** Throws [Damaged] with the place of the first value that the schema refuses. */
@@ -53,10 +56,10 @@ internal class Schema(json: JsonObject) {
         }
     }
 
-    /** Tells of the option that came farthest. */
+    /** Tells of the option that came farthest, of those whose constants the value has. */
     private fun checkAny(value: Any?, options: List<Schema>, where: String) {
         var farthest: Damaged? = null
-        for (option in options) {
+        for (option in options.filterNot { it.isOfOthers(value) }.ifEmpty { options }) {
             try {
                 return option.check(value, where)
             } catch (damaged: Damaged) {
@@ -66,9 +69,15 @@ internal class Schema(json: JsonObject) {
         throw farthest ?: Damaged(where, "nothing is legal here")
     }
 
+    /** Whether a constant of the value tells it from this schema, whatever the rest of it is. */
+    private fun isOfOthers(value: Any?): Boolean =
+        value is Map<*, *> && constants.any { (key, constant) -> value[key] != constant }
+
     private fun checkNumber(value: Double, where: String) {
         numbers.check(value, where) { "it" }
-        refuseUnless(above == null || value > above, where) { "it must be above $above" }
+        refuseUnless(above == null || value > above, where) {
+            "it must be above ${Json.write(above)}"
+        }
     }
 
     private fun checkString(value: String, where: String) {
@@ -94,9 +103,12 @@ internal class Schema(json: JsonObject) {
         private val least = least as Double? ?: Double.NEGATIVE_INFINITY
         private val most = most as Double? ?: Double.POSITIVE_INFINITY
 
-        inline fun check(value: Double, where: String, what: () -> String) {
+        private fun shown(number: Double) =
+            if (number.isInfinite()) "any" else Json.write(number)
+
+        fun check(value: Double, where: String, what: () -> String) {
             refuseUnless(value in least..most, where) {
-                "${what()} must be $least to $most, got $value"
+                "${what()} must be ${shown(least)} to ${shown(most)}, got ${shown(value)}"
             }
         }
     }

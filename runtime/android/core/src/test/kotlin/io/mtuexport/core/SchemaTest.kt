@@ -139,4 +139,12 @@ internal class SchemaTest {
         val refusal = assertThrows<Damaged> { Schema.OF_MANIFEST.check(manifest, MANIFEST) }
         assertTrue(refusal.where.endsWith(".sources[0].tokenizer"), refusal.message)
     }
+
+    @Test
+    fun `limits are told as a manifest writes them`() {
+        val refusal = assertThrows<Damaged> { schema("""{"minimum":1}""").check(0.5, "x") }
+        assertEquals("x: it must be 1 to any, got 0.5", refusal.message)
+        val above = assertThrows<Damaged> { schema("""{"exclusiveMinimum":0}""").check(0.0, "x") }
+        assertEquals("x: it must be above 0", above.message)
+    }
 }
