@@ -4,7 +4,9 @@ import MTUBench
 /// What the bench app's screen shows: the last lines of what it does.
 @MainActor
 public final class BenchModel {
+  /// The last lines, the newest at the end.
   public private(set) var lines: [String] = []
+  /// Whether a request was answered.
   public private(set) var isDone = false
   /// Called after each change.
   public var onChange: (() -> Void)?

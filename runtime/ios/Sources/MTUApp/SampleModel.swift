@@ -14,15 +14,21 @@ public final class SampleModel {
 
   /// Bundles in the app's folder.
   public private(set) var bundles: [URL] = []
+  /// The bundle that is open.
   public private(set) var bundle: ModelBundle?
+  /// What is being done now.
   public private(set) var activity = Activity.idle
+  /// The last picture.
   public private(set) var picture: RGBImage?
   /// The last error, or what the check gave, in one line.
   public private(set) var message: String?
+  /// The task of the next picture, by name.
   public var task: String?
+  /// The prompt of the next picture; tasks that take none ignore it.
   public var prompt = ""
   /// Pictures and masks of the request by name.
   public var pictures: [String: RawPicture] = [:]
+  /// The seed of its noise.
   public var seed: UInt64 = 7
 
   /// Called after each change.
@@ -46,6 +52,7 @@ public final class SampleModel {
     self.runsInBackground = runsInBackground
   }
 
+  /// Whether something is being done: the buttons rest.
   public var isBusy: Bool { activity != .idle }
 
   /// The task that a picture is made for.

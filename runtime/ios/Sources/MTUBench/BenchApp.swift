@@ -28,7 +28,7 @@ public struct BenchApp: Sendable {
     self.out = out
     self.pause = pause
     app = .init(version: version, build: build)
-    runner = JobRunner(engines: engines, runner: .init(name: "MTUBench", version: version))
+    runner = JobRunner(engines: engines, name: "MTUBench", version: version)
   }
 
   /// Does what a request asks, and leaves the answer; false where it could not be left.

@@ -55,12 +55,19 @@ struct BenchRequest: Sendable {
 
 /// The phone, as the app tells it.
 public struct BenchDevice: Sendable, Encodable {
+  /// Apple's identifier of the model, such as `iPhone15,2`.
   public var model: String
+  /// The system with its version and build.
   public var os: String
+  /// The processor's instruction set.
   public var arch: String
+  /// Cores that are active.
   public var cores: Int?
+  /// Bytes of memory.
   public var memory: Int?
+  /// Bytes of a page of memory.
   public var pageSize: Int?
+  /// Whether it is a simulator: no time of it is a speed.
   public var emulated: Bool
 
   enum CodingKeys: String, CodingKey {
@@ -68,6 +75,7 @@ public struct BenchDevice: Sendable, Encodable {
     case pageSize = "page_size"
   }
 
+  /// The processor, cores and page size are those of this machine.
   public init(
     model: String, os: String, memory: Int? = nil, emulated: Bool = false
   ) {
@@ -86,8 +94,9 @@ public struct BenchDevice: Sendable, Encodable {
 public struct BenchState: Sendable, Encodable {
   /// 0 nominal, 1 fair, 3 serious, 4 critical.
   public var thermalStatus: Int?
-  /// A share.
+  /// A share of 1.
   public var battery: Double?
+  /// Whether it is plugged in; nil where that is unknown.
   public var charging: Bool?
   /// Bytes that the app may still take.
   public var freeMemory: Int?

@@ -2,14 +2,14 @@ import Foundation
 import MTUCore
 
 /// What a runner is asked, of the form of `runtime/android/runner/README.md`.
-public struct Job: Sendable {
+struct Job: Sendable {
   /// An artefact to load and its entry.
-  public struct Part: Sendable {
+  struct Part: Sendable {
     /// Relative to the job's folder.
-    public let path: String
-    public let entry: String
-    public let inputs: [TensorSpec]
-    public let outputs: [TensorSpec]
+    let path: String
+    let entry: String
+    let inputs: [TensorSpec]
+    let outputs: [TensorSpec]
   }
 
   enum Step: Sendable {
@@ -21,22 +21,22 @@ public struct Job: Sendable {
     case slice(begin: Int, register: String, out: String)
   }
 
-  public let engine: String
-  public let options: [String: String]
-  public let threads: Int
-  public let cpus: String
-  public let parts: [String: Part]
+  let engine: String
+  let options: [String: String]
+  let threads: Int
+  let cpus: String
+  let parts: [String: Part]
   let tensors: String?
   let program: [Step]
   let expected: [String: String]
-  public let loadAgain: Bool
-  public let warmup: Int
-  public let samples: Int
-  public let cooldownMilliseconds: Double
-  public let deadlineSeconds: Double
+  let loadAgain: Bool
+  let warmup: Int
+  let samples: Int
+  let cooldownMilliseconds: Double
+  let deadlineSeconds: Double
 
   /// Reads a job. Throws `Broken` in one line: an unknown key, a value that is not legal.
-  package init(_ bytes: [UInt8], _ what: String) throws {
+  init(_ bytes: [UInt8], _ what: String) throws {
     guard let object = try JSON.parse(bytes, what).object else {
       throw Broken(reason: "\(what) is no object")
     }

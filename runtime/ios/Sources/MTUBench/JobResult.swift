@@ -1,45 +1,45 @@
 import Foundation
 
 /// What a runner answers, of the form of `runtime/android/runner/README.md`.
-public struct JobResult: Sendable, Codable {
+struct JobResult: Sendable, Codable {
   /// Whether the job was measured to its end.
-  public enum Status: String, Sendable, Codable {
+  enum Status: String, Sendable, Codable {
     case measured
     case failed
   }
 
   /// The runner's own description.
-  public struct Runner: Sendable, Codable {
-    public var name: String
-    public var version: String
-    public var language = "Swift"
+  struct Runner: Sendable, Codable {
+    var name: String
+    var version: String
+    var language = "Swift"
 
-    public init(name: String, version: String) {
+    init(name: String, version: String) {
       self.name = name
       self.version = version
     }
   }
 
   /// The engine that ran.
-  public struct Engine: Sendable, Codable {
-    public var name: String
-    public var version: String
+  struct Engine: Sendable, Codable {
+    var name: String
+    var version: String
   }
 
   /// The calls of one part within the samples, in order.
-  public struct Calls: Sendable, Codable {
-    public var count: Int
-    public var seconds: [Double]
+  struct Calls: Sendable, Codable {
+    var count: Int
+    var seconds: [Double]
   }
 
   /// Bytes of the process: on Apple's systems its footprint and what is mapped.
-  public struct MemoryReading: Sendable, Codable {
-    public var anonymous: Int?
-    public var file: Int?
-    public var peak: Int?
+  struct MemoryReading: Sendable, Codable {
+    var anonymous: Int?
+    var file: Int?
+    var peak: Int?
 
     /// What is not known is null: the record has all three.
-    public func encode(to encoder: any Encoder) throws {
+    func encode(to encoder: any Encoder) throws {
       var container = encoder.container(keyedBy: CodingKeys.self)
       try container.encode(anonymous, forKey: .anonymous)
       try container.encode(file, forKey: .file)
@@ -52,11 +52,11 @@ public struct JobResult: Sendable, Codable {
   }
 
   /// Memory before loading, after it, and after the samples.
-  public struct MemoryPhases: Sendable, Codable {
-    public var start: MemoryReading
-    public var loaded: MemoryReading
-    public var run: MemoryReading
-    public var peakTotal: Int?
+  struct MemoryPhases: Sendable, Codable {
+    var start: MemoryReading
+    var loaded: MemoryReading
+    var run: MemoryReading
+    var peakTotal: Int?
 
     enum CodingKeys: String, CodingKey {
       case start, loaded, run
@@ -65,10 +65,10 @@ public struct JobResult: Sendable, Codable {
   }
 
   /// What the runner sees of its machine.
-  public struct Machine: Sendable, Codable {
-    public var arch: String
-    public var cores: Int
-    public var pageSize: Int
+  struct Machine: Sendable, Codable {
+    var arch: String
+    var cores: Int
+    var pageSize: Int
 
     enum CodingKeys: String, CodingKey {
       case arch, cores
@@ -76,19 +76,19 @@ public struct JobResult: Sendable, Codable {
     }
   }
 
-  public var format = 1
-  public var status: Status
-  public var reason: String?
-  public var runner: Runner?
-  public var engine: Engine?
-  public var loadSeconds: [String: Double] = [:]
-  public var loadAgainSeconds: [String: Double] = [:]
-  public var firstSeconds: Double?
-  public var sampleSeconds: [Double] = []
-  public var calls: [String: Calls] = [:]
-  public var memory: MemoryPhases?
-  public var psnr: [String: Double] = [:]
-  public var machine: Machine?
+  var format = 1
+  var status: Status
+  var reason: String?
+  var runner: Runner?
+  var engine: Engine?
+  var loadSeconds: [String: Double] = [:]
+  var loadAgainSeconds: [String: Double] = [:]
+  var firstSeconds: Double?
+  var sampleSeconds: [Double] = []
+  var calls: [String: Calls] = [:]
+  var memory: MemoryPhases?
+  var psnr: [String: Double] = [:]
+  var machine: Machine?
 
   enum CodingKeys: String, CodingKey {
     case format, status, reason, runner, engine, calls, memory, machine

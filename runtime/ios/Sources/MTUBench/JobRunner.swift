@@ -3,8 +3,11 @@ import MTUCore
 
 /// What loads and runs the parts of a job.
 public struct JobEngine: Sendable {
+  /// The engine's name in records, such as `Core ML`.
   public let name: String
+  /// Its version, or the system's.
   public let version: String
+  /// What opens the parts.
   public let runtime: any PartRuntime
 
   public init(name: String, version: String, runtime: any PartRuntime) {
@@ -22,10 +25,10 @@ public struct JobRunner: Sendable {
   private let engines: [String: MakeEngine]
   private let runner: JobResult.Runner
 
-  /// `engines` by the `engine` of a job.
-  public init(engines: [String: MakeEngine], runner: JobResult.Runner) {
+  /// `engines` by the `engine` of a job; `name` and `version` are the runner's own, for results.
+  public init(engines: [String: MakeEngine], name: String, version: String) {
     self.engines = engines
-    self.runner = runner
+    runner = JobResult.Runner(name: name, version: version)
   }
 
   /// Runs the job of a file, whose paths are relative to its folder; returns the exit code.

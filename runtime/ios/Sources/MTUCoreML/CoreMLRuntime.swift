@@ -12,11 +12,13 @@
   /// A package is compiled once and kept under its hash; the first load of a model on a device
   /// may take minutes, while the system prepares it for its processors (`Pipeline.prewarm`).
   public struct CoreMLRuntime: PartRuntime {
+    /// Bundles for Core ML.
     public var target: Target { .coreml }
 
     private let options: CoreMLOptions
     private let system: SystemVersion
 
+    /// Opens nothing yet.
     public init(_ options: CoreMLOptions = CoreMLOptions()) {
       self.init(options, system: .current)
     }
@@ -45,7 +47,7 @@
       }
     }
 
-    /// Removes every compiled model but those of these bundles, given by their parts' sha256.
+    /// Removes every compiled model but those of these parts (`ModelBundle.partHashes`).
     public func removeCompiledModels(except hashes: Set<String> = []) throws {
       try CompiledModels(options).removeAll(except: hashes)
     }

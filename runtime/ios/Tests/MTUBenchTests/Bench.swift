@@ -50,7 +50,7 @@ final class Bench: Sendable {
     let compiled = documents.appendingPathComponent("bench/compiled")
     return JobRunner(
       engines: ["coreml": { try JobEngine.coreML($0, compiledModels: compiled) }],
-      runner: .init(name: "MTUBench", version: "1.0"))
+      name: "MTUBench", version: "1.0")
   }
 
   /// The exit code and the result of the job.
