@@ -36,6 +36,8 @@ GRACE = 30.0
 PATIENCE = 120.0
 """Seconds of silence of a request that runs no job."""
 COOL_LIMIT = 300.0
+RETURN = 10.0
+"""Seconds that a run waits for a phone that went away."""
 MARGIN = 200_000_000
 """Bytes that stay free on the phone."""
 _COPIES = 2
@@ -69,7 +71,7 @@ class IosDevice:
         self.session = secrets.token_hex(6)
         self.patience = PATIENCE
         self.grace = GRACE
-        self.return_limit = 10.0
+        self.return_limit = RETURN
         self.cool_limit = COOL_LIMIT
         self._placed: dict[str, set[str]] = {}
         self._last: Answer | None = None

@@ -31,11 +31,10 @@
       UIApplication.shared.isIdleTimerDisabled = true  // a phone that locks stops the app
       let info = Bundle.main.infoDictionary ?? [:]
       let documents = URL.documentsDirectory
-      let compiled = documents.appending(path: "bench/compiled")
       let model = model
       let app = BenchApp(
         documents: documents,
-        engines: ["coreml": { try JobEngine.coreML($0, compiledModels: compiled) }],
+        engines: ["coreml": { try JobEngine.coreML($0, $1) }],
         version: info["CFBundleShortVersionString"] as? String ?? "unknown",
         build: info["CFBundleVersion"] as? String ?? "unknown",
         device: Phone.device, state: { await Phone.state },

@@ -4,11 +4,11 @@
   import MTUCoreML
 
   extension JobEngine {
-    /// Core ML with a job's `compute_unit`; models are compiled below `compiledModels`.
+    /// Core ML with a job's `compute_unit`; models are compiled into the job's folder.
     ///
     /// Throws an error of one line for an option that it does not know.
     public static func coreML(
-      _ options: [String: String], compiledModels: URL
+      _ options: [String: String], _ folder: URL
     ) throws -> JobEngine {
       for name in options.keys where name != "compute_unit" {
         throw Broken(reason: "no option \(shown(name)); legal: compute_unit")
@@ -22,7 +22,9 @@
       let text = "\(version.majorVersion).\(version.minorVersion).\(version.patchVersion)"
       return JobEngine(
         name: "Core ML", version: text,
-        runtime: CoreMLRuntime(CoreMLOptions(computeUnits: units, compiledModels: compiledModels)))
+        runtime: CoreMLRuntime(
+          CoreMLOptions(
+            computeUnits: units, compiledModels: folder.appendingPathComponent("compiled"))))
     }
   }
 #endif

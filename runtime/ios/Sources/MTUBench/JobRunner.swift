@@ -19,8 +19,10 @@ public struct JobEngine: Sendable {
 
 /// Runs jobs of the benchmark suite: files in, a file out.
 public struct JobRunner: Sendable {
-  /// Makes an engine with a job's options. Throws an error of one line where it takes none of them.
-  public typealias MakeEngine = @Sendable (_ options: [String: String]) throws -> JobEngine
+  /// Makes an engine with a job's options; what it keeps goes into the job's `folder`. Throws an
+  /// error of one line for options that it does not take.
+  public typealias MakeEngine =
+    @Sendable (_ options: [String: String], _ folder: URL) throws -> JobEngine
 
   private let engines: [String: MakeEngine]
   private let runner: JobResult.Runner
@@ -72,7 +74,7 @@ public struct JobRunner: Sendable {
       let legal = engines.keys.sorted().joined(separator: ", ")
       throw Refusal(code: 4, reason: "no engine \(shown(job.engine)); legal: \(legal)")
     }
-    let engine = try Refusal.of(4) { try make(job.options) }
+    let engine = try Refusal.of(4) { try make(job.options, folder) }
     measuring.result.engine = .init(name: engine.name, version: engine.version)
     measuring.result.machine = Machine.current
     let start = Machine.memory

@@ -4,10 +4,9 @@ import Foundation
 import MTUBench
 
 let documents = URL(fileURLWithPath: CommandLine.arguments[1])
-let compiled = documents.appendingPathComponent("bench/compiled")
 let app = BenchApp(
   documents: documents,
-  engines: ["coreml": { try JobEngine.coreML($0, compiledModels: compiled) }],
+  engines: ["coreml": { try JobEngine.coreML($0, $1) }],
   version: "1.0", build: "1",
   device: BenchDevice(model: "Linux", os: "Linux with a stub of Core ML", emulated: true),
   state: { BenchState(thermalStatus: 0, freeMemory: 1_000_000_000) },

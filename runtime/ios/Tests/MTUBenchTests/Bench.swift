@@ -33,10 +33,9 @@ final class Bench: Sendable {
   deinit { try? FileManager.default.removeItem(at: documents) }
 
   func app(state: @escaping @Sendable () async -> BenchState = { BenchState() }) -> BenchApp {
-    let compiled = documents.appendingPathComponent("bench/compiled")
     return BenchApp(
       documents: documents,
-      engines: ["coreml": { try JobEngine.coreML($0, compiledModels: compiled) }],
+      engines: ["coreml": { try JobEngine.coreML($0, $1) }],
       version: "1.0", build: "1", device: BenchDevice(model: "iPhone15,2", os: "iOS 18.4"),
       pause: .milliseconds(1), state: state, out: { [lines] in lines.add($0) })
   }
@@ -47,9 +46,8 @@ final class Bench: Sendable {
   }
 
   var runner: JobRunner {
-    let compiled = documents.appendingPathComponent("bench/compiled")
     return JobRunner(
-      engines: ["coreml": { try JobEngine.coreML($0, compiledModels: compiled) }],
+      engines: ["coreml": { try JobEngine.coreML($0, $1) }],
       name: "MTUBench", version: "1.0")
   }
 

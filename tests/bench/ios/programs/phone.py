@@ -3,7 +3,7 @@
 ``settings.json`` says how it behaves: ``devices`` (their differences from ``DEVICE``), ``apps``,
 ``errors`` (kind of command -> texts by program), ``gone_after`` and ``back_after`` (commands until
 the phone is unplugged, and until it is back), ``slow`` (seconds of each copy), ``app`` (faults of
-the app, for ``app.py``).
+the app, for ``app.py``), ``program`` (another app).
 """
 
 from __future__ import annotations
@@ -101,9 +101,11 @@ def copy_from(source, target):
 
 
 def start(environment, **streams):
-    """The app's process."""
+    """The app's process: `app.py`, or the `program` of the settings with the app's folder."""
+    program = settings().get("program")
+    documents = str(ROOT / "container" / "Documents")
     return subprocess.Popen(
-        [sys.executable, str(APP)],
+        [*program, documents] if program else [sys.executable, str(APP)],
         env={"PATH": os.environ["PATH"], "FAKE_PHONE": str(ROOT), **environment},
         **streams,
     )
