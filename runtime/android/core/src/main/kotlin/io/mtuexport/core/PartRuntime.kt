@@ -42,7 +42,10 @@ public interface PartSession : AutoCloseable {
      */
     public fun run(inputs: Map<String, Tensor>): Map<String, Tensor.Floats>
 
-    /** From any thread: a running [run] ends soon, with whatever exception. By default it does nothing. */
+    /**
+     * From any thread, also again and again: a running [run] ends soon, with whatever exception. It
+     * does nothing where none runs, and by default; a pipeline then waits for the end of the run.
+     */
     public fun interrupt() {}
 
     /** Frees what it holds. Called once, and never while [run] runs. */

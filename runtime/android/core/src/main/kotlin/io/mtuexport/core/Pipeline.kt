@@ -102,7 +102,8 @@ private constructor(
         }
 
     /**
-     * What of a prompt no text encoder of this task reads; empty where it fits. Loads no part.
+     * What of a prompt no text encoder of this task reads; empty where it fits. Loads no part; the
+     * first call reads the tokenizer, so not on the main thread.
      *
      * @throws MtuException.RequestRefused for half of a surrogate pair.
      * @throws MtuException.BundleRefused for a tokenizer that is not the contract's.

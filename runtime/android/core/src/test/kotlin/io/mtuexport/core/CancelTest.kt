@@ -3,6 +3,7 @@ package io.mtuexport.core
 import io.mtuexport.testkit.FakeRuntime
 import io.mtuexport.testkit.TestData
 import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.async
@@ -125,6 +126,32 @@ class CancelTest {
                 assertEquals(emptyList<String>(), runtime.openParts)
                 hold.release()
             }
+        }
+        assertClean(runtime)
+    }
+
+    @Test
+    fun `an interruption that comes too early is repeated`() {
+        val runtime = FakeRuntime()
+        val hold = runtime.hold("unet", ignored = 3)
+        Pipeline.open(bundle, runtime).use { pipeline ->
+            runBlocking(Dispatchers.Default) {
+                val collecting = launch { pipeline.generate(request).collect() }
+                hold.awaitEntered()
+                collecting.cancelAndJoin()
+            }
+            assertTrue(hold.isInterrupted)
+            val second = runtime.hold("unet", runtime.count("run unet") + 1, ignored = 3)
+            val collecting =
+                CoroutineScope(Dispatchers.Default).async {
+                    runCatching { pipeline.generate(request).collect() }
+                }
+            second.awaitEntered()
+            pipeline.close()
+            assertTrue(second.isInterrupted)
+            assertTrue(
+                runBlocking { collecting.await() }.exceptionOrNull() is IllegalStateException
+            )
         }
         assertClean(runtime)
     }

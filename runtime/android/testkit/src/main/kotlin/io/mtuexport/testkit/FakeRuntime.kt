@@ -65,9 +65,10 @@ public class FakeRuntime(override val target: Target = Target.ONNX) : PartRuntim
      * Holds the [number]-th run of a part, from 1, until it is released or interrupted.
      *
      * @param obeys Whether an interruption ends it: not every runtime has one.
+     * @param ignored How many interruptions it misses before, as one that comes too early is.
      */
-    public fun hold(part: String, number: Int = 1, obeys: Boolean = true): Hold {
-        val hold = Hold(obeys)
+    public fun hold(part: String, number: Int = 1, obeys: Boolean = true, ignored: Int = 0): Hold {
+        val hold = Hold(obeys, ignored)
         order(part, Phase.RUN, number) { session ->
             session?.hold = hold
             hold.enter()
@@ -154,12 +155,12 @@ public class FakeRuntime(override val target: Target = Target.ONNX) : PartRuntim
 }
 
 /** A run that waits. Every wait of a test ends after a minute with an [IllegalStateException]. */
-public class Hold internal constructor(private val obeys: Boolean) {
+public class Hold internal constructor(private val obeys: Boolean, ignored: Int) {
     private val entered = CountDownLatch(1)
     private val ended = CountDownLatch(1)
-    private val asked = CountDownLatch(1)
+    private val asked = CountDownLatch(1 + ignored)
 
-    /** Whether the run was interrupted. */
+    /** Whether the run was interrupted, so often that it noticed. */
     public val isInterrupted: Boolean
         get() = asked.count == 0L
 
@@ -180,7 +181,7 @@ public class Hold internal constructor(private val obeys: Boolean) {
 
     internal fun interrupt() {
         asked.countDown()
-        if (obeys) ended.countDown()
+        if (obeys && isInterrupted) ended.countDown()
     }
 
     private fun await(latch: CountDownLatch, what: String) {
