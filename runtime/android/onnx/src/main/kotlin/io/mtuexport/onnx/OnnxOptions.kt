@@ -22,11 +22,14 @@ constructor(
     /** Threads of one part; 0 leaves it to ONNX Runtime: the physical cores. */
     public val threads: Int = 0,
     /**
-     * Whether memory between the operators of a graph is kept for the next run; null is yes, but
-     * for parts with more than 1 GB of weights. The memory is given back when the part is closed.
+     * Whether what a run needs beside the weights is kept for the next run; by default it is given
+     * back. The README of this module has what both cost.
      */
-    public val arena: Boolean? = null,
-    /** Whether the memory of a run is planned as one block; null as [arena]. */
+    public val arena: Boolean = false,
+    /**
+     * Whether what a run needs is asked for as one block. Null is yes, but for parts with more than
+     * 1 GB of weights beside the graph.
+     */
     public val memoryPattern: Boolean? = null,
     /**
      * Null is [Optimization.ALL], but [Optimization.NONE] for parts with more than 1 GB of weights,

@@ -130,9 +130,8 @@ private constructor(
                     Optimization.ALL -> OptLevel.ALL_OPT
                 }
             )
-            val arena = chosen.arena ?: !isLarge
-            options.setCPUArenaAllocator(arena)
-            options.setMemoryPatternOptimization(chosen.memoryPattern ?: arena)
+            options.setCPUArenaAllocator(chosen.arena)
+            options.setMemoryPatternOptimization(chosen.memoryPattern ?: !isLarge)
             if (chosen.threads > 0) options.setIntraOpNumThreads(chosen.threads)
             val entries = mapOf("session.qdq_matmulnbits_accuracy_level" to "1") + chosen.entries
             entries.forEach(options::addConfigEntry)

@@ -240,7 +240,7 @@ class OnnxRuntimeTest {
         for (options in
             listOf(
                 OnnxOptions(threads = 1),
-                OnnxOptions(arena = false),
+                OnnxOptions(arena = true),
                 OnnxOptions(memoryPattern = false),
                 OnnxOptions(optimization = Optimization.NONE),
                 OnnxOptions(entries = mapOf("session.intra_op.allow_spinning" to "0")),
