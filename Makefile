@@ -13,8 +13,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web swift-env ios testdata \
-  mil-mutations coreml-ladder shared shapes export-times runner bench bench-sd15 bench-loopback \
-  bench-report devices ios-faults paper clean
+  mil-mutations coreml-ladder shared shapes export-times runner android android-docs \
+  android-results bench bench-sd15 bench-loopback bench-report devices ios-faults paper clean
 
 setup: $(VENV)/.installed
 
@@ -41,8 +41,8 @@ demo-%:
 	@OMP_NUM_THREADS=1 $(BIN)/mtu-export $* --task inpaint --int8 --force \
 	  -o $(DEMO)/inpaint-$*-int8 > $(DEMO)/$*.log 2>&1 || { cat $(DEMO)/$*.log; exit 1; }
 
-## The test suite with the corners of its matrices.
-test: setup
+## The test suite with the corners of its matrices, and that of runtime/android.
+test: setup android
 	$(PYTEST) -m "not exhaustive"
 
 ## The whole test suite: every combination, every stage (an hour on two cores).
@@ -174,6 +174,20 @@ shapes: setup
 ## The C++ runner of this machine, or of phones with ARCH=aarch64 -> build/runner/<arch>
 runner: setup
 	$(BIN)/python runtime/android/runner/assemble.py $(ARCH:%=--arch %)
+
+## runtime/android: every module built and tested by Maven, in one run; where there is no JDK or Maven,
+## a line that says so -> runtime/android/cli/target/mtu-cli.jar
+android: setup
+	$(BIN)/python runtime/android/build.py
+
+## Pages of the public names of runtime/android, without warnings -> runtime/android/*/target/dokka
+android-docs: setup
+	$(BIN)/python runtime/android/build.py docs
+
+## Sizes and page alignment of what Android apps embed, seconds a picture in Java beside Python
+## -> benchmarks/results/android.*
+android-results: android
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/android.py
 
 ## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (a
 ## quarter of an hour, later four minutes).

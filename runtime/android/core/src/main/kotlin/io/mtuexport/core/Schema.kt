@@ -122,7 +122,8 @@ internal class Schema(json: JsonObject) {
             Schema(Json.parseObject(stream.use { it.readBytes() }, FILE))
         }
 
-        private const val FILE = "manifest.schema.json"
+        // Its whole path: shrinking an app renames the package of this class, not the file.
+        private const val FILE = "/io/mtuexport/core/manifest.schema.json"
         private const val LONGEST_KEY = 80
 
         private val KEYWORDS = setOf(
