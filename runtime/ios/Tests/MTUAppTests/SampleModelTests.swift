@@ -80,7 +80,7 @@ private actor ZeroSession: PartSession {
 
   @Test func whatIsNoBundleIsOneLine() async throws {
     let model = try model()
-    model.open(receipts)
+    model.open(receipts.deletingLastPathComponent().appendingPathComponent("absent"))
     #expect(model.activity == .opening && model.isBusy)
     await model.finish()
     #expect(model.activity == .idle && model.bundle == nil)
