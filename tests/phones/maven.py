@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from filelock import FileLock
 
@@ -15,6 +17,18 @@ from tests.support import tools
 ROOT = Path(__file__).parents[2]
 ANDROID = ROOT / "runtime" / "android"
 SECONDS = 1200
+
+
+@cache
+def script(name: str) -> ModuleType:
+    """A Python script of runtime/android as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ANDROID / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache

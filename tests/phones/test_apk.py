@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -20,14 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def apk() -> ModuleType:
     """The script."""
-    path = maven.ANDROID / "tools" / "apk.py"
-    spec = importlib.util.spec_from_file_location("apk_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return maven.script("tools/apk.py")
 
 
 def test_the_sample_links_and_becomes_dex(apk: ModuleType, tmp_path: Path) -> None:

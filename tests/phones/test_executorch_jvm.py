@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
 from tests.phones import maven
-from tests.support import exports
+from tests.support import exports, tools
 
 pytestmark = pytest.mark.slow
 
 TOLERANCE_DB = 0.1
 """Kernels are the wheel's in Java and Python; other threads may share the work differently."""
+TESTS = {
+    "executorch-jvm": {"ModuleTest", "TensorTest"},
+    "executorch": {"BundleTest", "CallsTest", "MissingTest"},
+}
+"""Classes of tests of each module that need the bundle, or say what is called."""
 
 
 def counts(module: str) -> dict[str, tuple[int, int]]:
@@ -35,15 +42,14 @@ def bundle() -> Path:
     """The bundle, after Maven has run the tests of both modules over it."""
     folder, library = exports.all_tasks("executorch"), maven.library()
     properties = (f"-Dexecutorch={library}", f"-Dpte={folder}")
-    maven.build("test", "-pl", "executorch-jvm,executorch", "-am", *properties)
+    names = ",".join(name for module in TESTS.values() for name in sorted(module))
+    chosen = (f"-Dtest={names}", "-Dsurefire.failIfNoSpecifiedTests=false")
+    maven.build("test", "-pl", "executorch-jvm,executorch", "-am", *chosen, *properties)
     return folder
 
 
 def test_nothing_is_skipped(bundle: Path) -> None:
-    for module, names in {
-        "executorch-jvm": {"ModuleTest", "TensorTest"},
-        "executorch": {"BundleTest", "CallsTest", "MissingTest"},
-    }.items():
+    for module, names in TESTS.items():
         ran = counts(module)
         assert names <= set(ran)
         for name in names:
@@ -65,3 +71,17 @@ def test_goldens_are_those_of_the_exporter(bundle: Path) -> None:
     assert proof.keys() <= reached.keys()
     for key, decibels in proof.items():
         assert reached[key] == pytest.approx(decibels, abs=TOLERANCE_DB), key
+
+
+def test_the_library_for_phones_fits_pages_of_16_kib(tmp_path: Path) -> None:
+    tools.require("aarch64-linux-gnu-g++")
+    script = maven.ANDROID / "executorch-jvm" / "assemble.py"
+    folder = tmp_path / "library"
+    command = [sys.executable, str(script), "--arch", "aarch64", "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    runner = maven.script("runner/assemble.py")
+    alignment = {path.name: runner.read_elf(path).alignment for path in folder.iterdir()}
+    assert alignment["libmtu_executorch_jni.so"] == runner.OWN_PAGE
+    assert min(alignment.values()) >= runner.PAGE, alignment
+    assert len(alignment) == 1 + len(runner.ENGINE_LIBRARIES)

@@ -196,6 +196,25 @@ class BundleTest {
     }
 
     @Test
+    fun `memory is given back, 200 times`() {
+        val part = denoiser()
+        val inputs = inputs(part, 0.5f)
+        fun use() = ExecuTorchRuntime().open(part).use { it.run(inputs) }
+        repeat(20) { use() }
+        val before = anonymous()
+        repeat(200) { use() }
+        val growth = anonymous() - before
+        assertTrue(growth < 100_000_000, "$growth bytes; the file has ${part.path.length()}")
+    }
+
+    /** Bytes of this process that are no file's, heap and native memory together. */
+    private fun anonymous(): Long {
+        System.gc()
+        val line = File("/proc/self/status").readLines().first { it.startsWith("RssAnon:") }
+        return line.filter(Char::isDigit).toLong() * 1024
+    }
+
+    @Test
     fun `one thread and memory of every kind`() {
         val bundle = ModelBundle.open(folder)
         for (memory in Memory.values()) {

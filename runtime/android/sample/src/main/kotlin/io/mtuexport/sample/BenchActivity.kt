@@ -22,6 +22,8 @@ public class BenchActivity : Activity() {
         window.addFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON)
         val text = TextView(this)
         setContentView(text)
+        if (isBegun) return // the screen was turned or resized
+        isBegun = true
         @Suppress("DEPRECATION") // the media folder is what both the shell and this app can use
         val request =
             BenchRequest.of(
@@ -34,7 +36,7 @@ public class BenchActivity : Activity() {
                 TAG,
                 "bench: --es job needs an absolute path, --es id letters, digits, '-' and '_'",
             )
-            finish()
+            end()
             return
         }
         Thread({ work(request, text) }, "mtu-bench").start()
@@ -60,10 +62,12 @@ public class BenchActivity : Activity() {
             Log.e(TAG, "bench: $error")
         }
         Log.i(TAG, "bench: ended with $code")
-        runOnUiThread {
-            finishAndRemoveTask()
-            Process.killProcess(Process.myPid())
-        }
+        runOnUiThread(::end)
+    }
+
+    private fun end() {
+        finishAndRemoveTask()
+        Process.killProcess(Process.myPid())
     }
 
     private fun name() =
@@ -78,5 +82,8 @@ public class BenchActivity : Activity() {
 
     private companion object {
         const val TAG = "mtu"
+
+        // Of the process, which takes one job.
+        var isBegun = false
     }
 }
