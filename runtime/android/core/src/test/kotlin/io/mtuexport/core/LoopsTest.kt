@@ -6,6 +6,7 @@ import java.io.File
 import kotlin.math.abs
 import org.junit.jupiter.api.Assertions.assertArrayEquals
 import org.junit.jupiter.api.Assertions.assertEquals
+import org.junit.jupiter.api.Assertions.assertFalse
 import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
@@ -74,9 +75,38 @@ class LoopsTest {
                 it.text("name") == "text_image in batches of 2, negative"
             }
         var runs = 0
-        check(case) { if (it.stage == When.PASS) runs += 1 }
+        check(case) { call, _ -> if (call.stage == When.PASS) runs += 1 }
         val passes = manifest(case).schedules.first { it.steps == 6 }.passes.size
         assertEquals(2 * passes, runs) // three branches
+    }
+
+    @Test
+    fun `a batch that is not full repeats its last branch`() {
+        val case =
+            file.members("cases").first {
+                it.text("name") == "text_image in batches of 4, negative"
+            }
+        check(case) { call, inputs ->
+            if (call.stage != When.PASS) return@check
+            val entries =
+                (inputs.getValue("text") as Tensor.Floats).let { text ->
+                    List(4) { text.entry(it).data }
+                }
+            assertArrayEquals(entries[2], entries[3])
+            assertFalse(entries[0].contentEquals(entries[3]))
+        }
+    }
+
+    @Test
+    fun `the first x is formed of coefficients rounded to float32, and rounded once`() {
+        val noise = Tensor.Floats(intArrayOf(1, 1000), NumpyNoise(1).draws(1000))
+        val picture = Tensor.Floats(intArrayOf(1, 1000), NumpyNoise(2).draws(1000))
+        val table = Schedule(1, 0.5, 0.1, 0.7, emptyList())
+        val actual = Loop(table, noise) { latent, _ -> latent }.start(picture).data
+        fun sums(one: Double, other: Double) =
+            FloatArray(1000) { (one * noise.data[it] + other * picture.data[it]).toFloat() }
+        assertArrayEquals(sums(0.1f.toDouble(), 0.7f.toDouble()), actual)
+        assertFalse(sums(0.1, 0.7).contentEquals(actual)) // so the numbers tell them apart
     }
 
     private fun manifest(case: JsonObject): Manifest {
@@ -99,7 +129,7 @@ class LoopsTest {
         )
     }
 
-    private fun check(case: JsonObject, called: (Call) -> Unit = {}) {
+    private fun check(case: JsonObject, called: (Call, Map<String, Tensor>) -> Unit = { _, _ -> }) {
         val manifest = manifest(case)
         val task = manifest.tasks.single()
         val prepared = Prepared.of(manifest, task, request(manifest, task, case.member("request")))
@@ -115,7 +145,7 @@ class LoopsTest {
             }
         val evaluation =
             Evaluation(task, prepared, batchOf(manifest, task), sources) { call, inputs ->
-                called(call)
+                called(call, inputs)
                 val formula = parts.getValue(call.part)
                 for (spec in formula.part.inputs) assertArrayEquals(
                     spec.shape,

@@ -162,16 +162,16 @@ class PipelineTest {
     fun `a slow collector slows nothing and gets the last event`() {
         val runtime = FakeRuntime()
         pipeline(runtime).use { pipeline ->
-            val events = runBlocking {
-                pipeline
-                    .generate(REQUEST)
-                    .onEach {
-                        while (runtime.count("close vae_decoder") == 0) Thread.sleep(
-                            1
-                        ) // until all is over
-                    }
-                    .toList()
-            }
+            val events =
+                runBlocking(Dispatchers.Default) {
+                    pipeline
+                        .generate(REQUEST)
+                        .onEach {
+                            while (runtime.count("close vae_decoder") == 0) Thread.sleep(1)
+                            Thread.sleep(100) // so that the last event finds the buffer full
+                        }
+                        .toList()
+                }
             assertTrue(events.size <= 3) { "${events.size} events" }
             assertTrue(events.last() is Event.Finished)
         }
