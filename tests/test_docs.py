@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "runtime" / "README.md",
+    *sorted((ROOT / "runtime").glob("*/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -10,6 +10,10 @@ public sealed class Noise {
      */
     public class Seed(public val seed: Long) : Noise()
 
-    /** Numbers of the caller's, finite: those of n_0 alone, or of n_0 to n_P. */
+    /**
+     * Numbers of the caller's.
+     *
+     * @property values Those of n_0 alone, or of n_0 to n_P; all finite.
+     */
     public class Values(public val values: FloatArray) : Noise()
 }

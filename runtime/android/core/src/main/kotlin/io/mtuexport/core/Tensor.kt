@@ -5,14 +5,22 @@ public sealed class Tensor {
     /** Extents, the outermost first. */
     public abstract val shape: IntArray
 
-    /** float32. */
+    /**
+     * float32.
+     *
+     * @property data The numbers, row-major.
+     */
     public class Floats(override val shape: IntArray, public val data: FloatArray) : Tensor() {
         init {
             require(data.size.toLong() == elements(shape)) { "${data.size} numbers for ${shown(shape)}" }
         }
     }
 
-    /** int32: ids of tokens. */
+    /**
+     * int32: ids of tokens.
+     *
+     * @property data The numbers, row-major.
+     */
     public class Ints(override val shape: IntArray, public val data: IntArray) : Tensor() {
         init {
             require(data.size.toLong() == elements(shape)) { "${data.size} numbers for ${shown(shape)}" }

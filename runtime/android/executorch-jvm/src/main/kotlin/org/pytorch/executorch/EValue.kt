@@ -46,6 +46,7 @@ public class EValue private constructor(private val value: Any?) {
     /** The string. */
     public fun toStr(): String = value as? String ?: refuse("a String")
 
+    /** Kind and value, for messages. */
     override fun toString(): String = "EValue(${value ?: "None"})"
 
     private fun refuse(wanted: String): Nothing =

@@ -80,6 +80,7 @@ public abstract class Tensor internal constructor(shape: LongArray) {
     /** The native memory itself, for internal use: nothing guards what is read of it later. */
     public abstract fun getRawDataBuffer(): Buffer
 
+    /** Extents and type, for messages. */
     override fun toString(): String = "Tensor(${extents.contentToString()}, ${dtype()})"
 
     private fun refuse(wanted: String): Nothing =
