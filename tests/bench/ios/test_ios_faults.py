@@ -226,8 +226,7 @@ def test_unplugged_in_a_copy(
     """The phone is unplugged in the middle of a copy"""
     device = open_device()
     device.return_limit = 0.3
-    device.describe()
-    phone.set(gone_after=phone.count() + 8)
+    phone.set(gone_at="push")
     with pytest.raises(DeviceLost) as error:
         device.run(make_job())
     device.close()

@@ -50,6 +50,8 @@ def test_a_bundle_is_pushed_once(phone: FakePhone, open_device: Open, make_job: 
     with open_device() as device:
         for _ in range(2):
             assert device.run(make_job()).status == "measured"
+    verbs = [json.dumps(words) for words in phone.commands("launch")]
+    assert sum("prepare" in verb for verb in verbs) == 1
     pushed = [words for words in phone.commands("push") if any("$HOME" in word for word in words)]
     assert len(pushed) == 1
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -74,6 +74,7 @@ class IosDevice:
         self.return_limit = RETURN
         self.cool_limit = COOL_LIMIT
         self._placed: dict[str, set[str]] = {}
+        self._folders: set[str] = set()
         self._last: Answer | None = None
         self._used = False
 
@@ -105,20 +106,32 @@ class IosDevice:
         return newer(str(manifest.options.get("deployment_target")), several, self.phone.os)
 
     def state(self, *, wait: bool = False) -> DeviceState:
-        """Heat, battery and memory as the app told them last; ``wait``: first until it is cool."""
+        """Heat, battery and memory as the app told them last; ``wait``: first until it is cool.
+
+        What a phone that does not answer is like is unknown: its next run says why.
+        """
         if wait or self._last is None:
-            self._ask("describe", cool_s=self.cool_limit if wait else 0)
-        assert self._last is not None
-        return self._last.state
+            try:
+                self._ask("describe", cool_s=self.cool_limit if wait else 0)
+            except DeviceError as error:
+                self.progress(str(error))
+                return DeviceState()
+        return DeviceState() if self._last is None else self._last.state
 
     # ------------------------------------------------------------------------------------ files
 
     def prepare(self, bundles: Sequence[Bundle]) -> None:
-        """Push the parts of bundles that this phone runs."""
+        """Push the parts of bundles that this phone runs, as many as fit."""
         for bundle in bundles:
-            if self.refuses(bundle) is None:
-                paths = [part.record.path for part in bundle.parts]
+            if self.refuses(bundle) is not None:
+                continue
+            paths = [part.record.path for part in bundle.parts]
+            try:
                 self._place(bundle.folder, paths, work.identity(bundle))
+            except DeviceLost:
+                raise
+            except DeviceError as error:  # its runs try again
+                self.progress(str(error))
 
     def _place(self, folder: Path, paths: Sequence[str], identity: str) -> str:
         """Push artefacts into a folder of the session that is named by their content."""
@@ -138,13 +151,8 @@ class IosDevice:
     def _push(self, files: Mapping[str, Path]) -> None:
         """Bring files below the session's folder, and have the app compare their hashes."""
         parents = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-        answer = self._ask("prepare", folders=sorted(parents - {"."}))
-        needed = _COPIES * sum(file.stat().st_size for file in files.values())
-        if answer.free_bytes is not None and answer.free_bytes < needed + MARGIN:
-            raise DeviceError(
-                f"{self.phone} is full: {answer.free_bytes / 1e6:,.0f} MB free; "
-                f"{needed / 1e6:,.1f} MB are needed and {MARGIN / 1e6:,.0f} MB stay free"
-            )
+        if parents - self._folders:
+            self._make(parents, _COPIES * sum(file.stat().st_size for file in files.values()))
         for name, file in files.items():
             size = file.stat().st_size
             if size > 10_000_000:
@@ -156,12 +164,23 @@ class IosDevice:
         if wrong:
             raise DeviceError(f"{self.phone}: {printable(wrong[0])} differs there after the copy")
 
+    def _make(self, folders: Collection[str], needed: int) -> None:
+        """Have the app make folders of the session, where it has room for what they will hold."""
+        answer = self._ask("prepare", folders=sorted(set(folders) - {"."}))
+        if answer.free_bytes is not None and answer.free_bytes < needed + MARGIN:
+            raise DeviceError(
+                f"{self.phone} is full: {answer.free_bytes / 1e6:,.0f} MB free; "
+                f"{needed / 1e6:,.1f} MB are needed and {MARGIN / 1e6:,.0f} MB stay free"
+            )
+        self._folders |= set(folders)
+
     def close(self) -> None:
         """Remove what was pushed; says what may be left."""
         if not self._used:
             return
         self._used = False
         self._placed.clear()
+        self._folders.clear()
         try:
             self._ask("remove")
         except DeviceError as error:

@@ -1,5 +1,9 @@
 import Foundation
 
+#if canImport(Darwin)
+  @preconcurrency import Darwin  // mach_task_self_ is a variable of C
+#endif
+
 /// This machine: its processor, and the memory of this process.
 enum Machine {
   static var current: JobResult.Machine {

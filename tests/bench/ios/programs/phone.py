@@ -1,7 +1,8 @@
 """The phone behind both fake programs: a folder, and what was asked of it.
 
 ``settings.json`` says how it behaves: ``devices`` (their differences from ``DEVICE``), ``apps``,
-``errors`` (kind of command -> texts by program), ``gone_after`` and ``back_after`` (commands until
+``errors`` (kind of command -> texts by program), ``gone_at`` (the kind of command at which the
+phone is unplugged for good), ``gone_after`` and ``back_after`` (commands until
 the phone is unplugged, and until it is back), ``slow`` (seconds of each copy), ``app`` (faults of
 the app, for ``app.py``), ``program`` (another app).
 """
@@ -50,8 +51,13 @@ def log(kind, words):
     return len((ROOT / "log.txt").read_text().splitlines())
 
 
-def gone(count):
+def gone(count, kind):
     """Whether the phone is unplugged at this command."""
+    mark = ROOT / "gone"
+    if settings().get("gone_at") == kind:
+        mark.touch()
+    if mark.exists():
+        return True
     after, back = settings().get("gone_after"), settings().get("back_after")
     return after is not None and count > after and (back is None or count <= back)
 

@@ -58,7 +58,7 @@ def main(words):
         "apps pull": "pull",
         "developer dvt": words[2] if len(words) > 2 else "",
     }[" ".join(words[:2])]
-    lost = phone.gone(phone.log(kind, words))
+    lost = phone.gone(phone.log(kind, words), kind)
     text = phone.error(kind, "pymobiledevice3")
     if text is not None:
         fail(STAMP + text + "\n")

@@ -114,7 +114,7 @@ def main(words):
     )
     if command[1] == "process":
         kind = command[2]
-    lost = phone.gone(phone.log(kind, command))
+    lost = phone.gone(phone.log(kind, command), kind)
     text = phone.error(kind, "devicectl")
     if text is not None:
         fail(words, text)
