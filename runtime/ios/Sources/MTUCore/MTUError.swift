@@ -49,5 +49,6 @@ extension MTUError: CustomStringConvertible, LocalizedError {
     }
   }
 
+  /// The same line, for `localizedDescription`.
   public var errorDescription: String? { description }
 }

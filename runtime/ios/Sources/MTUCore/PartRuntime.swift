@@ -9,11 +9,14 @@ public enum Target: String, Sendable, CaseIterable {
 
 /// An input or output of a part.
 public struct TensorSpec: Sendable, Equatable {
+  /// Its name in the manifest.
   public let name: String
   /// Static extents.
   public let shape: [Int]
+  /// Type of its elements.
   public let type: ElementType
 
+  /// A spec of its fields.
   public init(name: String, shape: [Int], type: ElementType) {
     self.name = name
     self.shape = shape
@@ -56,6 +59,7 @@ public struct LoadedPart: Sendable {
   /// `options` of the manifest that are texts, such as `compute_unit` and `deployment_target`.
   public let options: [String: String]
 
+  /// A part of its fields.
   public init(
     name: String, url: URL, sha256: String, entry: String, hasSeveralEntries: Bool = false,
     inputs: [TensorSpec], outputs: [TensorSpec], bytes: Int,

@@ -8,12 +8,16 @@ public struct RawPicture: Sendable, Equatable {
     case grey16([UInt16])
   }
 
+  /// Columns.
   public let width: Int
+  /// Rows.
   public let height: Int
+  /// As many as columns times rows.
   public let pixels: Pixels
   /// That of EXIF, 1 to 8; the picture is turned by it.
   public let orientation: Int
 
+  /// Four bytes a pixel; a request with another count is refused.
   public init(width: Int, height: Int, rgba: [UInt8], orientation: Int = 1) {
     self.width = width
     self.height = height
@@ -21,6 +25,7 @@ public struct RawPicture: Sendable, Equatable {
     self.orientation = orientation
   }
 
+  /// A number a pixel; a request with another count is refused.
   public init(width: Int, height: Int, grey16: [UInt16], orientation: Int = 1) {
     self.width = width
     self.height = height
@@ -31,10 +36,14 @@ public struct RawPicture: Sendable, Equatable {
 
 /// Pixels of a result, row by row, three bytes each: red, green, blue.
 public struct RGBImage: Sendable, Equatable {
+  /// Columns.
   public let width: Int
+  /// Rows.
   public let height: Int
+  /// Three bytes a pixel.
   public let pixels: [UInt8]
 
+  /// `pixels` has three bytes for each.
   public init(width: Int, height: Int, pixels: [UInt8]) {
     precondition(pixels.count == 3 * width * height, "\(pixels.count) bytes")
     self.width = width
@@ -53,9 +62,12 @@ public enum Noise: Sendable, Equatable {
 
 /// What takes the place of a task's guidance scales; nil keeps the task's.
 public struct GuidanceScales: Sendable, Equatable {
+  /// s_T, by which the prompt is weighed.
   public var text: Double?
+  /// s_I, by which the image is weighed.
   public var image: Double?
 
+  /// Scales that are not named stay the task's.
   public init(text: Double? = nil, image: Double? = nil) {
     self.text = text
     self.image = image
@@ -64,18 +76,26 @@ public struct GuidanceScales: Sendable, Equatable {
 
 /// What the user asks for. What is missing is the task's default.
 public struct Request: Sendable {
+  /// What the picture is to show; nil for a task that takes none.
   public var prompt: String?
+  /// What it is led away from, in place of the empty prompt.
   public var negativePrompt: String?
   /// Pictures and masks by their names in the task's `inputs`; the usual ones are `image`, `mask`.
   public var pictures: [String: RawPicture]
   /// Tensors by name: of the task's `tensors`, or fitted pictures [1, channels, H, W].
   public var tensors: [String: Tensor]
+  /// Numbers by their names in the task's `numbers`.
   public var numbers: [String: Double]
+  /// With `strength` one of the task's `tables`.
   public var steps: Int?
+  /// The share of the schedule that is run, where the loop begins from a picture.
   public var strength: Double?
+  /// In place of the task's scales.
   public var guidance: GuidanceScales
+  /// Of the start and, where the scheduler draws, of every pass.
   public var noise: Noise
 
+  /// What is not named is the task's default.
   public init(
     prompt: String? = nil, negativePrompt: String? = nil, pictures: [String: RawPicture] = [:],
     tensors: [String: Tensor] = [:], numbers: [String: Double] = [:], steps: Int? = nil,
@@ -106,16 +126,19 @@ public enum Event: Sendable {
 
 /// A picture and how it came about.
 public struct Finished: Sendable {
+  /// The result, 8-bit.
   public let picture: RGBImage
   /// [1, 3, H, W] in -1..1, not clipped.
   public let tensor: Tensor
   /// The seed of the noise; nil where values were given, and without a loop.
   public let seed: UInt64?
+  /// Where the time went.
   public let timings: Timings
 }
 
 /// Where the time of a picture went.
 public struct Timings: Sendable {
+  /// From the request to the picture, without the wait for a turn.
   public let total: Duration
   /// Loading by part.
   public let load: [String: Duration]

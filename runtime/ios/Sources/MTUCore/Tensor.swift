@@ -9,6 +9,7 @@ public struct Tensor: Sendable, Equatable {
 
   /// Extents, the outermost first.
   public let shape: [Int]
+  /// As many numbers as `shape` says.
   public let values: Values
 
   /// A float32 array; `floats` has as many numbers as `shape` says.
@@ -30,6 +31,7 @@ public struct Tensor: Sendable, Equatable {
     shape.reduce(1, *)
   }
 
+  /// Type of the numbers.
   public var elementType: ElementType {
     switch values {
     case .float32: .float32

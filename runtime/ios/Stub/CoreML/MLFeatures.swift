@@ -1,6 +1,7 @@
 import Foundation
 
 // objc: MLFeatureValue
+/// As Apple documents it.
 public class MLFeatureValue {
   private let array: MLMultiArray?
 
@@ -14,6 +15,7 @@ public class MLFeatureValue {
 }
 
 // objc: MLFeatureProvider
+/// As Apple documents it.
 public protocol MLFeatureProvider: AnyObject {
   // objc: -[MLFeatureProvider featureNames]
   var featureNames: Set<String> { get }
@@ -23,6 +25,7 @@ public protocol MLFeatureProvider: AnyObject {
 }
 
 // objc: MLDictionaryFeatureProvider
+/// As Apple documents it.
 public class MLDictionaryFeatureProvider: MLFeatureProvider {
   private let values: [String: MLFeatureValue]
 

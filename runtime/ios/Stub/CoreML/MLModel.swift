@@ -17,6 +17,7 @@ public enum MLComputeUnits: Int, Sendable {
 }
 
 // objc: MLModelConfiguration
+/// As Apple documents it.
 public class MLModelConfiguration {
   // objc: -[MLModelConfiguration init]
   public init() {}
@@ -35,12 +36,14 @@ public class MLModelConfiguration {
 }
 
 // objc: MLPredictionOptions
+/// As Apple documents it.
 public class MLPredictionOptions {
   // objc: -[MLPredictionOptions init]
   public init() {}
 }
 
 // objc: MLModel
+/// As Apple documents it.
 public class MLModel {
   let function: StubFunction
   let package: StubPackage

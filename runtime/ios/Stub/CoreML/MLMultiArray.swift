@@ -25,6 +25,7 @@ public enum MLMultiArrayDataType: Int, Sendable {
 }
 
 // objc: MLMultiArray
+/// As Apple documents it.
 public class MLMultiArray {
   // objc: -[MLMultiArray dataType]
   public let dataType: MLMultiArrayDataType

@@ -129,8 +129,11 @@ struct PictureInput: Sendable, Equatable {
 
 /// A number of a request.
 public struct NumberRange: Sendable, Equatable {
+  /// What it is where the request has none.
   public let `default`: Double
+  /// The least that is taken.
   public let minimum: Double
+  /// The most that is taken.
   public let maximum: Double
 }
 

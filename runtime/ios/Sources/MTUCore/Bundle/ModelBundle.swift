@@ -16,6 +16,7 @@ public enum Trust: Sendable {
 
 /// A pair of steps and strength that a task runs.
 public struct TableKey: Sendable, Hashable {
+  /// Steps of the schedule.
   public let steps: Int
   /// Nil where the loop does not begin from a picture.
   public let strength: Double?
@@ -23,7 +24,9 @@ public struct TableKey: Sendable, Hashable {
 
 /// What a task does and takes.
 public struct TaskInfo: Sendable {
+  /// Its name, by which a pipeline is opened.
   public let name: String
+  /// The branches of its guidance.
   public let guidanceKind: GuidanceKind
   /// The default scales; a request may set others.
   public let guidance: GuidanceScales
@@ -33,7 +36,9 @@ public struct TaskInfo: Sendable {
   public let strength: Double?
   /// The pairs that the bundle has tables for; none without a loop.
   public let tables: [TableKey]
+  /// Whether a request has a prompt; it needs one then.
   public let takesPrompt: Bool
+  /// Whether a request may have a negative prompt.
   public let takesNegativePrompt: Bool
   /// For people: the prompt of which the constants were made.
   public let fixedPrompt: String?
@@ -41,6 +46,7 @@ public struct TaskInfo: Sendable {
   public let pictures: [String: PictureKind]
   /// Shapes of the tensors of a request, by name; every one is needed.
   public let tensors: [String: [Int]]
+  /// Numbers that a request may set, by name.
   public let numbers: [String: NumberRange]
 
   init(_ task: ManifestTask, _ manifest: Manifest) {
@@ -61,6 +67,7 @@ public struct TaskInfo: Sendable {
 
 /// A bundle that passed the rules of the contract. It holds no open file.
 public struct ModelBundle: Sendable {
+  /// Where it lies.
   public let folder: URL
   /// The hash of `manifest.json`, in small hexadecimal letters.
   public let manifestSHA256: String
@@ -69,16 +76,20 @@ public struct ModelBundle: Sendable {
   let constants: [Exact: Tensor]
   let goldens: Safetensors?
 
+  /// What the exporter called it.
   public var name: String { manifest.name }
+  /// The runtime that it is for.
   public var target: Target { manifest.target }
-  /// Pixels of every picture.
+  /// Rows of every picture.
   public var height: Int { manifest.height }
+  /// Columns of every picture.
   public var width: Int { manifest.width }
   /// Versions of what made the bundle.
   public var versions: [String: String] { manifest.versions }
   /// Options of the export that are texts, such as `compute_unit`.
   public var options: [String: String] { manifest.options }
 
+  /// What it does, in the order of the manifest.
   public var tasks: [TaskInfo] {
     manifest.tasks.map { TaskInfo($0, manifest) }
   }

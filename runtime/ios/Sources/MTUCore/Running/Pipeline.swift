@@ -6,17 +6,21 @@ import Foundation
 /// looks whether the calling task was cancelled, and ends by `CancellationError` then. After a
 /// picture, an error or a cancellation no more stays loaded than `Options.memory` says.
 public actor Pipeline {
+  /// How a pipeline runs.
   public struct Options: Sendable {
+    /// What stays loaded.
     public var memory: Memory
     /// Whether `Event.pass` carries the latent, for a preview.
     public var latents: Bool
 
+    /// By default as little stays loaded as can be.
     public init(memory: Memory = .least, latents: Bool = false) {
       self.memory = memory
       self.latents = latents
     }
   }
 
+  /// Told of events, on no particular thread.
   public typealias Progress = @Sendable (Event) -> Void
 
   private struct SessionKey: Hashable {
@@ -24,7 +28,9 @@ public actor Pipeline {
     let entry: String
   }
 
+  /// The bundle that it was opened with.
   public nonisolated let bundle: ModelBundle
+  /// What it does and takes.
   public nonisolated let task: TaskInfo
   private nonisolated let tokenizers: [Exact: Tokenizer]
   private let manifest: Manifest

@@ -4,11 +4,13 @@
 public struct Verdict: Sendable, Equatable {
   /// A part, or `pipeline` of a loop.
   public let part: String
+  /// The task whose entry was run.
   public let task: String
   /// `exported`, `quantised`, `passes`, or `loop`, which is a figure.
   public let stage: String
   /// The worst of all; infinity of what is equal, -infinity of what is not finite.
   public let psnrDB: Double
+  /// What it must reach; 0 of a figure.
   public let floorDB: Double
   /// Nil of the stage `loop`: there is nothing to reach.
   public let passed: Bool?
