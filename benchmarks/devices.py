@@ -22,7 +22,7 @@ from mtu_export.spec import MtuExportError, PlanError
 HERE = Path(__file__).parent
 EVIDENCE = HERE / "evidence"
 PAGE = HERE.parent / "docs" / "devices.md"
-COMMAND = "mtu-export bench BUNDLE --device adb -o evidence-<device>.json"
+COMMAND = "mtu-export bench BUNDLE --device adb -o evidence-<device>.json      # an iPhone: ios"
 EMPTY = "Nobody has sent a record yet: no file of this project is known to have run on a phone."
 COLUMNS = (
     Column("bundle"),
