@@ -28,9 +28,11 @@ public class ExecuTorchRuntime(private val threads: Int = 0) : PartRuntime {
         }
     }
 
+    /** [Target.EXECUTORCH]. */
     override val target: Target
         get() = Target.EXECUTORCH
 
+    /** Maps the file and loads the method of [part]. */
     override fun open(part: LoadedPart): PartSession =
         try {
             Modules.open(part, newThreads())

@@ -20,6 +20,7 @@ import io.mtuexport.core.Target
 public class OnnxRuntime
 @JvmOverloads
 constructor(private val options: OnnxOptions = OnnxOptions()) : PartRuntime {
+    /** [Target.ONNX]. */
     override val target: Target
         get() = Target.ONNX
 
