@@ -15,6 +15,7 @@ from mtu_export.bench.devices.ios import device, pymobiledevice
 from mtu_export.spec import PlanError
 from tests.bench.ios.conftest import FakePhone
 
+pytestmark = pytest.mark.slow
 TESTDATA = Path(__file__).parents[3] / "runtime" / "testdata" / "edit-onnx-int8"
 
 

@@ -17,6 +17,7 @@ from tests.bench.ios.conftest import PROGRAMS, FakePhone
 from tests.phones.test_swift import RUNTIME, toolchain
 from tests.support.tools import missing
 
+pytestmark = pytest.mark.slow
 Open = Callable[..., IosDevice]
 MakeJob = Callable[..., Job]
 STUB = {

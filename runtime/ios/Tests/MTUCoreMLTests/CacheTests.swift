@@ -64,6 +64,8 @@ import Testing
     try await open(second, folder)
     #expect(folder.cached == [first.sha256, second.sha256].sorted())
     try await open(first, folder)  // it counts as used again
+    let opened = try FileManager.default.attributesOfItem(atPath: place.path)[.modificationDate]
+    #expect(try #require(opened as? Date).timeIntervalSinceNow > -3_600)
     try await open(second, folder)
     #expect(folder.events(.compile).count == 2)
     try age(place, by: 31 * 86_400)
