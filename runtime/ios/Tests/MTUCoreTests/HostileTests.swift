@@ -97,6 +97,14 @@ struct Hostile: Sendable, CustomTestStringConvertible {
     #expect(throws: MTUError.self) { try ModelBundle.open(bundle.url) }
   }
 
+  @Test func openingEndsWithItsTask() async throws {
+    let opening = Task {
+      cancelThisTask()
+      return try ModelBundle.open(goodBundle)
+    }
+    await #expect(throws: CancellationError.self) { try await opening.value }
+  }
+
   @Test func anotherTargetIsRefused() throws {
     let bundle = try EditedBundle()
     try bundle.change([.string("target")], .string("tflite"))
