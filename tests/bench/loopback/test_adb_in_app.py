@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mtu_export.bench import api
 from mtu_export.bench.devices import DeviceLost
 from mtu_export.bench.devices.adb import AppDevice, app, connect_app, files
 from mtu_export.bench.job import Job
@@ -16,8 +17,11 @@ from mtu_export.spec.options import BenchOptions
 from tests.bench.loopback.daemon import Cut
 from tests.bench.loopback.phone import Phone, tree
 from tests.bench.loopback.test_adb_faults import wait_until
+from tests.phones import jar
+from tests.support import tools
 
 RUNNER = Path(__file__).with_name("runner") / "mtu-bench"
+BUNDLE = Path(__file__).parents[3] / "runtime" / "testdata" / "edit-onnx-int8"
 MEDIA = f"sdcard/Android/media/{app.PACKAGE}/bench"
 Open = Callable[[], AppDevice]
 MakeJob = Callable[..., Job]
@@ -210,6 +214,33 @@ def test_a_phone_that_goes_away(
     assert f"{installed.serial} went away in the middle of waiting for the app" in str(error.value)
     wait_until(lambda: left(installed) == [])  # the guard on the phone has removed it
     wait_until(lambda: not app_runs(installed))
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_by_the_runner_in_java(installed: Phone) -> None:
+    """The whole suite; the app is `mtu-cli.jar job`, whose runner the sample has too."""
+    install(installed, f"{tools.require('java')} -jar {jar.jar()} job")
+    lines: list[str] = []
+    run = api.bench(
+        [BUNDLE],
+        device=f"adb:{installed.serial}",
+        app=True,
+        part=["unet", "image"],
+        rounds=2,
+        samples=2,
+        detail=lines.append,
+    )
+    assert run.device.libc == "bionic"
+    unet, image = run.measurements
+    for measurement in (unet, image):
+        assert (measurement.status, measurement.reason) == ("measured", None)
+        assert [len(each.samples_s) for each in measurement.rounds] == [2, 2]
+        assert measurement.runner is not None
+        assert measurement.runner.name == "mtu-cli"
+        assert measurement.checks
+        assert all(check.passed for check in measurement.checks)
+    assert any(line.startswith("loaded unet") for line in lines)
+    assert left(installed) == []
 
 
 @pytest.mark.parametrize(
