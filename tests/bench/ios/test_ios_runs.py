@@ -43,7 +43,7 @@ def test_a_job_is_measured(
         assert document["options"] == {"compute_unit": "CPU_AND_NE"}
     assert phone.left() == []
     assert any(line.startswith("sample 2 of 2") for line in lines)
-    assert "compiled unet in 1.5 s" in lines
+    assert "loaded unet 0.50 s" in lines
 
 
 def test_a_bundle_is_pushed_once(phone: FakePhone, open_device: Open, make_job: MakeJob) -> None:

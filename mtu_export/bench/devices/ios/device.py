@@ -240,10 +240,6 @@ class IosDevice:
             event = json.loads(line)
             if isinstance(event, dict) and event.get("event") in ("loaded", "sample"):
                 self.progress(printable(event_line(event) or ""))
-            elif isinstance(event, dict) and event.get("event") == "compiled":
-                seconds = event.get("seconds")
-                took = f" in {seconds:.1f} s" if isinstance(seconds, float) else ""
-                self.progress(printable(f"compiled {event.get('part')}{took}"))
             elif isinstance(event, dict) and event.get("event") == "hot":
                 self.progress(
                     f"{self.phone} is hot ({printable(str(event.get('state')))}): waiting"

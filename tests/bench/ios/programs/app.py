@@ -57,7 +57,6 @@ def run(folder):
         return
     job = json.loads((folder / "job.json").read_text())
     for name, part in job["parts"].items():
-        event(event="compiled", part=name, seconds=1.5)
         assert (folder / part["path"]).exists(), part["path"]
         event(event="loaded", part=name, seconds=0.5)
     for number in range(1, job["samples"] + 1):
