@@ -21,7 +21,7 @@ import org.junit.jupiter.api.condition.EnabledIfSystemProperty
  * unless one is named:
  * ```
  * mvn -B -pl onnx -am test -Dtest=FootprintTest -Dsurefire.failIfNoSpecifiedTests=false \
- *     -Dmtu.footprint=BUNDLE -Dmtu.footprint.part=unet
+ *     -Dmtu.footprint=BUNDLE -Dmtu.footprint.part=unet -Dmtu.footprint.optimization=ALL
  * ```
  *
  * Each setting has a process of its own: load, [RUNS] runs on a golden, close. A line says seconds
@@ -43,10 +43,11 @@ class FootprintTest {
         println(
             "malloc | arena pattern | load s | first s | then s (CPU s) | MiB loaded, peak of load | MiB after, peak of the runs | MiB closed | dB"
         )
+        val optimization = System.getProperty("mtu.footprint.optimization", "ALL")
         for (malloc in listOf("", "131072")) {
             for ((arena, pattern) in
                 listOf(true to true, true to false, false to true, false to false)) {
-                assertEquals(0, child(malloc, bundle, part, "$arena", "$pattern"))
+                assertEquals(0, child(malloc, bundle, part, "$arena", "$pattern", optimization))
             }
         }
     }
@@ -75,7 +76,7 @@ internal object Footprint {
 
     @JvmStatic
     fun main(arguments: Array<String>) {
-        val (folder, name, arena, pattern) = arguments
+        val (folder, name, arena, pattern, optimization) = arguments
         val bundle = TestData(File(folder))
         val manifest = bundle.json("manifest.json") as Map<*, *>
         val part =
@@ -99,7 +100,11 @@ internal object Footprint {
         measure(
             loaded,
             golden,
-            OnnxOptions(arena = arena.toBoolean(), memoryPattern = pattern.toBoolean()),
+            OnnxOptions(
+                arena = arena.toBoolean(),
+                memoryPattern = pattern.toBoolean(),
+                optimization = Optimization.valueOf(optimization),
+            ),
             "$arena $pattern",
         )
         exitProcess(0)
