@@ -48,6 +48,7 @@ def build(*arguments: str) -> str:
     """Run Maven in runtime/android; returns what it writes."""
     tools.require("javac")
     command = [tools.require("mvn"), "-B", "-q", *arguments]
+    (ROOT / "build").mkdir(exist_ok=True)
     with FileLock(ROOT / "build" / ".maven.lock"):
         for line in ([*command, "-o"], command):
             done = subprocess.run(
