@@ -6,61 +6,35 @@ library looks up are renamed or removed, unless rules keep them.
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from tests.phones import jar, maven
 from tests.support import tools
 
 pytestmark = pytest.mark.slow
-TOOL = maven.ANDROID / "tools" / "proguard"
 TESTDATA = maven.ROOT / "runtime" / "testdata"
-OURS = ("mtu-onnx.pro", "mtu-executorch.pro")
-MODULES = ("java.base", "java.desktop", "java.logging", "java.xml", "jdk.unsupported")
 
 
-@cache
-def proguard() -> str:
-    """Class path of ProGuard."""
-    folder = TOOL / "target" / "dependency"
-    if not folder.is_dir():
-        maven.build("-f", str(TOOL / "pom.xml"), "package")
-    return os.pathsep.join(map(str, sorted(folder.glob("*.jar"))))
-
-
-def shrink(folder: Path, *, with_rules: bool) -> Path:
-    """The program, shrunk and renamed, with or without the modules' own rules."""
+def shrink(folder: Path, *words: str) -> Path:
+    """The program, shrunk and renamed."""
     program = jar.jar()
-    out = folder / "small.jar"
-    home = Path(tools.require("javac")).resolve().parents[1]
-    with zipfile.ZipFile(program) as archive:
-        names = [name for name in archive.namelist() if name.startswith("META-INF/proguard/")]
-        rules = [name for name in names if name.endswith(".pro")]
-        assert {Path(name).name for name in rules} >= set(OURS)
-        taken = [name for name in rules if with_rules or Path(name).name not in OURS]
-        text = "\n".join(archive.read(name).decode() for name in taken)
-    libraries = (f"-libraryjars {home}/jmods/{m}.jmod(!**.jar;!module-info.class)" for m in MODULES)
-    (folder / "all.pro").write_text(
-        f"-injars {program}\n-outjars {out}\n"
-        + "\n".join(libraries)
-        + f"\n{(TOOL / 'program.pro').read_text()}\n{text}\n"
-    )
-    done = subprocess.run(
-        [tools.require("java"), "-cp", proguard(), "proguard.ProGuard", f"@{folder / 'all.pro'}"],
-        capture_output=True,
-        text=True,
-        timeout=jar.SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return out
+    assert program == maven.ANDROID / "cli" / "target" / "mtu-cli.jar"
+    tools.require("javac")
+    command = [sys.executable, maven.ANDROID / "tools" / "shrink.py", "-o", folder / "small.jar"]
+    with FileLock(maven.ROOT / "build" / ".maven.lock"):
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=jar.SECONDS, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    return folder / "small.jar"
 
 
 def run(program: Path, out: Path) -> jar.Ended:
@@ -73,7 +47,7 @@ def run(program: Path, out: Path) -> jar.Ended:
 
 
 def test_with_our_rules_the_picture_is_the_same(tmp_path: Path) -> None:
-    program = shrink(tmp_path, with_rules=True)
+    program = shrink(tmp_path)
     with zipfile.ZipFile(program) as small, zipfile.ZipFile(jar.jar()) as whole:
         classes = [len([n for n in z.namelist() if n.endswith(".class")]) for z in (small, whole)]
     assert classes[0] < classes[1] / 2
@@ -86,6 +60,6 @@ def test_with_our_rules_the_picture_is_the_same(tmp_path: Path) -> None:
 
 def test_without_our_rules_it_does_not_work(tmp_path: Path) -> None:
     """The process crashes in the native library, as an app would."""
-    ended = run(shrink(tmp_path, with_rules=False), tmp_path / "out.png")
+    ended = run(shrink(tmp_path, "--without-rules"), tmp_path / "out.png")
     assert ended.code != 0
     assert not (tmp_path / "out.png").exists()
