@@ -92,6 +92,11 @@ class Vectors:
         self.add(0, "a whole number with a point", text('"height": 32', '"height": 32.0'))
         self.add(0, "a file that nothing names", on_file("write", "later.txt", hex="00"))
         self.add(0, "a file of macOS in a part", on_file("write", "unet/.DS_Store", hex="00"))
+        encoder = ("parts", self.part("text_encoder"))
+        none = put("tokenizers", value=[])
+        self.add(
+            0, "a text encoder that was not exported, nor its tokenizer", delete(*encoder), none
+        )
 
     def json_rules(self) -> None:
         """Rules 1 to 3."""

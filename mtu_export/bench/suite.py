@@ -35,15 +35,12 @@ from mtu_export.bench.record import (
     Round,
     Run,
 )
-from mtu_export.bench.work import Settings
+from mtu_export.bench.work import Mode, Settings
 from mtu_export.bundle import Bundle, TaskRecord
 from mtu_export.spec import MtuExportError, ToolchainMissing
 
-Mode = Literal["quick", "full"]
 Progress = Callable[[str], None]
 ROUNDS: dict[str, int] = {"quick": 3, "full": 5}
-_SAMPLES: dict[str, tuple[int, int, float]] = {"quick": (3, 20, 2e12), "full": (10, 50, 1e13)}
-"""Fewest and most samples of a round, and the FLOPs that a round's samples may take together."""
 IMAGE_SAMPLES = 2  # whole pictures of a round
 PACKAGES = ("numpy", "torch", "diffusers", "onnx", "onnxruntime", "executorch", "coremltools")
 
@@ -182,7 +179,7 @@ class Suite:
             count = self.options.samples or IMAGE_SAMPLES
             return work.image_job(source, task, replace(settings, samples=count))
         flops = source.part(part).record.cost.flops_total
-        count = self.options.samples or samples_for(flops, self.options.mode)
+        count = self.options.samples or work.samples_for(flops, self.options.mode)
         return work.part_job(source, task, part, replace(settings, samples=count))
 
     def _take_turns(self, items: Sequence[_Item], *, yardstick: bool) -> None:
@@ -203,16 +200,26 @@ class Suite:
         assert item.job is not None
         name = f"{item.contender.kind} {item.contender.label.name} {item.task.name} {item.part}"
         self.progress(f"{name}: round {number + 1} of {self.rounds}")
-        state = self.device.state(wait=True)
-        item.before = item.before or state
-        result = self._ask(item.job, f"{item.part}-{item.task.name}-{number}", item)
-        item.after = self.device.state()
-        if result is not None and result.status == "failed":
+        before = self._state(wait=True)
+        item.before = item.before or before
+        result = self._ask(item.job, f"{item.part}-{item.task.name}-{number}")
+        item.after = self._state() or item.after
+        if result is None:
+            item.status, item.reason = "not run", self.lost
+        elif result.status == "failed":
             item.status, item.reason = "failed", result.reason
-        elif result is not None:
+        else:
             item.results.append(result)
 
-    def _ask(self, job: Job, key: str, item: _Item | None) -> Result | None:
+    def _state(self, *, wait: bool = False) -> DeviceState | None:
+        """Heat, battery and clocks; None of a device that is lost."""
+        try:
+            return None if self.lost is not None else self.device.state(wait=wait)
+        except DeviceLost as error:
+            self.lost = str(error)
+            return None
+
+    def _ask(self, job: Job, key: str) -> Result | None:
         """The result of a job: kept from a run that was stopped, or new; None where it is lost."""
         path = None
         if self.options.state is not None:
@@ -226,8 +233,6 @@ class Suite:
             result = self.device.run(job)
         except DeviceLost as error:
             self.lost = str(error)
-            if item is not None:
-                item.status, item.reason = "not run", self.lost
             return None
         if path is not None and result.status == "measured":
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +248,7 @@ class Suite:
             self._note(f"no yardstick of {engine}: {error}")
             return
         count = len(self._peaks.get(engine, []))
-        result = self._ask(job, f"peak-{count}-{number}", None)
+        result = self._ask(job, f"peak-{count}-{number}")
         if result is None or result.status == "failed":
             self._note(f"no yardstick of {engine}: {result.reason if result else self.lost}")
             return
@@ -270,7 +275,7 @@ class Suite:
             self._note(f"{item.contender.label.name} {item.part}: not checked: {error}")
             return
         self.progress(f"{item.contender.kind} {item.contender.label.name} {item.part}: check")
-        result = self._ask(job, f"check-{item.part}-{item.task.name}", None)
+        result = self._ask(job, f"check-{item.part}-{item.task.name}")
         if result is None:
             self._note(f"{item.contender.label.name} {item.part}: not checked: {self.lost}")
             return
@@ -314,12 +319,6 @@ class Suite:
         if item.status != "measured" or not item.results or contender.bundle is None:
             return measurement
         return _with_numbers(measurement, item, contender.bundle, peaks)
-
-
-def samples_for(flops: int, mode: Mode) -> int:
-    """Samples of a round, by the work of one: large models need fewer for the same certainty."""
-    fewest, most, budget = _SAMPLES[mode]
-    return max(fewest, min(most, int(budget // max(flops, 1))))
 
 
 def _with_numbers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mtu_export import bundle, targets
 from mtu_export.bench.job import COMPUTE_UNIT, Job, JobPart
@@ -17,6 +18,9 @@ from mtu_export.spec.catalog import SCHEMES
 
 ENGINES = ("onnx", "executorch")
 """Targets whose artefacts a runner opens."""
+Mode = Literal["quick", "full"]
+_SAMPLES: Mapping[Mode, tuple[int, int, float]] = {"quick": (3, 20, 2e12), "full": (10, 50, 1e13)}
+"""Fewest and most samples of a round, and the FLOPs that a round's samples may take together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,3 +275,9 @@ def parts_of(source: Bundle, task: TaskRecord) -> list[str]:
 def denoiser_of(source: Bundle, task: TaskRecord) -> str | None:
     """The part that passes run; None where there is no loop."""
     return next((call.part for call in task.flow.of("pass")), None)
+
+
+def samples_for(flops: int, mode: Mode) -> int:
+    """Samples of a round, by the work of one: large models need fewer for the same certainty."""
+    fewest, most, budget = _SAMPLES[mode]
+    return max(fewest, min(most, int(budget // max(flops, 1))))

@@ -94,7 +94,10 @@ export function checkFlow(manifest, task) {
       const place = `${where}: input ${shown(name)}`;
       require((value.sources.length > 1) === isSet(value.axis), `${place}: axis belongs to several sources`);
       require(!isSet(value.empty) || call.when === "pass", `${place}: empty is for calls in a pass`);
-      for (const source of value.sources) checkSource(manifest, task, source, call.when, before, place);
+      for (const source of value.sources) {
+        checkSource(manifest, task, source, call.when, before, place);
+        if (part && source.kind === "tokens") checkTokenizer(manifest, source, place);
+      }
     }
     before.set(call.id, call);
   }
@@ -119,6 +122,16 @@ function checkInputNames(call, names, where) {
 
 /**
  * @param {Manifest} manifest
+ * @param {Source} source
+ * @param {string} where
+ */
+function checkTokenizer(manifest, source, where) {
+  const exists = manifest.tokenizers.some((each) => each.path === source.tokenizer);
+  require(exists, `${where}: ${shown(source.tokenizer)} is no tokenizer`);
+}
+
+/**
+ * @param {Manifest} manifest
  * @param {Task} task
  * @param {Source} source
  * @param {When} when
@@ -130,10 +143,6 @@ function checkSource(manifest, task, source, when, before, where) {
   require((LEGAL[kind] ?? STAGES).includes(when), `${where}: a call ${when} has no ${kind}`);
   require(!isSet(source.only) || when === "pass", `${where}: only is for calls in a pass`);
   require(!(isSet(source.multiply) && isSet(source.divide)), `${where}: multiply and divide`);
-  if (kind === "tokens") {
-    const exists = manifest.tokenizers.some((each) => each.path === source.tokenizer);
-    require(exists, `${where}: ${shown(source.tokenizer)} is no tokenizer`);
-  }
   const { pictures = {}, tensors = {}, numbers = {} } = task.inputs;
   if (kind === "picture") {
     require(name in pictures, `${where}: the task takes no picture ${shown(name)}`);

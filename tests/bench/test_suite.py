@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtu_export import bundle
-from mtu_export.bench import api, peak, record, suite, work
+from mtu_export.bench import api, peak, record, work
 from mtu_export.bench.devices import DeviceLost
 from mtu_export.bench.devices.host import Host
 from mtu_export.bench.job import Calls, EngineRecord, Job, Result, RunnerRecord, failed
@@ -220,6 +220,22 @@ def test_a_lost_device_leaves_what_is_measured(source: Bundle) -> None:
     assert run.measurements[-1].reason == "the phone is gone"
 
 
+def test_a_device_lost_between_two_jobs_ends_no_command(source: Bundle) -> None:
+    """Heat and clocks are asked before and after a job, when the cable may be pulled too."""
+
+    class Unplugged(Script):
+        def state(self, *, wait: bool = False) -> DeviceState:
+            if len(self.jobs) > 3:
+                raise DeviceLost("the phone is gone")
+            return super().state(wait=wait)
+
+    run, _ = run_of(Unplugged(lambda job, _: measured(job)), [[contender(source)]], rounds=1)
+    statuses = [each.status for each in run.measurements]
+    assert statuses[0] == "measured"
+    assert statuses[-1] == "not run"
+    assert run.measurements[-1].reason == "the phone is gone"
+
+
 def test_a_stopped_run_goes_on(source: Bundle, tmp_path: Path) -> None:
     first = Script(lambda job, _: measured(job))
     options: dict[str, Any] = {"rounds": 2, "parts": ("unet",), "state": tmp_path}
@@ -252,8 +268,8 @@ def test_emulated_is_on_every_row(source: Bundle) -> None:
 
 @pytest.mark.parametrize(("flops", "quick", "full"), [(1, 20, 50), (7e11, 3, 14), (2e13, 3, 10)])
 def test_large_models_take_fewer_samples(flops: float, quick: int, full: int) -> None:
-    assert suite.samples_for(int(flops), "quick") == quick
-    assert suite.samples_for(int(flops), "full") == full
+    assert work.samples_for(int(flops), "quick") == quick
+    assert work.samples_for(int(flops), "full") == full
 
 
 def test_the_host_runs_a_bundle_by_both_runners(source: Bundle) -> None:

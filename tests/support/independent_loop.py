@@ -477,9 +477,6 @@ class Checker:
         need(source.get("only") is None or when == "pass", f"{what}: only in a {when} call")
         scaled = [source.get("multiply"), source.get("divide")]
         need(None in scaled, f"{what}: multiply and divide")
-        if kind == "tokens":
-            paths = [t["path"] for t in self.m["tokenizers"]]
-            need(source["tokenizer"] in paths, f"{what}: no tokenizer {source['tokenizer']!r}")
         if kind in ("picture", "tensor", "number"):
             need(source["name"] in self.request[f"{kind}s"], f"{what}: no {kind} {source['name']}")
         if kind == "picture":
@@ -508,6 +505,10 @@ class Checker:
                 need(value.get("empty") is None or call["when"] == "pass", f"{what}: empty")
                 for source in value["sources"]:
                     self.check_source(source, call["when"], before, what)
+                    if source["kind"] == "tokens" and call["part"] in self.parts:
+                        paths = [t["path"] for t in self.m["tokenizers"]]
+                        path = source["tokenizer"]
+                        need(path in paths, f"{what}: no tokenizer {path!r}")
             before.append(call["id"])
         for name, number in self.request["numbers"].items():
             low, high = number["minimum"], number["maximum"]

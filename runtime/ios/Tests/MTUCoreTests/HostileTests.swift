@@ -32,7 +32,13 @@ struct Hostile: Sendable, CustomTestStringConvertible {
     if hostile.rule == 0 {
       let opened = try ModelBundle.open(bundle.url)
       #expect(opened.target == .onnx && opened.tasks.map(\.name) == ["edit"])
-      _ = try Pipeline(opened, runtime: FakeRuntime())
+      let parts = Set(opened.manifest.parts.map(\.name))
+      let calls = opened.manifest.tasks.flatMap(\.flow.calls)
+      if calls.allSatisfy({ parts.contains($0.part) }) {
+        _ = try Pipeline(opened, runtime: FakeRuntime())
+      } else {
+        #expect(throws: MTUError.self) { try Pipeline(opened, runtime: FakeRuntime()) }
+      }
       return
     }
     do {

@@ -61,14 +61,18 @@ extension Manifest {
       let own = When.allCases.firstIndex(of: call.when) ?? 0
       try require(own >= stage, "\(at) is out of order")
       stage = own
-      if let part = part(call.part) { try checkInputNames(call, part, at) }
+      let part = part(call.part)
+      if let part { try checkInputNames(call, part, at) }
       for (name, value) in call.inputs.sorted(by: { $0.key.text.comesBefore($1.key.text) }) {
         let place = "\(at): input \(shown(name.text))"
         let isAxisLegal = (value.sources.count > 1) == (value.axis != nil)
         try require(isAxisLegal, "\(place): axis belongs to several sources")
         let isEmptyLegal = value.empty == nil || call.when == .pass
         try require(isEmptyLegal, "\(place): empty is for calls in a pass")
-        for source in value.sources { try checkSource(task, source, call.when, before, place) }
+        for source in value.sources {
+          try checkSource(task, source, call.when, before, place)
+          if part != nil { try checkTokenizer(source, place) }
+        }
       }
       before.append(call)
     }
@@ -89,6 +93,12 @@ extension Manifest {
     }
   }
 
+  private func checkTokenizer(_ source: Source, _ at: String) throws {
+    guard case .tokens(let path) = source.origin else { return }
+    let exists = tokenizers.contains { $0.path.isExactly(path) }
+    try require(exists, "\(at): \(shown(path)) is no tokenizer")
+  }
+
   private func checkSource(
     _ task: ManifestTask, _ source: Source, _ when: When, _ before: [Call], _ at: String
   ) throws {
@@ -98,10 +108,7 @@ extension Manifest {
     let isSingle = source.multiply == nil || source.divide == nil
     try require(isSingle, "\(at): multiply and divide")
     switch source.origin {
-    case .latent, .column, .constant, .guided: break
-    case .tokens(let path):
-      let exists = tokenizers.contains { $0.path.isExactly(path) }
-      try require(exists, "\(at): \(shown(path)) is no tokenizer")
+    case .latent, .column, .constant, .guided, .tokens: break
     case .picture(let picture): try checkPicture(task, picture, at)
     case .tensor(let name):
       let exists = task.inputs.tensors[name] != nil
