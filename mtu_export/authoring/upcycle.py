@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.mtu import config as format1
 from mtu_export.models.mtu import network as mtu
 from mtu_export.models.mtu import presets
@@ -101,7 +102,7 @@ def write_random(
 
 
 def upcycle(
-    source: Path,
+    source: Folder,
     out: Path,
     *,
     tasks: Sequence[str],
@@ -138,10 +139,12 @@ def upcycle(
     config |= {format1.RESCALE: experts if rescale else 1, **(source_keys or {})}
     headers = checkpoint.headers(unet_folder)
     _compare_source(stock, headers)
-    if source.resolve() in out.resolve().parents:
+    if any(path.resolve() in out.resolve().parents for path in checkpoint.sources(source)):
         raise PlanError(f"output {str(out)!r} lies inside the source {str(source)!r}")
     index = pipeline_files.read(source) if unet_folder != source else {}
-    with draft(out, force=force, marker=CHECKPOINT, sources=[source]) as folder:
+    with draft(
+        out, force=force, marker=CHECKPOINT, sources=[*checkpoint.sources(source)]
+    ) as folder:
         tensors = _tensors(
             tensor_shapes(config), headers, experts if rescale else 1, seed, task_norm
         )
@@ -151,7 +154,7 @@ def upcycle(
     return conditioning_notes(stock, resolved, presets.resolve_tasks(tasks, stock), original)
 
 
-def _model_index(source: Path) -> dict[str, Any]:
+def _model_index(source: Folder) -> dict[str, Any]:
     path = source / "model_index.json"
     return checkpoint.read_json(path) if path.is_file() else {}
 

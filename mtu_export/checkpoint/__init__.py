@@ -1,4 +1,4 @@
-"""The checkpoint folder of format 1 on disk: where it is, its config, its weights.
+"""A checkpoint: where its parts are, their configs, their weights.
 
 Reads no tensor data unless asked and imports torch only to hand tensors over. A pickle is
 refused and never opened. Errors are ``CheckpointError`` with the file's name.
@@ -14,12 +14,27 @@ from mtu_export.checkpoint.folder import (
     lfs_message,
     licences,
     locate,
+    place_of,
     read_json,
     refuse_revision,
     source_keys,
     source_of,
     stays_inside,
     strict_json,
+)
+from mtu_export.checkpoint.variants import STEMS, with_variant
+from mtu_export.checkpoint.view import (
+    Document,
+    Entry,
+    Folder,
+    Tensors,
+    View,
+    children,
+    notes,
+    on_disk,
+    refusal,
+    refusals,
+    sources,
 )
 from mtu_export.checkpoint.weights import (
     FLOATS,
@@ -45,9 +60,16 @@ __all__ = [
     "REVISION",
     "SHARD_BYTES",
     "SOURCE",
+    "STEMS",
     "TEXT_WEIGHTS",
     "WEIGHTS",
+    "Document",
+    "Entry",
+    "Folder",
     "Header",
+    "Tensors",
+    "View",
+    "children",
     "compare",
     "file_headers",
     "headers",
@@ -55,13 +77,20 @@ __all__ = [
     "lfs_message",
     "licences",
     "locate",
+    "notes",
+    "on_disk",
+    "place_of",
     "read_json",
+    "refusal",
+    "refusals",
     "refuse_revision",
     "source_keys",
     "source_of",
+    "sources",
     "stays_inside",
     "strict_json",
     "tensor",
     "weight_files",
+    "with_variant",
     "write",
 ]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtu_export.checkpoint.folder import is_lfs_pointer, lfs_message, read_json
+from mtu_export.checkpoint.variants import variant_of, variants
+from mtu_export.checkpoint.view import Entry, Folder, Tensors, children, sources
 from mtu_export.spec import CheckpointError, MissingWeights, first_line, shown
 
 if TYPE_CHECKING:
     import torch
+
+    from mtu_export.checkpoint.maps.layout import TargetTensor
 
 WEIGHTS = "diffusion_pytorch_model"
 TEXT_WEIGHTS = "model"
@@ -30,15 +33,24 @@ INTEGERS = ("I64", "I32")
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One tensor on disk: safetensors dtype (``"F32"``), shape, and the file that holds it."""
+    """One tensor on disk: safetensors dtype (``"F32"``), shape, and the file that holds it.
+
+    One that the file holds in another layout is ``made`` of the tensors ``stored`` there.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    made: TargetTensor | None = None
+    stored: Mapping[str, Header] = field(default_factory=dict, repr=False, compare=False)
 
 
-def weight_files(folder: Path, stem: str = WEIGHTS) -> tuple[Path, ...]:
+def weight_files(folder: Folder, stem: str = WEIGHTS) -> tuple[Path, ...]:
     """Safetensors files of one component: a single file, or the shards of its index."""
+    return tuple(dict.fromkeys(path for file in _files(folder, stem) for path in sources(file)))
+
+
+def _files(folder: Folder, stem: str) -> tuple[Folder, ...]:
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
@@ -47,19 +59,19 @@ def weight_files(folder: Path, stem: str = WEIGHTS) -> tuple[Path, ...]:
         files = (single,)
     for file in files:
         if not file.is_file():
-            _refuse_missing(file, index if index.is_file() else None, stem)
+            _refuse_missing(folder, file, index if index.is_file() else None, stem)
     return files
 
 
-def _refuse_missing(file: Path, index: Path | None, stem: str) -> NoReturn:
+def _refuse_missing(folder: Folder, file: Folder, index: Folder | None, stem: str) -> NoReturn:
     """Say that weights are missing, and name what is there in their place."""
-    folder = file.parent
-    variants = _variants(folder, stem)
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES and _shown(p))
-    if variants:
-        names = "; ".join(variants.values())
+    there = sorted(path.name for path in children(folder))
+    able = variants(there, stem)
+    pickles = [n for n in there if n.endswith(_PICKLES) and not n.startswith(".")]
+    if able and index is None:
         raise CheckpointError(
-            f"{file} is missing; the folder has the variant {', '.join(variants)}: {names}"
+            f"{file} is missing; the folder has the variant {', '.join(able)}: "
+            f"{variant_of(there, stem, able[0])}; give --variant {able[0]}"
         )
     if pickles and index is None:
         raise CheckpointError(
@@ -68,36 +80,7 @@ def _refuse_missing(file: Path, index: Path | None, stem: str) -> NoReturn:
     raise CheckpointError(f"{file} is missing")
 
 
-def _variants(folder: Path, stem: str) -> dict[str, str]:
-    """Variants of the weights in a folder (``"fp16"``): name -> what makes it the one to read.
-
-    diffusers writes ``stem.fp16.safetensors``, shards as ``stem.fp16-00001-of-00002.safetensors``
-    or ``stem-00001-of-00002.fp16.safetensors``, and ``stem.safetensors.index.fp16.json``.
-    """
-    shard = r"(?:-\d{5}-of-\d{5})?"
-    pattern = re.compile(rf"{re.escape(stem)}{shard}\.(\w[\w-]*?){shard}\.safetensors")
-    cures: dict[str, str] = {}
-    for path in sorted(folder.glob(f"{stem}*.safetensors")):
-        match = pattern.fullmatch(path.name)
-        if match is None:
-            continue
-        variant = match[1]
-        if path.name == f"{stem}.{variant}.safetensors":
-            cures[variant] = f"rename {path.name} to {stem}.safetensors to use it"
-        else:
-            cures.setdefault(
-                variant,
-                f"load it with variant={variant!r} in diffusers or transformers and save it "
-                "without one",
-            )
-    return cures
-
-
-def _shown(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: Folder) -> dict[str, str]:
     """The index of shards: tensor -> file, each a plain safetensors name of the same folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
@@ -109,14 +92,16 @@ def _weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) -> dict[str, Header]:
+def headers(
+    folder: Folder, stem: str = WEIGHTS, ignored: Collection[str] = ()
+) -> dict[str, Header]:
     """Every tensor of a component by name, from the files' headers alone.
 
     An index of shards must say of each tensor where it is. Tensors of the names ``ignored`` are
     neither read nor checked.
     """
     tensors: dict[str, Header] = {}
-    for file in weight_files(folder, stem):
+    for file in _files(folder, stem):
         for name, header in file_headers(file, ignored=ignored).items():
             if name in tensors:
                 raise CheckpointError(
@@ -137,7 +122,7 @@ def headers(folder: Path, stem: str = WEIGHTS, ignored: Collection[str] = ()) ->
 
 
 def file_headers(
-    file: Path, *, dtypes: Collection[str] | None = FLOATS, ignored: Collection[str] = ()
+    file: Folder, *, dtypes: Collection[str] | None = FLOATS, ignored: Collection[str] = ()
 ) -> dict[str, Header]:
     """Tensors of one safetensors file by name, read from its header by safetensors itself.
 
@@ -146,6 +131,10 @@ def file_headers(
     """
     from safetensors import SafetensorError, safe_open
 
+    if isinstance(file, Tensors):
+        return {name: header for name, header in file.headers.items() if name not in ignored}
+    if isinstance(file, Entry):
+        raise CheckpointError(f"{file} is missing")
     headers: dict[str, Header] = {}
     try:
         with safe_open(file, framework="np") as opened:
@@ -209,7 +198,12 @@ def tensor(headers: Mapping[str, Header], name: str) -> torch.Tensor:
     """One tensor, memory-mapped: its pages are read when they are used."""
     from safetensors import SafetensorError, safe_open
 
-    file = headers[name].file
+    header = headers[name]
+    if header.made is not None:
+        from mtu_export.checkpoint.maps.building import build
+
+        return build(header.made, header.stored)
+    file = header.file
     try:
         with safe_open(file, framework="pt") as opened:
             return opened.get_tensor(name)

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from mtu_export.cli.console import Console, plain
-from mtu_export.cli.options import Force, Json, Revision, Verbose, print_json
+from mtu_export.cli.options import Force, Json, Revision, Variant, Verbose, print_json
 from mtu_export.models.mtu.presets import TASKS
 from mtu_export.spec import PlanError, UnknownName
+from mtu_export.spec.options import PREDICTION_TYPES
 from mtu_export.testing.architectures import ARCHITECTURES
 
 
@@ -19,11 +20,29 @@ def upcycle(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Dense UNet or pipeline: folder, or owner/name on the Hugging Face hub."
+            help="Dense UNet or pipeline: folder, model in one .safetensors file, or owner/name on "
+            "the Hugging Face hub."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Argument(help="Checkpoint folder to write.")] = None,
     revision: Revision = None,
+    variant: Variant = None,
+    tokenizer: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FOLDER",
+            help="Tokenizer of a model in one file; repeat for SDXL's second.",
+        ),
+    ] = None,
+    prediction_type: Annotated[
+        str | None,
+        typer.Option(
+            "--prediction-type",
+            metavar="NAME",
+            help=f"What the source predicts: {' or '.join(PREDICTION_TYPES)}.",
+        ),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,8 +93,7 @@ def upcycle(
         raise PlanError("usage: upcycle SOURCE OUT --task ... or upcycle --arch NAME --random OUT")
     if random and rescale:
         raise PlanError("--rescale needs a source; random experts stand for no dense model")
-    if random and revision is not None:
-        raise PlanError("--revision needs a source on the hub")
+    _refuse_source_flags(random, revision, variant, tokenizer, prediction_type)
     if experts < 1:
         raise PlanError(f"--experts must be at least 1, got {experts}")
     if task_norm not in ("replace", "stacked"):
@@ -90,6 +108,7 @@ def upcycle(
     with console.quiet(), console.stage("upcycle"):
         from mtu_export import checkpoint
         from mtu_export.authoring import upcycle as authoring
+        from mtu_export.models import sources
 
         if source is None:
             assert arch is not None
@@ -104,7 +123,13 @@ def upcycle(
                 force=force,
             )
         else:
-            folder = checkpoint.locate(source, revision)
+            folder = sources.open(
+                source,
+                revision,
+                variant=variant,
+                tokenizers=tokenizer or (),
+                prediction_type=prediction_type,
+            )
             notes = authoring.upcycle(
                 folder,
                 out,
@@ -119,6 +144,20 @@ def upcycle(
     for note in notes:
         console.warn(note)
     print(out)
+
+
+def _refuse_source_flags(
+    random: bool,
+    revision: str | None,
+    variant: str | None,
+    tokenizers: list[Path] | None,
+    prediction_type: str | None,
+) -> None:
+    """Refuse what is said of a source where there is none."""
+    if random and revision is not None:
+        raise PlanError("--revision needs a source on the hub")
+    if random and (variant or tokenizers or prediction_type):
+        raise PlanError("--variant, --tokenizer and --prediction-type need a source")
 
 
 def adopt(

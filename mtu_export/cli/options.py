@@ -25,6 +25,10 @@ Revision = Annotated[
         "--revision", metavar="NAME", help="Branch, tag or commit of a source on the hub."
     ),
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option("--variant", metavar="NAME", help="Variant of the weights, such as fp16."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")

@@ -16,6 +16,7 @@ from mtu_export.cli.options import (
     Force,
     Json,
     Revision,
+    Variant,
     Verbose,
     parameter,
     parameters,
@@ -104,9 +105,10 @@ def _recorded(bundle: Bundle) -> list[Verdict]:
 
 def inspect_(
     path: Annotated[
-        str | None, typer.Argument(metavar="[CHECKPOINT|BUNDLE]", help="Folder or hub id.")
+        str | None, typer.Argument(metavar="[CHECKPOINT|BUNDLE]", help="Folder, file or hub id.")
     ] = None,
     revision: Revision = None,
+    variant: Variant = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -144,13 +146,13 @@ def inspect_(
     from mtu_export.exporter import inspection
 
     if picture is not None:
-        if inspection.is_bundle(checkpoint.locate(path, revision)):
+        if inspection.is_bundle(checkpoint.place_of(path, revision, variant)):
             raise PlanError(f"--plot is for a checkpoint; {str(path)!r} is a bundle")
         plot.require_writable(picture, force)
     console = Console(verbose=verbose)
     with console.quiet(), console.stage("measure" if against is None else "compare"):
         result = inspection.inspect(
-            path, revision=revision, against=against, height=height, width=width
+            path, revision=revision, variant=variant, against=against, height=height, width=width
         )
         if picture is not None and against is None and "expert weights" not in result:
             raise PlanError(f"--plot: {path} has no experts; with --against it shows the deviation")

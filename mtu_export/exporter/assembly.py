@@ -323,7 +323,9 @@ def _write_tokenizers(
     records = []
     for name in sorted(names):
         shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
-        written = source_tokenizer.export(work.plan.checkpoint / name, folder / name)
+        written = source_tokenizer.export(
+            checkpoint.on_disk(work.plan.checkpoint / name), folder / name
+        )
         records.append(
             TokenizerRecord(
                 path=name,

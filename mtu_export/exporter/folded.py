@@ -18,7 +18,9 @@ def save_folded(plan: Plan, watch: Watch = unwatched) -> Path:
     Raises ``Unsupported`` where the folded task does not fit a stock UNet.
     """
     (part,) = (spec for spec in plan.model.parts if spec.kind == "denoiser")
-    with draft(plan.out, force=plan.force, marker=FOLDED, sources=[plan.checkpoint]) as folder:
+    with draft(
+        plan.out, force=plan.force, marker=FOLDED, sources=[*checkpoint.sources(plan.checkpoint)]
+    ) as folder:
         with watch("import PyTorch"):
             from mtu_export.graph import quantize
         with watch("load checkpoint"):

@@ -7,6 +7,8 @@ from typing import Any
 
 from mtu_export import bundle, checkpoint, models
 from mtu_export.bundle import Bundle, Manifest
+from mtu_export.checkpoint import Folder
+from mtu_export.models import sources
 from mtu_export.spec import PlanError
 from mtu_export.spec.model import LayerDeviation
 
@@ -15,6 +17,7 @@ def inspect(
     path: str | Path | None = None,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     against: str | Path | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -24,42 +27,43 @@ def inspect(
     - A bundle: parts, sizes and proof.
     - A checkpoint: tasks, parameters, FLOPs of a pass at ``height`` x ``width`` pixels, and expert
       weights; with ``against``, another checkpoint or a dense UNet, the deviation of each layer.
-      ``revision`` is that of one on the hub, whose commit is part of the result.
+      ``revision`` is that of one on the hub, whose commit is part of the result; ``variant`` is
+      that of the weights.
 
     Raises ``CheckpointError``, ``BundleError`` and ``PlanError``.
     """
-    folder = checkpoint.locate(path, revision)
+    folder = sources.open(path, revision, variant=variant)
     options = {"against": against, "height": height, "width": width}
     if is_bundle(folder):
         for name, value in options.items():
             if value is not None:
                 raise PlanError(f"--{name} is for a checkpoint; {str(path)!r} is a bundle")
-        return of_bundle(bundle.read(folder))
+        return of_bundle(bundle.read(checkpoint.on_disk(folder)))
     if against is None:
         _, commit = checkpoint.source_of(path, folder)
         on_hub = {} if commit is None else {"revision": commit}
         return {**of_checkpoint(folder, height, width), **on_hub}
     if height is not None or width is not None:
         raise PlanError("--against compares weights; leave --height and --width out")
-    other = checkpoint.locate(against)
+    other = sources.open(against)
     if is_bundle(other):
         raise PlanError(f"--against takes a checkpoint; {str(against)!r} is a bundle")
     return of_deviation(folder, other)
 
 
-def is_bundle(folder: Path) -> bool:
+def is_bundle(folder: Folder) -> bool:
     """Whether a folder is a bundle, rather than a checkpoint."""
     return (folder / bundle.MANIFEST).is_file()
 
 
 def of_checkpoint(
-    folder: Path, height: int | None = None, width: int | None = None
+    folder: Folder, height: int | None = None, width: int | None = None
 ) -> dict[str, Any]:
     """What a family says of a checkpoint; ``height, width`` in pixels."""
     return models.open(folder).describe(height, width)
 
 
-def of_deviation(folder: Path, against: Path) -> dict[str, Any]:
+def of_deviation(folder: Folder, against: Folder) -> dict[str, Any]:
     """How much two models deviate by layer and kind, and what was not compared."""
     measured = models.open(folder).deviation(models.open(against))
     return {

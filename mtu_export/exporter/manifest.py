@@ -51,13 +51,17 @@ _BASELINES: Mapping[str | None, Mapping[str, bool]] = {
 
 
 def weights(plan: Plan) -> dict[str, Path]:
-    """Configs and weights of the parts to export, by their names in the checkpoint."""
-    files = {}
+    """Configs and weights of the parts to export, by their names in the checkpoint.
+
+    A file with several parts counts once; configs that are derived from it are no files.
+    """
+    files: dict[str, Path] = {}
     for name in plan.parts:
         part = plan.spec(name)
         folder = plan.checkpoint / part.folder
-        paths = (folder / "config.json", *checkpoint.weight_files(folder, part.stem))
-        files |= {f"{part.folder}/{path.name}": path for path in paths}
+        config = checkpoint.sources(folder / "config.json")
+        paths = (*config, *checkpoint.weight_files(folder, part.stem))
+        files |= {f"{part.folder}/{p.name}": p for p in paths if p not in files.values()}
     return files
 
 
@@ -68,7 +72,7 @@ def identity(plan: Plan) -> dict[str, str]:
         "schema_version": ".".join(map(str, bundle.SCHEMA)),
         "mtu_export": __version__,
         "family": plan.model.family,
-        "source": plan.source or plan.checkpoint.resolve().name,
+        "source": plan.source or plan.checkpoint.name,
         "source_sha256": bundle.sha256_of(weights(plan)),
         "tasks": "+".join(task.name for task in plan.tasks),
         "target": plan.target,

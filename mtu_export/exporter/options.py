@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtu_export import checkpoint, models, targets
+from mtu_export.checkpoint import Folder
 from mtu_export.exporter import limits
 from mtu_export.models import lora as loras
+from mtu_export.models import sources as model_sources
 from mtu_export.spec import (
     CheckpointError,
     IntWeights,
@@ -46,11 +48,20 @@ def resolve(options: ExportOptions | None = None, /, **values: Any) -> Plan:
     if options.target != FOLD_ONLY and options.target not in targets.names():
         raise UnknownName("target", options.target, targets.names())
     require(*EXPORT)
-    folder = checkpoint.locate(options.model, options.revision)
+    folder = model_sources.open(
+        options.model,
+        options.revision,
+        variant=options.variant,
+        vae=options.vae,
+        text_encoders=options.text_encoder,
+        tokenizers=options.tokenizer,
+        prediction_type=options.prediction_type,
+    )
     plan = _plan(options, _model(options, folder))
     target = None if options.target == FOLD_ONLY else targets.load(options.target)
     if not options.skip_existing:
-        refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, [folder])
+        sources = [*checkpoint.sources(folder)]
+        refuse_existing(plan.out, plan.force, BUNDLE if target else FOLDED, sources)
     if target:
         limits.require_within_limits(plan)
         target.validate_plan(plan)
@@ -73,7 +84,7 @@ def dense(plan: Plan) -> Plan:
     return replace(plan, model=model, baseline="dense", loras=())
 
 
-def _model(options: ExportOptions, folder: Path) -> Model:
+def _model(options: ExportOptions, folder: Folder) -> Model:
     """The model to export; refuses a baseline that its target or the model itself has not."""
     model, kind = models.open(folder), _baseline(options)
     if kind is None:

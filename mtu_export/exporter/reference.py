@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mtu_export import checkpoint
 from mtu_export.bundle import sampler, source_tokenizer
 from mtu_export.bundle.evaluation import Evaluation, Request
 from mtu_export.exporter import golden_inputs
@@ -120,7 +121,9 @@ class Reference:
 
     def _ids(self, tokenizer: str, prompt: str) -> np.ndarray:
         if tokenizer not in self._tokenizers:
-            self._tokenizers[tokenizer] = source_tokenizer.read(self.plan.checkpoint / tokenizer)
+            self._tokenizers[tokenizer] = source_tokenizer.read(
+                checkpoint.on_disk(self.plan.checkpoint / tokenizer)
+            )
         return self._tokenizers[tokenizer].encode(prompt)[0]
 
     def runs(self, part: str) -> bool:

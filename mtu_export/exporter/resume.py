@@ -14,6 +14,7 @@ import numpy as np
 
 import mtu_export
 from mtu_export import bundle, checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.exporter import manifest
 from mtu_export.spec import BundleError, Cost, Plan, Verdict
 from mtu_export.storage import atomic_file
@@ -45,6 +46,7 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
         "versions": dict(versions),
         "loras": _lora_hashes(plan),
         "sources": bundle.sha256_of(_read_too(plan)),
+        "derived": _derived(plan),
         "code": _code(),
     }
     text = json.dumps(content, sort_keys=True, default=asdict)  # schemes, tasks, options
@@ -67,13 +69,17 @@ def _code() -> str:
 
 
 def source_files(plan: Plan) -> list[Path]:
-    """The checkpoint's folder and the LoRAs."""
-    return [plan.checkpoint, *(path for source in plan.loras for path in _lora_files(source.path))]
+    """Folders and files of the checkpoint, and the LoRAs."""
+    return [*checkpoint.sources(plan.checkpoint), *_loras(plan)]
+
+
+def _loras(plan: Plan) -> list[Path]:
+    return [path for source in plan.loras for path in _lora_files(source.path)]
 
 
 def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
     """Inode, size and time of every file that an export reads, to see that none has changed."""
-    read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *source_files(plan)[1:]]
+    read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *_loras(plan)]
     stats = {str(path): path.stat() for path in read}
     return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in stats.items()}
 
@@ -85,14 +91,32 @@ def _read_too(plan: Plan) -> dict[str, Path]:
     exported: the embeddings of fixed prompts come from them.
     """
     folder = plan.checkpoint
-    names = ("model_index.json", "scheduler/*.json", "tokenizer*/*", "*/config.json")
-    files = [path for name in names for path in folder.glob(name) if path.is_file()]
+    files = {name: place for name, place in _configs(folder) if isinstance(place, Path)}
     for part in plan.model.parts:
         encoder = part.kind == "text_encoder" and part.name not in plan.parts
         if encoder and (folder / part.folder).is_dir():
-            files += checkpoint.weight_files(folder / part.folder, part.stem)
-    files += checkpoint.licences(folder)
-    return {str(path.relative_to(folder)): path for path in files}
+            weights = checkpoint.weight_files(folder / part.folder, part.stem)
+            files |= {f"{part.folder}/{path.name}": path for path in weights}
+    return files | {path.name: path for path in checkpoint.licences(folder)}
+
+
+def _derived(plan: Plan) -> dict[str, Any]:
+    """The files of a checkpoint that are derived and not on disk, and what was assumed of it."""
+    places = _configs(plan.checkpoint)
+    documents = {n: checkpoint.read_json(p) for n, p in places if not isinstance(p, Path)}
+    return {"documents": documents, "notes": list(checkpoint.notes(plan.checkpoint))}
+
+
+def _configs(folder: Folder) -> list[tuple[str, Folder]]:
+    """Index, scheduler, tokenizers and configs of a checkpoint, by name."""
+    places = [("model_index.json", folder / "model_index.json")]
+    for part in checkpoint.children(folder):
+        for place in checkpoint.children(part):
+            tokenizer = part.name.startswith("tokenizer")
+            scheduler = part.name == "scheduler" and place.name.endswith(".json")
+            if tokenizer or scheduler or place.name == "config.json":
+                places.append((f"{part.name}/{place.name}", place))
+    return [(name, place) for name, place in places if place.is_file()]
 
 
 def _lora_files(path: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,6 +17,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.exporter.probe import (
     CONFIG_FILE,
     SHORT_NAMES,
@@ -43,7 +43,7 @@ NAMES = tuple(SCHEDULERS)
 _LARGEST = 100_000
 
 
-def load(folder: Path | None, name: str | None) -> Any:
+def load(folder: Folder | None, name: str | None) -> Any:
     """The diffusers scheduler of a checkpoint folder, or of ``name`` with the checkpoint's config.
 
     ``name`` is one of ``NAMES`` or of diffusers' scheduler classes; betas, prediction type and
@@ -69,16 +69,19 @@ def load(folder: Path | None, name: str | None) -> Any:
         raise CheckpointError(f"{where}: {chosen} refuses it: {reason(error)}") from None
 
 
-def origin(folder: Path | None, name: str | None) -> str:
+def origin(folder: Folder | None, name: str | None) -> str:
     """Where :func:`load` takes its scheduler from, for messages."""
     config, where = _config(folder)
     source = f"{where}, {shown(config.get('_class_name'))}"
     return source if name is None else f"{name} with the config of {source}"
 
 
-def _config(folder: Path | None) -> tuple[Mapping[str, Any], str]:
+def _config(folder: Folder | None) -> tuple[Mapping[str, Any], str]:
     """The scheduler's config and its name in errors."""
     if folder is None or not (folder / CONFIG_FILE.parent).exists():
+        refusal = None if folder is None else checkpoint.refusal(folder, CONFIG_FILE.parent.name)
+        if refusal is not None:
+            raise PlanError(refusal)
         return SD_DEFAULT, "the default of Stable Diffusion 1.x (no scheduler/ in the checkpoint)"
     return checkpoint.read_json(folder / CONFIG_FILE), str(CONFIG_FILE)
 

@@ -33,8 +33,11 @@ def _require_match(plan: Plan, part: str, name: str) -> None:
 
     encoder, folder = plan.spec(part).folder, plan.checkpoint / name
     if not folder.is_dir():
-        raise CheckpointError(f"{plan.checkpoint} has {encoder}/ but no {name}/ to go with it")
-    source = source_tokenizer.read(folder)
+        raise CheckpointError(
+            checkpoint.refusal(plan.checkpoint, name)
+            or f"{plan.checkpoint} has {encoder}/ but no {name}/ to go with it"
+        )
+    source = source_tokenizer.read(checkpoint.on_disk(folder))
     try:
         config = checkpoint.read_json(plan.checkpoint / encoder / "config.json")
         tokenizer.matches(source, config)

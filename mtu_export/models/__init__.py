@@ -1,6 +1,6 @@
 """Model families: each a package with a ``FAMILY``, found by what it claims of a folder.
 
-``pipeline`` and ``lora`` are what families share.
+``pipeline`` and ``lora`` are what families share, ``sources`` opens what people hold.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import cast
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import CheckpointError, Family, Model, UnknownName, shown, telemetry
 
-_SHARED = ("lora", "pipeline")
+_SHARED = ("lora", "pipeline", "sources")
 _PLANNED = {
     "StableDiffusion3Pipeline": "planned",
     "FluxPipeline": "planned",
@@ -40,7 +41,7 @@ def load(name: str) -> Family:
     return cast(Family, importlib.import_module(f"{__name__}.{name}").FAMILY)
 
 
-def open(folder: Path) -> Model:
+def open(folder: Folder) -> Model:
     """The model in a checkpoint folder, by the one family that claims it.
 
     Reads JSON alone. Raises ``CheckpointError`` where none or several do.
@@ -53,7 +54,7 @@ def open(folder: Path) -> Model:
     raise CheckpointError(_unclaimed(folder))
 
 
-def _unclaimed(folder: Path) -> str:
+def _unclaimed(folder: Folder) -> str:
     """A line on the classes of a folder and those that are claimed."""
     claimed = dict.fromkeys(c for name in names() for c in load(name).classes)
     legal = f"legal: {', '.join(claimed)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from mtu_export.checkpoint.view import Folder
     from mtu_export.graph.capture import Graph
     from mtu_export.spec.flow import Call, Flow, Inputs, Kind, Value
     from mtu_export.spec.plan import Specialised
@@ -178,7 +178,7 @@ class Model(Protocol):
     @property
     def family(self) -> str: ...  # noqa: D102 (the family's name)
     @property
-    def folder(self) -> Path: ...  # noqa: D102
+    def folder(self) -> Folder: ...  # noqa: D102
     @property
     def config(self) -> Mapping[str, Any]:
         """The config that the manifest quotes."""
@@ -323,10 +323,10 @@ class Family(Protocol):
         """Class names in ``model_index.json`` or a ``config.json`` that it claims, for errors."""
         ...
 
-    def claims(self, folder: Path) -> bool:
+    def claims(self, folder: Folder) -> bool:
         """Whether a checkpoint folder is of this family; reads JSON alone."""
         ...
 
-    def open(self, folder: Path) -> Model:
+    def open(self, folder: Folder) -> Model:
         """Read a folder that it claims; raises ``CheckpointError``."""
         ...

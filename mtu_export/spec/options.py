@@ -24,6 +24,7 @@ from mtu_export.spec.flags import check_bounds, option
 from mtu_export.spec.patterns import compile_pattern
 from mtu_export.spec.task import shown
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 FOLD_ONLY = "diffusers"
 """The target that stops after the fold."""
 _STRENGTHS = ",".join(f"{strength:g}" for strength in BAKED_STRENGTHS)
@@ -44,14 +45,36 @@ class ExportOptions:
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
     model: str | Path | None = option(  # noqa: RUF009
-        "Checkpoint: a folder, or owner/name on the Hugging Face hub. Default: the model that "
-        "comes with this package.",
+        "Checkpoint: a folder, a model in one .safetensors file, or owner/name on the Hugging Face "
+        "hub. Default: the model that comes with this package.",
         "-m",
         "--model",
-        metavar="FOLDER|HUB-ID",
+        metavar="FOLDER|FILE|HUB-ID",
     )
     revision: str | None = option(
         "Branch, tag or commit of a checkpoint on the hub.", metavar="NAME"
+    )
+    variant: str | None = option("Variant of the weights, such as fp16.", metavar="NAME")
+    vae: str | Path | None = option(  # noqa: RUF009
+        "VAE in place of the checkpoint's: its folder, a pipeline, or a .safetensors file.",
+        metavar="FOLDER|FILE",
+    )
+    text_encoder: Sequence[str | Path] = option(
+        "Text encoder in place of the checkpoint's: its folder, or a pipeline for all of them; "
+        "SDXL's second is named second.",
+        default=(),
+        metavar="FOLDER",
+    )
+    tokenizer: Sequence[str | Path] = option(
+        "Tokenizer in place of the checkpoint's: its folder, or a pipeline for all of them; "
+        "SDXL's second is named second.",
+        default=(),
+        metavar="FOLDER",
+    )
+    prediction_type: str | None = option(
+        "What the denoiser predicts, where the checkpoint does not say or is wrong: "
+        f"{' or '.join(PREDICTION_TYPES)}.",
+        metavar="NAME",
     )
     task: str | Sequence[str] | None = option(
         "Task of the checkpoint, by name; repeat for several on one set of weights. "
@@ -141,15 +164,18 @@ class ExportOptions:
     force: bool = option("Replace an existing output.", default=False)
 
     def __post_init__(self) -> None:
-        for name in ("task", "keep_float", "components", "lora"):
+        for name in ("task", "keep_float", "components", "lora", "text_encoder", "tokenizer"):
             value = getattr(self, name) or ()
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            one = isinstance(value, (str, Path))
+            object.__setattr__(self, name, (value,) if one else tuple(value))
         for field_ in fields(self):
             check_bounds(field_, getattr(self, field_.name))
         if self.scheme is not None and self.scheme not in SCHEMES:
             raise UnknownName("scheme", self.scheme, list(SCHEMES))
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise UnknownName("scheduler", self.scheduler, list(SCHEDULERS))
+        if self.prediction_type not in (None, *PREDICTION_TYPES):
+            raise UnknownName("prediction type", str(self.prediction_type), PREDICTION_TYPES)
         if self.all_tasks and self.task:
             raise PlanError("--all-tasks and --task are mutually exclusive")
         if self.memory is not None and not 0 < self.memory < 1e6:

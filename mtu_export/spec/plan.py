@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mtu_export.checkpoint.view import Folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
@@ -84,8 +86,8 @@ class Plan:
         return next(part for part in self.model.parts if part.name == name)
 
     @property
-    def checkpoint(self) -> Path:
-        """The checkpoint's folder."""
+    def checkpoint(self) -> Folder:
+        """The checkpoint."""
         return self.model.folder
 
     @property

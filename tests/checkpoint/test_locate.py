@@ -108,7 +108,7 @@ def test_a_repository_of_variants_alone_names_them(
     names = ["unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)
-    with pytest.raises(CheckpointError, match="in the variant fp16 alone: load it in diffusers"):
+    with pytest.raises(CheckpointError, match="in the variant fp16 alone: give --variant fp16"):
         checkpoint.locate("someone/half")
 
 

@@ -204,7 +204,7 @@ VAE_CONFIG = (VAE, "config.json")
             lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").rename(
                 f / "vae" / "diffusion_pytorch_model.fp16.safetensors"
             ),
-            "has the variant fp16: rename diffusion_pytorch_model.fp16.safetensors",
+            "has the variant fp16: diffusion_pytorch_model.fp16.safetensors; give --variant fp16",
         ),
         (change(*TEXT, num_hidden_layers=3), "text_encoder: weights do not fit the config"),
         (change(*TEXT, hidden_act="relu"), "hidden_act 'relu' is refused"),

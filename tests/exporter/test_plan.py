@@ -128,11 +128,11 @@ def test_a_hub_source_is_its_name_and_commit(tiny: Path, monkeypatch: pytest.Mon
     """Not the name of the snapshot's folder; and a folder has no revision."""
     asked: list[object] = []
 
-    def locate(model: object, revision: object = None) -> Path:
+    def locate(model: object, revision: object = None, variant: object = None) -> Path:
         asked.append((model, revision))
         return tiny
 
-    monkeypatch.setattr(checkpoint, "locate", locate)
+    monkeypatch.setattr(checkpoint, "place_of", locate)
     settings: Any = {"target": "onnx", "task": "edit"}
     plan = options.resolve(model="owner/name", revision="main", **settings)
     assert asked == [("owner/name", "main")]

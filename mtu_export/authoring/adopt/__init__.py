@@ -1,8 +1,8 @@
 """Convert weights of another layout to a checkpoint of format 1, tensor by tensor.
 
-A map (``adopt.mapping``) says which source tensor becomes which target tensor. Every source tensor
-must be mapped or dropped, and every tensor of format 1 written once, with its exact shape. Tensors
-keep their dtype and are memory-mapped: one shard of the output is in memory at a time.
+A map (``checkpoint.maps``) says which source tensor becomes which target tensor. Every source
+tensor must be mapped or dropped, and every tensor of format 1 written once, with its exact shape.
+Tensors keep their dtype and are memory-mapped: one shard of the output is in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mtu_export import checkpoint
-from mtu_export.authoring.adopt import mapping
 from mtu_export.authoring.adopt.fitting import expert_widths, fit
-from mtu_export.authoring.adopt.layout import Layout, Piece, TargetTensor, arrange
 from mtu_export.checkpoint import Header
+from mtu_export.checkpoint.maps import mapping
+from mtu_export.checkpoint.maps.building import build
+from mtu_export.checkpoint.maps.layout import Layout, TargetTensor, arrange
 from mtu_export.graph.tensors import is_finite
 from mtu_export.models.mtu import config as mtu_config
 from mtu_export.models.mtu import network as mtu
@@ -33,7 +34,6 @@ from mtu_export.storage.draft import CHECKPOINT, draft
 
 _SUFFIX = ".safetensors"
 _INDEX = ".safetensors.index.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,29 +314,3 @@ def _tensors(adoption: Adoption) -> Iterator[tuple[str, Tensor]]:
             sources = ", ".join(repr(piece.source) for piece in target.pieces[:3])
             raise MissingWeights(f"tensor {name!r} (from {sources}) holds NaN or Inf")
         yield name, value
-
-
-def build(target: TargetTensor, headers: Mapping[str, Header]) -> Tensor:
-    """One tensor of format 1 from the memory-mapped sources of its pieces."""
-    if target.constant is not None:
-        return torch.full(target.shape, target.constant, dtype=_DTYPES[target.dtype])
-    values = [_piece(piece, headers) for piece in target.pieces]
-    join = target.pieces[0].rule.join
-    if join is None:
-        return values[0]
-    return (torch.stack if join.kind == "stack" else torch.cat)(values, join.axis)
-
-
-def _piece(piece: Piece, headers: Mapping[str, Header]) -> Tensor:
-    rule, value = piece.rule, checkpoint.tensor(headers, piece.source)
-    if rule.transpose is not None:
-        value = value.permute(*rule.transpose)
-    if piece.part is not None:
-        axis, start, stop = piece.part
-        value = (
-            value.narrow(axis, start, stop - start) if piece.whole else value.select(axis, start)
-        )
-    if rule.swap_halves is not None:
-        first, second = value.chunk(2, rule.swap_halves)
-        value = torch.cat([second, first], rule.swap_halves)
-    return value

@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from mtu_export.authoring.adopt.layout import Layout, Shape, TargetTensor, first_of, listed
-from mtu_export.authoring.adopt.mapping import Map
+from mtu_export.checkpoint.maps.layout import Layout, Shape, TargetTensor, first_of, listed
+from mtu_export.checkpoint.maps.mapping import Map
 
 _ROUTER = ".ff.router."
 _EXPERT = re.compile(r"(?P<path>.+)\.ff\.experts\.(?P<number>0|[1-9]\d{0,3})\.out\.weight")

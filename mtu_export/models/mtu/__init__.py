@@ -5,9 +5,8 @@ Chavhan et al., "Upcycling Text-to-Image Diffusion Models for Multi-Task Capabil
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import Family, Model
 
 CLASS = "MTUUNet2DConditionModel"
@@ -18,7 +17,7 @@ class MTU:
 
     classes = (CLASS,)
 
-    def claims(self, folder: Path) -> bool:
+    def claims(self, folder: Folder) -> bool:
         """Whether the UNet's config names the class, or has a version of the format."""
         path = folder / "unet" / "config.json"
         if not path.is_file():
@@ -26,7 +25,7 @@ class MTU:
         config = checkpoint.read_json(path)
         return config.get("_class_name") == CLASS or "mtu_format" in config
 
-    def open(self, folder: Path) -> Model:
+    def open(self, folder: Folder) -> Model:
         """Read the JSON of a checkpoint."""
         from mtu_export.models.mtu.model import MTUModel
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.mtu.layout import EMBEDDING
 from mtu_export.models.mtu.model import MTUModel
 from mtu_export.models.pipeline.layout import UNET
@@ -30,7 +30,7 @@ class UnfoldedModel(MTUModel):
     It is an input of the graph, so that no toolchain and no runtime folds the router.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder) -> None:
         super().__init__(folder)
         self.notes = (_UNFOLDED,)
 
@@ -85,7 +85,7 @@ def _constant(task: Task) -> str:
 class DenseModel(MTUModel):
     """The stock UNet that a folded task is, with seeded random weights; the rest as in MTU."""
 
-    def __init__(self, folder: Path, task: Task) -> None:
+    def __init__(self, folder: Folder, task: Task) -> None:
         super().__init__(folder)
         self.task, self.notes = task, (_DENSE,)
 

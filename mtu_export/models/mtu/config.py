@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mtu_export.checkpoint import Folder
 from mtu_export.checkpoint.folder import read_json
 from mtu_export.checkpoint.validation import StrictModel, legal, refused, validate
 from mtu_export.models.pipeline.layout import PipelineLayout
@@ -107,7 +107,7 @@ class Config(StockConfig):
         return self
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Folder) -> dict[str, Any]:
     """``unet/config.json`` with the stock defaults, validated, and the VAE's scale with it."""
     if not (folder / "unet").is_dir():
         if (folder / "config.json").is_file():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.mtu import config as mtu_config
 from mtu_export.models.mtu.layout import LAYOUT
 from mtu_export.models.pipeline.anatomy import Anatomy
@@ -26,7 +26,7 @@ _SIZES = ("num_experts", "task_embedding_dim", "router_hidden_dim")
 class MTUModel(PipelineModel):
     """A checkpoint of format 1."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder) -> None:
         config = mtu_config.read_config(folder)
         tasks = mtu_config.tasks(config)
         default = (tasks[0].name,) if len(tasks) == 1 else ()

@@ -10,7 +10,6 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.graph.capture import Graph
 from mtu_export.models.mtu import config as mtu_config
 from mtu_export.models.mtu.experts import (
@@ -275,7 +275,7 @@ def meta_model(config: Mapping[str, Any], headers: Headers) -> MTUUNet2DConditio
     return model
 
 
-def load(folder: Path) -> MTUUNet2DConditionModel:
+def load(folder: Folder) -> MTUUNet2DConditionModel:
     """Load a checkpoint's UNet in float32, memory-mapped where it is stored as float32."""
     config = mtu_config.read_config(folder)
     headers = checkpoint.headers(folder / "unet")

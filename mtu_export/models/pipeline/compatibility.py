@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.pipeline.layout import PipelineLayout, source_folder
 from mtu_export.spec import CheckpointError, Task, shown
 
@@ -18,7 +18,7 @@ _SIZES = 6
 
 
 def require_compatible_parts(
-    folder: Path,
+    folder: Folder,
     config: Mapping[str, Any],
     layout: PipelineLayout,
     tasks: Sequence[Task],
@@ -36,7 +36,7 @@ def require_compatible_parts(
 
 @dataclass(frozen=True)
 class _Parts:
-    folder: Path
+    folder: Folder
     unet: Mapping[str, Any]
     layout: PipelineLayout
     tasks: Sequence[Task]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import CheckpointError
 
 _LEFT_OUT = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.msgpack", ".*")
@@ -19,7 +20,7 @@ _WEIGHTED = ("image_encoder", "safety_checker")
 """Those of them with weights, which are not fetched from the hub."""
 
 
-def read(source: Path) -> dict[str, Any]:
+def read(source: Folder) -> dict[str, Any]:
     """Entries of ``model_index.json`` other than the UNet, with their names checked.
 
     Leaves out what is absent and optional, or without a class, and optional parts that came without
@@ -33,7 +34,8 @@ def read(source: Path) -> dict[str, Any]:
             )
     for name in absent(source, index):
         raise CheckpointError(
-            f"{source} has no {name}/, which its model_index.json names; complete the copy or "
+            checkpoint.refusal(source, name)
+            or f"{source} has no {name}/, which its model_index.json names; complete the copy or "
             "download"
         )
     return {
@@ -45,11 +47,14 @@ def read(source: Path) -> dict[str, Any]:
     }
 
 
-def _is_whole(part: Path) -> bool:
-    return part.is_dir() and (part.name not in _WEIGHTED or any(part.glob("*.safetensors")))
+def _is_whole(part: Folder) -> bool:
+    return part.is_dir() and (
+        part.name not in _WEIGHTED
+        or any(path.name.endswith(".safetensors") for path in checkpoint.children(part))
+    )
 
 
-def absent(folder: Path, index: Mapping[str, Any]) -> list[str]:
+def absent(folder: Folder, index: Mapping[str, Any]) -> list[str]:
     """Parts with a class in ``model_index.json`` whose folder is missing; optional ones may be."""
     return [
         name
@@ -64,7 +69,7 @@ def _is_flag(entry: object) -> bool:
     return isinstance(entry, (bool, int, float, str))
 
 
-def refuse_refiner(folder: Path) -> None:
+def refuse_refiner(folder: Folder) -> None:
     """Refuse SDXL's refiner: its sizes are five numbers with an aesthetic score, here they are six.
 
     The index of a pipeline says so in ``requires_aesthetics_score``. Raises ``CheckpointError``.
@@ -77,16 +82,51 @@ def refuse_refiner(folder: Path) -> None:
         )
 
 
-def copy(source: Path, folder: Path, index: Mapping[str, Any]) -> None:
-    """Copy a pipeline's other parts and its licence; pickles and hidden files stay behind."""
-    left_out = shutil.ignore_patterns(*_LEFT_OUT)
+def copy(source: Folder, folder: Path, index: Mapping[str, Any]) -> None:
+    """Copy a pipeline's other parts and its licence; pickles and hidden files stay behind.
+
+    Parts of a model in one file, and variants, are written as folders.
+    """
     for name in (name for name, entry in index.items() if not _is_flag(entry)):
-        for path in (source / name, *(source / name).rglob("*")):
-            if not checkpoint.stays_inside(path, source):
-                raise CheckpointError(f"{path} is a link that leaves {source}")
-        shutil.copytree(source / name, folder / name, ignore=left_out)
+        _copy_part(source, source / name, folder / name)
     for path in checkpoint.licences(source):
         shutil.copyfile(path, folder / path.name)
+
+
+def _copy_part(source: Folder, part: Folder, folder: Path) -> None:
+    left_out = shutil.ignore_patterns(*_LEFT_OUT)
+    if isinstance(part, Path):
+        for path in (part, *part.rglob("*")):
+            if not checkpoint.stays_inside(path, part.parent):
+                raise CheckpointError(f"{path} is a link that leaves {source}")
+        shutil.copytree(part, folder, ignore=left_out)
+        return
+    files = {path.name: path for path in checkpoint.children(part) if path.is_file()}
+    stem = next((s for s in checkpoint.STEMS if f"{s}.safetensors" in files), None)
+    stem = stem or next(
+        (s for s in checkpoint.STEMS if f"{s}.safetensors.index.json" in files), None
+    )
+    if stem is None:
+        folder.mkdir(parents=True)
+    else:
+        headers = checkpoint.headers(part, stem, checkpoint.POSITION_IDS)
+        tensors = ((name, checkpoint.tensor(headers, name)) for name in headers)
+        config = checkpoint.read_json(part / "config.json")
+        checkpoint.write(folder, config, tensors, stem=stem)
+    for name, path in files.items():
+        if (
+            name.endswith((".json", ".txt"))
+            and not (folder / name).exists()
+            and ".index." not in name
+        ):
+            _copy_file(path, folder / name)
+
+
+def _copy_file(path: Folder, out: Path) -> None:
+    if isinstance(path, Path):
+        shutil.copyfile(path, out)
+    else:
+        out.write_text(json.dumps(checkpoint.read_json(path), indent=2) + "\n", "utf-8")
 
 
 def write_index(folder: Path, entries: Mapping[str, Any]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mtu_export.checkpoint import Folder
 from mtu_export.checkpoint.folder import read_json
 from mtu_export.spec import CheckpointError, PlanError, shown
 
@@ -51,7 +51,7 @@ class PipelineLayout:
     vae: Mapping[str, Any] | None = None
 
     @classmethod
-    def read(cls, folder: Path, unet: Mapping[str, Any]) -> PipelineLayout:
+    def read(cls, folder: Folder, unet: Mapping[str, Any]) -> PipelineLayout:
         """The layout of a checkpoint folder, whose UNet config has been read already."""
         path = folder / "vae" / "config.json"
         return cls(unet, read_json(path) if path.is_file() else None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from torch import nn
 
+from mtu_export.checkpoint import Folder
 from mtu_export.graph.capture import Graph
 from mtu_export.models.pipeline import stock
 from mtu_export.spec import Specialised, Task
@@ -24,7 +24,7 @@ class _Stock:
 class TextEncoder(_Stock):
     """A CLIP text encoder."""
 
-    def __init__(self, folder: Path, name: str, *, is_sdxl: bool) -> None:
+    def __init__(self, folder: Folder, name: str, *, is_sdxl: bool) -> None:
         self.module = stock.load_text_encoder(folder, name)
         self.penultimate, self.pooled = is_sdxl, name.endswith("_2")
 
@@ -40,7 +40,7 @@ class TextEncoder(_Stock):
 class VAE(_Stock):
     """Half of a VAE."""
 
-    def __init__(self, folder: Path, *, decodes: bool) -> None:
+    def __init__(self, folder: Folder, *, decodes: bool) -> None:
         self.vae = stock.load_vae(folder)
         self.module: nn.Module = self.vae
         self.decodes = decodes

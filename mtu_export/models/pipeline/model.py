@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.pipeline import compatibility, deviation, flow, stock_parts
 from mtu_export.models.pipeline import files as pipeline_files
 from mtu_export.models.pipeline.anatomy import Anatomy
@@ -54,14 +54,15 @@ class PipelineModel:
     def __init__(
         self,
         family: str,
-        folder: Path,
+        folder: Folder,
         config: Mapping[str, Any],
         tasks: tuple[Task, ...],
         default_tasks: tuple[str, ...],
         notes: tuple[str, ...] = (),
     ) -> None:
         self.family, self.folder, self.unet = family, folder, config
-        self.tasks, self.default_tasks, self.notes = tasks, default_tasks, notes
+        self.tasks, self.default_tasks = tasks, default_tasks
+        self.notes = (*notes, *checkpoint.notes(folder))
         self.layout = PipelineLayout.read(folder, config)
         self.unet_folder = UNET if (folder / UNET).is_dir() else "."
         path = folder / "model_index.json"
@@ -204,7 +205,7 @@ class PipelineModel:
             "family": self.family,
             "dtypes": anatomy.dtypes,
             "parameters": {**parameters, "total": sum(parameters.values())},
-            "parts": sorted(path.name for path in self.folder.iterdir() if path.is_dir()),
+            "parts": [path.name for path in checkpoint.children(self.folder) if path.is_dir()],
             "tasks": [_task(task, self.unet["in_channels"]) for task in self.tasks],
             "image": f"{size[0]} x {size[1]}" if size else None,
             "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],
@@ -240,9 +241,11 @@ class PipelineModel:
         needed = {"vae", "scheduler", *encoders, *map(tokenizer_folder, encoders)}
         for name in pipeline_files.absent(self.folder, self.index):
             if name in needed:
+                refusal = checkpoint.refusal(self.folder, name)
                 raise CheckpointError(
-                    f"{self.folder} has no {name}/, which its model_index.json names; complete the "
-                    "copy or download, or name the parts to export with --components"
+                    refusal
+                    or f"{self.folder} has no {name}/, which its model_index.json names; complete "
+                    "the copy or download, or name the parts to export with --components"
                 )
 
     def require_compatible(self, parts: Collection[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.graph.capture import Graph
 from mtu_export.graph.tensors import is_finite
 from mtu_export.models.pipeline import unet_config
@@ -48,13 +48,13 @@ class _Outline:
     ``stored`` maps the names of the module's tensors to their names in ``headers``.
     """
 
-    folder: Path
+    folder: Folder
     module: nn.Module
     headers: Mapping[str, checkpoint.Header]
     stored: Mapping[str, str]
 
 
-def check_part(folder: Path, name: str) -> None:
+def check_part(folder: Folder, name: str) -> None:
     """Refuse a part of a checkpoint that cannot be loaded; reads only its config and headers.
 
     ``name`` is ``"vae"`` or a text encoder's folder. Raises the errors of
@@ -63,7 +63,7 @@ def check_part(folder: Path, name: str) -> None:
     _outline(folder, name)
 
 
-def load_text_encoder(folder: Path, name: str) -> nn.Module:
+def load_text_encoder(folder: Folder, name: str) -> nn.Module:
     """Load a CLIP text encoder in float32, memory-mapped where it is stored as float32.
 
     ``name`` is ``"text_encoder"`` or ``"text_encoder_2"``. Raises ``CheckpointError`` for
@@ -75,7 +75,7 @@ def load_text_encoder(folder: Path, name: str) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def load_vae(folder: Path) -> AutoencoderKL:
+def load_vae(folder: Folder) -> AutoencoderKL:
     """Load a checkpoint's VAE in float32, memory-mapped where it is stored as float32.
 
     Raises the errors of :func:`load_text_encoder`, also for shifted or normalised latents.
@@ -85,7 +85,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     return module.requires_grad_(False).eval()
 
 
-def _outline(folder: Path, name: str) -> _Outline:
+def _outline(folder: Folder, name: str) -> _Outline:
     """The part that a config describes, with every tensor located in the headers."""
     part_folder = folder / name
     path = part_folder / "config.json"

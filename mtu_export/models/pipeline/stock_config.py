@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.pipeline.unet import TEXT_TOKENS
 from mtu_export.spec import CheckpointError, shown
 
@@ -28,7 +28,7 @@ _VAE_SIZES = {"latent_channels": 2**10, "layers_per_block": 128, "norm_num_group
 _VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
-def class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
+def class_of(folder: Folder, name: str, config: Mapping[str, Any]) -> str:
     """The class named by config and index; refuses other classes, remote code and contradictions.
 
     SDXL's second text encoder must have a projection, since diffusers takes the pooled text from
@@ -56,7 +56,7 @@ def class_of(folder: Path, name: str, config: Mapping[str, Any]) -> str:
     return class_names[0][1]
 
 
-def text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def text_fields(config: Mapping[str, Any], path: Folder) -> dict[str, Any]:
     """The validated arguments of a ``CLIPTextConfig``."""
     fields = {key: config[key] for key in _TEXT_SIZES if key in config}
     _check_sizes(config, _TEXT_SIZES, path)
@@ -82,7 +82,7 @@ def text_fields(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**fields, "hidden_act": act, "layer_norm_eps": eps}
 
 
-def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Path) -> None:
+def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Folder) -> None:
     for key, limit in limits.items():
         value = config.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
@@ -91,7 +91,7 @@ def _check_sizes(config: Mapping[str, Any], limits: Mapping[str, int], path: Pat
             )
 
 
-def check_vae(config: Mapping[str, Any], path: Path) -> None:
+def check_vae(config: Mapping[str, Any], path: Folder) -> None:
     """Refuse what the VAE graphs do not support: unknown keys, other blocks, shifted latents."""
     _check_sizes(config, _VAE_SIZES, path)
     levels = config.get("block_out_channels", [64])

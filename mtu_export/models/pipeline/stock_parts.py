@@ -5,10 +5,10 @@ They follow ``onnxruntime/modeling_diffusion.py`` of optimum-onnx 0.1.0.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import StockPart
 
 _LAST, _BEFORE_LAST = "last_hidden_state", "hidden_states.0"
@@ -16,7 +16,7 @@ UNET = StockPart(key="unet", library="diffusers", class_name="UNet2DConditionMod
 """The UNet; its config is the task's."""
 
 
-def text_encoder(folder: Path, name: str, *, is_sdxl: bool) -> StockPart:
+def text_encoder(folder: Folder, name: str, *, is_sdxl: bool) -> StockPart:
     """A text encoder.
 
     From SDXL's, optimum takes all hidden states and reads the last but one. The files hold only
@@ -38,7 +38,7 @@ def text_encoder(folder: Path, name: str, *, is_sdxl: bool) -> StockPart:
     )
 
 
-def vae(folder: Path) -> StockPart:
+def vae(folder: Folder) -> StockPart:
     """Half of the VAE."""
     return StockPart(
         key="vae",
@@ -49,6 +49,6 @@ def vae(folder: Path) -> StockPart:
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Folder) -> dict[str, Any]:
     path = folder / "config.json"
     return checkpoint.read_json(path) if path.is_file() else {}

@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.graph.capture import Graph
 from mtu_export.graph.tensors import is_finite
 from mtu_export.models.pipeline.layout import PipelineLayout
@@ -140,7 +140,7 @@ class GuidedXLUNetGraph(GuidedUNetGraph):
         )[0]
 
 
-def load(folder: Path, config: Mapping[str, Any]) -> UNet2DConditionModel:
+def load(folder: Folder, config: Mapping[str, Any]) -> UNet2DConditionModel:
     """Load a stock UNet in float32, memory-mapped where it is stored as float32.
 
     Raises ``CheckpointError`` for a config that describes no UNet and ``MissingWeights``.
@@ -231,7 +231,7 @@ def random(config: Mapping[str, Any], seed: int) -> UNet2DConditionModel:
 
 @contextmanager
 def as_checkpoint_error(
-    where: str | Path = "unet/config.json", what: str = "UNet"
+    where: str | Folder = "unet/config.json", what: str = "UNet"
 ) -> Iterator[None]:
     """Turn what a library raises for an impossible config into a ``CheckpointError``.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from mtu_export.checkpoint import Folder
 from mtu_export.checkpoint.folder import read_json
 from mtu_export.checkpoint.validation import StrictModel, legal, refused, validate
 from mtu_export.spec import CheckpointError, shown
@@ -162,7 +163,7 @@ def _largest(value: Any) -> int:
     return max((entry for entry in _flattened(value) if isinstance(entry, int)), default=1)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Folder) -> dict[str, Any]:
     """The ``config.json`` of a stock UNet with its defaults, validated; unknown keys are refused.
 
     Raises ``CheckpointError``.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import Family, Model
 
 UNET_CLASS = "UNet2DConditionModel"
@@ -27,7 +26,7 @@ class StableDiffusion:
 
     classes = (*PIPELINES, UNET_CLASS)
 
-    def claims(self, folder: Path) -> bool:
+    def claims(self, folder: Folder) -> bool:
         """Whether index and UNet name classes of the family.
 
         A folder without an index is claimed too, and so is that of a UNet alone.
@@ -42,7 +41,7 @@ class StableDiffusion:
             return True
         return checkpoint.read_json(index).get("_class_name") in PIPELINES
 
-    def open(self, folder: Path) -> Model:
+    def open(self, folder: Folder) -> Model:
         """Read the JSON of a pipeline folder."""
         from mtu_export.models.sd.model import StableDiffusionModel
 

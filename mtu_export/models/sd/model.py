@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.models.pipeline import unet_config
 from mtu_export.models.pipeline.model import PipelineModel
 from mtu_export.models.sd import tasks
@@ -27,7 +27,7 @@ _DISTILLED_SCALE = 8.5
 class StableDiffusionModel(PipelineModel):
     """A pipeline folder with a dense UNet."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder) -> None:
         whole = (folder / "unet").is_dir()
         config = unet_config.read((folder / "unet" if whole else folder) / "config.json")
         path = folder / "model_index.json"

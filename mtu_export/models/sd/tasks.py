@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint import Folder
 from mtu_export.spec import CheckpointError, Conditioning, Guidance, Task
 
 _UNSCALED = (
@@ -23,7 +23,7 @@ IMG2IMG_STRENGTH = 0.8
 """The default of diffusers' ``StableDiffusionImg2ImgPipeline``."""
 
 
-def of(folder: Path, config: Mapping[str, Any], index: Mapping[str, Any]) -> tuple[Task, ...]:
+def of(folder: Folder, config: Mapping[str, Any], index: Mapping[str, Any]) -> tuple[Task, ...]:
     """The tasks of a UNet, the default one first; raises ``CheckpointError`` for other channels.
 
     4 channels: ``t2i`` and ``img2img``; 8: ``edit``; 9: ``fill`` (mask and masked image).
@@ -64,7 +64,7 @@ def _scaled(index: Mapping[str, Any]) -> bool:
     return index.get("_class_name") not in _UNSCALED or index.get("is_cosxl_edit") is True
 
 
-def _is_distilled(folder: Path, config: Mapping[str, Any]) -> bool:
+def _is_distilled(folder: Folder, config: Mapping[str, Any]) -> bool:
     """Whether the model is made for few steps without guidance.
 
     Its UNet embeds the guidance scale, its scheduler is one of distilled models, or its timesteps

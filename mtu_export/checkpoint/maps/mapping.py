@@ -1,4 +1,4 @@
-"""MAP.json: which tensor of another layout becomes which tensor of checkpoint format 1.
+"""A map in JSON: which tensor of another layout becomes which tensor here.
 
 A map is declarative and read strictly: nothing in it is executed, and its patterns are not regular
 expressions; matching is at most quadratic in a name's length. Mistakes raise ``PlanError`` with the
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from mtu_export import checkpoint
+from mtu_export.checkpoint.folder import read_json
 from mtu_export.checkpoint.validation import StrictModel, legal, refused, validate
 from mtu_export.spec import PlanError
 
@@ -166,7 +166,7 @@ def _word(text: str) -> str:
 # ------------------------------------------------------------------------------------- the model
 
 
-def _distinct(values: Sequence[str]) -> Sequence[str]:
+def _distinct(values: Sequence[object]) -> Sequence[object]:
     if len(set(values)) < len(values):
         raise refused("must name each value once")
     return values
@@ -245,6 +245,7 @@ class Rule(StrictModel):
 
     pattern: Source = Field(alias="from")
     targets: Annotated[Sequence[Target], _LIST, BeforeValidator(_as_list)] = Field(alias="to")
+    squeeze: Annotated[Sequence[Axis], _LIST, AfterValidator(_distinct)] | None = None
     transpose: Annotated[Sequence[Axis], _LIST, AfterValidator(_all_axes)] | None = None
     split: Split | None = None
     swap_halves: Axis | None = None
@@ -303,7 +304,7 @@ def read(path: Path) -> Map:
     """The map of a JSON file. Raises ``PlanError``."""
     if not os.path.lexists(path):
         raise PlanError(f"no map file {str(path)[:200]!r}")
-    document = checkpoint.read_json(path, limit=_MAP_BYTES, error=PlanError)
+    document = read_json(path, limit=_MAP_BYTES, error=PlanError)
     return validate(Map, document, PlanError, str(path))
 
 

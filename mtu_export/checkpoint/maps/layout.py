@@ -1,4 +1,4 @@
-"""Arrange source tensors as tensors of format 1, by name and shape alone.
+"""Arrange source tensors as a map says, by name and shape alone.
 
 Problems are collected, not raised, so that a dry run shows how far a map goes.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mtu_export.authoring.adopt.mapping import Join, Map, Rule
-from mtu_export.checkpoint import Header
+from mtu_export.checkpoint.maps.mapping import Join, Map, Rule
+from mtu_export.checkpoint.weights import Header
 
 Shape = tuple[int, ...]
 _DTYPES = ("F32", "F16", "BF16", "F64")
@@ -22,7 +22,7 @@ SHOWN = 3
 class Piece:
     """One source tensor, or a slice of it, that goes into one target tensor.
 
-    ``part`` is (axis, start, stop) after the transposition; ``whole`` says that the axis stays.
+    ``part`` is (axis, start, stop) after squeeze and transpose; ``whole`` says that the axis stays.
     ``shape`` is that before the join, ``value`` what the join's hole holds.
     """
 
@@ -38,6 +38,8 @@ class Piece:
     def operations(self) -> tuple[str, ...]:
         """The rule's operations as text, in the order in which they apply."""
         rule, operations = self.rule, []
+        if rule.squeeze is not None:
+            operations.append(f"squeeze {list(rule.squeeze)}")
         if rule.transpose is not None:
             operations.append(f"transpose {list(rule.transpose)}")
         if self.part is not None:
@@ -54,7 +56,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTensor:
-    """One tensor of format 1, made of pieces, or filled with ``constant``."""
+    """One tensor of the target, made of pieces, or filled with ``constant``."""
 
     name: str
     shape: Shape
@@ -152,7 +154,7 @@ def _pieces(
     if header.dtype not in _DTYPES:
         raise _Misfit(f"dtype {header.dtype} is not one of {', '.join(_DTYPES)}")
     values = {key: _translated(tensor_map, key, text) for key, text in held.items()}
-    shape = header.shape
+    shape = _squeezed(rule, header.shape)
     if rule.transpose is not None:
         if len(rule.transpose) != len(shape):
             raise _Misfit(f"transpose names {len(rule.transpose)} axes, shape is {list(shape)}")
@@ -186,6 +188,14 @@ def _translated(tensor_map: Map, key: str, text: str) -> str:
     if text not in table:
         raise _Misfit(f"values.{key} has no {text[:80]!r}; it has: {', '.join(table)}")
     return table[text]
+
+
+def _squeezed(rule: Rule, shape: Shape) -> Shape:
+    axes = rule.squeeze or ()
+    for axis in axes:
+        if _extent(shape, axis) != 1:
+            raise _Misfit(f"axis {axis} of {list(shape)} is not of extent 1")
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
 
 
 def _extent(shape: Shape, axis: int) -> int:

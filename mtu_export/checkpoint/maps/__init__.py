@@ -1,0 +1,1 @@
+"""Maps: which tensor of another layout becomes which tensor here, as data."""
