@@ -12,7 +12,7 @@ import pytest
 from tests.phones import maven
 from tests.support import tools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

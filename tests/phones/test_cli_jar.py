@@ -24,7 +24,7 @@ from tests.support import exports, tools
 
 __all__ = ["bundles", "here"]
 TESTDATA = maven.ROOT / "runtime" / "testdata"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def pixels(path: str | Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from tests.phones import jar
 from tests.support import handmade
 
 __all__ = ["bundles", "here", "run"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OTHERS = {"--save-every": "error: No such option: --save-every"}
 """Flags of `mtu-export run` that the jar has not, and what it says."""
 

@@ -13,7 +13,7 @@ import pytest
 from tests.phones import maven
 from tests.support import exports, tools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TOLERANCE_DB = 0.1
 """Kernels are the wheel's in Java and Python; other threads may share the work differently."""

@@ -14,7 +14,7 @@ from tests.phones import jar, maven
 from tests.support import tools
 
 PAGE = 16_384
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def alignments(library: Path) -> list[int]:

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.phones import jar, maven
 from tests.support import tools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TESTDATA = maven.ROOT / "runtime" / "testdata"
 
 

@@ -1,4 +1,7 @@
-"""Bundles of the embedded model, exported once and kept below ~/.cache/mtu-export/phones."""
+"""Bundles of the embedded model, exported once and kept below ~/.cache/mtu-export/phones.
+
+python -m tests.support.exports TARGET...    export those of these targets, before a test asks
+"""
 
 from __future__ import annotations
 
@@ -32,3 +35,8 @@ def all_tasks(target: str, scheme: str = "int8") -> Path:
             if done.returncode == 0:
                 return folder
     raise AssertionError(done.stderr[-2000:])
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(all_tasks(name))
