@@ -36,6 +36,11 @@ REMOVED = {
     "(ContainerLookupErrorDomain error -1)",
     "pymobiledevice3": "No app with bundle ID org.example.mtuexport.bench is installed.",
 }
+UNKNOWN = {
+    "devicectl": "ERROR: The specified device was not found. "
+    "(com.apple.dt.CoreDeviceError error 1000 (0x3E8))",
+    "pymobiledevice3": "ERROR Device is not connected",
+}
 UNPREPARED = {
     "devicectl": "ERROR: The developer disk image could not be mounted on this device. "
     "(com.apple.dt.CoreDeviceError error 12040 (0x2F08))",
@@ -233,6 +238,22 @@ def test_unplugged_in_a_copy(
     saw(f"{error.value}. Then: {lines[-1]}")
     assert str(error.value).endswith("does not answer: unplugged, switched off or out of reach")
     assert "may be left in the bench app: remove it in Files" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (UNKNOWN, "does not answer: unplugged, switched off or out of reach"),
+        (REMOVED, "; then run this command again"),
+    ],
+)
+def test_gone_while_the_answer_is_read(
+    phone: FakePhone, open_device: Open, texts: dict[str, str], line: str
+) -> None:
+    """A phone or an app that is "not found" is not a file that is not there."""
+    device = open_device()
+    phone.set(errors={"pull": texts})
+    assert refused(device).endswith(line)
 
 
 def test_a_phone_that_comes_back(

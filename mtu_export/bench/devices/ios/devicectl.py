@@ -78,9 +78,12 @@ class Devicectl:
         if output.code == 0 and file.is_file():
             return True
         message = _message(output, document)
-        if output.code == 0 or _ABSENT.search(message):
+        error = faults.classified(str(phone), f"reading {Path(source).name}", message)
+        # a phone or an app that is gone is "not found" too
+        is_gone = isinstance(error, faults.DeviceLost | faults.AppMissing)
+        if output.code == 0 or (not is_gone and _ABSENT.search(message)):
             return False
-        raise faults.classified(str(phone), f"reading {Path(source).name}", message)
+        raise error
 
     def start(
         self,
@@ -156,8 +159,10 @@ class Devicectl:
         """A command's output and its JSON, {} where there is none that can be read."""
         with tempfile.TemporaryDirectory(prefix="mtu-bench-") as folder:
             file = Path(folder) / "devicectl.json"
-            # options first: what follows the app's name is the app's
-            command = [self.xcrun, "devicectl", "--json-output", str(file), *words]
+            # an option of each subcommand; what follows the app's name is the app's
+            end = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+            option = ("--json-output", str(file))
+            command = [self.xcrun, "devicectl", *words[:end], *option, *words[end:]]
             output = tool.run(command, seconds=seconds, patience=patience, on_line=on_line)
             try:
                 if file.stat().st_size > tool.LONGEST_ANSWER:

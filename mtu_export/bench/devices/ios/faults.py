@@ -89,7 +89,8 @@ FAULTS = (
         "is full",
     ),
     _fault(
-        r"CoreDeviceError error (1011|4000|4016)\b|disconnected|not connected|"
+        r"CoreDeviceError error (1000|1011|4000|4016)\b|specified device was not found|"
+        r"disconnected|not connected|"
         r"terminated abruptly|No device with the requested|Connection (was )?"
         r"(reset|interrupted|refused|terminated|aborted)|tunnel connection failed",
         "does not answer: unplugged, switched off or out of reach",

@@ -106,9 +106,12 @@ def main(words):
     if words == ["--find", "devicectl"]:
         print("/Applications/Xcode.app/Contents/Developer/usr/bin/devicectl")
         return
-    assert words[:2] == ["devicectl", "--json-output"], words
+    assert words[0] == "devicectl", words
     words = words[1:]
-    command = words[2:]
+    place = words.index("--json-output")  # each subcommand takes it; devicectl itself does not
+    assert place > 0, words
+    assert not any(word.startswith("-") for word in words[:place]), words
+    command = words[:place] + words[place + 2 :]
     kind = {"list": "list", "info": "apps", "to": "push", "from": "pull"}.get(
         command[2 if command[1] == "copy" else 0 if command[0] == "list" else 1], command[-1]
     )
