@@ -39,5 +39,20 @@
         runsInBackground: units.runsInBackground)
       model.onChange = { [weak self] in self?.objectWillChange.send() }
     }
+
+    var task: String {
+      get { model.taskInfo?.name ?? "" }
+      set { model.task = newValue }
+    }
+
+    var prompt: String {
+      get { model.prompt }
+      set { model.prompt = newValue }
+    }
+
+    /// Asynchronous, as the view's action need not be on the main actor.
+    func refresh() async {
+      model.refresh()
+    }
   }
 #endif

@@ -23,7 +23,7 @@
           status
         }
         .navigationTitle("mtu-export")
-        .refreshable { model.refresh() }
+        .refreshable { await screen.refresh() }
         .disabled(model.isBusy)
         .toolbar {
           if model.isBusy { Button("Cancel") { model.cancel() } }
@@ -33,8 +33,13 @@
 
     @ViewBuilder private func request(_ task: TaskInfo) -> some View {
       Section(task.name) {
+        if let tasks = model.bundle?.tasks, tasks.count > 1 {
+          Picker("Task", selection: $screen.task) {
+            ForEach(tasks.map(\.name), id: \.self) { Text($0) }
+          }
+        }
         if task.takesPrompt {
-          TextField("Prompt", text: Binding(get: { model.prompt }, set: { model.prompt = $0 }))
+          TextField("Prompt", text: $screen.prompt)
         }
         ForEach(task.pictures.keys.sorted(), id: \.self) { name in
           PicturePicker(model: model, name: name)

@@ -23,10 +23,10 @@ public final class SampleModel {
   /// The last error, or what the check gave, in one line.
   public private(set) var message: String?
   /// The task of the next picture, by name.
-  public var task: String?
+  public var task: String? { didSet { changed() } }
   /// The prompt of the next picture; tasks that take none ignore it.
   public var prompt = ""
-  /// Pictures and masks of the request by name.
+  /// Pictures and masks by name; those that the task does not take are not sent.
   public var pictures: [String: RawPicture] = [:]
   /// The seed of its noise.
   public var seed: UInt64 = 7
@@ -137,8 +137,8 @@ public final class SampleModel {
 
   private var request: Request {
     let takesPrompt = taskInfo?.takesPrompt == true
-    return Request(
-      prompt: takesPrompt ? prompt : nil, pictures: pictures, noise: .seed(seed))
+    let taken = pictures.filter { taskInfo?.pictures[$0.key] != nil }
+    return Request(prompt: takesPrompt ? prompt : nil, pictures: taken, noise: .seed(seed))
   }
 
   private func opened() async throws -> Pipeline {
@@ -184,11 +184,16 @@ public final class SampleModel {
   }
 }
 
-/// Blocking work off the main actor.
+/// Blocking work off the main actor, cancelled with the calling task.
 private func detached<Value: Sendable>(
   _ body: @escaping @Sendable () throws -> Value
 ) async throws -> Value {
-  try await Task.detached { try body() }.value
+  let work = Task.detached { try body() }
+  return try await withTaskCancellationHandler {
+    try await work.value
+  } onCancel: {
+    work.cancel()
+  }
 }
 
 private func decibels(_ number: Double) -> String {

@@ -53,9 +53,16 @@ extension Command {
     if arguments.has("--json") {
       print(record.json)
     } else {
-      let sorted = samples.map(\.total.seconds).sorted()
-      print("\(folder): \(pipeline.task.name): median \(fixed(sorted[count / 2], 3)) s of \(count)")
+      let middle = fixed(median(samples.map(\.total.seconds)), 3)
+      print("\(folder): \(pipeline.task.name): median \(middle) s of \(count)")
     }
     return 0
   }
+}
+
+/// The middle of numbers, of which there is one at least; of an even count, the mean of the two.
+func median(_ numbers: [Double]) -> Double {
+  let sorted = numbers.sorted()
+  let half = sorted.count / 2
+  return sorted.count % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2
 }

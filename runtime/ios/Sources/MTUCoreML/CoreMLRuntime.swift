@@ -92,10 +92,12 @@
     }
   }
 
-  /// Loads a compiled model. It is made outside of any actor and handed over in a box.
+  /// Loads a compiled model, unless the task was cancelled while it was compiled: neither of the two
+  /// can be interrupted. It is made outside of any actor and handed over in a box.
   private func loaded(
     _ url: URL, _ function: String?, _ units: ComputeUnits
   ) async throws -> Handed<MLModel> {
+    try Task.checkCancellation()
     let configuration = MLModelConfiguration()
     configuration.computeUnits = units.coreML
     if let function {

@@ -37,11 +37,15 @@
 
   /// An array of Core ML as float32, read by its strides: it may be padded, and of float16.
   ///
-  /// Throws `Broken` for another shape, and for elements that are no floating-point numbers.
+  /// Throws `Broken` for another shape, strides that lead out of it, and elements that are no
+  /// floating-point numbers.
   func floats(of array: MLMultiArray, shape: [Int]) throws -> Tensor {
     let extents = array.shape.map(\.intValue)
     try require(extents == shape, "it has shape \(extents), not \(shape)")
-    let places = Places(shape, array.strides.map(\.intValue))
+    let strides = array.strides.map(\.intValue)
+    let isLegal = strides.count == shape.count && strides.allSatisfy { $0 >= 0 }
+    try require(isLegal, "it has strides \(strides) for shape \(shape)")
+    let places = Places(shape, strides)
     let type = array.dataType
     let numbers: [Float]
     if type == .float32 {

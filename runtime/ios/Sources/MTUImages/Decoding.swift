@@ -6,7 +6,8 @@
   import MTUCore
 
   extension RawPicture {
-    /// The first frame of a picture file as straight pixels, with its EXIF orientation.
+    /// The first frame of a picture file as straight pixels, with its orientation: that of EXIF,
+    /// and for HEIC, of which the system gives the pixels as they are stored, the system's.
     ///
     /// The source's own colour space is the destination, so that no profile is applied; grey of 16
     /// bits without alpha keeps its depth. Throws `MTUError.requestRefused` for what is no picture,
@@ -24,7 +25,8 @@
       guard let image = CGImageSourceCreateImageAtIndex(source, 0, nil) else {
         throw MTUError.requestRefused("the picture is damaged")
       }
-      let orientation = EXIF.orientation(of: data)
+      let orientation = EXIF.orientation(
+        of: data, other: properties[kCGImagePropertyOrientation] as? Int)
       if image.isDeepGrey {
         return RawPicture(
           width: image.width, height: image.height, grey16: try image.deepGrey(),
@@ -44,10 +46,10 @@
 
     /// Four bytes a pixel; alpha last and not premultiplied.
     fileprivate func straightRGBA() throws -> [UInt8] {
-      if colorSpace?.model == .monochrome {
+      if let space = colorSpace, space.model == .monochrome {
         // grey and alpha, then the same level three times
         let pairs: [UInt8] = try converted(
-          to: CGColorSpaceCreateDeviceGray(), bits: 8, components: 2,
+          to: space, bits: 8, components: 2,
           CGBitmapInfo(rawValue: CGImageAlphaInfo.last.rawValue))
         var pixels = [UInt8](repeating: 0, count: 2 * pairs.count)
         for index in 0..<pairs.count / 2 {

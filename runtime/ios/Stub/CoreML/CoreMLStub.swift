@@ -57,6 +57,8 @@ struct StubPackage {
     var predictSeconds: Double?
     /// Which of compile, load and predict fail.
     var fails: [String]?
+    /// Whether compiling and loading go on when their task is cancelled, as Core ML's do.
+    var deaf: Bool?
     /// Where the process ends itself, as after a crash.
     var dies: String?
   }
@@ -85,6 +87,16 @@ struct StubPackage {
   func fail(_ what: String) throws {
     if document.fails?.contains(what) == true {
       throw StubError("the stub was told to fail: \(what)")
+    }
+  }
+
+  /// Takes so long; ends early where the task is cancelled, unless the package is deaf.
+  func wait(_ seconds: Double) async throws {
+    let time = UInt64(seconds * 1e9)
+    if document.deaf == true {
+      try await Task.detached { try await Task.sleep(nanoseconds: time) }.value
+    } else {
+      try await Task.sleep(nanoseconds: time)
     }
   }
 

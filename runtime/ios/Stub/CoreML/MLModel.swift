@@ -66,7 +66,7 @@ public class MLModel {
   public class func compileModel(at modelURL: URL) async throws -> URL {
     let package = try StubPackage(modelURL)
     try package.fail("compile")
-    try await Task.sleep(nanoseconds: UInt64(package.compileSeconds * 1e9))
+    try await package.wait(package.compileSeconds)
     let compiled = FileManager.default.temporaryDirectory
       .appendingPathComponent("\(UUID().uuidString).mlmodelc")
     try FileManager.default.copyItem(at: modelURL, to: compiled)
@@ -81,7 +81,7 @@ public class MLModel {
   ) async throws -> MLModel {
     let package = try StubPackage(url)
     try package.fail("load")
-    try await Task.sleep(nanoseconds: UInt64(package.loadSeconds * 1e9))
+    try await package.wait(package.loadSeconds)
     return try MLModel(url: url, configuration: configuration)
   }
 

@@ -55,6 +55,15 @@ public class MLMultiArray {
     storage.initializeMemory(as: UInt8.self, repeating: 0x7b)  // padding is rubbish, not zeros
   }
 
+  /// With strides of the test's own, that need not be legal; zeros.
+  init(extents: [Int], strides: [Int], bytes: Int) {
+    dataType = .float32
+    shape = extents.map { NSNumber(value: $0) }
+    self.strides = strides.map { NSNumber(value: $0) }
+    storage = .allocate(byteCount: bytes, alignment: 64)
+    storage.initializeMemory(as: UInt8.self, repeating: 0)
+  }
+
   deinit { storage.deallocate() }
 
   // objc: -[MLMultiArray count]

@@ -98,6 +98,31 @@ private actor ZeroSession: PartSession {
     model.onChange = nil
   }
 
+  @Test func aChosenTaskIsShown() async throws {
+    let model = try await opened()
+    var count = 0
+    model.onChange = { count += 1 }
+    model.task = "edit"
+    #expect(count == 1 && model.taskInfo?.name == "edit")
+    model.onChange = nil
+  }
+
+  @Test func picturesOfAnotherTaskAreNotSent() async throws {
+    let model = try await opened()
+    model.pictures["mask"] = model.pictures["image"]
+    model.draw()
+    await model.finish()
+    #expect(model.picture?.width == 48, "\(model.message ?? "")")
+  }
+
+  @Test func cancelEndsTheHashesOfABundle() async throws {
+    let model = try model()
+    model.open(try #require(model.bundles.first))
+    model.cancel()
+    await model.finish()
+    #expect(model.message == "cancelled" && model.bundle == nil && !model.isBusy)
+  }
+
   @Test func aRequestThatIsRefusedIsOneLine() async throws {
     let model = try await opened()
     model.pictures = [:]

@@ -160,6 +160,11 @@ private final class Lines: @unchecked Sendable {  // guarded by its lock
     #expect(code == 0, "\(printed.all)")
   }
 
+  @Test(arguments: [([3], 3), ([1, 4], 2.5), ([9, 1, 2], 2), ([4, 1, 3, 2], 2.5)])
+  func theMiddle(_ numbers: [Double], _ expected: Double) {
+    #expect(median(numbers) == expected)
+  }
+
   @Test func benchGivesARecord() async {
     let outcome = await run("bench", bundle, "--samples", "2", "--warmup", "0", "--json")
     #expect(outcome.code == 0, "\(outcome.warned)")

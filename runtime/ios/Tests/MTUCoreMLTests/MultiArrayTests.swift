@@ -1,8 +1,8 @@
-import CoreML
 import Foundation
 import MTUCore
 import Testing
 
+@testable import CoreML
 @testable import MTUCoreML
 
 @Suite struct MultiArrayTests {
@@ -33,6 +33,18 @@ import Testing
     let array = try multiArray(Tensor(shape: [1, 4], floats: [1, 2, 3, 4]))
     let text = await refusal { try floats(of: array, shape: [2, 2]) }
     #expect(text?.contains("it has shape [1, 4], not [2, 2]") == true)
+  }
+
+  @Test(arguments: [[-2, 1], [2, -1], [2], []])
+  func stridesThatLeadOutAreRefused(_ strides: [Int]) async {
+    let array = MLMultiArray(extents: [2, 2], strides: strides, bytes: 16)
+    let text = await refusal { try floats(of: array, shape: [2, 2]) }
+    #expect(text?.contains("it has strides \(strides) for shape [2, 2]") == true)
+  }
+
+  @Test func oneNumberMayStandForAll() throws {
+    let array = MLMultiArray(extents: [2, 3], strides: [0, 0], bytes: 4)
+    #expect(try floats(of: array, shape: [2, 3]).floats == [0, 0, 0, 0, 0, 0])
   }
 
   /// Shapes, padding and types of outputs, through a whole session.

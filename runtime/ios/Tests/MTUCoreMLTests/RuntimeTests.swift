@@ -157,6 +157,16 @@ private let x = Tensor(shape: [1, 2], floats: [0.25, -0.5])
     await session.close()
   }
 
+  @Test func nothingIsLoadedWhenTheCompilingWasCancelled() async throws {
+    let folder = try Folder()
+    let part = try folder.package(extra: #""compileSeconds":0.3,"deaf":true"#)
+    let work = Task { try await folder.runtime().open(part) }
+    try await Task.sleep(for: .milliseconds(50))
+    work.cancel()
+    await #expect(throws: CancellationError.self) { try await work.value }
+    #expect(folder.events(.load).isEmpty)
+  }
+
   @Test func cancellationReachesALoad() async throws {
     let folder = try Folder()
     let part = try folder.package(extra: #""loadSeconds":600"#)

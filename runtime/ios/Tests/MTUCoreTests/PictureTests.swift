@@ -170,6 +170,17 @@ struct FitVector: Sendable, CustomTestStringConvertible {
     }
   }
 
+  @Test func ofOtherKindsTheDecoderKnows() {
+    let heic: [UInt8] = [0, 0, 0, 24] + Array("ftypheic".utf8)
+    for (other, expected) in [(6, 6), (0, 1), (9, 1), (nil, 1)] as [(Int?, Int)] {
+      #expect(EXIF.orientation(of: Data(heic), other: other) == expected)
+    }
+    for file in [Self.jpeg(Self.block(3)), Self.png(Self.block(3)), Self.block(3)] {
+      #expect(EXIF.orientation(of: Data(file), other: 6) == 3)
+    }
+    #expect(EXIF.orientation(of: Data(Self.jpeg([])), other: 6) == 1)
+  }
+
   @Test func theInputIsTurned() throws {
     let file = try Data(contentsOf: testdata.appendingPathComponent("input.png"))
     #expect(EXIF.orientation(of: file) != 1)

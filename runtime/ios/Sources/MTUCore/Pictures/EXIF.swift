@@ -3,7 +3,9 @@ import Foundation
 /// The orientation that EXIF data of a picture file say.
 public enum EXIF {
   /// 1 to 8 of a JPEG, PNG, WebP or TIFF file; 1 where it says none, or nothing legal.
-  public static func orientation(of file: Data) -> Int {
+  ///
+  /// `other` is what the system's decoder says of files of other kinds, such as HEIC.
+  public static func orientation(of file: Data, other: Int? = nil) -> Int {
     let bytes = Bytes(Array(file))
     let block: Range<Int>?
     if bytes.has([0xff, 0xd8], at: 0) {
@@ -12,11 +14,17 @@ public enum EXIF {
       block = png(bytes)
     } else if bytes.has(Array("RIFF".utf8), at: 0), bytes.has(Array("WEBP".utf8), at: 8) {
       block = webp(bytes)
-    } else {
+    } else if bytes.isTIFF(at: 0) {
       block = 0..<bytes.count
+    } else {
+      return legal(other)
     }
-    let value = block.flatMap { tiff(bytes, $0) } ?? 1
-    return (1...8).contains(value) ? value : 1
+    return legal(block.flatMap { tiff(bytes, $0) })
+  }
+
+  private static func legal(_ value: Int?) -> Int {
+    guard let value, (1...8).contains(value) else { return 1 }
+    return value
   }
 
   /// A file, read without ever leaving it.
@@ -31,6 +39,10 @@ public enum EXIF {
 
     func has(_ expected: [UInt8], at offset: Int) -> Bool {
       offset >= 0 && offset <= count && bytes[offset...].starts(with: expected)
+    }
+
+    func isTIFF(at offset: Int) -> Bool {
+      has([0x49, 0x49, 0x2a, 0], at: offset) || has([0x4d, 0x4d, 0, 0x2a], at: offset)
     }
 
     /// A whole number of so many bytes; nil where the range does not have them.
@@ -88,8 +100,8 @@ public enum EXIF {
   /// The orientation in the first directory of a TIFF block.
   private static func tiff(_ bytes: Bytes, _ block: Range<Int>) -> Int? {
     let begin = block.lowerBound
-    let isLittle = bytes.has([0x49, 0x49, 0x2a, 0], at: begin)
-    guard isLittle || bytes.has([0x4d, 0x4d, 0, 0x2a], at: begin) else { return nil }
+    guard bytes.isTIFF(at: begin) else { return nil }
+    let isLittle = bytes.has([0x49], at: begin)
     func number(_ size: Int, _ offset: Int) -> Int? {
       bytes.number(size, at: offset, in: block, littleEndian: isLittle)
     }
