@@ -6,8 +6,10 @@ import android.content.Context
 import android.content.res.Configuration
 import io.mtuexport.core.Memory
 import io.mtuexport.core.ModelBundle
+import io.mtuexport.core.MtuException
 import io.mtuexport.core.Pipeline
 import java.util.Locale
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.launch
 
@@ -34,10 +36,24 @@ public object DeviceMemory {
      * closed.
      */
     public fun trim(context: Context, scope: CoroutineScope, pipeline: Pipeline): AutoCloseable {
-        val callbacks = TrimCallbacks { scope.launch { pipeline.trim() } }
+        val callbacks = TrimCallbacks { scope.launch { letGo(pipeline) } }
         val application = context.applicationContext
         application.registerComponentCallbacks(callbacks)
         return AutoCloseable { application.unregisterComponentCallbacks(callbacks) }
+    }
+}
+
+/**
+ * [Pipeline.trim], where nobody waits for an error: an app would end with it. A pipeline that was
+ * closed in the meantime has let go of all, and so has one that could not free a part.
+ */
+internal suspend fun letGo(pipeline: Pipeline) {
+    try {
+        pipeline.trim()
+    } catch (error: CancellationException) {
+        throw error
+    } catch (_: IllegalStateException) { // closed
+    } catch (_: MtuException.PartFailed) {
     }
 }
 

@@ -12,9 +12,13 @@ public enum class Phase {
     CLOSE,
 }
 
-/** Every error of this library but a programmer's own ([IllegalStateException] after `close`). */
+/**
+ * Every error of this library but a programmer's own ([IllegalStateException] after `close`).
+ *
+ * Its message is one line, whatever a runtime or a file says.
+ */
 public sealed class MtuException(message: String, cause: Throwable? = null) :
-    Exception(message, cause) {
+    Exception(oneLine(message), cause) {
     /**
      * The bundle breaks a rule of the contract ("Before anything is trusted").
      *

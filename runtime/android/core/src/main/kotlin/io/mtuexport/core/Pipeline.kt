@@ -224,6 +224,8 @@ private constructor(
                         throw MtuException.OutOfMemory(part.name, part.weightBytes, error)
                     } catch (error: Exception) {
                         throw MtuException.PartFailed(part.name, Phase.RUN, reasonOf(error), error)
+                    } catch (error: LinkageError) { // a name that a shrinker has removed
+                        throw MtuException.PartFailed(part.name, Phase.RUN, reasonOf(error), error)
                     }
                 }
             for (spec in part.outputs) {

@@ -34,6 +34,12 @@ internal inline fun <T> underRule(rule: Int, where: String, check: () -> T): T =
         throw MtuException.BundleRefused(rule, where, "this system has no such file name", error)
     }
 
+/** A text with a space in place of each line end and of whatever else moves a terminal's cursor. */
+internal fun oneLine(text: String): String =
+    text.map { if (Character.isISOControl(it) || it in LINE_ENDS) ' ' else it }.joinToString("").trim()
+
+private const val LINE_ENDS = "\u2028\u2029"
+
 /** One line of an error. */
 internal fun reasonOf(error: Throwable): String {
     val line = error.message?.lineSequence()?.firstOrNull { it.isNotBlank() } ?: "no reason given"

@@ -30,8 +30,19 @@ public fun psnrDb(reference: Tensor.Floats, actual: Tensor.Floats): Double {
     else Double.NEGATIVE_INFINITY
 }
 
-/** The number of elements of a shape that fits into an array. */
-internal fun countOf(shape: IntArray): Int = Math.toIntExact(Tensor.elements(shape))
+/**
+ * The number of elements of a shape.
+ *
+ * @throws OutOfMemoryError where no array holds so many: a manifest may name such a shape.
+ */
+internal fun countOf(shape: IntArray): Int {
+    if (0 in shape) return 0
+    val count = shape.fold(1L) { product, extent -> minOf(product * extent, LARGEST_COUNT + 1L) }
+    if (count > LARGEST_COUNT) throw OutOfMemoryError("no array holds ${Tensor.shown(shape)}")
+    return count.toInt()
+}
+
+private const val LARGEST_COUNT = Int.MAX_VALUE
 
 internal fun filled(shape: IntArray, value: Float): Tensor.Floats =
     Tensor.Floats(shape, FloatArray(countOf(shape)).apply { fill(value) })
