@@ -43,6 +43,7 @@ def script(phone: Phone, text: str) -> None:
 @pytest.fixture
 def installed(phone: Phone, monkeypatch: pytest.MonkeyPatch) -> Phone:
     monkeypatch.setattr(app, "_POLL", 0.05)
+    monkeypatch.setattr(app, "_TELL", 0.2)
     install(phone)
     return phone
 
@@ -136,8 +137,8 @@ def test_the_app_goes_between_two_jobs(
 
 
 FAULTS = {
-    "killed": ("The app is killed", "killed, most likely out of memory (4,425 MB were free"),
-    "nothing": ("The app leaves no result", "killed, most likely out of memory (4,425 MB"),
+    "killed": ("The app is killed", "the app left no result: it was killed, for instance for w"),
+    "nothing": ("The app leaves no result", "the app left no result: it was killed, for instance"),
     "garbage": ("The app's result is garbage", "the runner's result cannot be read: its JSON"),
     "large": ("The app's result is too large", "the runner's result: more than 16,000,000 by"),
     "other job": ("The app's result is of another job", "the runner's result is of another job"),
@@ -181,7 +182,91 @@ def test_a_result_that_is_half_written_is_none(
     with open_app() as device:
         result = device.run(make_job())
     saw(result.reason)
-    assert (result.reason or "").startswith("killed, most likely out of memory")
+    assert (result.reason or "").startswith("the app left no result: it was killed, for instance")
+    assert left(installed) == []
+
+
+OLD_FORM = """ACTIVITY MANAGER LRU PROCESSES (dumpsys activity exit-info)
+  package: io.mtuexport.sample
+    Historical Process Exit for userId=0
+        ApplicationExitInfo #0:
+          timestamp=1/12/26 3:24
+          pid=PID
+          realUid=10165
+          process=io.mtuexport.sample
+          reason=REASON
+          status=STATUS
+          description=pid=77 reason=3
+        ApplicationExitInfo #1:
+          pid=77
+          reason=10 (USER REQUESTED)
+          status=0
+"""
+"""As Android 11 writes it."""
+NEW_FORM = """ACTIVITY MANAGER PROCESS EXIT INFO (dumpsys activity exit-info)
+  package: io.mtuexport.sample
+    Historical Process Exit for uid=10165
+        ApplicationExitInfo #0:
+          timestamp=2026-12-01 03:24:01.120 pid=77 realUid=10165 packageUid=10165 user=0
+          process=io.mtuexport.sample reason=10 (USER REQUESTED) subreason=21 (FORCE STOP) status=0
+        ApplicationExitInfo #1:
+          timestamp=2026-12-01 03:24:00.002 pid=PID realUid=10165 packageUid=10165 user=0
+          process=io.mtuexport.sample reason=REASON subreason=0 (UNKNOWN) status=STATUS
+          importance=100 pss=1.1GB rss=1.2GB description=null state=empty trace=null
+"""
+EXITS = {
+    "for memory": (OLD_FORM, "3 (LOW_MEMORY)", 0, "killed, most likely out of memory (4,425 MB"),
+    "signal 9": (NEW_FORM, "2 (SIGNALED)", 9, "killed, most likely out of memory (4,425 MB were"),
+    "signal 15": (
+        NEW_FORM,
+        "2 (SIGNALED)",
+        15,
+        "the app left no result: it was ended by signal 15",
+    ),
+    "an exception": (
+        OLD_FORM,
+        "4 (APP CRASH(EXCEPTION))",
+        0,
+        "the app left no result: it crashed: ",
+    ),
+    "native code": (
+        NEW_FORM,
+        "5 (APP CRASH(NATIVE))",
+        11,
+        "the app left no result: it crashed in native code (signal 11)",
+    ),
+    "another reason": (NEW_FORM, "99 (NEW)", 0, "the app left no result: the system does not tell"),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "reason", "status", "says", "fault"),
+    [
+        (*values, f"With --app: Android says that the app ended by: {key}")
+        for key, values in EXITS.items()
+    ],
+    ids=list(EXITS),
+)
+def test_an_app_that_ends_without_a_result_by_what_android_says(
+    installed: Phone,
+    open_app: Open,
+    make_job: MakeJob,
+    saw: Saw,
+    form: str,
+    reason: str,
+    status: int,
+    says: str,
+    fault: str,
+) -> None:
+    """Android says why the app ended"""
+    installed.write("exit", form.replace("REASON", reason).replace("STATUS", str(status)))
+    note = 'sed "s/=PID/=$$/" "$ROOT/exit" > "$ROOT/dumpsys/activity"'
+    script(installed, f"{note}; kill -9 $$\n")
+    with open_app() as device:
+        result = device.run(make_job())
+    saw(result.reason)
+    assert result.status == "failed"
+    assert (result.reason or "").startswith(says)
     assert left(installed) == []
 
 

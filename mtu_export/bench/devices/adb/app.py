@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mtu_export.bench.devices.adb import client, probe
+from mtu_export.bench.devices.adb import client, exits, probe
 from mtu_export.bench.devices.adb.client import Adb, printable
 from mtu_export.bench.devices.adb.files import BASE, Session
-from mtu_export.bench.devices.adb.phone import PhoneDevice, killed
+from mtu_export.bench.devices.adb.phone import PhoneDevice, killed, megabytes
 from mtu_export.bench.job import JOB, RESULT, Job, Result, failed
 from mtu_export.bench.record import DeviceRecord
 from mtu_export.spec import DeviceError
@@ -31,19 +31,24 @@ _LONGEST_OUTPUT = 64_000_000
 """Bytes of the app's events."""
 _LONGEST_PIECE = 100_000
 _POLL = 0.5
+_TELL = 3.0
+"""Seconds in which Android notes why an app ended."""
 _END = 10.0
 """Seconds that an app has to end after its result."""
 _REFUSED = re.compile(r"(?m)^\s*((?:Error:|java\.lang\.\w+|Exception\b).*)$")
+_STARTED = re.compile(r'"event": ?"started".*"pid": ?([0-9]{1,9})\b')
 _MARK = "@mtu-export"
 
 
 @dataclass(kw_only=True)
 class _Progress:
-    """What a run has told so far: ``read`` bytes of events, and the time of the last one."""
+    """What a run has told so far: ``read`` bytes of events, the time of the last one, and the
+    process, which the first event names."""
 
     read: int = 0
     rest: str = ""
     moved: float = 0.0
+    pid: int | None = None
 
 
 class AppDevice(PhoneDevice):
@@ -88,14 +93,15 @@ class AppDevice(PhoneDevice):
             what="making room for a result",
         )
         free = probe.free_memory(self.adb)
+        told = _Progress()
         try:
-            reason = self._start(session.folder, name) or self._wait(output, job)
+            reason = self._start(session.folder, name) or self._wait(output, job, told)
             result = self._read_result(output, job) if reason is None else failed(reason)
+            if result is None:
+                return self._ended(told.pid, free)
         finally:
             with suppress(DeviceError):  # the end of the session does it too
                 self.adb.look(f"am force-stop {PACKAGE}; rm -rf {output}", what="ending the app")
-        if result is None:
-            return killed(failed("the app left no result"), free)
         ended = re.search(r"\bsignal 9\b|out of memory", result.reason or "") is not None
         return killed(result, free) if ended else result
 
@@ -114,10 +120,10 @@ class AppDevice(PhoneDevice):
         line = refused[1] if refused else answer.last_line or f"exit code {answer.code}"
         return f"the app does not start: {printable(line)}"
 
-    def _wait(self, output: str, job: Job) -> str | None:
+    def _wait(self, output: str, job: Job, told: _Progress) -> str | None:
         """Wait for the result; why there will be none, in one line. None also where the app has
         ended without one."""
-        told = _Progress(moved=time.monotonic())
+        told.moved = time.monotonic()
         patience = job.deadline_s + job.cooldown_ms / 1000 + self.grace
         deadline = time.monotonic() + _LONGEST_RUN
         while True:
@@ -150,8 +156,26 @@ class AppDevice(PhoneDevice):
             told.read += len(events.encode("utf-8", "replace"))
             *lines, told.rest = (told.rest + events)[-2 * _LONGEST_PIECE :].split("\n")
             for line in lines:
+                started = _STARTED.search(line) if told.pid is None else None
+                told.pid = int(started[1]) if started else told.pid
                 self._show(line)
         return bool(running.strip()), "done" in result
+
+    def _ended(self, pid: int | None, free: int | None) -> Result:
+        """The result of an app that left none, as far as Android tells why it ended."""
+        deadline = time.monotonic() + _TELL
+        record = exits.last(self.adb, PACKAGE, pid)
+        while record is None and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            record = exits.last(self.adb, PACKAGE, pid)
+        if record is None:
+            return failed(
+                "the app left no result: it was killed, for instance for want of memory, or has "
+                f"crashed ({megabytes(free)} MB were free before); Android does not tell which"
+            )
+        if record.is_for_memory:
+            return killed(failed("the app left no result"), free)
+        return failed(f"the app left no result: {record.words}")
 
 
 def _ending(folder: str) -> str:

@@ -200,9 +200,13 @@ class PhoneDevice:
 
 def killed(result: Result, free: int | None) -> Result:
     """The result of what the system has killed."""
-    before = "unknown" if free is None else f"{free / 1e6:,.0f}"
-    reason = f"killed, most likely out of memory ({before} MB were free before)"
+    reason = f"killed, most likely out of memory ({megabytes(free)} MB were free before)"
     return result.model_copy(update={"status": "failed", "reason": reason})
+
+
+def megabytes(free: int | None) -> str:
+    """Free memory for people."""
+    return "unknown" if free is None else f"{free / 1e6:,.0f}"
 
 
 def _key(identity: str) -> str:
