@@ -44,24 +44,20 @@ internal object BenchCommand :
         if (output != null) requireWritable(output, words.has(FORCE))
         val bundle = openBundle(folder)
         Engines.require(bundle.target, words)
-        val jobs = BundleJobs(bundle, settings)
+        val jobs = ofBundle { BundleJobs(bundle, settings) }
         val record = BenchRecord(bundle, JobCommand.PROGRAM, mode)
         val tasks = chosen("task", words.all(BenchFlags.TASK), bundle.tasks.map { it.name })
         val all = tasks.flatMap { task -> jobs.parts(task).map { task to it } }
         val parts = chosen("part", words.all(BenchFlags.PART), all.map { it.second }.distinct())
+        val measured = all.filter { it.second in parts }
         val failures =
-            all.filter { it.second in parts }
-                .mapNotNull { (task, part) ->
-                    measured(
-                        Turns(jobs, rounds, settings, bundle.target, words, err),
-                        record,
-                        task,
-                        part,
-                    )
-                }
+            measured.mapNotNull { (task, part) ->
+                val turns = Turns(jobs, rounds, settings, bundle.target, words, err)
+                ofBundle { measured(turns, record, task, part) }
+            }
         if (output != null) writeWhole(output) { it.writeText(record.text()) }
         if (output == null || words.has(JSON)) out.print(record.text())
-        else out.println("${output.path}: ${all.size} parts")
+        else out.println("${output.path}: ${measured.size} parts")
         if (failures.isNotEmpty()) throw Refusal(failures.first(), BELOW_FLOOR)
         return 0
     }
@@ -80,11 +76,13 @@ internal object BenchCommand :
 
     private fun measured(turns: Turns, record: BenchRecord, task: String, part: String): String? {
         val scratch = Files.createTempDirectory("mtu-bench-").toFile()
+        Drafts.add(scratch) { removeTree(scratch) }
         try {
             val results = turns.all(scratch, task, part)
             return record.add(task, part, results.dropLast(1), results.last())
         } finally {
             removeTree(scratch)
+            Drafts.remove(scratch)
         }
     }
 
@@ -126,12 +124,14 @@ internal object BenchCommand :
                     .redirectErrorStream(true)
                     .redirectOutput(log)
                     .start()
+            Drafts.add(process) { process.destroyForcibly().waitFor() }
             process.outputStream.close()
             try {
                 if (!process.waitFor(settings.deadlineS.toLong() + GRACE_S, TimeUnit.SECONDS))
                     result.delete()
             } finally {
                 process.destroyForcibly().waitFor()
+                Drafts.remove(process)
             }
             if (words.has(VERBOSE)) log.forEachLine { err.println(plain(it)) }
         }

@@ -42,7 +42,7 @@ internal abstract class Command(
         fun only(words: Words, name: String): String {
             if (words.free.size > 1)
                 throw Refusal(
-                    "Got unexpected extra argument (${words.free.drop(1).joinToString(" ")})"
+                    "Got unexpected extra argument(s) (${words.free.drop(1).joinToString(" ")})"
                 )
             return names(words, name).single()
         }

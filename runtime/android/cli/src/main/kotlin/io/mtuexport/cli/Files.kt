@@ -2,8 +2,11 @@ package io.mtuexport.cli
 
 import java.io.File
 import java.io.IOException
+import java.nio.file.AccessDeniedException
+import java.nio.file.FileSystemException
 import java.nio.file.Files
 import java.nio.file.LinkOption
+import java.nio.file.NoSuchFileException
 import java.nio.file.StandardCopyOption
 
 /** Refuses, before any work, a file that exists, or a place that cannot hold one. */
@@ -43,21 +46,27 @@ internal fun writeWhole(path: File, write: (File) -> Unit) {
     }
 }
 
-/** Files that are half written, for the end of an interrupted process. */
+/** What an interrupted process takes back before it ends: files half written, other processes. */
 internal object Drafts {
-    private val files = LinkedHashSet<File>()
+    private val undo = LinkedHashMap<Any, () -> Unit>()
+
+    fun add(file: File): Unit = add(file) { file.delete() }
 
     @Synchronized
-    fun add(file: File) {
-        files += file
+    fun add(what: Any, undo: () -> Unit) {
+        this.undo[what] = undo
     }
 
     @Synchronized
-    fun remove(file: File) {
-        files -= file
+    fun remove(what: Any) {
+        undo -= what
     }
 
-    @Synchronized fun delete(): Unit = files.forEach { it.delete() }
+    /** The last comes first. Who has added something waits from now on when it removes it. */
+    @Synchronized
+    fun delete() {
+        for (each in undo.values.toList().asReversed()) runCatching(each)
+    }
 }
 
 /**
@@ -72,7 +81,13 @@ internal fun removeTree(folder: File) {
 
 /** What an I/O error says, without the path that it repeats. */
 internal fun reasonOf(error: IOException): String {
-    val text = (error as? java.nio.file.FileSystemException)?.reason ?: error.message.orEmpty()
+    val text =
+        when (error) {
+            is NoSuchFileException -> "No such file or directory"
+            is AccessDeniedException -> "Permission denied"
+            is FileSystemException -> error.reason ?: error.message.orEmpty()
+            else -> error.message.orEmpty()
+        }
     return text.substringAfterLast('(').removeSuffix(")").ifEmpty { error.javaClass.simpleName }
 }
 

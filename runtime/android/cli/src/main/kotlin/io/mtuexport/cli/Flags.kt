@@ -31,22 +31,22 @@ internal class Words(val free: List<String>, private val given: Map<Flag, List<S
 
     fun whole(flag: Flag, bounds: LongRange? = null): Long? =
         text(flag)?.let { text ->
+            val digits =
+                WHOLE.matchEntire(text.trim())?.groupValues?.get(1)
+                    ?: throw Refusal(notA(flag, "integer"))
             val number =
-                text.trim().toLongOrNull()
-                    ?: throw Refusal(
-                        if (WHOLE.matches(text.trim())) outside(flag, bounds ?: LARGEST, text)
-                        else notA(flag, "integer")
-                    )
+                digits.replace("_", "").toLongOrNull()
+                    ?: throw Refusal(outside(flag, bounds ?: LARGEST, text))
             if (bounds != null && number !in bounds) throw Refusal(outside(flag, bounds, text))
             number
         }
 
-    fun number(flag: Flag, least: Int, most: Int): Double? =
+    fun number(flag: Flag, least: Int, most: Int, unit: String = ""): Double? =
         text(flag)?.let { text ->
             val number = decimal(text) ?: throw Refusal(notA(flag, "number"))
             if (!(number >= least && number <= most)) {
                 throw Refusal(
-                    "${flag.name} must be from $least to $most, got ${pythonFloat(number)}"
+                    "${flag.name} must be from $least to $most$unit, got ${pythonFloat(number)}"
                 )
             }
             number
@@ -63,7 +63,7 @@ internal class Words(val free: List<String>, private val given: Map<Flag, List<S
     }
 
     companion object {
-        private val WHOLE = Regex("[+-]?[0-9]+")
+        private val WHOLE = Regex("([+-]?[0-9]+(?:_[0-9]+)*)(?:\\.0*)?")
         private val LARGEST = Int.MIN_VALUE.toLong()..Int.MAX_VALUE
 
         /**
@@ -82,41 +82,54 @@ internal class Words(val free: List<String>, private val given: Map<Flag, List<S
                 } else if (word.length < 2 || word[0] != '-') {
                     free += word
                 } else {
-                    val (flag, attached) = split(word, byName)
-                    val value =
-                        attached
-                            ?: when {
-                                !flag.takesValue -> ""
-                                words.hasNext() -> words.next()
-                                else -> throw Refusal("Option '$word' requires an argument.")
-                            }
-                    given.getOrPut(flag, ::ArrayList) += value
+                    for (part in split(word, byName)) {
+                        val value =
+                            part.attached
+                                ?: when {
+                                    !part.flag.takesValue -> ""
+                                    words.hasNext() -> words.next()
+                                    else ->
+                                        throw Refusal("Option '${part.name}' requires an argument.")
+                                }
+                        given.getOrPut(part.flag, ::ArrayList) += value
+                    }
                 }
             }
             return Words(free, given)
         }
 
-        /** The flag of a word, and the value that is part of the same word. */
-        private fun split(word: String, byName: Map<String, Flag>): Pair<Flag, String?> {
+        /** A flag as it was spelled, and the value that is part of the same word. */
+        private class Spelled(val flag: Flag, val name: String, val attached: String?)
+
+        /** The flags of a word: several where they are short, as in `-vo FILE`. */
+        private fun split(word: String, byName: Map<String, Flag>): List<Spelled> {
             byName[word]?.let {
-                return it to null
+                return listOf(Spelled(it, word, null))
             }
-            val isLong = word.startsWith("--")
-            val name = if (isLong) word.substringBefore('=') else word.take(2)
+            if (!word.startsWith("--")) return splitShort(word, byName)
+            val name = word.substringBefore('=')
             val flag = byName[name] ?: throw Refusal("No such option: $name")
-            if (!flag.takesValue) {
-                throw Refusal(
-                    if (isLong) "Option '$name' does not take a value." else "No such option: $word"
-                )
+            if (!flag.takesValue) throw Refusal("Option '$name' does not take a value.")
+            return listOf(Spelled(flag, name, word.drop(name.length + 1)))
+        }
+
+        private fun splitShort(word: String, byName: Map<String, Flag>): List<Spelled> {
+            val flags = ArrayList<Spelled>()
+            for (at in 1 until word.length) {
+                val name = "-${word[at]}"
+                val flag = byName[name] ?: throw Refusal("No such option: $name")
+                val rest = word.drop(at + 1).ifEmpty { null }
+                flags += Spelled(flag, name, rest.takeIf { flag.takesValue })
+                if (flag.takesValue) break
             }
-            return flag to word.drop(name.length).let { if (isLong) it.drop(1) else it }
+            return flags
         }
     }
 }
 
 /** A number as Python's `float` reads it; null where it is none. */
 internal fun decimal(text: String): Double? {
-    val word = text.trim()
+    val word = text.trim().replace(BETWEEN_DIGITS, "")
     val special = word.trimStart('+', '-').lowercase()
     return when {
         DECIMAL.matches(word) -> word.toDouble()
@@ -129,3 +142,4 @@ internal fun decimal(text: String): Double? {
 }
 
 private val DECIMAL = Regex("[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]+)?")
+private val BETWEEN_DIGITS = Regex("(?<=[0-9])_(?=[0-9])")

@@ -5,6 +5,7 @@ import io.mtuexport.core.bench.RunnerName
 import io.mtuexport.executorch.ExecuTorchJobs
 import io.mtuexport.onnx.OnnxJobs
 import java.io.File
+import java.io.IOException
 import java.io.PrintStream
 
 /** `job`: one job of the benchmark suite; its files and exit codes are those of `mtu-bench`. */
@@ -31,7 +32,12 @@ internal object JobCommand :
             )
         val progress =
             if (words.has(JobFlags.PROGRESS)) { line: String -> err.println(line) } else null
-        return JobRunner(engines, PROGRAM).run(job, result, progress)
+        return try {
+            JobRunner(engines, PROGRAM).run(job, result, progress)
+        } catch (error: IOException) {
+            val name = quotedPath(result.path)
+            throw Refusal("cannot write $name: ${reasonOf(error)}", cause = error)
+        }
     }
 
     /** What results and records say of this program. */

@@ -30,6 +30,7 @@ internal object PictureFiles {
     private const val LEGAL = "PNG, JPEG"
     private const val LARGEST_FILE = 1L shl 30
     private const val BYTE = 8
+    private val CUT = listOf("premature end", "missing EOI")
     private val SUFFIXES = mapOf("png" to "png", "jpg" to "jpeg", "jpeg" to "jpeg")
 
     init {
@@ -61,13 +62,18 @@ internal object PictureFiles {
     private fun decode(name: String, format: String, bytes: ByteArray): RgbaImage {
         val reader = ImageIO.getImageReadersByFormatName(format).next()
         try {
+            val needed = if (format == "PNG") PngChunks.needed(bytes) else bytes
             reader.setInput(
-                ImageIO.createImageInputStream(ByteArrayInputStream(bytes)),
+                ImageIO.createImageInputStream(ByteArrayInputStream(needed)),
                 false,
                 false,
             )
+            var warning: String? = null
+            reader.addIIOReadWarningListener { _, text -> if (isCut(text)) warning = text }
             checkSize(name, reader)
-            return straight(name, reader, Exif.orientation(bytes))
+            val picture = straight(name, reader, Exif.orientation(bytes))
+            if (warning != null) throw Refusal("$name cannot be read as an image: $warning")
+            return picture
         } catch (error: Refusal) {
             throw error
         } catch (error: OutOfMemoryError) {
@@ -82,6 +88,10 @@ internal object PictureFiles {
             reader.dispose()
         }
     }
+
+    /** The decoder of JPEG makes up what a file that ends early does not have. */
+    private fun isCut(warning: String): Boolean =
+        CUT.any { warning.contains(it, ignoreCase = true) }
 
     private fun checkSize(name: String, reader: ImageReader) {
         val width = reader.getWidth(0)
@@ -181,7 +191,7 @@ internal object PictureFiles {
 
     /** Refuses a file name that [write] would refuse. */
     fun checkSuffix(path: File) {
-        if (suffix(path) in SUFFIXES) return
+        if (suffix(path) in SUFFIXES && path.nameWithoutExtension.isNotEmpty()) return
         val legal = SUFFIXES.keys.joinToString { ".$it" }
         throw Refusal("cannot write an image as ${quotedPath(path.name)}; legal suffixes: $legal")
     }

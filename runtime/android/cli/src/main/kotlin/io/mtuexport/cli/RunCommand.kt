@@ -102,6 +102,6 @@ internal object RunCommand :
  */
 internal fun openBundle(folder: File): ModelBundle {
     if (!File(folder, "manifest.json").isFile)
-        throw Refusal("$folder is not a bundle: no manifest.json", BUNDLE)
+        throw Refusal("${quoted(folder.path.ifEmpty { "." })} is not a bundle: no manifest.json", BUNDLE)
     return ModelBundle.open(folder)
 }

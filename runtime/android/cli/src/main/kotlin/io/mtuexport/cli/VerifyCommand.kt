@@ -1,6 +1,7 @@
 package io.mtuexport.cli
 
 import io.mtuexport.core.ModelBundle
+import io.mtuexport.core.MtuException
 import io.mtuexport.core.Pipeline
 import io.mtuexport.core.Verdict
 import java.io.File
@@ -16,7 +17,7 @@ internal object VerifyCommand :
         listOf(VerifyFlags.FLOOR, Engines.SDK),
     ) {
     override fun run(words: Words, out: PrintStream, err: PrintStream): Int {
-        val floor = words.number(VerifyFlags.FLOOR, 0, LARGEST_DB)
+        val floor = words.number(VerifyFlags.FLOOR, 0, LARGEST_DB, " dB")
         val proofs = names(words, "BUNDLE").map { prove(File(it), floor, words, err) }
         if (words.has(JSON)) out.println(json(proofs.map(Proof::document))) else table(proofs, out)
         for (proof in proofs) {
@@ -29,13 +30,19 @@ internal object VerifyCommand :
     private fun prove(folder: File, floor: Double?, words: Words, err: PrintStream): Proof {
         val bundle = openBundle(folder)
         val engine = Engines.of(bundle.target, words)
-        val runnable = bundle.tasks.filter { it.missing.isEmpty() }
+        val (runnable, others) = bundle.tasks.partition { it.missing.isEmpty() }
+        val lines = others.map { "task ${quoted(it.name)} needs ${it.missing.joinToString(", ")}" }
+        if (runnable.isEmpty()) {
+            val line = "${quoted(folder.path)} cannot be verified here: ${lines.joinToString("; ")}"
+            throw Refusal("$line, which it has not", BUNDLE)
+        }
+        for (line in lines) err.println("warning: not verified: ${plain(line)}")
         val verdicts =
             runnable.flatMap { task ->
                 if (words.has(VERBOSE))
                     err.println("verify ${plain(folder.path)}: ${plain(task.name)}")
                 Pipeline.open(bundle, engine.runtime, task.name).use { pipeline ->
-                    runBlocking { pipeline.verify() }.map { Judged.of(it, floor) }
+                    ofBundle { runBlocking { pipeline.verify() } }.map { Judged.of(it, floor) }
                 }
             }
         return Proof(
@@ -71,6 +78,14 @@ internal object VerifyFlags {
 }
 
 private const val LARGEST_DB = 300
+
+/** What [work] returns; goldens that are missing are the bundle's fault, not the request's. */
+internal inline fun <T> ofBundle(work: () -> T): T =
+    try {
+        work()
+    } catch (error: MtuException.RequestRefused) {
+        throw Refusal(error.message.orEmpty(), BUNDLE, error)
+    }
 
 /** A bundle's verdicts. */
 private class Proof(

@@ -14,8 +14,9 @@ internal class FlagsTest {
     private val steps = Flag("--steps", "", "N")
     private val force = Flag("--force", "")
     private val output = Flag(Command.OUTPUT, "", "FILE")
+    private val all = listOf(steps, force, output, Command.VERBOSE)
 
-    private fun words(vararg line: String) = Words.of(line.toList(), listOf(steps, force, output))
+    private fun words(vararg line: String) = Words.of(line.toList(), all)
 
     private fun refused(vararg line: String): String? =
         assertThrows(Refusal::class.java) { words(*line) }.message
@@ -32,12 +33,18 @@ internal class FlagsTest {
         assertEquals("--force", words("-o", "--force").text(output))
         assertFalse(words("-").has(force))
         assertEquals(listOf("-"), words("-").free)
+        for (line in listOf(words("-vo", "x"), words("-vox"), words("-vvo", "x"))) {
+            assertTrue(line.has(Command.VERBOSE))
+            assertEquals("x", line.text(output))
+        }
     }
 
     @Test
     fun `what is no flag is refused`() {
         assertEquals("No such option: --step", refused("--step", "4"))
         assertEquals("No such option: -x", refused("-x"))
+        assertEquals("No such option: -x", refused("-vx"))
+        assertEquals("Option '-o' requires an argument.", refused("-vo"))
         assertEquals("Option '--steps' requires an argument.", refused("--steps"))
         assertEquals("Option '--force' does not take a value.", refused("--force=1"))
     }
@@ -49,6 +56,18 @@ internal class FlagsTest {
         assertTrue(decimal("nan")!!.isNaN())
         assertEquals(Double.NEGATIVE_INFINITY, decimal("-Infinity"))
         for (text in listOf("", "x", "1d", "0x1p3", "--1", "1e", "+-inf")) assertNull(decimal(text))
+        assertEquals(10.5, decimal("1_0.5"))
+        assertNull(decimal("_1"))
+        for (text in listOf("4", " +4 ", "4.0", "4.", "0_4")) assertEquals(
+            4L,
+            words("--steps", text).whole(steps),
+            text,
+        )
+        for (text in listOf("", "4.5", "4_", "\u0664", "1e1", "0x4", "4.0_0")) assertThrows(
+            Refusal::class.java,
+            { words("--steps", text).whole(steps) },
+            text,
+        )
         assertEquals("1e-05", brief(0.00001))
         assertEquals("1e+06", brief(1_000_000.0))
         assertEquals("0.75", brief(0.75))
@@ -87,6 +106,19 @@ internal class FlagsTest {
         removeTree(tree)
         assertFalse(tree.exists())
         assertTrue(File(kept, "file").isFile)
+    }
+
+    @Test
+    fun `what is begun is taken back, the last first, whatever fails`() {
+        val taken = ArrayList<String>()
+        for (name in listOf("a", "b", "c", "d")) Drafts.add(name) {
+            if (name == "c") error("on purpose")
+            taken += name
+        }
+        Drafts.remove("b")
+        Drafts.delete()
+        listOf("a", "c", "d").forEach(Drafts::remove)
+        assertEquals(listOf("d", "a"), taken)
     }
 
     @Test
