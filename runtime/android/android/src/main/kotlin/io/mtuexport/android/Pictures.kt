@@ -30,12 +30,13 @@ public object Pictures {
      *
      * @throws MtuException.RequestRefused Where it is no picture that Android decodes, or too
      *   large.
+     * @throws MtuException.OutOfMemory Where the heap cannot hold it.
      * @throws IOException Where it cannot be read.
      */
     @Throws(IOException::class)
     public fun read(resolver: ContentResolver, uri: Uri): RgbaImage {
         val stream = resolver.openInputStream(uri) ?: throw IOException("$uri cannot be opened")
-        return decode(stream.use { readAll(it, MOST_BYTES) })
+        return decode(inMemory { stream.use { readAll(it, MOST_BYTES) } })
     }
 
     /**
@@ -43,8 +44,11 @@ public object Pictures {
      *
      * @throws MtuException.RequestRefused Where it is no picture that Android decodes, or too
      *   large.
+     * @throws MtuException.OutOfMemory Where the heap cannot hold it.
      */
-    public fun decode(file: ByteArray): RgbaImage {
+    public fun decode(file: ByteArray): RgbaImage = inMemory { decoded(file) }
+
+    private fun decoded(file: ByteArray): RgbaImage {
         val size = BitmapFactory.Options().apply { inJustDecodeBounds = true }
         BitmapFactory.decodeByteArray(file, 0, file.size, size)
         requireSize(size.outWidth, size.outHeight)
@@ -73,9 +77,14 @@ public object Pictures {
      *
      * @param orientation That of EXIF, 1 to 8, which the bitmap does not know.
      * @throws MtuException.RequestRefused Where it has more than [MOST_PIXELS].
+     * @throws MtuException.OutOfMemory Where the heap cannot hold its pixels.
      */
     @JvmOverloads
-    public fun toRgbaImage(bitmap: Bitmap, orientation: Int = 1): RgbaImage {
+    public fun toRgbaImage(bitmap: Bitmap, orientation: Int = 1): RgbaImage = inMemory {
+        pixelsOf(bitmap, orientation)
+    }
+
+    private fun pixelsOf(bitmap: Bitmap, orientation: Int): RgbaImage {
         requireSize(bitmap.width, bitmap.height)
         val plain =
             if (bitmap.config == Bitmap.Config.ARGB_8888) bitmap
@@ -106,6 +115,14 @@ public object Pictures {
         return bitmap
     }
 }
+
+/** What [work] returns; a full heap is an error of this library's. */
+internal inline fun <T> inMemory(work: () -> T): T =
+    try {
+        work()
+    } catch (error: OutOfMemoryError) {
+        throw MtuException.OutOfMemory("the picture", 0, error)
+    }
 
 /** Refuses a picture of no pixels, or of too many, by its header. */
 internal fun requireSize(width: Int, height: Int) {

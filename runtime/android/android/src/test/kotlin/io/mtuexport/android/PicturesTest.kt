@@ -57,6 +57,15 @@ class PicturesTest {
     }
 
     @Test
+    fun `a heap that is full is one of our errors`() {
+        val error =
+            assertThrows(MtuException.OutOfMemory::class.java) {
+                inMemory { throw OutOfMemoryError("Failed to allocate") }
+            }
+        assertEquals("not enough memory for the picture", error.message)
+    }
+
+    @Test
     fun `a file without an end is refused`() {
         val endless =
             object : InputStream() {

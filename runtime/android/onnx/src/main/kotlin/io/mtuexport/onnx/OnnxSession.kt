@@ -165,12 +165,12 @@ private constructor(
             val message = error.message.orEmpty()
             if (OUT_OF_MEMORY.any { it in message })
                 return MtuException.OutOfMemory(part.name, part.bytes, error)
-            return MtuException.PartFailed(
-                part.name,
-                phase,
-                message.lineSequence().first().take(300),
-                error,
-            )
+            val reason = message.lineSequence().first().take(300)
+            val versions = if (phase == Phase.OPEN) " (${versionsOf(part)})" else ""
+            return MtuException.PartFailed(part.name, phase, reason + versions, error)
         }
+
+        private fun versionsOf(part: LoadedPart) =
+            "made with ONNX Runtime ${part.versions["onnxruntime"] ?: "unknown"}, here is ${version()}"
     }
 }

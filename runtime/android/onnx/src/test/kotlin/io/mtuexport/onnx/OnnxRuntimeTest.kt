@@ -213,8 +213,14 @@ class OnnxRuntimeTest {
                 unet.bytes,
                 unet.versions,
             )
+        val versions = "(made with ONNX Runtime 1.28.0, here is ${OnnxRuntime.version})"
         for ((part, what) in
-            listOf(renamed to "inputs", others to "outputs", missing to "", damaged to "")) {
+            listOf(
+                renamed to "inputs",
+                others to "outputs",
+                missing to versions,
+                damaged to versions,
+            )) {
             val error =
                 assertThrows(MtuException.PartFailed::class.java) { OnnxRuntime().open(part) }
             assertEquals(Phase.OPEN, error.phase)
@@ -259,11 +265,16 @@ class OnnxRuntimeTest {
         fun round() = runtime.open(unet).use { it.run(inputs(unet, 0.5f)) }
         repeat(20) { round() } // pools and caches fill
         val before = residentKiB()
+        val threads = threadCount()
         repeat(200) { round() }
         val grown = residentKiB() - before
         println("resident memory after 200 rounds: $before KiB and $grown KiB more")
         assertTrue(grown < 64 * 1024) { "$grown KiB" }
+        // The part is small: a session that stays open is seen by its pool of threads.
+        assertTrue(threadCount() < threads + 20) { "$threads threads, then ${threadCount()}" }
     }
+
+    private fun threadCount(): Int = File("/proc/self/task").list()!!.size
 
     private fun residentKiB(): Long {
         System.gc()

@@ -3,6 +3,7 @@ package io.mtuexport.sample
 import android.app.Activity
 import android.content.Intent
 import android.graphics.Bitmap
+import android.net.Uri
 import android.os.Bundle
 import android.text.InputType
 import android.view.View
@@ -172,11 +173,20 @@ public class RequestActivity : Activity() {
     override fun onActivityResult(request: Int, result: Int, data: Intent?) {
         val uri = data?.data
         if (request != PICTURE || result != RESULT_OK || uri == null) return
+        status.text = "reading the picture"
+        Thread({ read(uri) }, "picture").start()
+    }
+
+    private fun read(uri: Uri) {
         try {
-            picture = Pictures.read(contentResolver, uri)
-            shown(picture)
+            val read = Pictures.read(contentResolver, uri)
+            runOnUiThread {
+                picture = read
+                status.text = ""
+                shown(read)
+            }
         } catch (error: Exception) {
-            status.text = error.message ?: error.toString()
+            runOnUiThread { status.text = error.message ?: error.toString() }
         }
     }
 

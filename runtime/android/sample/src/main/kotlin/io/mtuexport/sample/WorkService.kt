@@ -93,9 +93,12 @@ public class WorkService : Service() {
         }
     }
 
-    // Since Android 15: the app ends soon unless it stops now.
+    // Since Android 15: the app ends in seconds unless the service stops now. A part that cannot be
+    // interrupted takes longer, so the service does not wait for its work.
     override fun onTimeout(startId: Int, type: Int) {
         job?.cancel(CancellationException("the system's time for work in the background is over"))
+        stopForeground(STOP_FOREGROUND_REMOVE)
+        stopSelf()
     }
 
     override fun onDestroy() {
