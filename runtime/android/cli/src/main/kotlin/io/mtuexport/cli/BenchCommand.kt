@@ -75,8 +75,8 @@ internal object BenchCommand :
     }
 
     private fun measured(turns: Turns, record: BenchRecord, task: String, part: String): String? {
-        val scratch = Files.createTempDirectory("mtu-bench-").toFile()
-        Drafts.add(scratch) { removeTree(scratch) }
+        val scratch =
+            Drafts.begun({ Files.createTempDirectory("mtu-bench-").toFile() }, ::removeTree)
         try {
             val results = turns.all(scratch, task, part)
             return record.add(task, part, results.dropLast(1), results.last())
@@ -119,12 +119,11 @@ internal object BenchCommand :
                 if (target == Target.EXECUTORCH) listOf(Engines.SDK.name, Engines.folder(words))
                 else emptyList()
             val log = File(job.parentFile, "log")
-            val process =
+            val builder =
                 ProcessBuilder(program + listOf("job", job.path, "-o", result.path) + sdk)
                     .redirectErrorStream(true)
                     .redirectOutput(log)
-                    .start()
-            Drafts.add(process) { process.destroyForcibly().waitFor() }
+            val process = Drafts.begun({ builder.start() }) { it.destroyForcibly().waitFor() }
             process.outputStream.close()
             try {
                 if (!process.waitFor(settings.deadlineS.toLong() + GRACE_S, TimeUnit.SECONDS))

@@ -57,6 +57,11 @@ internal object Drafts {
         this.undo[what] = undo
     }
 
+    /** Begins what [undo] ends; an interruption comes before or after, not in between. */
+    @Synchronized
+    fun <T : Any> begun(begin: () -> T, undo: (T) -> Unit): T =
+        begin().also { begun -> add(begun) { undo(begun) } }
+
     @Synchronized
     fun remove(what: Any) {
         undo -= what
