@@ -110,6 +110,18 @@ def pipeline_sdxl(make_tiny: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def taesd_pipeline(shared_folders: SharedFolders) -> Path:
+    """A whole dense pipeline with a tiny VAE of two levels, whose config is as published."""
+    from mtu_export.testing.campaigns.dense_cases import TINY_VAE
+    from mtu_export.testing.dense import write_dense
+
+    levels = {f"{half}_block_out_channels": [8, 8] for half in ("encoder", "decoder")}
+    blocks = {"num_encoder_blocks": [1, 2], "num_decoder_blocks": [2, 1]}
+    vae = {**TINY_VAE, **levels, **blocks}
+    return shared_folders.folder("taesd", vae, lambda out: write_dense("atom", out, vae=vae))
+
+
+@pytest.fixture(scope="session")
 def bundles(shared_folders: SharedFolders, make_tiny: Callable[..., Path]) -> Callable[..., Path]:
     """A function that exports a bundle, once a run for each plan; tests copy it to change it.
 

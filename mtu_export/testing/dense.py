@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ def write_dense(
     unet: Mapping[str, Any] | None = None,
     scheduler: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a whole diffusers pipeline with random weights; returns ``folder``.
 
     ``unet`` changes options of the architecture's UNet, ``scheduler`` entries of its scheduler's
-    config, ``flags`` those of ``model_index.json``.
+    config, ``flags`` those of ``model_index.json``; ``vae`` is the config of another VAE.
     """
     with torch.device("meta"):
         config = {**architectures.ARCHITECTURES[architecture], **(unet or {})}
@@ -48,6 +50,9 @@ def write_dense(
     }
     if not architectures.ARCHITECTURES[architecture].get("addition_embed_type"):
         index |= {key: [None, None] for key in ("safety_checker", "feature_extractor")}
+    if vae is not None:
+        shutil.rmtree(folder / "vae")
+        index["vae"] = random_parts.write_vae(folder / "vae", vae, seed, torch.float32)
     _set_scheduler(folder, index, scheduler or {})
     (folder / "model_index.json").write_text(json.dumps({**index, **(flags or {})}), "utf-8")
     return folder

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
 from mtu_export import checkpoint
 from mtu_export.bundle import tokenizer
 from mtu_export.models.pipeline.layout import tokenizer_folder
-from mtu_export.models.pipeline.stock import TEXT_CLASSES
+from mtu_export.models.pipeline.stock import TEXT_CLASSES, VAE_CLASSES
 from mtu_export.testing import vocabulary
 from mtu_export.testing.architectures import STOCK_PARTS
 
@@ -53,8 +52,13 @@ def _text_tensor(name: str, shape: tuple[int, ...], seed: int, layers: int) -> T
 
 
 def _vae_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """As :func:`random_tensor`; the last layer is halved, so that images stay within ±3."""
+    """As :func:`random_tensor`; the last layer is halved, so that images stay within ±3.
+
+    That of a tiny VAE, which has three outputs and a number for its name, is a tenth.
+    """
     value = random_tensor(f"vae/{name}", shape, seed)
+    if name.startswith("decoder.layers.") and shape[0] == 3:
+        return value / 10
     return value / 2 if name == "decoder.conv_out.weight" else value
 
 
@@ -72,12 +76,7 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
             index[part] = ["diffusers", config["_class_name"]]
         elif part == "vae":
-            kind = "AutoencoderKL"
-            with torch.device("meta"):
-                shapes = _shapes(AutoencoderKL(**config))
-            tensors = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
-            checkpoint.write(folder / part, {"_class_name": kind, **config}, tensors)
-            index[part] = ["diffusers", kind]
+            index[part] = write_vae(folder / part, config, seed, dtype)
         else:
             kind = f"CLIPTextModel{'WithProjection' if part.endswith('_2') else ''}"
             _write_text_encoder(folder / part, kind, config, seed, dtype)
@@ -90,6 +89,17 @@ def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dic
     if "text_encoder_2" in index:
         index["force_zeros_for_empty_prompt"] = True
     return index
+
+
+def write_vae(folder: Path, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> list[str]:
+    """Write a random VAE; returns its entry of ``model_index.json``."""
+    config = {"_class_name": "AutoencoderKL", **config}
+    kind = config["_class_name"]
+    with torch.device("meta"):
+        shapes = _shapes(VAE_CLASSES[kind](**{k: v for k, v in config.items() if k[0] != "_"}))
+    tensors = ((n, _vae_tensor(n, s, seed).to(dtype)) for n, s in shapes.items())
+    checkpoint.write(folder, config, tensors)
+    return ["diffusers", kind]
 
 
 def _write_text_encoder(

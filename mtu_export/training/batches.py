@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtu_export.models.pipeline import stock
-from mtu_export.models.pipeline.layout import vae_scale_factor
+from mtu_export.models.pipeline.layout import is_tiny, vae_scale_factor
 from mtu_export.spec import CheckpointError, PlanError, Task, shown
 from mtu_export.training.data import Sample, Samples, fetch, first_line
 
@@ -56,8 +56,10 @@ class Encoder:
     @torch.no_grad()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [n, C, h, w], unscaled, of images [n, 3, H, W] in −1..1."""
-        posterior = self.vae.encode(images.to(self.device)).latent_dist  # type: ignore[union-attr]
-        return posterior.mean, posterior.std
+        encoded: Any = self.vae.encode(images.to(self.device))
+        if is_tiny(self.vae.config):  # it has no posterior
+            return encoded.latents, torch.zeros_like(encoded.latents)
+        return encoded.latent_dist.mean, encoded.latent_dist.std
 
 
 def widest(device: torch.device) -> torch.dtype:

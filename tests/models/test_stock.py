@@ -187,7 +187,7 @@ def test_other_text_encoders_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny.*legal: AutoencoderKL"),
+        ({"_class_name": "VQModel"}, "VQModel.*legal: AutoencoderKL or AutoencoderTiny"),
         ({"shift_factor": 0.1}, "shift_factor 0.1 is refused"),
         ({"latents_mean": [0.0] * 4}, "latents_mean"),
         ({"in_channels": 4}, "in_channels must be 3"),

@@ -23,7 +23,7 @@ from mtu_export.spec.catalog import SCHEMES
 pytestmark = pytest.mark.slow
 
 PROMPTS = ("a photo of a cat", "remove the red circle", "make it look like winter", "", "a " * 90)
-SD, XL = "atom_pipeline", "pipeline_sdxl"
+SD, XL, TINY = "atom_pipeline", "pipeline_sdxl", "taesd_pipeline"
 ONNX = [
     ("onnx", scheme, architecture, part, floor)
     for architecture, part in (
@@ -32,6 +32,8 @@ ONNX = [
         (XL, "text_encoder_2"),
         (SD, "vae_encoder"),
         (SD, "vae_decoder"),
+        (TINY, "vae_encoder"),
+        (TINY, "vae_decoder"),
     )
     for scheme, floor in (("fp32", 90), ("fp16", 50), ("int8", 35))
     if not (part.startswith("vae") and scheme == "int8")
@@ -44,6 +46,10 @@ COREML = [
     ("coreml", "fp32", XL, "vae_encoder", 90),
     ("coreml", "fp16", SD, "vae_decoder", 55),
     ("coreml", "fp32", XL, "vae_decoder", 90),
+    ("coreml", "fp32", TINY, "vae_encoder", 90),
+    ("coreml", "fp32", TINY, "vae_decoder", 90),
+    ("coreml", "fp16", TINY, "vae_encoder", 50),
+    ("coreml", "int8", TINY, "vae_decoder", 50),
 ]
 EXECUTORCH = [
     ("executorch", "fp32", SD, "text_encoder", 90),
@@ -52,14 +58,21 @@ EXECUTORCH = [
     ("executorch", "int8", XL, "text_encoder_2", 40),
     ("executorch", "fp32", SD, "vae_encoder", 90),
     ("executorch", "fp32", SD, "vae_decoder", 90),
+    ("executorch", "fp32", TINY, "vae_encoder", 90),
+    ("executorch", "int8", TINY, "vae_decoder", 90),
 ]
-CORNERS = {(name, part): scheme for name, scheme, _, part, _ in (*ONNX, *COREML, *EXECUTORCH)}
-"""The last scheme of a part on a target."""
+CORNERS = {
+    (name, architecture == TINY, part): scheme
+    for name, scheme, architecture, part, _ in (*ONNX, *COREML, *EXECUTORCH)
+}
+"""The last scheme of a part on a target, of the tiny VAE apart."""
 MATRIX = [
     pytest.param(
         *record,
         id="-".join(record[:4]),
-        marks=() if CORNERS[record[0], record[3]] == record[1] else pytest.mark.exhaustive,
+        marks=()
+        if CORNERS[record[0], record[2] == TINY, record[3]] == record[1]
+        else pytest.mark.exhaustive,
     )
     for record in (*ONNX, *COREML, *EXECUTORCH)
 ]
@@ -80,6 +93,8 @@ ONNX_OUTPUTS = {
     (XL, "text_encoder_2"): ["hidden_states.0", "text_embeds"],
     (SD, "vae_encoder"): ["latent_sample"],
     (SD, "vae_decoder"): ["sample"],
+    (TINY, "vae_encoder"): ["latent_sample"],
+    (TINY, "vae_decoder"): ["sample"],
 }
 
 
@@ -137,6 +152,10 @@ def test_a_part_lowers_reads_and_runs(
         assert [spec.name for spec in structure.outputs] == ONNX_OUTPUTS[architecture, part]
         config = json.loads((path / "config.json").read_text())
         assert config["architectures" if "text" in part else "_class_name"]
+        if architecture == TINY:
+            assert config["block_out_channels"] == config["decoder_block_out_channels"]
+            index = checkpoint.read_json(tmp_path / "model_index.json")
+            assert index["vae"] == ["diffusers", "AutoencoderTiny"]
     if isinstance(part_scheme.weights, FloatWeights):
         assert lowered.activations in ("float32", part_scheme.weights.dtype)
     if name == "coreml":

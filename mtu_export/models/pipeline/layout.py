@@ -14,6 +14,8 @@ UNET = "unet"
 """The denoiser's part and folder."""
 VAE_SCALE_FACTOR = 8
 """Pixels per latent cell where the checkpoint has no VAE that says otherwise."""
+TINY_VAE = "AutoencoderTiny"
+_TINY_LEVELS = "decoder_block_out_channels"
 _MAX_PIXELS = 8192
 _MAX_VAE_LEVELS = 6
 
@@ -28,14 +30,21 @@ def tokenizer_folder(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
+def is_tiny(vae: Mapping[str, Any]) -> bool:
+    """Whether a VAE's config is that of an ``AutoencoderTiny`` (TAESD)."""
+    return vae.get("_class_name") == TINY_VAE or _TINY_LEVELS in vae
+
+
 def vae_scale_factor(vae: Mapping[str, Any]) -> int:
     """Pixels per latent cell of a VAE with this config: 2 to the number of its downsamplings.
 
-    Raises ``CheckpointError`` where the config's ``block_out_channels`` is no list of 1 to 6.
+    Raises ``CheckpointError`` where the config's ``block_out_channels``, or those of a tiny one's
+    decoder, are no list of 1 to 6.
     """
-    levels = vae.get("block_out_channels")
+    key = _TINY_LEVELS if is_tiny(vae) else "block_out_channels"
+    levels = vae.get(key, [64] * 4 if is_tiny(vae) else None)  # diffusers' default of a tiny one
     if not isinstance(levels, (list, tuple)) or not 1 <= len(levels) <= _MAX_VAE_LEVELS:
-        raise CheckpointError("vae/config.json: block_out_channels must be a list")
+        raise CheckpointError(f"vae/config.json: {key} must be a list")
     return 2 ** (len(levels) - 1)
 
 
@@ -78,7 +87,8 @@ class PipelineLayout:
         Raises ``CheckpointError`` for what is not a number from 1e-6 to 1e6.
         """
         default = 0.13025 if self.is_sdxl else 0.18215
-        factor = (self.vae or {}).get("scaling_factor", default)
+        vae = self.vae or {}
+        factor = vae.get("scaling_factor", 1.0 if is_tiny(vae) else default)
         is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
         if not is_number or not 1e-6 <= factor <= 1e6:
             raise CheckpointError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -21,8 +21,8 @@ from mtu_export.checkpoint import Folder
 from mtu_export.graph.capture import Graph
 from mtu_export.graph.tensors import is_finite
 from mtu_export.models.pipeline import unet_config
-from mtu_export.models.pipeline.layout import vae_scale_factor
-from mtu_export.models.pipeline.stock_config import check_vae, class_of, text_fields
+from mtu_export.models.pipeline.layout import TINY_VAE, vae_scale_factor
+from mtu_export.models.pipeline.stock_config import class_of, text_fields, vae_fields
 from mtu_export.models.pipeline.unet import TEXT_TOKENS, as_checkpoint_error
 from mtu_export.spec import MissingWeights, TensorSpec
 
@@ -30,6 +30,8 @@ TEXT_CLASSES: Mapping[str, type] = {
     "CLIPTextModel": CLIPTextModel,
     "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
 }
+VAE_CLASSES: Mapping[str, type] = {"AutoencoderKL": AutoencoderKL, TINY_VAE: AutoencoderTiny}
+VAE = AutoencoderKL | AutoencoderTiny
 _TEXT = "text_model."
 """Prefix of a text encoder's tensor names in most files."""
 _MASKED = -1e4
@@ -75,13 +77,13 @@ def load_text_encoder(folder: Folder, name: str) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def load_vae(folder: Folder) -> AutoencoderKL:
+def load_vae(folder: Folder) -> VAE:
     """Load a checkpoint's VAE in float32, memory-mapped where it is stored as float32.
 
     Raises the errors of :func:`load_text_encoder`, also for shifted or normalised latents.
     """
     module = _load_weights(_outline(folder, "vae"))
-    assert isinstance(module, AutoencoderKL)
+    assert isinstance(module, VAE)
     return module.requires_grad_(False).eval()
 
 
@@ -93,10 +95,9 @@ def _outline(folder: Folder, name: str) -> _Outline:
     kind = class_of(folder, name, config)
     if name == "vae":
         headers = checkpoint.headers(part_folder)
-        check_vae(config, path)
-        fields = {key: value for key, value in config.items() if not key.startswith("_")}
+        fields = vae_fields(kind, config, path)
         with as_checkpoint_error(path, "VAE"), torch.device("meta"):
-            module: nn.Module = AutoencoderKL(**fields)
+            module: nn.Module = VAE_CLASSES[kind](**fields)
         names = {_current_name(stored): stored for stored in headers}
     else:
         ignored = checkpoint.POSITION_IDS
@@ -141,14 +142,15 @@ class TextEncoderGraph(nn.Module):
     """CLIP's text transformer, with a forward that every toolchain accepts.
 
     Modules and weights are the stock ones; attention is scale, bmm, adding a constant causal mask,
-    softmax and bmm on [heads, 77, width]. Layers that no output needs are left out.
+    softmax and bmm on [heads, 77, width]. Hidden states are those after ``tapped`` layers; layers
+    that no output needs are left out.
     """
 
     causal: Tensor
     before: Tensor
     first: Tensor
 
-    def __init__(self, module: nn.Module, *, penultimate: bool, pooled: bool) -> None:
+    def __init__(self, module: nn.Module, *, penultimate: bool, pooled: bool, skip: int) -> None:
         super().__init__()
         text: Any = getattr(module, "text_model", module)
         config = text.config
@@ -156,9 +158,8 @@ class TextEncoderGraph(nn.Module):
         self.penultimate, self.pooled = penultimate, pooled
         self.heads, self.eos = config.num_attention_heads, config.eos_token_id
         self.embeddings = text.embeddings
-        used = depth if pooled or not penultimate else depth - 1
-        self.layers = nn.ModuleList(list(text.encoder.layers)[:used])
-        self.tapped = depth - 1
+        self.tapped = depth - skip - penultimate
+        self.layers = nn.ModuleList(list(text.encoder.layers)[: depth if pooled else self.tapped])
         if pooled or not penultimate:
             self.final_layer_norm = text.final_layer_norm
         self.text_projection = getattr(module, "text_projection", None) if pooled else None
@@ -173,19 +174,18 @@ class TextEncoderGraph(nn.Module):
         positions = self.embeddings.position_embedding.weight
         x = self.embeddings.token_embedding(input_ids) + positions
         hidden = x
-        for number, layer in enumerate(self.layers):
-            hidden = x if self.penultimate and number == self.tapped else hidden
+        for number, layer in enumerate(self.layers, 1):
             x = x + self._attend(layer.self_attn, layer.layer_norm1(x))  # type: ignore[operator]
             x = x + layer.mlp(layer.layer_norm2(x))  # type: ignore[operator]
-        if self.penultimate and not self.pooled:
-            return x
-        last = self.final_layer_norm(x)
+            hidden = x if number == self.tapped else hidden
+        if not self.penultimate:
+            hidden = self.final_layer_norm(hidden)
         if not self.pooled:
-            return last
-        pooled = self._end_selector(input_ids).bmm(last)[:, 0]
+            return hidden
+        pooled = self._end_selector(input_ids).bmm(self.final_layer_norm(x))[:, 0]
         if self.text_projection is not None:
             pooled = self.text_projection(pooled)
-        return (hidden if self.penultimate else last), pooled
+        return hidden, pooled
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
         """Causal self-attention on x [1, 77, d]."""
@@ -212,17 +212,18 @@ class TextEncoderGraph(nn.Module):
 
 
 def text_encoder_graph(
-    module: nn.Module, config: Any, *, penultimate: bool, pooled: bool = False
+    module: nn.Module, config: Any, *, penultimate: bool, pooled: bool = False, skip: int = 0
 ) -> Graph:
     """The graph of a text encoder from :func:`load_text_encoder`, whose config is ``config``.
 
     With ``penultimate`` (SDXL) it returns the hidden states before the last layer, without the
-    final norm, else the last ones after it. With ``pooled`` it also returns the state at the end
-    of the text, projected if the encoder has a projection. Shares the weights of ``module``.
+    final norm, else the last ones after it; with ``skip`` those of as many layers before
+    (diffusers' ``clip_skip``). With ``pooled`` it also returns the state at the end of the text
+    after all layers, projected if the encoder has a projection. Shares the weights of ``module``.
     """
     width = config.hidden_size
     outputs = [TensorSpec(name="hidden_states", shape=(1, TEXT_TOKENS, width))]
-    graph = TextEncoderGraph(module, penultimate=penultimate, pooled=pooled).eval()
+    graph = TextEncoderGraph(module, penultimate=penultimate, pooled=pooled, skip=skip).eval()
     if pooled:
         size = width if graph.text_projection is None else graph.text_projection.out_features
         outputs.append(TensorSpec(name="pooled", shape=(1, size)))
@@ -234,14 +235,15 @@ def text_encoder_graph(
 
 
 class VAEEncoderGraph(nn.Module):
-    """The encoder half of a VAE, up to the mean of the posterior."""
+    """The encoder half of a VAE, up to the mean of the posterior; a tiny one has no posterior."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.channels = vae.config["latent_channels"]
         self.encoder = vae.encoder
+        self.is_tiny = isinstance(vae, AutoencoderTiny)
         self.quant_conv = None
-        if vae.quant_conv is not None:
+        if isinstance(vae, AutoencoderKL) and vae.quant_conv is not None:
             self.quant_conv = _first_channels(vae.quant_conv, self.channels)
 
     def forward(self, sample: Tensor) -> Tensor:
@@ -249,7 +251,7 @@ class VAEEncoderGraph(nn.Module):
         moments = self.encoder(sample)
         if self.quant_conv is not None:
             return self.quant_conv(moments)
-        return moments[:, : self.channels]
+        return moments if self.is_tiny else moments[:, : self.channels]
 
 
 def _first_channels(conv: nn.Conv2d, count: int) -> nn.Conv2d:
@@ -264,9 +266,10 @@ def _first_channels(conv: nn.Conv2d, count: int) -> nn.Conv2d:
 class VAEDecoderGraph(nn.Module):
     """The decoder half of a VAE."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+        self.post_quant_conv = vae.post_quant_conv if isinstance(vae, AutoencoderKL) else None
+        self.decoder = vae.decoder
 
     def forward(self, latent: Tensor) -> Tensor:
         """Map a latent [1, C, h, w], divided by the scaling factor, to sample [1, 3, H, W]."""
@@ -275,19 +278,19 @@ class VAEDecoderGraph(nn.Module):
         return self.decoder(latent)
 
 
-def vae_encoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
+def vae_encoder_graph(vae: VAE, height: int, width: int) -> Graph:
     """The graph from an image of this size in pixels to its latent, the posterior's mode."""
     image, latent = _image_and_latent(vae, height, width)
     return Graph(module=VAEEncoderGraph(vae).eval(), inputs=(image,), outputs=(latent,))
 
 
-def vae_decoder_graph(vae: AutoencoderKL, height: int, width: int) -> Graph:
+def vae_decoder_graph(vae: VAE, height: int, width: int) -> Graph:
     """The graph from a latent to an image of this size in pixels."""
     image, latent = _image_and_latent(vae, height, width)
     return Graph(module=VAEDecoderGraph(vae).eval(), inputs=(latent,), outputs=(image,))
 
 
-def _image_and_latent(vae: AutoencoderKL, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
+def _image_and_latent(vae: VAE, height: int, width: int) -> tuple[TensorSpec, TensorSpec]:
     factor = vae_scale_factor(vae.config)
     cells = (height // factor, width // factor)
     image = TensorSpec(name="sample", shape=(1, 3, height, width))

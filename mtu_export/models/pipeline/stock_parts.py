@@ -9,6 +9,7 @@ from typing import Any
 
 from mtu_export import checkpoint
 from mtu_export.checkpoint import Folder
+from mtu_export.models.pipeline.layout import TINY_VAE, is_tiny, vae_scale_factor
 from mtu_export.spec import StockPart
 
 _LAST, _BEFORE_LAST = "last_hidden_state", "hidden_states.0"
@@ -39,12 +40,20 @@ def text_encoder(folder: Folder, name: str, *, is_sdxl: bool) -> StockPart:
 
 
 def vae(folder: Folder) -> StockPart:
-    """Half of the VAE."""
+    """Half of the VAE.
+
+    optimum counts the levels of ``block_out_channels``, which configs of tiny ones may lack.
+    """
+    config = _config(folder / "vae")
+    if is_tiny(config):
+        levels = vae_scale_factor(config).bit_length()
+        widths = config.get("decoder_block_out_channels", [64] * levels)
+        config = {"block_out_channels": widths, **config}
     return StockPart(
         key="vae",
         library="diffusers",
-        class_name="AutoencoderKL",
-        config=_config(folder / "vae"),
+        class_name=TINY_VAE if is_tiny(config) else "AutoencoderKL",
+        config=config,
         io_names={"latent": "latent_sample"},
     )
 

@@ -20,8 +20,9 @@ class Case:
     """One comparison.
 
     ``index`` is the class in ``model_index.json``, that of ``pipeline`` where it is None;
-    ``unet``, ``scheduler`` and ``flags`` change the checkpoint as ``write_dense`` does. ``table``
-    changes the scheduler's config on both sides after the export; ``arguments`` go to their call.
+    ``unet``, ``scheduler``, ``flags`` and ``vae`` change the checkpoint as ``write_dense`` does.
+    ``table`` changes the scheduler's config on both sides after the export; ``arguments`` go to
+    their call.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     unet: Mapping[str, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, Any] = field(default_factory=dict)
+    vae: Mapping[str, Any] | None = None
     table: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
     steps: int = 20
@@ -46,7 +48,7 @@ class Case:
     def source(self) -> str:
         """What tells its checkpoint from those of other cases."""
         parts = (self.architecture, self.index or self.pipeline, self.unet, self.scheduler)
-        return repr((*parts, self.flags))
+        return repr((*parts, self.flags, self.vae))
 
 
 def scheduler_of(case: Case) -> str:
@@ -58,6 +60,23 @@ def scheduler_of(case: Case) -> str:
     return ", ".join([name, *settings])
 
 
+TINY_VAE: Mapping[str, Any] = {
+    "_class_name": "AutoencoderTiny",
+    "act_fn": "relu",
+    "encoder_block_out_channels": [16, 16, 16, 16],
+    "decoder_block_out_channels": [16, 16, 16, 16],
+    "num_encoder_blocks": [1, 2, 2, 2],
+    "num_decoder_blocks": [2, 2, 2, 1],
+    "force_upcast": False,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+}
+"""As TAESD's, narrower."""
 _DPM = "DPMSolverMultistepScheduler"
 _TABLES: Mapping[str, Mapping[str, Any]] = {
     "ddim": {"_class_name": "DDIMScheduler"},
@@ -154,6 +173,27 @@ CASES: tuple[Case, ...] = (
             strength=strength,
         )
         for strength in (0.3, 0.6)
+    ),
+    Case(name="taesd", vae=TINY_VAE),
+    Case(
+        name="taesd-img2img",
+        pipeline=_IMG2IMG,
+        index=_SD,
+        task="img2img",
+        strength=0.6,
+        vae=TINY_VAE,
+    ),
+    Case(name="taesd-inpaint", pipeline=_FILL, unet={"in_channels": 9}, vae=TINY_VAE),
+    Case(name="taesd-pix2pix", pipeline=_EDIT, unet={"in_channels": 8}, vae=TINY_VAE),
+    Case(name="taesdxl", architecture="tiny-sdxl", pipeline=_XL, vae=TINY_VAE),
+    Case(
+        name="taesdxl-img2img",
+        architecture="tiny-sdxl",
+        pipeline=_XL_IMG2IMG,
+        index=_XL,
+        task="img2img",
+        strength=0.6,
+        vae=TINY_VAE,
     ),
     Case(name="pix2pix", pipeline=_EDIT, unet={"in_channels": 8}),
     Case(name="pix2pix-negative", pipeline=_EDIT, unet={"in_channels": 8}, negative=NEGATIVE),

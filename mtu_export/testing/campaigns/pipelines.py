@@ -164,7 +164,8 @@ def noise() -> np.ndarray:
 def image_size(folder: Path) -> tuple[int, int]:
     """Height and width in pixels of an image whose latent has the size ``LATENT``."""
     config = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    factor = 2 ** (len(levels) - 1)
     return LATENT[0] * factor, LATENT[1] * factor
 
 
