@@ -58,6 +58,15 @@ class LoraRecord(Record):
     unused: dict[str, Count]
 
 
+class EmbeddingRecord(Record):
+    """A textual inversion, and the number of tokens that ``token`` stands for."""
+
+    name: str
+    sha256: str
+    token: str
+    vectors: Count
+
+
 class Source(Record):
     """The checkpoint, for people and tools; ``fingerprint`` identifies the export's whole input
     and ``notes`` say what was left out.
@@ -71,6 +80,8 @@ class Source(Record):
     sha256: str
     config: dict[str, Any]
     loras: Annotated[tuple[LoraRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
+    embeddings: Annotated[tuple[EmbeddingRecord, ...], Field(max_length=MOST_ENTRIES)] = ()
+    clip_skip: Annotated[int, Field(ge=0, le=128), WHOLE] = 0
     fingerprint: str | None = None
     notes: Annotated[tuple[str, ...], Field(max_length=16)] = ()
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,22 @@ _NO_LIMIT = 10**9
 """``model_max_length`` from here on stands for none."""
 
 
-def read(source: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder, as transformers reads it.
+def read(source: Path, tokens: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder, as transformers reads it, with added ``tokens``.
 
     Raises ``CheckpointError``.
     """
-    document, limit = _document(source)
+    document, limit = _document(source, tokens)
     return open_document(source, document, LENGTH, limit)
 
 
-def export(source: Path, out: Path) -> Tokenizer:
+def export(source: Path, out: Path, tokens: Sequence[str] = ()) -> Tokenizer:
     """Write the tokenizer of ``source`` to the new folder ``out`` and load it from there.
 
     Beside the canonical ``tokenizer.json`` there are ``vocab.json``, ``merges.txt`` and the
-    source's configs. Raises ``CheckpointError``.
+    source's configs; ``tokens`` are added. Raises ``CheckpointError``.
     """
-    document = read(source).document
+    document = read(source, tokens).document
     out.mkdir(parents=True)
     _dump(document, out / FILE)
     added = {token["content"]: token["id"] for token in document["added_tokens"]}
@@ -78,7 +78,7 @@ def _dump(value: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _document(source: Path) -> tuple[dict[str, Any], int | None]:
+def _document(source: Path, tokens: Sequence[str]) -> tuple[dict[str, Any], int | None]:
     """The canonical document of a checkpoint's tokenizer, and its ``model_max_length`` if any.
 
     transformers reads copies of the stock files whose configs hold tokens only, so that a config
@@ -91,6 +91,8 @@ def _document(source: Path) -> tuple[dict[str, Any], int | None]:
     with tempfile.TemporaryDirectory() as folder:
         _copy_files(source, Path(folder))
         reader = _read_by_transformers(source, Path(folder))
+    for token in tokens:
+        reader.add_tokens(token)
     data = json.loads(reader.backend_tokenizer.to_str())
     added = sorted(data["added_tokens"], key=lambda token: token["id"])
     names = {name: str(getattr(reader, f"{name}_token")) for name in (*SPECIAL_NAMES, "unk")}

@@ -164,6 +164,7 @@ def _prepare(plan: Plan, watch: Watch) -> _Work:
             table = baked.golden_table(task.strength if flow.start is not None else None)
         references.append(Reference(plan, task, table, None if baked is None else baked.golden))
     _check_overrides(plan)
+    _require_text(plan)
     identity = manifest.identity(plan)
     return _Work(
         plan=plan,
@@ -186,6 +187,17 @@ def _check_overrides(plan: Plan) -> None:
             outline = plan.model.outline(name, plan.tasks[0])
             rewrite.apply(outline, targets.rewrites(plan))
             quantize.layers(outline, scheme)
+
+
+def _require_text(plan: Plan) -> None:
+    """Refuse embeddings and a clip skip where no text encoder is exported or encodes a prompt."""
+    parts = _parts(plan)
+    if any(plan.spec(name).kind == "text_encoder" for name in parts):
+        return
+    flags = {"--embedding": plan.model.embeddings, "--clip-skip": plan.model.clip_skip}
+    for flag, value in flags.items():
+        if value:
+            raise PlanError(f"{flag} changes a text encoder; exported are: {', '.join(parts)}")
 
 
 def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
@@ -324,7 +336,9 @@ def _write_tokenizers(
     for name in sorted(names):
         shutil.rmtree(folder / name, ignore_errors=True)  # of an export that was stopped here
         written = source_tokenizer.export(
-            checkpoint.on_disk(work.plan.checkpoint / name), folder / name
+            checkpoint.on_disk(work.plan.checkpoint / name),
+            folder / name,
+            tokenizers.added(work.plan),
         )
         records.append(
             TokenizerRecord(

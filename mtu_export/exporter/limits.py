@@ -25,6 +25,7 @@ def require_within_limits(plan: Plan) -> None:
     """Refuse more tasks, LoRAs, licences or steps than a bundle holds. Raises ``PlanError``."""
     _require("tasks", len(plan.tasks), MOST_ENTRIES, "; export several bundles")
     _require("--lora", len(plan.loras), MOST_ENTRIES)
+    _require("--embedding", len(plan.model.embeddings), MOST_ENTRIES)
     licences = checkpoint.licences(plan.checkpoint)
     _require("LICENSE files", len(licences), MOST_ENTRIES - _OWN_FILES)
     tables = 1 + len(plan.strengths) * any(task.strength is not None for task in plan.tasks)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mtu_export import __version__, bundle, checkpoint, targets
 from mtu_export.bundle.manifest import (
     CostRecord,
+    EmbeddingRecord,
     Golden,
     Image,
     KeptLayer,
@@ -115,6 +116,7 @@ def describe(
             sha256=identity["source_sha256"],
             config=dict(plan.model.config),
             loras=tuple(LoraRecord(**lora) for lora in loras),
+            **_text_changes(plan),
             fingerprint=fingerprint,
             notes=plan.model.notes,
         ),
@@ -129,6 +131,21 @@ def describe(
         proof=(),
         **optional,
     )
+
+
+def _text_changes(plan: Plan) -> dict[str, Any]:
+    """Keys of the source for a clip skip and embeddings, where there are any."""
+    records = tuple(
+        EmbeddingRecord(
+            name=each.path.name,
+            sha256=each.sha256,
+            token=each.tokens[0],
+            vectors=len(each.tokens),
+        )
+        for each in plan.model.embeddings
+    )
+    changes: dict[str, Any] = {"embeddings": records} if records else {}
+    return {**changes, "clip_skip": plan.model.clip_skip} if plan.model.clip_skip else changes
 
 
 def _artefact_names(record: PartRecord, plan: Plan) -> dict[str, str]:

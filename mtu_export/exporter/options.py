@@ -88,17 +88,26 @@ def _model(options: ExportOptions, folder: Folder) -> Model:
     """The model to export; refuses a baseline that its target or the model itself has not."""
     model, kind = models.open(folder), _baseline(options)
     if kind is None:
-        return model
+        return _with_text(options, model)
     able = [name for name in targets.names() if kind in targets.load(name).info.baselines]
     if options.target not in able:
         flag = "--no-fold" if options.no_fold else "--plain"
         raise Unsupported(f"{options.target} takes no {flag}; {', '.join(able)} do")
     if not options.no_fold:
-        return model
+        return _with_text(options, model)
     unfolded = model.unfolded()
     if unfolded is None:
         raise Unsupported(f"--no-fold: {folder} has no router, its UNet is a stock one")
-    return unfolded
+    return _with_text(options, unfolded)
+
+
+def _with_text(options: ExportOptions, model: Model) -> Model:
+    """The model with the embeddings and the clip skip of ``options``."""
+    if not options.embedding and options.clip_skip is None:
+        return model
+    if options.target == FOLD_ONLY:
+        raise Unsupported("--embedding and --clip-skip change text encoders; a fold keeps them")
+    return model.with_text([str(word) for word in options.embedding], options.clip_skip or 0)
 
 
 def _baseline(options: ExportOptions) -> BaselineKind | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mtu_export import bundle, targets
 from mtu_export.bundle import PartRecord, witness
-from mtu_export.exporter import collection, manifest, proof
+from mtu_export.exporter import collection, manifest, proof, tokenizers
 from mtu_export.exporter.reference import Contribution, Reference
 from mtu_export.graph import capture, quantize, rewrite
 from mtu_export.graph.capture import Graph
@@ -154,7 +154,7 @@ def _source(job: Job, references: Sequence[Reference]) -> _Source:
 
 
 def load(plan: Plan, name: str, loras: Sequence[tuple[lora.Lora, float]]) -> LivePart:
-    """A part in memory, those LoRAs folded in that have layers for it."""
+    """A part in memory, with the LoRAs that have layers for it and the rows of added tokens."""
     live = plan.model.load(name)
     own = [
         (adapter, scale)
@@ -163,6 +163,9 @@ def load(plan: Plan, name: str, loras: Sequence[tuple[lora.Lora, float]]) -> Liv
     ]
     if own:
         lora.apply({name: live.module}, own)
+    ids = tokenizers.added_ids(plan, name)
+    if ids:
+        plan.model.embed(name, live.module, ids)
     return live
 
 

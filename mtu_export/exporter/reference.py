@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mtu_export import checkpoint
 from mtu_export.bundle import sampler, source_tokenizer
 from mtu_export.bundle.evaluation import Evaluation, Request
-from mtu_export.exporter import golden_inputs
+from mtu_export.exporter import golden_inputs, tokenizers
 from mtu_export.graph import capture
 from mtu_export.graph.capture import Graph
 from mtu_export.spec import Arrays, Plan, Schedule, Session, Task, TensorSpec
@@ -121,9 +120,7 @@ class Reference:
 
     def _ids(self, tokenizer: str, prompt: str) -> np.ndarray:
         if tokenizer not in self._tokenizers:
-            self._tokenizers[tokenizer] = source_tokenizer.read(
-                checkpoint.on_disk(self.plan.checkpoint / tokenizer)
-            )
+            self._tokenizers[tokenizer] = tokenizers.read(self.plan, tokenizer)
         return self._tokenizers[tokenizer].encode(prompt)[0]
 
     def runs(self, part: str) -> bool:

@@ -45,6 +45,8 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
         "identity": {key: value for key, value in identity.items() if key not in _LABELS},
         "versions": dict(versions),
         "loras": _lora_hashes(plan),
+        "embeddings": [[each.sha256, *each.tokens] for each in plan.model.embeddings],
+        "clip_skip": plan.model.clip_skip,
         "sources": bundle.sha256_of(_read_too(plan)),
         "derived": _derived(plan),
         "code": _code(),
@@ -69,17 +71,19 @@ def _code() -> str:
 
 
 def source_files(plan: Plan) -> list[Path]:
-    """Folders and files of the checkpoint, and the LoRAs."""
-    return [*checkpoint.sources(plan.checkpoint), *_loras(plan)]
+    """Folders and files of the checkpoint, the LoRAs and the embeddings."""
+    return [*checkpoint.sources(plan.checkpoint), *_beside(plan)]
 
 
-def _loras(plan: Plan) -> list[Path]:
-    return [path for source in plan.loras for path in _lora_files(source.path)]
+def _beside(plan: Plan) -> list[Path]:
+    """Files that a plan adds to its checkpoint."""
+    loras = [path for source in plan.loras for path in _lora_files(source.path)]
+    return [*loras, *(each.path for each in plan.model.embeddings)]
 
 
 def stamps(plan: Plan) -> dict[str, tuple[int, int, int]]:
     """Inode, size and time of every file that an export reads, to see that none has changed."""
-    read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *_loras(plan)]
+    read = [*manifest.weights(plan).values(), *_read_too(plan).values(), *_beside(plan)]
     stats = {str(path): path.stat() for path in read}
     return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in stats.items()}
 

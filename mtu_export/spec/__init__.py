@@ -34,6 +34,7 @@ from mtu_export.spec.loop import (
     Schedule,
 )
 from mtu_export.spec.model import (
+    Embedding,
     Family,
     LatentSpec,
     LivePart,
@@ -92,6 +93,7 @@ __all__ = [
     "Conditioning",
     "Cost",
     "DeviceError",
+    "Embedding",
     "Family",
     "FloatWeights",
     "Granularity",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mtu_export.spec.errors import PlanError
 from mtu_export.spec.scheme import FloatWeights, KeepFloat, Scheme
 from mtu_export.spec.task import Task
 
@@ -150,6 +152,20 @@ class Deviation:
     left_out: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A file of trained tokens (textual inversion), read for a model.
+
+    ``tokens`` are T, ``T_1``, ..., one a vector; ``tensors`` maps a text encoder to the tensor with
+    its vectors, [d] or [n, d].
+    """
+
+    path: Path
+    sha256: str
+    tokens: tuple[str, ...]
+    tensors: Mapping[str, str]
+
+
 class LivePart(Protocol):
     """A part in memory, as the checkpoint has it."""
 
@@ -212,6 +228,27 @@ class Model(Protocol):
     @property
     def text(self) -> TextEncoding | None:
         """How prompts are encoded; None for a model without prompts."""
+        ...
+
+    @property
+    def clip_skip(self) -> int:
+        """Layers of the text encoders left out before the one whose states are used."""
+        ...
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The trained tokens that are added to its text encoders and tokenizers."""
+        ...
+
+    def with_text(self, embeddings: Sequence[str], clip_skip: int) -> Model:
+        """This model with added tokens, a ``FILE[:token]`` each, and text of an earlier layer.
+
+        Raises ``PlanError`` and ``CheckpointError`` for what it cannot take.
+        """
+        ...
+
+    def embed(self, part: str, module: nn.Module, ids: Mapping[str, int]) -> None:
+        """Set the rows of the added tokens, by their ids, in a text encoder in memory."""
         ...
 
     @property
@@ -286,11 +323,20 @@ class PlainModel:
     notes: tuple[str, ...] = ()
     latent: LatentSpec | None = None
     text: TextEncoding | None = None
+    clip_skip: int = 0
+    embeddings: tuple[Embedding, ...] = ()
     size_step: int = 8
 
     def constants(self, task: Task, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """No constants."""
         return {}
+
+    def with_text(self, embeddings: Sequence[str], clip_skip: int) -> Model:
+        """It has no text encoder."""
+        raise PlanError("--embedding and --clip-skip belong to models with a CLIP text encoder")
+
+    def embed(self, part: str, module: nn.Module, ids: Mapping[str, int]) -> None:
+        """It has no text encoder."""
 
     def require_complete(self) -> None:
         """Nothing is missing."""

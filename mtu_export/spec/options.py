@@ -148,6 +148,18 @@ class ExportOptions:
         default=(),
         metavar="FILE[:scale]",
     )
+    embedding: Sequence[str] = option(
+        "Trained token (textual inversion), a safetensors file; repeat for more. Default token: "
+        "the file's own, or its name.",
+        default=(),
+        metavar="FILE[:token]",
+    )
+    clip_skip: int | None = option(
+        "Layers of the text encoder to leave out, as diffusers counts: 1 is the last but one of SD "
+        "1.x, which AUTOMATIC1111 calls clip skip 2 and ComfyUI -2.",
+        metavar="N",
+        bounds=(1, 127),
+    )
     no_fold: bool = option(
         "Keep experts and router in the graph; the task's embedding is an input. A baseline, for "
         "onnx and executorch.",
@@ -164,7 +176,8 @@ class ExportOptions:
     force: bool = option("Replace an existing output.", default=False)
 
     def __post_init__(self) -> None:
-        for name in ("task", "keep_float", "components", "lora", "text_encoder", "tokenizer"):
+        several = ("task", "keep_float", "components", "lora", "embedding")
+        for name in (*several, "text_encoder", "tokenizer"):
             value = getattr(self, name) or ()
             one = isinstance(value, (str, Path))
             object.__setattr__(self, name, (value,) if one else tuple(value))

@@ -296,6 +296,34 @@ def test_the_penultimate_state_and_the_pooled_one_are_transformers(
     assert capture.cost(alone).parameters < capture.cost(graph).parameters - last
 
 
+@pytest.mark.parametrize("penultimate", [False, True])
+@pytest.mark.parametrize("skip", [1, 2])
+def test_skipped_layers_are_those_of_transformers(
+    penultimate: bool, skip: int, tmp_path: Path
+) -> None:
+    """Indices of diffusers' ``encode_prompt``: -(N + 1) and the norm, of SDXL -(N + 2)."""
+    save_text(tmp_path, CLIPTextModelWithProjection, num_hidden_layers=4)
+    module: Any = stock.load_text_encoder(tmp_path, "text_encoder")
+    graph, pooled = (
+        stock.text_encoder_graph(
+            module, module.config, penultimate=penultimate, pooled=pools, skip=skip
+        )
+        for pools in (False, True)
+    )
+    case = {"input_ids": ids(40)}
+    expected = module(torch.from_numpy(case["input_ids"]), output_hidden_states=True)
+    if penultimate:
+        want = expected.hidden_states[-(skip + 2)]
+    else:
+        want = module.text_model.final_layer_norm(expected.hidden_states[-(skip + 1)])
+    for each in (graph, pooled):
+        actual = capture.run(each, [case])[0]
+        assert psnr(want.detach().numpy(), actual["hidden_states"]) > 110
+    assert psnr(expected.text_embeds.detach().numpy(), actual["pooled"]) > 110
+    assert len(graph.module.layers) == 4 - skip - penultimate  # type: ignore[arg-type]
+    assert len(pooled.module.layers) == 4  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("convs", [True, False])
 def test_the_halves_of_the_vae_are_diffusers(convs: bool, tmp_path: Path) -> None:
     save_vae(tmp_path, use_quant_conv=convs, use_post_quant_conv=convs)

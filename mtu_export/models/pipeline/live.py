@@ -24,8 +24,9 @@ class _Stock:
 class TextEncoder(_Stock):
     """A CLIP text encoder."""
 
-    def __init__(self, folder: Folder, name: str, *, is_sdxl: bool) -> None:
+    def __init__(self, folder: Folder, name: str, *, is_sdxl: bool, skip: int = 0) -> None:
         self.module = stock.load_text_encoder(folder, name)
+        self.skip = skip
         self.penultimate, self.pooled = is_sdxl, name.endswith("_2")
 
     def graph(
@@ -33,7 +34,11 @@ class TextEncoder(_Stock):
     ) -> Graph:
         """Ids to hidden states and, of SDXL's second one, the pooled text."""
         return stock.text_encoder_graph(
-            self.module, self.module.config, penultimate=self.penultimate, pooled=self.pooled
+            self.module,
+            self.module.config,
+            penultimate=self.penultimate,
+            pooled=self.pooled,
+            skip=self.skip,
         )
 
 

@@ -5,6 +5,7 @@ Families that differ from it in the UNet derive from :class:`PipelineModel`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -14,13 +15,14 @@ import numpy as np
 
 from mtu_export import checkpoint
 from mtu_export.checkpoint import Folder
-from mtu_export.models.pipeline import compatibility, deviation, flow, stock_parts
+from mtu_export.models.pipeline import compatibility, deviation, embedding, flow, stock_parts
 from mtu_export.models.pipeline import files as pipeline_files
 from mtu_export.models.pipeline.anatomy import Anatomy
 from mtu_export.models.pipeline.anatomy import costs as count_costs
 from mtu_export.models.pipeline.layout import UNET, PipelineLayout, tokenizer_folder
 from mtu_export.spec import (
     CheckpointError,
+    Embedding,
     KeepFloat,
     LatentSpec,
     LivePart,
@@ -30,6 +32,7 @@ from mtu_export.spec import (
     StockPipeline,
     Task,
     TextEncoding,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +49,13 @@ _KEPT = (
     KeepFloat(pattern=r"(time|add)_embedding\..*", why="time embedding"),
 )
 _ZEROS = "force_zeros_for_empty_prompt"
+_TEXT_LAYERS, _TEXT_WIDTH = 12, 512
+"""Defaults of transformers' ``CLIPTextConfig``."""
+_SKIPPED = (
+    "Clip skip {0}, as diffusers counts: the text encoder gives the states of layer {1} from the "
+    "end, for the prompt, the negative prompt and the empty one; diffusers' `clip_skip` leaves the "
+    "last two at the usual layer. Programs that open the text encoder are given no clip skip."
+)
 
 
 class PipelineModel:
@@ -67,6 +77,8 @@ class PipelineModel:
         self.unet_folder = UNET if (folder / UNET).is_dir() else "."
         path = folder / "model_index.json"
         self.index = checkpoint.read_json(path) if path.is_file() else {}
+        self.clip_skip = 0
+        self.embeddings: tuple[Embedding, ...] = ()
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -91,7 +103,13 @@ class PipelineModel:
                 folder=name,
                 stem=checkpoint.TEXT_WEIGHTS,
                 optional=checkpoint.POSITION_IDS,
-                stock=stock_parts.text_encoder(self.folder, name, is_sdxl=layout.is_sdxl),
+                stock=stock_parts.text_encoder(
+                    self.folder,
+                    name,
+                    is_sdxl=layout.is_sdxl,
+                    skip=self.clip_skip,
+                    added=sum(len(each.tokens) for each in self.embeddings),
+                ),
             )
             for name in layout.text_encoders
         )
@@ -140,6 +158,40 @@ class PipelineModel:
         """The text encoders; SDXL's empty prompt is zeros where the index does not deny it."""
         zeros = self.layout.is_sdxl and self.index.get(_ZEROS, True) is True
         return flow.text_encoding(self.layout, zero_empty=zeros)
+
+    def with_text(self, embeddings: Sequence[str], clip_skip: int) -> Model:
+        """This pipeline with added tokens, and hidden states of ``clip_skip`` layers before."""
+        configs = {
+            name: checkpoint.read_json(self.folder / name / "config.json")
+            for name in self.layout.text_encoders
+            if (self.folder / name).is_dir()
+        }
+        for name in self.layout.text_encoders:
+            if name not in configs:
+                flag = "--embedding" if embeddings else "--clip-skip"
+                raise PlanError(f"{flag}: {self.folder} has no {name}/")
+        for name, config in configs.items() if clip_skip else ():
+            depth = config.get("num_hidden_layers", _TEXT_LAYERS)
+            most = depth - 1 - self.layout.is_sdxl if isinstance(depth, int) else 0
+            if not 1 <= clip_skip <= most:
+                raise PlanError(
+                    f"--clip-skip {clip_skip}: {name} has {shown(depth)} layers; legal: "
+                    + (f"1 to {most}" if most > 0 else "none")
+                )
+        widths = {name: config.get("hidden_size", _TEXT_WIDTH) for name, config in configs.items()}
+        model = copy.copy(self)
+        model.__dict__.pop("_parts", None)  # made for this model
+        model.clip_skip = clip_skip
+        model.embeddings = tuple(embedding.read(word, widths) for word in embeddings)
+        embedding.refuse_repeated(model.embeddings)
+        model.notes = (*self.notes, *embedding.notes(model.embeddings))
+        if clip_skip:
+            model.notes += (_SKIPPED.format(clip_skip, clip_skip + 1 + self.layout.is_sdxl),)
+        return model
+
+    def embed(self, part: str, module: nn.Module, ids: Mapping[str, int]) -> None:
+        """Set the rows of the added tokens in a text encoder in memory."""
+        embedding.embed(module, part, self.embeddings, ids)
 
     @property
     def guidance_scale(self) -> float | None:
@@ -264,7 +316,9 @@ class PipelineModel:
         from mtu_export.models.pipeline import live
 
         if part in self.layout.text_encoders:
-            return live.TextEncoder(self.folder, part, is_sdxl=self.layout.is_sdxl)
+            return live.TextEncoder(
+                self.folder, part, is_sdxl=self.layout.is_sdxl, skip=self.clip_skip
+            )
         return live.VAE(self.folder, decodes=part == flow.DECODER)
 
     def load_unet(self) -> LivePart:

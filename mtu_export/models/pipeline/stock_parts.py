@@ -17,15 +17,21 @@ UNET = StockPart(key="unet", library="diffusers", class_name="UNet2DConditionMod
 """The UNet; its config is the task's."""
 
 
-def text_encoder(folder: Folder, name: str, *, is_sdxl: bool) -> StockPart:
+def text_encoder(
+    folder: Folder, name: str, *, is_sdxl: bool, skip: int = 0, added: int = 0
+) -> StockPart:
     """A text encoder.
 
     From SDXL's, optimum takes all hidden states and reads the last but one. The files hold only
     that one, so their config declares a single layer, and its name is ``hidden_states.0``.
     diffusers checks the shape of the first output, which for SDXL's first encoder must have three
-    axes, so there the hidden states are returned twice.
+    axes, so there the hidden states are returned twice. ``skip`` layers are left out, ``added``
+    tokens have rows.
     """
     config = _config(folder / name)
+    for key, change in (("num_hidden_layers", -skip), ("vocab_size", added)):
+        if isinstance(config.get(key), int):
+            config[key] += change
     if is_sdxl:
         config["num_hidden_layers"] = 1  # as many hidden states as optimum looks for
     second = name.endswith("_2")

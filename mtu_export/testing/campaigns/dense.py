@@ -44,13 +44,16 @@ from mtu_export.testing.dense import write_dense
 
 FLOOR_DB = 110.0
 LORA_SCALE = 0.7
+TOKEN = "<cat>"
 _PARTS = (UNET, "text_encoder", "text_encoder_2")
 
 
 # ----------------------------------------------------------------------------------------- ours
 
 
-def export(case: Case, folder: Path, out: Path, lora: Sequence[str] = ()) -> runner.Loop:
+def export(
+    case: Case, folder: Path, out: Path, lora: Sequence[str] = (), embedding: Sequence[str] = ()
+) -> runner.Loop:
     """Export a case's task as an ONNX float32 bundle; returns the loop of the bundle."""
     height, width = image_size(folder)
     plan = options.resolve(
@@ -63,6 +66,8 @@ def export(case: Case, folder: Path, out: Path, lora: Sequence[str] = ()) -> run
         bake_steps=[case.steps],
         bake_strengths=[] if case.strength is None else [case.strength],
         lora=lora,
+        embedding=embedding,
+        clip_skip=case.clip_skip,
         out=out,
     )
     return runner.open_loop(exporter.export(plan))
@@ -96,7 +101,7 @@ def by_us(loop: runner.Loop, case: Case) -> Generated:
     taken = loop.task.inputs.pictures
     draws = loop.schedules[case.steps, case.strength].draws
     request = Request(
-        prompt=PROMPT,
+        prompt=prompt(case),
         negative_prompt=case.negative,
         noise=noise(loop, case)[: 1 + draws],
         steps=case.steps,
@@ -214,7 +219,9 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance, draws: np.ndarray) -
         arguments["latents"] = torch.from_numpy(draws[:1]).double()
     if guidance.text is not None:
         arguments["guidance_scale"] = guidance.text
-    if case.negative is not None:
+    if case.clip_skip is not None:
+        arguments |= {"clip_skip": case.clip_skip, **_skipped_negative(pipe, case)}
+    elif case.negative is not None:
         arguments["negative_prompt"] = case.negative
     last: list[np.ndarray] = []
 
@@ -223,13 +230,56 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance, draws: np.ndarray) -
         return state
 
     output = pipe(
-        PROMPT,
+        prompt(case),
         num_inference_steps=case.steps,
         callback_on_step_end=keep,
         output_type="pt",
         **{**arguments, **case.arguments},
     )
     return Generated(latent=last[0], image=output.images.float().numpy() * 2 - 1)
+
+
+def _skipped_negative(pipe: Any, case: Case) -> dict[str, Any]:
+    """The negative prompt's embeddings by diffusers, as those of a prompt: with the clip skip.
+
+    A bundle's text encoder ends early for all text, diffusers' ``clip_skip`` for the prompt alone.
+    """
+    if hasattr(pipe, "text_encoder_2") and case.negative is None:
+        return {}  # zeros
+    with torch.no_grad():
+        embeds = pipe.encode_prompt(
+            case.negative or "",
+            device="cpu",
+            num_images_per_prompt=1,
+            clip_skip=case.clip_skip,
+            do_classifier_free_guidance=False,
+        )
+    names = ("negative_prompt_embeds", None, "negative_pooled_prompt_embeds", None)
+    return {name: value for name, value in zip(names, embeds, strict=False) if name}
+
+
+def write_embedding(pipe: Any, vectors: int, path: Path) -> Path:
+    """Write random vectors of each text encoder and load them in the pipeline as ``<cat>``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+    tensors: dict[str, torch.Tensor] = {}
+    for seed, (name, (part, tokens)) in enumerate(pairs.items()):
+        encoder = getattr(pipe, part, None)
+        if encoder is None:
+            continue
+        shape = (vectors, encoder.config.hidden_size)
+        tensors[name] = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        pipe.load_textual_inversion(
+            tensors[name], token=TOKEN, text_encoder=encoder, tokenizer=getattr(pipe, tokens)
+        )
+    if len(tensors) == 1:
+        tensors = {TOKEN: tensors["clip_l"]}
+    return loras.write(path, tensors)
+
+
+def prompt(case: Case) -> str:
+    """What a case asks for, with its trained token."""
+    return PROMPT if not case.vectors else f"{PROMPT} and {TOKEN}"
 
 
 def _latent_of(pipe: Any, height: int, width: int) -> torch.Tensor:
@@ -281,13 +331,16 @@ class Pairs:
             )
         return self._folders[case.source]
 
-    def loop(self, case: Case, lora: Sequence[str] = ()) -> runner.Loop:
+    def loop(
+        self, case: Case, lora: Sequence[str] = (), embedding: Sequence[str] = ()
+    ) -> runner.Loop:
         """The bundle of a case, with its table."""
         folder = self.folder(case)
-        key = repr((case.source, case.task, case.steps, case.strength, lora))
+        words = (lora, embedding, case.clip_skip)
+        key = repr((case.source, case.task, case.steps, case.strength, words))
         if key not in self._loops:
             out = self.root / f"bundle-{len(self._loops)}"
-            self._loops[key] = export(case, folder, out, lora)
+            self._loops[key] = export(case, folder, out, lora, embedding)
         return with_table(self._loops[key], case, folder, self.root / f"table-{case}")
 
     def make(self, case: Case) -> tuple[Generated, Generated]:
@@ -299,7 +352,11 @@ class Pairs:
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="a")
             pipe.set_adapters(["a"], [LORA_SCALE])
             adapters = [f"{file}:{LORA_SCALE}"]
-        loop = self.loop(case, adapters)
+        embeddings: list[str] = []
+        if case.vectors:
+            file = self.root / f"embedding-{case}" / "cat.safetensors"
+            embeddings = [f"{write_embedding(pipe, case.vectors, file)}:{TOKEN}"]
+        loop = self.loop(case, adapters, embeddings)
         guidance = loop.task.scales
         return by_diffusers(pipe, case, guidance, noise(loop, case)), by_us(loop, case)
 

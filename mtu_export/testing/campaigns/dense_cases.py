@@ -22,7 +22,7 @@ class Case:
     ``index`` is the class in ``model_index.json``, that of ``pipeline`` where it is None;
     ``unet``, ``scheduler``, ``flags`` and ``vae`` change the checkpoint as ``write_dense`` does.
     ``table`` changes the scheduler's config on both sides after the export; ``arguments`` go to
-    their call.
+    their call. ``vectors`` is their number in an embedding of the prompt's token ``<cat>``.
     """
 
     name: str
@@ -39,6 +39,8 @@ class Case:
     strength: float | None = None
     negative: str | None = None
     lora: bool = False
+    vectors: int = 0
+    clip_skip: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -173,6 +175,19 @@ CASES: tuple[Case, ...] = (
             strength=strength,
         )
         for strength in (0.3, 0.6)
+    ),
+    Case(name="sd1-embedding", vectors=1),
+    Case(name="sd1-embedding-3", vectors=3),
+    Case(name="sdxl-embedding-2", architecture="tiny-sdxl", pipeline=_XL, vectors=2),
+    Case(name="sd1-clip-skip", clip_skip=1),
+    Case(name="sd1-clip-skip-negative", clip_skip=1, negative=NEGATIVE),
+    Case(name="sdxl-clip-skip", architecture="tiny-sdxl", pipeline=_XL, clip_skip=1),
+    Case(
+        name="sdxl-clip-skip-negative",
+        architecture="tiny-sdxl",
+        pipeline=_XL,
+        clip_skip=1,
+        negative=NEGATIVE,
     ),
     Case(name="taesd", vae=TINY_VAE),
     Case(
