@@ -67,10 +67,11 @@ internal object Drafts {
         undo -= what
     }
 
-    /** The last comes first. Who has added something waits from now on when it removes it. */
+    /** The last comes first, then [end]. Until it returns, who adds or removes something waits. */
     @Synchronized
-    fun delete() {
+    fun delete(end: () -> Unit = {}) {
         for (each in undo.values.toList().asReversed()) runCatching(each)
+        end()
     }
 }
 

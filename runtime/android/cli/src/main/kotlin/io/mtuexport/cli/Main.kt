@@ -15,9 +15,10 @@ public fun main(line: Array<String>) {
     val out = PrintStream(FileOutputStream(FileDescriptor.out).buffered(), false, "UTF-8")
     val err = PrintStream(FileOutputStream(FileDescriptor.err), true, "UTF-8")
     onInterrupt { code ->
-        Drafts.delete()
-        err.println("error: interrupted; nothing was written")
-        code
+        Drafts.delete {
+            err.println("error: interrupted; nothing was written")
+            Runtime.getRuntime().halt(code)
+        }
     }
     val code = ended(asTyped(line.toList()), out, err)
     out.flush()
@@ -25,13 +26,13 @@ public fun main(line: Array<String>) {
 }
 
 /**
- * Ends the process with what [end] makes of 128 and the signal's number, on Ctrl-C and `kill`.
+ * Calls [end] with 128 and the signal's number on Ctrl-C and `kill`; it halts the process.
  *
  * At once: ONNX Runtime's own hook at the end of a process frees what a part that runs still uses.
  * Java's class for signals is not of its public library, so it is looked up; without it the
  * process ends as Java ends it.
  */
-private fun onInterrupt(end: (Int) -> Int) {
+private fun onInterrupt(end: (Int) -> Unit) {
     try {
         val signal = Class.forName("sun.misc.Signal")
         val handler = Class.forName("sun.misc.SignalHandler")
@@ -39,7 +40,7 @@ private fun onInterrupt(end: (Int) -> Int) {
         for ((name, code) in mapOf("INT" to INTERRUPTED, "TERM" to TERMINATED)) {
             val ending =
                 Proxy.newProxyInstance(handler.classLoader, arrayOf(handler)) { _, _, _ ->
-                    Runtime.getRuntime().halt(end(code))
+                    end(code)
                 }
             handle.invoke(null, signal.getConstructor(String::class.java).newInstance(name), ending)
         }
