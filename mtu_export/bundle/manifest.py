@@ -49,13 +49,19 @@ from mtu_export.spec.records import (
 
 
 class LoraRecord(Record):
-    """A LoRA, with counts by part of layers folded in and of those for parts not exported."""
+    """A LoRA, with counts by part of layers folded in and of those for parts not exported.
+
+    ``forms`` counts the former by method, ``blocks`` are scales of blocks in place of ``scale``.
+    """
 
     name: str
     sha256: str
     scale: Number
     layers: dict[str, Count]
     unused: dict[str, Count]
+    forms: dict[str, Count] | None = None
+    adapter: str | None = None
+    blocks: dict[str, Number] | None = None
 
 
 class EmbeddingRecord(Record):

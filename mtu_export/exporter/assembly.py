@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mtu_export.exporter.part import ExportedPart
     from mtu_export.exporter.reference import Reference
     from mtu_export.exporter.schedule import Baked
-    from mtu_export.models.lora import Lora
+    from mtu_export.models.lora import Scaled
 
 Watch = Callable[[str], AbstractContextManager[Any]]
 """Called with the name of each stage; entered for as long as it takes."""
@@ -93,7 +93,7 @@ class _Work:
     fingerprint: str
     baked: Baked | None
     references: Sequence[Reference]
-    loras: Sequence[tuple[Lora, float]]
+    loras: Scaled
 
 
 # --------------------------------------------------------------------------------- before any work
@@ -200,20 +200,20 @@ def _require_text(plan: Plan) -> None:
             raise PlanError(f"{flag} changes a text encoder; exported are: {', '.join(parts)}")
 
 
-def _read_loras(plan: Plan) -> list[tuple[Lora, float]]:
+def _read_loras(plan: Plan) -> Scaled:
     """The plan's LoRAs; refuses one without layers for any part that is exported."""
     from mtu_export.models import lora
 
     loras, parts = [], _parts(plan)
-    for path, scale in plan.loras:
-        adapter = lora.read(path)
+    for source in plan.loras:
+        adapter, scales = lora.load(source)
         adapted = dict.fromkeys(layer.component for layer in adapter.layers)
         if not set(adapted) & set(parts):
             raise PlanError(
-                f"--lora {path}: its layers are those of {', '.join(adapted)}; "
+                f"--lora {source.path}: its layers are those of {', '.join(adapted)}; "
                 f"exported are: {', '.join(parts)}"
             )
-        loras.append((adapter, scale))
+        loras.append((adapter, scales))
     return loras
 
 

@@ -62,7 +62,7 @@ class Job:
     folder: Path
     identity: Mapping[str, str]
     watch: Watch
-    loras: Sequence[tuple[lora.Lora, float]] = ()
+    loras: lora.Scaled = ()
 
     @property
     def name(self) -> str:
@@ -153,12 +153,12 @@ def _source(job: Job, references: Sequence[Reference]) -> _Source:
     return _specialised(job, live, tasks, graphs, cases, contributions)
 
 
-def load(plan: Plan, name: str, loras: Sequence[tuple[lora.Lora, float]]) -> LivePart:
+def load(plan: Plan, name: str, loras: lora.Scaled) -> LivePart:
     """A part in memory, with the LoRAs that have layers for it and the rows of added tokens."""
     live = plan.model.load(name)
     own = [
-        (adapter, scale)
-        for adapter, scale in loras
+        (adapter, scales)
+        for adapter, scales in loras
         if any(layer.component == name for layer in adapter.layers)
     ]
     if own:

@@ -56,10 +56,15 @@ def fingerprint(plan: Plan, identity: Mapping[str, str], versions: Mapping[str, 
 
 
 def _lora_hashes(plan: Plan) -> list[dict[str, Any]]:
-    """Scale and content of each LoRA, and of the config beside it."""
+    """Scales and content of each LoRA, and of the config beside it."""
     return [
-        {"scale": scale, "files": [bundle.sha256(file) for file in _lora_files(path)]}
-        for path, scale in plan.loras
+        {
+            "scale": source.scale,
+            "adapter": source.adapter,
+            "blocks": source.blocks,
+            "files": [bundle.sha256(file) for file in _lora_files(source.path)],
+        }
+        for source in plan.loras
     ]
 
 

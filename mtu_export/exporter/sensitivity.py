@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,13 +20,14 @@ from mtu_export.spec import (
     Scheme,
 )
 
+if TYPE_CHECKING:
+    from mtu_export.models.lora import Scaled
+
 _WORK = 2e13
 """FLOPs that the search for the costliest layers may take: one to two minutes on two cores."""
 
 
-def layer_sensitivity(
-    plan: Plan, part: str, name: str, cost: Cost, loras: Sequence[tuple[Any, float]] = ()
-) -> str:
+def layer_sensitivity(plan: Plan, part: str, name: str, cost: Cost, loras: Scaled = ()) -> str:
     """A line on what quantising each layer alone of a part costs a task; see :func:`describe`.
 
     A large model is measured on smaller pictures, as there is one pass per layer: for SD 1.5 that

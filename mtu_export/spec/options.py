@@ -146,7 +146,7 @@ class ExportOptions:
     lora: Sequence[str] = option(
         "LoRA to fold into the weights, with its strength; repeat for more.",
         default=(),
-        metavar="FILE[:scale]",
+        metavar="FILE[#adapter][:scale]",
     )
     embedding: Sequence[str] = option(
         "Trained token (textual inversion), a safetensors file; repeat for more. Default token: "

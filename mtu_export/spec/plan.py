@@ -31,10 +31,14 @@ class TensorSpec:
 
 
 class LoraSource(NamedTuple):
-    """A LoRA file, and the factor of its difference."""
+    """A LoRA file, the factor of its difference, and those of blocks by name in its place;
+    ``adapter`` is one of several in the file.
+    """
 
     path: Path
     scale: float = 1.0
+    adapter: str | None = None
+    blocks: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

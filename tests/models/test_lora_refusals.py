@@ -145,19 +145,20 @@ def test_values_that_are_no_weights(tmp_path: Path, name: str, value: float, rea
 # -------------------------------------------------------------------------------------- tensors
 
 METHODS = {
-    "DoRA": f"{STEM}.dora_scale",
-    "DoRA ": "unet.mid_block.attentions.0.proj_in.lora_magnitude_vector",
-    "LoHa": f"{STEM}.hada_w1_a",
-    "LoKr": f"{STEM}.lokr_w1",
     "IA3": f"{STEM}.on_input",
     "IA3 ": "unet.mid_block.attentions.0.proj_in.ia3_l",
     "OFT": f"{STEM}.oft_blocks",
+    "OFT ": f"{STEM}.boft_R",
     "AdaLoRA": "unet.mid_block.attentions.0.proj_in.lora_E",
-    "full difference": f"{STEM}.diff",
-    "full difference ": f"{STEM}.diff_b",
+    "GLoRA": f"{STEM}.a1.weight",
+    "VeRA": "unet.mid_block.attentions.0.proj_in.vera_lambda_b",
+    "replacement": f"{STEM}.set_weight",
     "embedding": "text_encoder.token_embedding.lora_embedding_A",
-    "biases": "unet.mid_block.attentions.0.proj_in.lora_B.bias",
+    "biases": "unet.mid_block.attentions.0.proj_in.lora_A.bias",
+    "biases ": f"{STEM}.bias_indices",
     "textual inversion": "bundle_emb.word.string_to_param",
+    "textual inversion ": "<word>",
+    "textual inversion  ": "clip_g",
 }
 
 
@@ -179,7 +180,7 @@ def test_other_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
         ({"unet.x.lora_A.weight": UP[:0]}, "is empty"),
         ({"unet.x.lora_A.weight": DOWN}, "layer 'x' of unet has no up matrix"),
         ({"unet.x.lora_B.weight": DOWN}, "layer 'x' of unet has no down matrix"),
-        ({f"{OTHER}.alpha": torch.tensor(1.0)}, "has no down matrix"),
+        ({f"{OTHER}.alpha": torch.tensor(1.0)}, "has no matrix, only alpha"),
         ({f"{STEM}.alpha": torch.ones(2)}, "alpha has shape [2], needs one number"),
         ({f"{STEM}.lora_up.weight": torch.ones(64, 3, 1, 1)}, "ranks differ: down [2, 64, 1, 1]"),
         ({f"{STEM}.lora_up.weight": torch.ones(64, 2, 3, 3)}, "is not a product of matrices"),
@@ -226,10 +227,13 @@ def test_alphas_as_trainers_store_them(
         ({"r": True}, "r must be a number, got True"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
         ({"lora_alpha": 1e9}, "lora_alpha must be a number"),
-        ({"use_dora": True}, "use_dora is True; only plain LoRA is read"),
-        ({"lora_bias": True}, "lora_bias is True"),
+        ({"use_dora": True}, "has no magnitude, its LoraConfig says use_dora"),
+        ({"use_dora": "yes"}, "use_dora must be true or false, got 'yes'"),
+        ({"use_qalora": True}, "use_qalora is True; legal:"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false"),
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; legal: 'LORA'"),
+        ({"peft_type": "LOHA"}, "alpha must be a number, got None"),
+        ({"peft_type": "OFT"}, "peft_type is 'OFT'; legal: 'LORA', 'LOHA', 'LOKR'"),
+        ({"peft_type": ["LORA"]}, "peft_type is ['LORA']; legal:"),
         ({"alpha_pattern": [1]}, "alpha_pattern must be an object"),
         ({"alpha_pattern": {"to_q": "x"}}, "to_q must be a number"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern '(' is not a usable pattern"),
@@ -273,9 +277,9 @@ def test_the_config_of_a_peft_folder(tmp_path: Path) -> None:
     config = {"r": 2, "lora_alpha": 6, "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     assert lora.read(file).layers[0].factor == 3
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}), "utf-8")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "r": 0}), "utf-8")
     text = refused(lambda: lora.read(file))
-    assert "adapter_config.json: use_dora is True" in text
+    assert "adapter_config.json: r must be a positive integer" in text
 
 
 # -------------------------------------------------------------------------------------- models
@@ -373,6 +377,7 @@ def test_components_that_are_not_there_are_counted(
         "scale": 1.0,
         "layers": {"unet": 1},
         "unused": {"text_encoder": 3},
+        "forms": {"LoRA": 1},
     }
     alone = lora.read(loras.write(tmp_path / "text.safetensors", text))
     line = refused(lambda: lora.apply({"unet": unet}, [(alone, 1.0)]))

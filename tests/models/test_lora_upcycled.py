@@ -255,8 +255,10 @@ def test_slices_of_delta_are_the_experts_of_the_sum(widths: list[int], dim: int,
     w_up, d_up = torch.randn(2, 2 * total, dim, generator=random)
     w_down, d_down = torch.randn(2, dim, total, generator=random)
     experts_ = [(str(i), n) for i, n in enumerate(widths)]
-    proj = Target(path="p", weights=tuple((i, (2 * n, dim)) for i, n in experts_), axis=0, halves=2)
-    out = Target(path="o", weights=tuple((i, (dim, n)) for i, n in experts_), axis=1)
+    proj = Target(
+        name="p.weight", weights=tuple((i, (2 * n, dim)) for i, n in experts_), axis=0, halves=2
+    )
+    out = Target(name="o.weight", weights=tuple((i, (dim, n)) for i, n in experts_), axis=1)
     begin = 0
     parts = proj.parts((2 * total, dim)), out.parts((dim, total))
     for width, up, down in zip(widths, *parts, strict=True):

@@ -27,7 +27,7 @@ def refused(argument: str) -> str:
 def test_words(tmp_path: Path, name: str, tail: str, scale: float) -> None:
     file = tmp_path / name
     file.touch()
-    assert lora.parse(f"{file}{tail}") == (file, scale)
+    assert lora.parse(f"{file}{tail}") == (file, scale, None, ())
 
 
 @pytest.mark.parametrize(

@@ -4,81 +4,74 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtu_export import checkpoint
+from mtu_export.models.lora import forms, keys
+from mtu_export.models.lora.keys import COMPONENTS
 from mtu_export.models.lora.peft import Config, from_folder, from_header
 from mtu_export.spec import CheckpointError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COMPONENTS: tuple[str, ...] = ("unet", "text_encoder", "text_encoder_2")
 LARGEST = 1e6
-"""Largest magnitude of a value in a LoRA, so that no sum of products overflows float32."""
+"""Largest magnitude of a value in a LoRA."""
+_LARGEST_DELTA = 1e15
+"""Largest bound of a value of Δ: neither it nor the norm of a row overflows float32."""
 _SUFFIX = ".safetensors"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_WRAPPER = "base_model.model."
-_KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-_LEAF = re.compile(
-    r"(?P<layer>.+?)\.(?:lora_(?P<role>A|B|down|up|mid)(?:\.default(?:_\d+)?)?\.weight|alpha)"
-)
-_ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid", None: "alpha"}
-_LEGAL = "legal: lora_A and lora_B, lora_down and lora_up, lora_mid, alpha"
-_OTHER_METHODS = (
-    (r"\.(dora_scale|lora_magnitude_vector)\b", "a DoRA"),
-    (r"\.hada_", "a LoHa"),
-    (r"\.lokr_", "a LoKr"),
-    (r"\.(ia3_\w+|on_input)\b", "an IA3"),
-    (r"\.(oft_|boft_)", "an OFT"),
-    (r"\.(lora_E|ranknum)\b", "an AdaLoRA"),
-    (r"\.lora_embedding_", "a LoRA of an embedding"),
-    (r"\.(lora_(A|B|down|up)|lora\.(down|up))(\.\w+)?\.bias$", "a LoRA with biases"),
-    (r"\.(diff|diff_b|set_weight)$", "a full difference of weights"),
-    (r"^(bundle_emb|emb_params|string_to_param)\b", "a textual inversion"),
-)
-"""Tensors of other methods than a sum of low-rank products for Linear and Conv2d layers."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Magnitude:
+    """m of a DoRA: the norm [n] that each row (``axis`` 0) or column (1) of a weight has."""
+
+    axis: int
+    values: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """Δ = alpha/rank · up · (mid) · down of one layer.
+    """What a file changes in one layer: Δ of its weight is ``factor`` · ``weight``.
 
-    ``down`` [r, in] or [r, in, k, k]; ``up`` [out, r] or [out, r, 1, 1]; ``mid`` [r, r, k, k],
-    in which case ``down`` is 1 x 1. ``name`` is a dotted path, or one whose dots are underscores
-    (``flat``).
+    ``name`` is a dotted path, or one whose dots are underscores (``flat``). ``factor`` is
+    alpha/rank. ``bias`` is Δ of the bias itself. With ``magnitude`` (DoRA) the weight becomes
+    m · (W + Δ) / ||W + Δ||.
     """
 
     component: str
     name: str
     flat: bool
     factor: float
-    down: Tensor
-    up: Tensor
-    mid: Tensor | None
+    weight: forms.Delta | None
+    bias: Tensor | None = None
+    magnitude: Magnitude | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of Δ, which is that of the layer's weight."""
-        inner = self.down if self.mid is None else self.mid
-        return (self.up.shape[0], self.down.shape[1], *inner.shape[2:])
+    def form(self) -> str:
+        """The method by which it was trained."""
+        method = "full" if self.weight is None else self.weight.method
+        if self.magnitude is None:
+            return method
+        return "DoRA" if method == "LoRA" else f"{method} with DoRA"
 
-    def delta(self) -> Tensor:
-        """Δ in float32, of :attr:`shape`."""
-        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
-        if self.mid is not None:
-            spread = self.mid.float().permute(0, 2, 3, 1) @ down  # [r, k, k, in]
-            down = spread.permute(0, 3, 1, 2).flatten(1)
-        return (self.factor * (up @ down)).reshape(self.shape)
+    @property
+    def shapes(self) -> dict[str, forms.Shape]:
+        """Shape of Δ of each parameter that it changes."""
+        shapes = {} if self.weight is None else {"weight": self.weight.shape}
+        return shapes if self.bias is None else {**shapes, "bias": tuple(self.bias.shape)}
+
+    def delta(self, parameter: str = "weight") -> Tensor:
+        """Δ of a parameter in float32."""
+        if parameter == "bias":
+            assert self.bias is not None
+            return self.bias
+        assert self.weight is not None
+        return self.factor * self.weight.values()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,37 +81,42 @@ class Lora:
     path: Path
     sha256: str
     layers: tuple[Layer, ...]
+    adapter: str | None = None
+    """The adapter that was chosen by name."""
 
 
-def read(path: Path) -> Lora:
-    """Read a LoRA from a safetensors file with the names of PEFT, diffusers or kohya.
+def read(path: Path, adapter: str | None = None) -> Lora:
+    """Read a LoRA, or one of several adapters, from a safetensors file.
 
     A pickle is refused without being opened. Raises ``CheckpointError`` with the file and the
-    problem: a damaged file, a tensor of another method, an unpaired matrix, NaN or Inf.
+    problem: a damaged file, a tensor of another method, an unpaired matrix, NaN or Inf, several
+    adapters of which none is named.
     """
     if path.suffix in _PICKLES:
         raise CheckpointError(f"{path} is a pickle: refused; save the LoRA as safetensors")
     if path.suffix != _SUFFIX or not path.is_file():
         raise CheckpointError(f"{path} is not a {_SUFFIX} file")
-    tensors, metadata = _tensors(path)
+    headers, metadata = _headers(path)
+    names = keys.parse(headers, path)
+    if not names:
+        raise CheckpointError(f"{path} holds no tensor; {keys.LEGAL}")
+    chosen = keys.select(names, adapter, path)
+    tensors = _tensors(path, list(chosen))
     configs = from_folder(path) or from_header(metadata, path, COMPONENTS)
     groups: dict[tuple[str, str, bool], dict[str, Tensor]] = {}
-    for name, stored in _peft_names(tensors, path).items():
-        component, layer, flat, role = _parse_name(name, stored, path)
-        roles = groups.setdefault((component, layer, flat), {})
-        if role in roles:
-            raise CheckpointError(f"{path}: {role} of layer {layer!r} appears twice")
-        roles[role] = tensors[stored]
-    if not groups:
-        raise CheckpointError(f"{path} holds no tensor; {_LEGAL}")
+    for stored, key in chosen.items():
+        roles = groups.setdefault(key[:3], {})
+        if key.role in roles:
+            raise CheckpointError(f"{path}: {key.role} of layer {key.layer!r} appears twice")
+        roles[key.role] = tensors[stored]
     layers = [_layer(*key, roles, configs, path) for key, roles in groups.items()]
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Lora(path=path, sha256=digest, layers=tuple(layers))
+    return Lora(path=path, sha256=digest, layers=tuple(layers), adapter=adapter)
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a file, checked for size and finite values, and its metadata."""
+def _headers(path: Path) -> tuple[dict[str, checkpoint.Header], dict[str, str]]:
+    """Shapes and dtypes of a file's tensors, checked, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     headers = checkpoint.file_headers(path, dtypes=(*checkpoint.FLOATS, *checkpoint.INTEGERS))
@@ -129,8 +127,18 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path}: tensor {name!r} is empty: shape {list(header.shape)}")
     try:
         with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in headers}
+            return headers, opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _tensors(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Tensors of a file, checked for finite values."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     for name, tensor in tensors.items():
@@ -139,55 +147,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(f"{path}: tensor {name!r} holds NaN or Inf")
         if max(-low, high) > LARGEST:
             raise CheckpointError(f"{path}: tensor {name!r} holds values above {LARGEST:g}")
-    return tensors, metadata
-
-
-def _peft_names(names: Iterable[str], path: Path) -> dict[str, str]:
-    """Each tensor's name in PEFT's style -> its name in the file; kohya's names are kept.
-
-    diffusers converts its own old names. Its conversion of kohya's names is not used, because it
-    drops DoRA scales, and half of the names of a file that mixes both naming schemes of SDXL.
-    """
-    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-    from diffusers.utils.state_dict_utils import StateDictType
-
-    stored_names: dict[str, str] = {}
-    for stored in names:
-        name = stored.removeprefix(_WRAPPER)
-        entry = {name: stored}
-        if name.startswith("text_encoder"):
-            for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
-                entry = convert_state_dict_to_peft(entry, kind)
-        elif not name.startswith(tuple(_KOHYA)):
-            entry = convert_unet_state_dict_to_peft(entry)
-        (name,) = entry
-        if name in stored_names:
-            raise CheckpointError(
-                f"{path}: {stored_names[name]!r} and {stored!r} are the same tensor"
-            )
-        stored_names[name] = stored
-    return stored_names
-
-
-def _parse_name(name: str, stored: str, path: Path) -> tuple[str, str, bool, str]:
-    """Component, layer, whether the layer's name is flat, and role of a tensor."""
-    for pattern, method in _OTHER_METHODS:
-        if re.search(pattern, stored):
-            raise CheckpointError(
-                f"{path}: tensor {stored!r} belongs to {method}, not to a LoRA; {_LEGAL}"
-            )
-    match = _LEAF.fullmatch(name)
-    if match is None:
-        raise CheckpointError(f"{path}: tensor {stored!r} is not part of a LoRA; {_LEGAL}")
-    layer, role = match["layer"], _ROLES[match["role"]]
-    for prefix, component in _KOHYA.items():
-        if layer.startswith(prefix):
-            return component, layer.removeprefix(prefix), True, role
-    for component in COMPONENTS:
-        if layer.startswith(f"{component}."):
-            inner = layer.removeprefix(f"{component}.").removeprefix(_WRAPPER)
-            return component, inner, False, role
-    return "unet", layer, False, role
+    return tensors
 
 
 def _layer(
@@ -198,34 +158,96 @@ def _layer(
     configs: Mapping[str, Config],
     path: Path,
 ) -> Layer:
-    """Build a layer, with its pair and ranks checked and its factor alpha/rank."""
+    """Build a layer, with its tensors checked against each other, and its factor alpha/rank."""
     where = f"{path}: layer {name!r} of {component}"
-    for role in ("down", "up"):
-        if role not in roles:
-            raise CheckpointError(f"{where} has no {role} matrix: its pair is missing")
-    down, up, mid = roles["down"], roles["up"], roles.get("mid")
-    shapes = ", ".join(f"{role} {list(roles[role].shape)}" for role in roles if role != "alpha")
-    valid = down.ndim in (2, 4) and up.ndim in (2, 4) and set(up.shape[2:]) <= {1}
-    if mid is not None:
-        valid = valid and mid.ndim == 4 and set(down.shape[2:]) <= {1}
-    if not valid:
-        raise CheckpointError(f"{where} is not a product of matrices or convolutions: {shapes}")
-    rank = down.shape[0]
-    if up.shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
-        raise CheckpointError(f"{where}: ranks differ: {shapes}")
+    try:
+        weight = forms.build(roles)
+    except ValueError as error:
+        raise CheckpointError(f"{where} {error}") from None
+    if weight is None and "diff_b" not in roles:
+        raise CheckpointError(f"{where} has no matrix, only {', '.join(roles)}")
     config = configs.get(component)
-    factor = config.factor(name, rank, where) if config else 1.0
-    if "alpha" in roles:
-        stored = _scalar(roles["alpha"], where) / rank
-        if config and not math.isclose(stored, factor, rel_tol=1e-6):
-            raise CheckpointError(
-                f"{where}: alpha {stored * rank:g} contradicts the LoraConfig, which scales by "
-                f"{shown(factor)}"
-            )
-        factor = stored
+    factor = 1.0
+    if weight is not None:
+        factor = _factor(name, weight, roles.get("alpha"), config, where)
+        if weight.bound * abs(factor) > _LARGEST_DELTA:
+            raise CheckpointError(f"{where}: its values may exceed {_LARGEST_DELTA:g}")
+    elif "alpha" in roles:
+        raise CheckpointError(f"{where} has an alpha and no matrix that it scales")
+    magnitude = _magnitude(roles, weight, where)
+    if config is not None and config.dora and magnitude is None:
+        raise CheckpointError(f"{where} has no magnitude, its LoraConfig says use_dora")
     return Layer(
-        component=component, name=name, flat=flat, factor=factor, down=down, up=up, mid=mid
+        component=component,
+        name=name,
+        flat=flat,
+        factor=factor,
+        weight=weight,
+        bias=_bias(roles, factor, where),
+        magnitude=magnitude,
     )
+
+
+def _factor(
+    name: str, weight: forms.Delta, alpha: Tensor | None, config: Config | None, where: str
+) -> float:
+    """alpha/rank by the stored alpha or by the config, 1 without either.
+
+    Where a method has no rank, alpha is refused; but for LoKr, whose two whole factors have a
+    stored alpha that means nothing (LyCORIS sets it to the rank that it did not use).
+    """
+    factor = config.factor(name, weight.rank, where) if config else 1.0
+    if alpha is None:
+        return factor
+    value = _scalar(alpha, where)
+    if weight.rank is None:
+        if weight.method == "LoKr":
+            return factor
+        raise CheckpointError(f"{where}: an alpha has no meaning for {weight.method}")
+    stored = value / weight.rank
+    if config and not math.isclose(stored, factor, rel_tol=1e-6):
+        raise CheckpointError(
+            f"{where}: alpha {value:g} contradicts the LoraConfig, which scales by {shown(factor)}"
+        )
+    return stored
+
+
+def _bias(roles: Mapping[str, Tensor], factor: float, where: str) -> Tensor | None:
+    """Δ of the bias: stored whole, or that of a LoRA's ``up``, which alpha/rank scales too."""
+    stored = [role for role in ("diff_b", "bias") if role in roles]
+    if not stored:
+        return None
+    if len(stored) > 1:
+        raise CheckpointError(f"{where} has two differences of its bias")
+    (role,) = stored
+    bias = roles[role].float()
+    if bias.ndim != 1:
+        raise CheckpointError(f"{where}: {role} has shape {list(bias.shape)}, needs one axis")
+    if role == "bias" and "up" not in roles:
+        raise CheckpointError(f"{where} has the bias of a LoRA without its matrices")
+    return bias if role == "diff_b" else bias * factor
+
+
+def _magnitude(
+    roles: Mapping[str, Tensor], weight: forms.Delta | None, where: str
+) -> Magnitude | None:
+    """m of a DoRA.
+
+    PEFT's is that of rows, whatever its shape; LyCORIS' says by its shape what it is of: [n, 1] or
+    [n, 1, 1, 1] of rows, [1, n] or [1, n, 1, 1] of columns.
+    """
+    stored = [role for role in ("magnitude", "dora_scale") if role in roles]
+    if not stored:
+        return None
+    if len(stored) > 1 or weight is None or len(weight.shape) < 2:
+        raise CheckpointError(f"{where} has a DoRA magnitude without one product that it scales")
+    tensor = roles[stored[0]].float()
+    axis = next((k for k, n in enumerate(tensor.shape) if n > 1), 0)
+    if tensor.numel() != max(tensor.shape, default=1) or axis > 1:
+        raise CheckpointError(
+            f"{where}: {stored[0]} has shape {list(tensor.shape)}, needs one axis"
+        )
+    return Magnitude(axis=0 if stored[0] == "magnitude" else axis, values=tensor.flatten())
 
 
 def _scalar(tensor: Tensor, where: str) -> float:

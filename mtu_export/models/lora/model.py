@@ -1,4 +1,4 @@
-"""The layers of a model under every name a LoRA may use, and which part of Δ each weight takes.
+"""The layers of a model under every name a LoRA may use, and which part of Δ each tensor takes.
 
 Names are derived from the model's paths and then looked up, so that none is guessed: kohya's are
 these paths with underscores for dots. Layers that a family adds to a stock UNet come from its
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 _ORIGINAL_RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
 _ORIGINAL_ENDS = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -44,20 +47,23 @@ _TEXT = "text_model."
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The part of a Δ that one weight takes: ``spans`` (begin, length, factor) along ``axis``.
+    """The part of a Δ that one tensor takes: ``spans`` (begin, length, factor) along ``axis``.
 
-    The spans are concatenated and padded with zeros to the weight's ``shape``.
+    The spans are concatenated and padded with zeros to the tensor's ``shape``; ``dense`` is the
+    shape of Δ with its kernel unfolded.
     """
 
     path: str
     shape: Shape
+    dense: Shape
     axis: int
     spans: tuple[tuple[int, int, float], ...]
 
     def of(self, delta: Tensor) -> Tensor:
-        """Cut this part out of ``delta``, in the shape of the weight."""
+        """Cut this part out of ``delta``, in the shape of the tensor."""
         import torch
 
+        delta = delta.reshape(self.dense)
         slices = [
             delta.narrow(self.axis, begin, length) * factor for begin, length, factor in self.spans
         ]
@@ -68,17 +74,27 @@ class Part:
             part = torch.cat([part, part.new_zeros(padding)], self.axis)
         return part.reshape(self.shape)
 
+    def put(self, tensor: Tensor, dense: Tensor) -> None:
+        """Write the tensor to its place in the dense one: the inverse of :meth:`of`."""
+        shape = list(self.dense)
+        shape[self.axis] = self.shape[self.axis]
+        tensor, done = tensor.float().reshape(shape), 0
+        for begin, length, factor in self.spans:
+            place = dense.narrow(self.axis, begin, length)
+            place.copy_(tensor.narrow(self.axis, done, length) / factor)
+            done += length
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A layer that a LoRA may name, and the weights of the model that represent it.
+    """A parameter that a LoRA may change, by name, and the tensors of the model that represent it.
 
-    A single weight is that of the layer itself. Several weights either divide the layer along
+    A single tensor is that of the layer itself. Several either divide the parameter along
     ``axis``, in each of its ``halves`` (the experts of a dense feed-forward), or are versions of
     it (``axis`` is None: the first convolutions of the tasks).
     """
 
-    path: str
+    name: str
     weights: tuple[tuple[str, Shape], ...]
     axis: int | None = None
     halves: int = 1
@@ -88,12 +104,18 @@ class Target:
     """Channels of the noisy latent, which come first in every version."""
 
     @property
+    def path(self) -> str:
+        """The layer's path."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def expected_shapes(self) -> str:
         """The shapes of Δ that fit, for an error message."""
         if self.axis is not None:
             return str(list(self._dense_shape()))
         shapes = [shape for _, shape in self.weights]
-        shapes += [(s[0], self.latent, *s[2:]) for s in shapes[:1] if self.latent]
+        if self.latent and len(shapes[0]) > 1:
+            shapes.append((shapes[0][0], self.latent, *shapes[0][2:]))
         return " or ".join(str(list(shape)) for shape in sorted(set(shapes)))
 
     def _dense_shape(self) -> Shape:
@@ -104,6 +126,7 @@ class Target:
 
     def parts(self, delta: Shape) -> tuple[Part, ...]:
         """The parts that a Δ of this shape divides into; none if it does not fit."""
+        delta = _unfolded(delta, self.weights[0][1])
         if self.axis is None:
             return self._version_parts(delta)
         dense = self._dense_shape()
@@ -114,24 +137,38 @@ class Target:
             length = shape[self.axis] // self.halves
             factors = (self.factor or 1.0, *[1.0] * (self.halves - 1))
             spans = tuple((k * half + begin, length, factors[k]) for k in range(self.halves))
-            parts.append(Part(path=path, shape=shape, axis=self.axis, spans=spans))
+            parts.append(Part(path=path, shape=shape, dense=delta, axis=self.axis, spans=spans))
             begin += length
         return tuple(parts)
 
     def _version_parts(self, delta: Shape) -> tuple[Part, ...]:
-        """Parts for versions of one convolution, split as ``upcycle`` does.
+        """Parts for versions of one parameter, split as ``upcycle`` does.
 
-        A version as wide as Δ takes all of it, the others only the channels of the noisy latent.
+        A convolution as wide as Δ takes all of it, the others only the channels of the noisy
+        latent. A vector takes all of it.
         """
-        widths = {shape[1] for _, shape in self.weights} | ({self.latent} - {0})
+        axis = min(1, len(delta) - 1)
+        widths = {shape[axis] for _, shape in self.weights} | ({self.latent} - {0})
         parts = []
         for path, shape in self.weights:
-            width = shape[1] if shape[1] == delta[1] else self.latent
-            fits = _as_linear((shape[0], delta[1], *shape[2:])) == _as_linear(delta)
-            if not fits or delta[1] not in widths or not width <= delta[1]:
+            if len(shape) == 1 or len(delta) == 1:
+                width, fits = shape[0], shape == delta
+            else:
+                width = shape[1] if shape[1] == delta[1] else self.latent
+                fits = _as_linear((shape[0], delta[1], *shape[2:])) == _as_linear(delta)
+                fits = fits and delta[1] in widths and width <= delta[1]
+            if not fits:
                 return ()
-            parts.append(Part(path=path, shape=shape, axis=1, spans=((0, width, 1.0),)))
+            spans = ((0, width, 1.0),)
+            parts.append(Part(path=path, shape=shape, dense=delta, axis=axis, spans=spans))
         return tuple(parts)
+
+    def dense_groups(self, parts: Sequence[Part]) -> list[Sequence[Part]]:
+        """The parts that make up each whole parameter; none where a version has another width."""
+        if self.axis is not None:
+            return [parts]
+        whole = all(p.shape[p.axis] == p.dense[p.axis] == p.spans[0][1] for p in parts)
+        return [[part] for part in parts] if whole else []
 
 
 def _as_linear(shape: Shape) -> Shape:
@@ -139,54 +176,70 @@ def _as_linear(shape: Shape) -> Shape:
     return shape[:2] if math.prod(shape[2:]) == 1 else shape
 
 
+def _unfolded(delta: Shape, weight: Shape) -> Shape:
+    """The shape of a Δ [out, in · k · k] as [out, in, k, k] where the weight has a kernel."""
+    size = math.prod(weight[2:])
+    if len(delta) == 2 and len(weight) == 4 and size > 1 and not delta[1] % size:
+        return (delta[0], delta[1] // size, *weight[2:])
+    return delta
+
+
 class Names:
-    """The targets of one component by dotted name and by flat name, with underscores for dots."""
+    """The layers of one component by dotted name and by flat name, with underscores for dots.
+
+    A layer is its targets by parameter: ``weight``, ``bias``.
+    """
 
     def __init__(self, component: str, module: nn.Module) -> None:
-        targets = {target.path: target for target in _targets(module)}
-        self.dotted = dict(targets)
-        for path, alias in _aliases(component, module, list(targets)):
-            self.dotted.setdefault(alias, targets[path])
-        self.flat: dict[str, Target] = {}
+        layers: dict[str, dict[str, Target]] = {}
+        for target in _targets(module):
+            layers.setdefault(target.path, {})[target.name.rpartition(".")[2]] = target
+        self.dotted: dict[str, Mapping[str, Target]] = dict(layers)
+        for path, alias in _aliases(component, module, list(layers)):
+            self.dotted.setdefault(alias, layers[path])
+        self.flat: dict[str, Mapping[str, Target]] = {}
         self.ambiguous: set[str] = set()
-        for name, target in self.dotted.items():
+        for name, layer in self.dotted.items():
             flat = name.replace(".", "_")
-            if self.flat.setdefault(flat, target) is not target:
+            if self.flat.setdefault(flat, layer) is not layer:
                 self.ambiguous.add(flat)
 
-    def find(self, name: str, flat: bool) -> Target | None:
-        """The target of this name; None if there is none or if the name is ambiguous."""
+    def find(self, name: str, flat: bool) -> Mapping[str, Target] | None:
+        """The layer of this name; None if there is none or if the name is ambiguous."""
         if flat:
             return None if name in self.ambiguous else self.flat.get(name)
         return self.dotted.get(name)
 
 
 def _targets(module: nn.Module) -> Iterator[Target]:
-    """Every Linear and Conv2d of a model, and the stock layers that a family's layers replace."""
+    """Weights and biases of every linear layer, convolution and norm, and those of the stock
+    layers that a family's layers replace.
+    """
     from torch import nn
 
-    kinds = (nn.Linear, nn.Conv2d)
     shapes: dict[str, Shape] = {
-        path: tuple(layer.weight.shape)
+        f"{path}.{name}" if path else name: tuple(parameter.shape)
         for path, layer in module.named_modules()
-        if isinstance(layer, kinds)
+        if not isinstance(layer, nn.Embedding)
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name in ("weight", "bias")
     }
-    for path, shape in shapes.items():
-        yield Target(path=path, weights=((path, shape),))
+    for name, shape in shapes.items():
+        yield Target(name=name, weights=((name, shape),))
     family_layout = layout(module)
-    paths_by_stock: dict[str, list[str]] = {}
+    names_by_stock: dict[str, list[str]] = {}
     places: dict[str, Place] = {}
-    for path in shapes:
-        place, stock = _stock_layer(f"{path}.weight", family_layout)
+    for name in shapes:
+        place, stock = _stock_tensor(name, family_layout)
         if place is not None and stock not in shapes:
-            paths_by_stock.setdefault(stock, []).append(path)
+            names_by_stock.setdefault(stock, []).append(name)
             places[stock] = place
-    for stock, paths in paths_by_stock.items():
+    for stock, names in names_by_stock.items():
         place = places[stock]
         config: Any = module.config
         yield Target(
-            path=stock,
-            weights=tuple((path, shapes[path]) for path in sorted(paths, key=natural_order)),
+            name=stock,
+            weights=tuple((name, shapes[name]) for name in sorted(names, key=natural_order)),
             axis=place.axis,
             halves=place.halves,
             factor=cast(Any, module).value_factor if place.rescaled else 1.0,
@@ -199,12 +252,12 @@ def layout(module: nn.Module) -> Sequence[Place]:
     return getattr(module, "LAYOUT", ())
 
 
-def _stock_layer(name: str, places: Sequence[Place]) -> tuple[Place | None, str]:
-    """The first place that matches a weight, and the stock layer that the weight comes from."""
+def _stock_tensor(name: str, places: Sequence[Place]) -> tuple[Place | None, str]:
+    """The first place that matches a tensor, and the stock tensor that it comes from."""
     for place in places:
         match = re.fullmatch(place.pattern, name)
         if match:
-            stock = match.expand(place.stock).removesuffix(".weight") if place.stock else ""
+            stock = match.expand(place.stock) if place.stock else ""
             return (place if stock else None), stock
     return None, ""
 

@@ -1,4 +1,4 @@
-"""PEFT's ``LoraConfig``, from the header of a LoRA file or from a folder that PEFT saved."""
+"""PEFT's config of a LoRA, LoHa or LoKr, from a file's header or a folder that PEFT saved."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _VARIANT_KEYS = (
     "arrow_config",
     "kasa_config",
     "layer_replication",
-    "lora_bias",
     "monteclora_config",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
 )
-"""Keys of a ``LoraConfig`` that make it compute something else than W + scale · up · down."""
+"""Keys of a ``LoraConfig`` that make it compute something else than its tensors say."""
+_ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""Key of alpha by ``peft_type``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,18 @@ class Config:
     alphas: tuple[tuple[Pattern, float], ...] = ()
     root: bool = False
     """Whether alpha is divided by the square root of the rank (rsLoRA)."""
+    dora: bool = False
 
-    def factor(self, layer: str, rank: int, where: str) -> float:
-        """alpha/rank of a layer; refuses a rank that differs from the config's."""
+    def factor(self, layer: str, rank: int | None, where: str) -> float:
+        """alpha/rank of a layer; refuses a rank that differs from the config's.
+
+        Without a rank (a LoKr of two whole factors) it is the config's.
+        """
         if not layer.isprintable():
             raise CheckpointError(f"{where}: its name {shown(layer)} is not text")
         expected = _first_match(self.ranks, layer, self.rank)
-        if expected != rank:
+        rank = rank or int(expected)
+        if expected != rank or rank < 1:
             raise CheckpointError(f"{where} has rank {rank}, its LoraConfig says {expected:g}")
         return _first_match(self.alphas, layer, self.alpha) / (
             math.sqrt(rank) if self.root else rank
@@ -109,26 +114,32 @@ def from_folder(path: Path) -> dict[str, Config]:
 
 def _parse_config(fields: Mapping[str, Any], where: str) -> Config:
     peft_type = fields.get("peft_type", "LORA")
-    if peft_type != "LORA":
-        raise CheckpointError(f"{where}: peft_type is {shown(peft_type)}; legal: 'LORA'")
+    if not isinstance(peft_type, str) or peft_type not in _ALPHAS:
+        legal = ", ".join(map(repr, _ALPHAS))
+        raise CheckpointError(f"{where}: peft_type is {shown(peft_type)}; legal: {legal}")
     for key in _VARIANT_KEYS:
         if fields.get(key):
             raise CheckpointError(
-                f"{where}: {key} is {shown(fields[key])}; only plain LoRA is read"
+                f"{where}: {key} is {shown(fields[key])}; legal: a sum of W and its product, DoRA"
             )
     rank = _number(fields, "r", where)
     if not isinstance(rank, int) or rank < 1:
         raise CheckpointError(f"{where}: r must be a positive integer, got {shown(rank)}")
-    root = fields.get("use_rslora", False)
-    if not isinstance(root, bool):
-        raise CheckpointError(f"{where}: use_rslora must be true or false, got {shown(root)}")
     return Config(
         rank=rank,
-        alpha=_number(fields, "lora_alpha", where),
+        alpha=_number(fields, _ALPHAS[peft_type], where),
         ranks=_patterns(fields, "rank_pattern", where),
         alphas=_patterns(fields, "alpha_pattern", where),
-        root=root,
+        root=_flag(fields, "use_rslora", where),
+        dora=_flag(fields, "use_dora", where),
     )
+
+
+def _flag(fields: Mapping[str, Any], key: str, where: str) -> bool:
+    value = fields.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{where}: {key} must be true or false, got {shown(value)}")
+    return bool(value)
 
 
 def _number(fields: Mapping[str, Any], key: str, where: str) -> float:
