@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtu_export.bundle.manifest import Manifest, VerdictRecord
+from mtu_export.bundle.manifest import LoraRecord, Manifest, VerdictRecord
 
 
 def card(manifest: Manifest) -> str:
@@ -18,6 +18,8 @@ def card(manifest: Manifest) -> str:
     line = sharing(manifest)
     shared = f"{line}.\n\n" if line else ""
     notes = "".join(f"{note}\n\n" for note in source.notes)
+    loras = "".join(f"- {_lora(record)}\n" for record in source.loras)
+    folded = f"LoRAs folded into the weights, in this order:\n\n{loras}\n" if loras else ""
     return (
         f"# {manifest.name}\n\n"
         f"Task {tasks} of `{source.name}` for {manifest.target}, "
@@ -26,7 +28,7 @@ def card(manifest: Manifest) -> str:
         "contract.\n\n"
         "| part | file | size | parameters |\n|---|---|---|---|\n"
         f"{parts}\n\n"
-        f"{shared}{notes}"
+        f"{shared}{notes}{folded}"
         "## Proof against PyTorch\n\n"
         "| part | task | stage | PSNR | floor | runner |\n|---|---|---|---|---|---|\n"
         f"{proof}\n\n"
@@ -46,6 +48,18 @@ def sharing(manifest: Manifest) -> str | None:
                 f"({more / 1e6:.2f} MB)"
             )
     return None
+
+
+def _lora(record: LoraRecord) -> str:
+    """File, adapter, scales, layers by method and part, and hash."""
+    blocks = "".join(f", {block} {scale:g}" for block, scale in (record.blocks or {}).items())
+    forms = ", ".join(f"{count} {form}" for form, count in (record.forms or {}).items())
+    layers = ", ".join(f"{count} of {part}" for part, count in record.layers.items())
+    return (
+        f"`{record.name}`{f' ({record.adapter})' if record.adapter else ''}, "
+        f"scale {record.scale:g}{blocks}; layers: {layers}{f' ({forms})' if forms else ''}; "
+        f"sha256 `{record.sha256}`"
+    )
 
 
 def _cells(verdict: VerdictRecord) -> str:
