@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from mtu_export.bundle.metrics import psnr
 from mtu_export.models import lora
 from mtu_export.testing import architectures, loras
+from mtu_export.testing.campaigns.loras import encode, make_text, make_unet, pipeline, predict
 
 FLOOR_DB = 90.0
 needs_peft = pytest.mark.skipif(
@@ -29,62 +30,6 @@ ATTENTION = [
     for attn in ("attn1", "attn2")
     for leaf in ("to_q", "to_k", "to_v", "to_out.0")
 ]
-
-
-def make_unet(architecture: str = "tiny") -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(architectures.ARCHITECTURES[architecture]))
-    assert isinstance(unet, UNet2DConditionModel)
-    return unet.eval()
-
-
-def make_text(kind: type[Any]) -> Any:
-    torch.manual_seed(1)
-    config = CLIPTextConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=64,
-        projection_dim=24,
-        bos_token_id=62,
-        eos_token_id=63,
-        pad_token_id=0,
-    )
-    return kind(config).eval()
-
-
-def predict(unet: Any) -> torch.Tensor:
-    random = torch.Generator().manual_seed(2)
-    config = unet.config
-    arguments = {}
-    if config.addition_embed_type == "text_time":
-        arguments["added_cond_kwargs"] = {
-            "text_embeds": torch.randn(1, 32, generator=random),
-            "time_ids": torch.full((1, 6), 16.0),
-        }
-    x = torch.randn(1, config.in_channels, 16, 16, generator=random)
-    text = torch.randn(1, 77, config.cross_attention_dim, generator=random)
-    with torch.no_grad():
-        return unet(x, torch.tensor([300.0]), text, **arguments).sample
-
-
-def encode(text: Any) -> torch.Tensor:
-    ids = torch.randint(1, 60, (2, 77), generator=torch.Generator().manual_seed(3))
-    ids[:, -1] = 63
-    with torch.no_grad():
-        outputs = text(ids)
-    pooled = getattr(outputs, "text_embeds", None)
-    return outputs.last_hidden_state if pooled is None else pooled
-
-
-def pipeline(unet: Any, text: Any, text_2: Any = None) -> Any:
-    """A pipeline of diffusers with nothing but what a LoRA touches."""
-    common = {"vae": None, "tokenizer": None, "scheduler": None, "unet": unet, "text_encoder": text}
-    if text_2 is not None:
-        return StableDiffusionXLPipeline(**common, text_encoder_2=text_2, tokenizer_2=None)  # type: ignore[arg-type]
-    extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return StableDiffusionPipeline(**common, **extra)  # type: ignore[arg-type]
 
 
 def run_by_diffusers(pipe: Any, files: Sequence[tuple[Path, float]]) -> None:

@@ -141,8 +141,8 @@ def select(keys: dict[str, Key], adapter: str | None, path: Path) -> dict[str, K
     """
     own = {key: k.adapter or DEFAULT_ADAPTER for key, k in keys.items() if k.role not in _SHARED}
     names = list(dict.fromkeys(own.values()))
-    listed = ", ".join(shown(name) for name in names[:8])
-    listed += f" and {len(names) - 8} more" if len(names) > 8 else ""
+    listed = ", ".join(shown(name) for name in names[:4])
+    listed += f" and {len(names) - 4} more" if len(names) > 4 else ""
     if adapter is None and len(names) > 1:
         raise CheckpointError(f"{path} holds several adapters, name one as FILE#name: {listed}")
     if adapter is not None and adapter not in names:

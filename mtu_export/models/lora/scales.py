@@ -68,19 +68,19 @@ def component_of(block: str) -> str:
 def parse(argument: str) -> LoraSource:
     """Parse a LoRA as it is named on the command line.
 
-    If the whole argument names an existing file, it is that file; if all before the last colon
-    does, so does that. Raises ``PlanError``.
+    If the whole argument names an existing file, it is that file. Raises ``PlanError``.
     """
-    source = _file(argument)
-    if source is not None:
-        return source
+    path = _existing_file(argument)
+    if path is not None:
+        return LoraSource(path)
     name, colon, text = argument.rpartition(":")
     source = _file(name) if colon else None
     if source is None:
-        looks_like_scales = colon and all(
-            _NUMBER.fullmatch(p.rpartition("=")[2]) for p in text.split(",")
-        )
-        raise PlanError(f"--lora: no file {shown(name if looks_like_scales else argument)}")
+        source = _file(argument)
+        if source is not None:
+            return source
+        likely = colon and all(_NUMBER.fullmatch(p.rpartition("=")[2]) for p in text.split(","))
+        raise PlanError(f"--lora: no file {shown(name if likely else argument)}")
     where = f"--lora {shown(argument)}"
     default, *rest = text.split(",") if "=" not in text.split(",")[0] else ["1", *text.split(",")]
     blocks: dict[str, float] = {}
@@ -100,7 +100,7 @@ def _file(name: str) -> LoraSource | None:
     if path is not None:
         return LoraSource(path)
     file, _, adapter = name.rpartition("#")
-    path = _existing_file(file) if adapter else None
+    path = _existing_file(file) if adapter and ":" not in adapter else None
     return None if path is None else LoraSource(path, adapter=adapter)
 
 
