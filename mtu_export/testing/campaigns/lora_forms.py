@@ -230,7 +230,7 @@ def _of_equations() -> list[Case]:
         for axis, which in enumerate(("rows", "columns")):
             run = partial(by_equation, build=_with_dora(build, axis))
             names = f"dora_scale of {which}"
-            cases.append(_case(f"DoRA of {form}", names, "LyCORIS, OneTrainer", _WEIGHTS, run))
+            cases.append(_case(f"DoRA of {form}", names, "LyCORIS", _WEIGHTS, run))
     return cases
 
 
