@@ -79,7 +79,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "testing.campaigns": (
         {"spec", "checkpoint", "bundle", "testing", "exporter", "authoring", "cli", *MODELS},
-        {"numpy", "torch", "diffusers", "PIL", "safetensors"},
+        {"numpy", "torch", "diffusers", "transformers", "PIL", "safetensors"},
     ),
     "__main__": ({"cli"}, set()),
 }

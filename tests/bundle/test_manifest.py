@@ -107,6 +107,7 @@ def everything(document: Any) -> Any:
     part["cost"]["task_weight_bytes"] = {"img2img": 1}
     part["witness"] = {"img2img": [0.5]}
     lora = {"name": "a", "sha256": "0", "scale": 0.5, "layers": {"unet": 3}, "unused": {}}
+    lora |= {"forms": {"LoHa": 3}, "adapter": "b", "blocks": {"mid": 1.5}}
     document["source"] |= {"loras": [lora], "notes": ["a note"], "revision": "1"}
     document["golden"] = {"prompt": "a", "negative_prompt": "b", "steps": 4, "strength": 0.5}
     verdict = {"part": "unet", "task": "img2img", "stage": "exported", "psnr_db": 100.0}

@@ -210,6 +210,9 @@ def test_the_same_export_from_elsewhere_is_the_same(
     lora.rename(other)
     assert fingerprint(two) == before
     assert fingerprint(resolved(moved, tmp_path / "x", lora=["other.safetensors:0.4"])) != before
+    for words in ("#a:0.5", ":0.5,mid=1"):
+        other_lora = resolved(moved, tmp_path / "x", lora=[f"other.safetensors{words}"])
+        assert fingerprint(other_lora) != before
     assert fingerprint(resolved(moved, tmp_path / "x")) != before
     for change in ({"seed": 1}, {"batch": 2}, {"min_psnr": 9.0}, {"scheme": "int8"}):
         assert (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtu_export.bundle.metrics import psnr
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing import loras
 from mtu_export.testing.campaigns.loras import (
     LAYERS,
@@ -80,7 +81,7 @@ def by_equation(
         layer: Any = unet.get_submodule(path)
         for name, value in equation(layer, tensors, SCALE).items():
             want[f"{path}.{name}"] = value
-    fold({"unet": unet}, f"{file}:{SCALE}")
+    fold({UNET: unet}, f"{file}:{SCALE}")
     return min(
         psnr(value.numpy(), unet.get_parameter(name).detach().double().numpy())
         for name, value in want.items()
@@ -153,7 +154,7 @@ def _with_dora(build: Build, axis: int) -> Build:
 
 _OUTPUTS, _WEIGHTS = "diffusers, outputs", "equation in float64, weights"
 _LORA = "lora_down, lora_up, alpha"
-_SCALES = {"unet": {"down": 0.3, "mid": 1.5, "up": {"block_1": [0.2, 0.9]}}}
+_SCALES = {UNET: {"down": 0.3, "mid": 1.5, "up": {"block_1": [0.2, 0.9]}}}
 _PEFT: Write = partial(of_unet, build=loras.peft)
 
 

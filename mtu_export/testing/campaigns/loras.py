@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mtu_export.bundle.metrics import psnr
 from mtu_export.models import lora
+from mtu_export.models.pipeline.layout import UNET
 from mtu_export.testing import architectures, loras
 
 SCALE = 0.7
@@ -60,7 +61,7 @@ def make_text(kind: type[Any]) -> Any:
 
 def make_parts(architecture: str) -> Parts:
     """UNet and text encoders of a pipeline."""
-    parts: Parts = {"unet": make_unet(architecture), "text_encoder": make_text(CLIPTextModel)}
+    parts: Parts = {UNET: make_unet(architecture), "text_encoder": make_text(CLIPTextModel)}
     if "xl" in architecture:
         parts["text_encoder_2"] = make_text(CLIPTextModelWithProjection)
     return parts
@@ -94,7 +95,7 @@ def encode(text: Any) -> Tensor:
 
 def pipeline(unet: Any, text: Any, text_2: Any = None) -> Any:
     """A pipeline of diffusers with nothing but what a LoRA touches."""
-    common = {"vae": None, "tokenizer": None, "scheduler": None, "unet": unet, "text_encoder": text}
+    common = {"vae": None, "tokenizer": None, "scheduler": None, UNET: unet, "text_encoder": text}
     if text_2 is not None:
         return StableDiffusionXLPipeline(**common, text_encoder_2=text_2, tokenizer_2=None)  # type: ignore[arg-type]
     extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -110,7 +111,7 @@ def likeness(theirs: Parts, ours: Parts, plain: Parts) -> float:
     """The lowest PSNR of any part's output in float64; every part must feel the LoRA."""
     worst = float("inf")
     for name, part in theirs.items():
-        run = predict if name == "unet" else encode
+        run = predict if name == UNET else encode
         want = run(part.double()).numpy()
         without = psnr(want, run(copy.deepcopy(plain[name]).double()).numpy())
         if without > 200:  # the LoRA has no layers for it
@@ -160,7 +161,7 @@ def by_diffusers(
 
 def of_unet(parts: Parts, build: Callable[..., Any], kinds: Any = (nn.Linear, nn.Conv2d)) -> Any:
     """``build`` of every layer of the UNet of these kinds, by path."""
-    unet = parts["unet"]
+    unet = parts[UNET]
     paths = [p for p in loras.layers(unet) if isinstance(unet.get_submodule(p), kinds)]
     return build(
         {path: loras.pair(unet.get_submodule(path), RANK, n) for n, path in enumerate(paths)}
@@ -169,7 +170,7 @@ def of_unet(parts: Parts, build: Callable[..., Any], kinds: Any = (nn.Linear, nn
 
 def kohya_unet(parts: Parts) -> dict[str, Tensor]:
     """As kohya trains SD: all but the first and last convolutions, with alphas."""
-    unet = parts["unet"]
+    unet = parts[UNET]
     paths = [p for p in loras.layers(unet) if p not in ("conv_in", "conv_out")]
     return loras.kohya(loras.pairs(unet, paths), alpha=2.0)
 
@@ -178,11 +179,11 @@ def original(parts: Parts) -> dict[str, Tensor]:
     """As kohya trains SDXL: blocks as in Stability's code, and both text encoders."""
     from mtu_export.models.lora.model import Names
 
-    unet = parts["unet"]
+    unet = parts[UNET]
     first = ("input_blocks", "middle_block", "output_blocks")
     own = set(loras.layers(unet))
     paths = {}
-    for flat, layer in Names("unet", unet).flat.items():
+    for flat, layer in Names(UNET, unet).flat.items():
         path = next(iter(layer.values())).path
         if flat.startswith(first) and path in own and path not in ("conv_in", "conv_out"):
             paths[flat] = path
@@ -223,7 +224,7 @@ def named(write: Write, *names: str) -> Write:
 
 def dora(parts: Parts) -> dict[str, Tensor]:
     """PEFT's names, a magnitude for each row of every layer."""
-    unet = parts["unet"]
+    unet = parts[UNET]
     tensors = of_unet(parts, loras.peft)
     for n, path in enumerate(loras.layers(unet)):
         values = loras.magnitude(unet.get_submodule(path), n)
@@ -234,13 +235,13 @@ def dora(parts: Parts) -> dict[str, Tensor]:
 
 def attention(parts: Parts) -> dict[str, Tensor]:
     """Attention layers alone, for which diffusers' scales of blocks are defined."""
-    paths = [p for p in loras.layers(parts["unet"]) if ".attn" in p]
-    return loras.peft(loras.pairs(parts["unet"], paths, RANK, seed=3))
+    paths = [p for p in loras.layers(parts[UNET]) if ".attn" in p]
+    return loras.peft(loras.pairs(parts[UNET], paths, RANK, seed=3))
 
 
 def biased(parts: Parts) -> dict[str, Tensor]:
     """Matrices with a bias of ``lora_B`` (PEFT's ``lora_bias``), in layers that have one."""
-    unet = parts["unet"]
+    unet = parts[UNET]
     paths = [p for p in loras.layers(unet) if unet.get_submodule(p).bias is not None]
     tensors = loras.peft(loras.pairs(unet, paths, RANK))
     for n, path in enumerate(paths):
@@ -250,7 +251,7 @@ def biased(parts: Parts) -> dict[str, Tensor]:
     return tensors
 
 
-_BLOCKS = {"unet": {"down": 0.3, "mid": 1.5, "up": {"block_0": -0.5, "block_1": [0.2, 0.9]}}}
+_BLOCKS = {UNET: {"down": 0.3, "mid": 1.5, "up": {"block_0": -0.5, "block_1": [0.2, 0.9]}}}
 
 
 # ------------------------------------------------------------------------------------------ PEFT
@@ -260,7 +261,7 @@ def by_peft(folder: Path, kind: str, **options: Any) -> float:
     """A folder that PEFT saved; its own module runs it."""
     import peft
 
-    plain = {"unet": make_unet()}
+    plain = {UNET: make_unet()}
     ours = copy.deepcopy(plain)
     config = getattr(peft, f"{kind}Config")(
         r=RANK,
@@ -271,10 +272,10 @@ def by_peft(folder: Path, kind: str, **options: Any) -> float:
         **options,
     )
     torch.manual_seed(4)
-    theirs: Any = peft.get_peft_model(copy.deepcopy(plain["unet"]), config)  # type: ignore[arg-type]
+    theirs: Any = peft.get_peft_model(copy.deepcopy(plain[UNET]), config)  # type: ignore[arg-type]
     theirs.save_pretrained(folder)
     fold(ours, str(folder / "adapter_model.safetensors"))
-    return likeness({"unet": theirs.base_model.model}, ours, plain)
+    return likeness({UNET: theirs.base_model.model}, ours, plain)
 
 
 # --------------------------------------------------------------------------------------- LyCORIS
@@ -297,7 +298,7 @@ def by_lycoris(folder: Path, kind: str, **options: Any) -> float:
         roles = {path: {name: tensor.detach() for name, tensor in stored.items()}}
         file = loras.write(folder / "x.safetensors", loras.by_layer(roles))
         want = theirs.eval()(_input(layer)).detach()
-        fold({"unet": unet}, str(file))
+        fold({UNET: unet}, str(file))
         worst = min(
             worst, psnr(want.numpy(), unet.get_submodule(path)(_input(layer)).detach().numpy())
         )
