@@ -15,6 +15,11 @@ from mtu_export.testing.campaigns.pipelines import compare
 pytestmark = pytest.mark.slow
 CORNERS = (
     "sd1-negative",
+    "sd1-embedding-3",
+    "sdxl-embedding-2",
+    "sd1-clip-skip-negative",
+    "sdxl-clip-skip",
+    "taesd",
     "sd1-img2img-0.6",
     "sd2-v-zero-snr-euler",
     "sdxl-encoded-negative",

@@ -220,6 +220,9 @@ def by_diffusers(pipe: Any, case: Case, guidance: Guidance, draws: np.ndarray) -
     if guidance.text is not None:
         arguments["guidance_scale"] = guidance.text
     if case.clip_skip is not None:
+        encoder = pipe.text_encoder
+        if not hasattr(encoder, "text_model"):  # diffusers asks for it, transformers 5 lacks it
+            object.__setattr__(encoder, "text_model", encoder)
         arguments |= {"clip_skip": case.clip_skip, **_skipped_negative(pipe, case)}
     elif case.negative is not None:
         arguments["negative_prompt"] = case.negative
