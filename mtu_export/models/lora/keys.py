@@ -51,7 +51,10 @@ _OTHER_METHODS = (
     (r"\.bias_(indices|values|size)$", "a LoRA with sparse biases"),
     (r"\.lora_A(\.\w+)?\.bias$", "a LoRA with biases inside its product"),
     (r"\.(set_weight|reshape_weight)$", "a replacement of weights"),
-    (r"^(bundle_emb|emb_params|string_to_param|clip_[lg]$|<[^.]*>$)", "a textual inversion"),
+    (
+        r"^(bundle_emb|emb_params|string_to_param|clip_[lg]$|<[^.]*>$)",
+        "a textual inversion, which --embedding takes",
+    ),
 )
 """Tensors of other methods than a difference of the weights of single layers."""
 
