@@ -27,7 +27,7 @@ from mtu_export.models.pipeline.layout import UNET
 from mtu_export.spec import CheckpointError, PlanError, Task, UnknownName
 from mtu_export.storage.draft import CHECKPOINT, draft
 from mtu_export.testing import random_parts
-from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED
+from mtu_export.testing.architectures import ARCHITECTURES, PUBLISHED, STOCK_PARTS
 from mtu_export.testing.random_parts import random_tensor
 
 _TINY_ROUTER = 32
@@ -94,7 +94,8 @@ def write_random(
         tensors = ((n, random_tensor(n, s, seed).to(_DTYPES[dtype])) for n, s in shapes.items())
         checkpoint.write(folder / UNET, config, tensors)
         pipeline_files.write_index(
-            folder, random_parts.write(architecture, folder, seed, _DTYPES[dtype])
+            folder,
+            random_parts.write(STOCK_PARTS[architecture], folder, seed, _DTYPES[dtype]),
         )
 
 

@@ -235,7 +235,7 @@ def _hub_repository(folder: Path) -> Path | None:
 
 def licences(folder: Folder) -> list[Path]:
     """The licence files of a checkpoint; a link that leaves it is left out."""
-    files = [path for path in children(folder) if path.name.startswith("LICENSE")]
+    files = [path for name, path in children(folder).items() if name.startswith("LICENSE")]
     paths = [path for path in files if isinstance(path, Path) and path.is_file()]
     return [path for path in paths if stays_inside(path, path.parent)]
 

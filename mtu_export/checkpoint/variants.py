@@ -45,11 +45,12 @@ def with_variant(folder: Folder, variant: str) -> View:
     """
     if not _VARIANT.fullmatch(variant):
         raise PlanError(f"--variant takes a name such as fp16, got {variant[:80]!r}")
-    places = [place for place in children(folder) if place.is_dir()]
-    own, *parts = (_part(place, variant) for place in (folder, *places))
-    entries = {part.name: part for part in parts if part is not None}
+    places = {name: place for name, place in children(folder).items() if place.is_dir()}
+    own = _part(folder, variant)
+    parts = {name: _part(place, variant) for name, place in places.items()}
+    entries = {name: part for name, part in parts.items() if part is not None}
     if own is None and not entries:
-        able = {v for place in (folder, *places) for v in _variants(place)}
+        able = {v for place in (folder, *places.values()) for v in _variants(place)}
         there = f"it has: {', '.join(sorted(able))}" if able else "it has none"
         raise CheckpointError(f"{folder} has no weights of the variant {variant!r}; {there}")
     own_entries = {} if own is None else own.entries
@@ -57,13 +58,13 @@ def with_variant(folder: Folder, variant: str) -> View:
 
 
 def _variants(part: Folder) -> list[str]:
-    names = [path.name for path in children(part)]
+    names = list(children(part))
     return [variant for stem in STEMS for variant in variants(names, stem)]
 
 
 def _part(part: Folder, variant: str) -> View | None:
     """A part whose weights are those of the variant; None where it has not that one."""
-    names = [path.name for path in children(part)]
+    names = list(children(part))
     for stem in STEMS:
         name = variant_of(names, stem, variant)
         if name is None:

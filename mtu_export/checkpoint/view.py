@@ -94,12 +94,14 @@ class Tensors(Entry):
 class View(Entry):
     """A folder: ``entries`` by name, everything else from the folder ``base``.
 
-    An entry of None hides what ``base`` has. ``absent`` says of parts that are not there why, and
-    how the user gives them; ``notes`` are lines for the model card.
+    An entry of None hides what ``base`` has. ``files`` are the first that it is made of. ``absent``
+    says of parts that are not there why, and how the user gives them; ``notes`` are lines for the
+    model card.
     """
 
     entries: Mapping[str, Folder | None]
     base: Folder | None = None
+    files: Sequence[Path] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -120,25 +122,23 @@ class View(Entry):
         """True."""
         return True
 
-    def iterdir(self) -> Iterator[Folder]:
-        """What is directly below."""
-        names = [] if self.base is None else [path.name for path in children(self.base)]
-        for name in dict.fromkeys([*names, *self.entries]):
-            if self.entries.get(name, self) is not None:
-                yield self / name
-
     def sources(self) -> Iterator[Path]:
         """The base, and what entries from elsewhere are made of."""
-        for place in (self.base, *self.entries.values()):
-            if place is not None:
-                yield from sources(place)
+        places = (*self.files, self.base, *self.entries.values())
+        paths = [path for place in places if place is not None for path in sources(place)]
+        yield from dict.fromkeys(paths)
 
 
-def children(folder: Folder) -> list[Folder]:
-    """What is directly in a folder, by name."""
-    if isinstance(folder, (Path, View)) and folder.is_dir():
-        return sorted(folder.iterdir(), key=lambda place: place.name)
-    return []
+def children(folder: Folder) -> dict[str, Folder]:
+    """What is directly in a folder, by the name that it has there."""
+    if isinstance(folder, Path):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        return {path.name: path for path in paths}
+    if not isinstance(folder, View):
+        return {}
+    base = {} if folder.base is None else children(folder.base)
+    names = sorted({*base, *folder.entries})
+    return {name: folder / name for name in names if folder.entries.get(name, folder) is not None}
 
 
 def sources(place: Folder) -> Iterator[Path]:

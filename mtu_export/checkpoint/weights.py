@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mtu_export.checkpoint.folder import is_lfs_pointer, lfs_message, read_json
+from mtu_export.checkpoint.folder import is_lfs_pointer, lfs_message, read_json, strict_json
 from mtu_export.checkpoint.variants import variant_of, variants
 from mtu_export.checkpoint.view import Entry, Folder, Tensors, children, sources
 from mtu_export.spec import CheckpointError, MissingWeights, first_line, shown
@@ -26,6 +26,7 @@ POSITION_IDS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
 SHARD_BYTES = 2_000_000_000
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _LONGEST_NAME = 500
+_LONGEST_HEADER = 32_000_000
 FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes that weights may have."""
 INTEGERS = ("I64", "I32")
@@ -65,7 +66,7 @@ def _files(folder: Folder, stem: str) -> tuple[Folder, ...]:
 
 def _refuse_missing(folder: Folder, file: Folder, index: Folder | None, stem: str) -> NoReturn:
     """Say that weights are missing, and name what is there in their place."""
-    there = sorted(path.name for path in children(folder))
+    there = list(children(folder))
     able = variants(there, stem)
     pickles = [n for n in there if n.endswith(_PICKLES) and not n.startswith(".")]
     if able and index is None:
@@ -136,6 +137,7 @@ def file_headers(
     if isinstance(file, Entry):
         raise CheckpointError(f"{file} is missing")
     headers: dict[str, Header] = {}
+    _refuse_ambiguous(file)
     try:
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118
@@ -156,6 +158,37 @@ def file_headers(
                 f"{file}: tensor {name!r} has dtype {header.dtype!r}; legal: {legal}"
             )
     return headers
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """The texts in a safetensors header's ``__metadata__``."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_why_unread(file, error)) from None
+
+
+def _refuse_ambiguous(file: Path) -> None:
+    """Refuse a header of absurd length, and one with a key twice, which readers read differently.
+
+    Whatever else is wrong with a file safetensors says.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > file.stat().st_size:
+                return
+            if length > _LONGEST_HEADER:
+                raise CheckpointError(
+                    f"{file} has a header of {length:,} bytes; at most {_LONGEST_HEADER:,} are read"
+                )
+            strict_json(stream.read(length))
+    except (OSError, ValueError) as error:
+        if "appears twice" in str(error):
+            raise CheckpointError(f"{file}: its header: {error}") from None
 
 
 def _why_unread(file: Path, error: Exception) -> str:

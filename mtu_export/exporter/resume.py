@@ -119,12 +119,12 @@ def _derived(plan: Plan) -> dict[str, Any]:
 def _configs(folder: Folder) -> list[tuple[str, Folder]]:
     """Index, scheduler, tokenizers and configs of a checkpoint, by name."""
     places = [("model_index.json", folder / "model_index.json")]
-    for part in checkpoint.children(folder):
-        for place in checkpoint.children(part):
-            tokenizer = part.name.startswith("tokenizer")
-            scheduler = part.name == "scheduler" and place.name.endswith(".json")
-            if tokenizer or scheduler or place.name == "config.json":
-                places.append((f"{part.name}/{place.name}", place))
+    for part, folder_of_part in checkpoint.children(folder).items():
+        for name, place in checkpoint.children(folder_of_part).items():
+            tokenizer = part.startswith("tokenizer")
+            scheduler = part == "scheduler" and name.endswith(".json")
+            if tokenizer or scheduler or name == "config.json":
+                places.append((f"{part}/{name}", place))
     return [(name, place) for name, place in places if place.is_file()]
 
 

@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, str] = {
     "diffusers": "export",
     "executorch": "executorch",
     "matplotlib": "plot",
+    "open_clip": "ldm",
     "onnx": "onnx",
     "onnx_ir": "export",
     "onnxruntime": "onnx",

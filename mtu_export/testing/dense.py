@@ -26,11 +26,13 @@ def write_dense(
     scheduler: Mapping[str, Any] | None = None,
     flags: Mapping[str, Any] | None = None,
     vae: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a whole diffusers pipeline with random weights; returns ``folder``.
 
     ``unet`` changes options of the architecture's UNet, ``scheduler`` entries of its scheduler's
-    config, ``flags`` those of ``model_index.json``; ``vae`` is the config of another VAE.
+    config, ``flags`` those of ``model_index.json``, ``parts`` options of its other parts; ``vae``
+    is the config of another VAE.
     """
     with torch.device("meta"):
         config = {**architectures.ARCHITECTURES[architecture], **(unet or {})}
@@ -42,10 +44,12 @@ def write_dense(
     }
     module.load_state_dict(state, assign=True)
     module.save_pretrained(folder / UNET)
+    stock = architectures.STOCK_PARTS[architecture]
+    others = {name: {**config, **(parts or {}).get(name, {})} for name, config in stock.items()}
     index = {
         "_class_name": pipeline,
         "_diffusers_version": diffusers.__version__,
-        **random_parts.write(architecture, folder, seed, torch.float32),
+        **random_parts.write(others, folder, seed, torch.float32),
         UNET: ["diffusers", "UNet2DConditionModel"],
     }
     if not architectures.ARCHITECTURES[architecture].get("addition_embed_type"):

@@ -18,7 +18,6 @@ from mtu_export.bundle import tokenizer
 from mtu_export.models.pipeline.layout import tokenizer_folder
 from mtu_export.models.pipeline.stock import TEXT_CLASSES, VAE_CLASSES
 from mtu_export.testing import vocabulary
-from mtu_export.testing.architectures import STOCK_PARTS
 
 _TEXT_PREFIX = "text_model."
 """Prefix of a text encoder's tensor names in every published checkpoint."""
@@ -62,14 +61,16 @@ def _vae_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return value / 2 if name == "decoder.conv_out.weight" else value
 
 
-def write(architecture: str, folder: Path, seed: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Write text encoders, tokenizers, VAE and scheduler of an architecture, all stock.
+def write(
+    parts: Mapping[str, Mapping[str, Any]], folder: Path, seed: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Write text encoders, tokenizers, VAE and scheduler of these configs, all stock.
 
     Returns their entries of ``model_index.json``. Each tensor depends only on its part, name, shape
     and seed.
     """
     index: dict[str, Any] = {}
-    for part, config in STOCK_PARTS[architecture].items():
+    for part, config in parts.items():
         if part == "scheduler":
             path = folder / part / "scheduler_config.json"
             path.parent.mkdir()

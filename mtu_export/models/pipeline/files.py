@@ -50,7 +50,7 @@ def read(source: Folder) -> dict[str, Any]:
 def _is_whole(part: Folder) -> bool:
     return part.is_dir() and (
         part.name not in _WEIGHTED
-        or any(path.name.endswith(".safetensors") for path in checkpoint.children(part))
+        or any(name.endswith(".safetensors") for name in checkpoint.children(part))
     )
 
 
@@ -101,7 +101,7 @@ def _copy_part(source: Folder, part: Folder, folder: Path) -> None:
                 raise CheckpointError(f"{path} is a link that leaves {source}")
         shutil.copytree(part, folder, ignore=left_out)
         return
-    files = {path.name: path for path in checkpoint.children(part) if path.is_file()}
+    files = {n: path for n, path in checkpoint.children(part).items() if path.is_file()}
     stem = next((s for s in checkpoint.STEMS if f"{s}.safetensors" in files), None)
     stem = stem or next(
         (s for s in checkpoint.STEMS if f"{s}.safetensors.index.json" in files), None

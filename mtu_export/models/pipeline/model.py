@@ -257,7 +257,7 @@ class PipelineModel:
             "family": self.family,
             "dtypes": anatomy.dtypes,
             "parameters": {**parameters, "total": sum(parameters.values())},
-            "parts": [path.name for path in checkpoint.children(self.folder) if path.is_dir()],
+            "parts": [n for n, p in checkpoint.children(self.folder).items() if p.is_dir()],
             "tasks": [_task(task, self.unet["in_channels"]) for task in self.tasks],
             "image": f"{size[0]} x {size[1]}" if size else None,
             "FLOPs": [{"task": name, **asdict(cost)} for name, cost in costs.items()],

@@ -11,6 +11,7 @@ from typing import Any
 
 from mtu_export import checkpoint
 from mtu_export.checkpoint import Document, Folder, View
+from mtu_export.models.sources import single
 from mtu_export.spec import CheckpointError, PlanError
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -37,25 +38,32 @@ def open(
     ``CheckpointError`` and ``PlanError``.
     """
     place = checkpoint.place_of(model, revision, variant)
-    source: Folder = place
-    if not place.is_dir():
-        raise CheckpointError(f"{str(place)!r} is a file; a checkpoint is a folder")
-    if variant is not None:
-        source = checkpoint.with_variant(place, variant)
-    parts: dict[str, Folder] = {}
-    if vae is not None:
-        parts["vae"] = _vae(vae)
-    parts |= _parts("--text-encoder", text_encoders, _ENCODERS)
+    parts = _parts("--text-encoder", text_encoders, _ENCODERS)
     parts |= _parts("--tokenizer", tokenizers, _TOKENIZERS)
-    notes = [f"The {name} is that of {place.name}." for name, place in _named(parts).items()]
-    if prediction_type is not None:
+    source = _source(place, variant, prediction_type, frozenset(parts))
+    if vae is not None:
+        parts["vae"] = _vae(vae, source)
+    notes = [f"The {n.replace('_', ' ')} is {_shown(place)}." for n, place in parts.items()]
+    if prediction_type is not None and place.is_dir():
         parts["scheduler"] = _scheduler(source, prediction_type)
         notes.append(f"The scheduler's prediction_type is {prediction_type}, as asked for.")
     return _overlaid(source, parts, notes) if parts else source
 
 
-def _named(parts: Mapping[str, Folder]) -> dict[str, Folder]:
-    return {name.replace("_", " "): place for name, place in parts.items()}
+def _source(
+    place: Path, variant: str | None, prediction_type: str | None, given: frozenset[str]
+) -> Folder:
+    """A folder, its variant, or the model in a file."""
+    if place.is_dir():
+        return place if variant is None else checkpoint.with_variant(place, variant)
+    if variant is not None:
+        raise PlanError(f"--variant is for a folder of parts; {str(place)!r} is one file")
+    return single.open_model(place, prediction_type, given)
+
+
+def _shown(place: Folder) -> str:
+    """A part's name in the model card: the last two words of its path."""
+    return "/".join(str(place).split("/")[-2:])
 
 
 def _overlaid(source: Folder, parts: Mapping[str, Folder], notes: Sequence[str]) -> View:
@@ -91,8 +99,13 @@ def _class(name: str, place: Folder) -> list[str] | None:
 # ------------------------------------------------------------------------------- parts by flags
 
 
-def _vae(path: str | Path) -> Folder:
+def _vae(path: str | Path, source: Folder) -> Folder:
+    """The VAE of a folder or a file; what a file does not say is that of the source's kind."""
     place = _existing("--vae", path)
+    if place.is_file():
+        config = source / "unet" / "config.json"
+        unet = checkpoint.read_json(config) if config.is_file() else {}
+        return single.open_vae(place, unet.get("addition_embed_type") == "text_time")
     return _part("--vae", place, "vae")
 
 
