@@ -55,7 +55,9 @@ def assert_equal(view: Folder, folder: Path) -> None:
             assert torch.equal(value, checkpoint.tensor(expected, name).to(value.dtype)), name
         configs = [checkpoint.read_json(place / part / "config.json") for place in (view, folder)]
         derived, published = configs
-        derived.pop("sample_size")  # no graph's: the size of an image is tested where it is read
+        derived.pop(
+            "sample_size", None
+        )  # no graph's: the size of an image is tested where it is read
         assert {
             key: (value, published[key])
             for key, value in derived.items()
