@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtu_export import checkpoint
+from mtu_export.models.pipeline.layout import UNET
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -52,7 +53,7 @@ def write(
 
 
 def _all(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    unet = dict(_tensors(folder / "unet", checkpoint.WEIGHTS))
+    unet = dict(_tensors(folder / UNET, checkpoint.WEIGHTS))
     for name, value in unet.items():
         block = name.partition(".upsamplers.")[0]
         attends = any(other.startswith(f"{block}.attentions.") for other in unet)
