@@ -14,7 +14,8 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: setup demo test test-all check python-matrix distribution conformance fold-table sizes \
   executorch-fp16 mutations schedulers pipelines dense optimum schema web swift-env ios testdata \
   mil-mutations coreml-ladder shared shapes export-times runner android android-docs \
-  android-results bench bench-sd15 bench-loopback bench-report devices ios-faults paper clean
+  android-results bench bench-sd15 bench-loopback bench-report devices ios-faults \
+  ios-results paper clean
 
 setup: $(VENV)/.installed
 
@@ -188,6 +189,10 @@ android-docs: setup
 ## -> benchmarks/results/android.*
 android-results: android
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/android.py
+
+## What iOS apps embed: sizes of the modules compiled for release -> benchmarks/results/ios.*
+ios-results: setup
+	$(BIN)/python benchmarks/ios.py
 
 ## The suite on the embedded model, on this host -> benchmarks/results/bench_embedded*.json (a
 ## quarter of an hour, later four minutes).
