@@ -32,7 +32,7 @@ class UnfoldedModel(MTUModel):
 
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder)
-        self.notes = (_UNFOLDED,)
+        self.notes = (_UNFOLDED, *checkpoint.notes(folder))
 
     @cached_property
     def _parts(self) -> tuple[PartSpec, ...]:
@@ -87,7 +87,7 @@ class DenseModel(MTUModel):
 
     def __init__(self, folder: Folder, task: Task) -> None:
         super().__init__(folder)
-        self.task, self.notes = task, (_DENSE,)
+        self.task, self.notes = task, (_DENSE, *checkpoint.notes(folder))
 
     def load_unet(self) -> LivePart:
         """A stock UNet of random weights."""
