@@ -15,7 +15,7 @@ import pytest
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from mtu_export import bundle, exporter
+from mtu_export import bundle, checkpoint, exporter
 from mtu_export.bundle import Bundle, runner, verification
 from mtu_export.cli import app
 from mtu_export.exporter import options, part
@@ -385,8 +385,7 @@ def test_inspect_says_what_is_shared(shared: Bundle) -> None:
 
 def test_names_that_are_one_file_on_a_mac_are_refused(tmp_path: Path) -> None:
     """A bundle made here is unpacked on file systems that do not tell case."""
-    source = options.resolve(target="onnx", all_tasks=True).checkpoint
-    folder = Path(shutil.copytree(source, tmp_path / "c"))
+    folder = Path(shutil.copytree(checkpoint.EMBEDDED, tmp_path / "c"))
     config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
     config["tasks"][0]["name"] = "Edit"
     (folder / "unet" / "config.json").write_text(json.dumps(config), "utf-8")
