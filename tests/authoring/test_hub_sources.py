@@ -1,4 +1,7 @@
-"""Sources on the hub, from its cache: their revision is chosen, and their commit is recorded."""
+"""Sources on the hub, from its cache: their revision is chosen, and their commit is recorded.
+
+A snapshot's own path is one of them too; a copy of it outside the cache is a folder like any other.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ def test_upcycle_records_the_commit_of_its_source(snapshot: Path, tmp_path: Path
     dense(snapshot)
     run("upcycle", "someone/model", tmp_path / "hub", "--revision", "v2", "--task", "t2i")
     assert recorded(tmp_path / "hub") == HUB
-    run("upcycle", snapshot, tmp_path / "folder", "--task", "t2i")
+    run("upcycle", snapshot, tmp_path / "snapshot", "--task", "t2i")
+    assert recorded(tmp_path / "snapshot") == HUB
+    shutil.copytree(snapshot, tmp_path / "copy")
+    run("upcycle", tmp_path / "copy", tmp_path / "folder", "--task", "t2i")
     assert recorded(tmp_path / "folder") == NOTHING
 
 
@@ -61,15 +67,20 @@ def test_adopt_records_the_commit_of_its_source(snapshot: Path, tmp_path: Path) 
     shutil.move(weights, snapshot / "model.safetensors")
     run("adopt", "someone/model", tmp_path / "hub", "--map", table, "--revision", "v2")
     assert recorded(tmp_path / "hub") == HUB
-    run("adopt", snapshot, tmp_path / "folder", "--map", table)
+    run("adopt", snapshot, tmp_path / "snapshot", "--map", table)
+    assert recorded(tmp_path / "snapshot") == HUB
+    shutil.copytree(snapshot, tmp_path / "copy")
+    run("adopt", tmp_path / "copy", tmp_path / "folder", "--map", table)
     assert recorded(tmp_path / "folder") == NOTHING
 
 
-def test_inspect_tells_the_commit(snapshot: Path, atom: Path, capsys: Any) -> None:
+def test_inspect_tells_the_commit(snapshot: Path, atom: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(atom / "unet", snapshot / "unet")
     run("inspect", "someone/model", "--revision", "v2", "--json")
     assert json.loads(capsys.readouterr().out)["revision"] == "abc123"
-    assert "revision" not in inspect(snapshot)
+    assert inspect(snapshot)["revision"] == "abc123"
+    shutil.copytree(snapshot, tmp_path / "copy")
+    assert "revision" not in inspect(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
