@@ -79,7 +79,7 @@ def test_commands_and_missing_words() -> None:
         (("run",), "Missing argument 'BUNDLE'."),
         (("run", "x"), "Missing option '-o' / '--output'."),
         (("verify",), "Missing argument 'BUNDLE'."),
-        (("verify", "x", "--min-psnr", "301"), "--min-psnr must be from 0 to 300, got 301.0"),
+        (("verify", "x", "--min-psnr", "301"), "--min-psnr must be from 0 to 300 dB, got 301.0"),
         (("bench", "x", "--mode", "slow"), "unknown mode 'slow'; choose from: quick, full"),
     ):
         ended = jar.run(*words)
@@ -160,7 +160,7 @@ def test_formats_that_java_has_not_are_refused_by_name(bundles: dict[str, Path])
 
 def test_bundles_that_are_damaged(bundles: dict[str, Path], tmp_path: Path) -> None:
     java = jar.run("run", "nothing", "-o", "out.png", *EDIT)
-    assert (java.code, java.err) == (3, "error: nothing is not a bundle: no manifest.json\n")
+    assert (java.code, java.err) == (3, "error: 'nothing' is not a bundle: no manifest.json\n")
     folder = Path(shutil.copytree(bundles["edit"], tmp_path / "b"))
     data = bytearray((folder / "unet" / "model.onnx").read_bytes())
     data[-3] ^= 1
