@@ -193,7 +193,7 @@ VAE_CONFIG = (VAE, "config.json")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change(*VAE_CONFIG, _class_name="AutoencoderTiny"), "vae is 'AutoencoderTiny'; legal"),
+        (change(*VAE_CONFIG, _class_name="VQModel"), "vae is 'VQModel'; legal"),
         (change(*VAE_CONFIG, shift_factor=0.1), "shift_factor 0.1 is refused"),
         (change(*VAE_CONFIG, layers_per_block=2), "vae: weights do not fit the config"),
         (
