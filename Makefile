@@ -7,6 +7,7 @@ UV_VERSION := 0.13.9
 DEMO := build/demo
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 OPTIMUM := build/optimum
+LYCORIS := build/lycoris
 PYTHONS := 3.11 3.12 3.13
 # Where it is set, every process compiles this package and the tests again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
   executorch-fp16 mutations schedulers pipelines dense optimum schema web swift-env ios testdata \
   mil-mutations coreml-ladder shared shapes export-times runner android android-docs \
   android-results bench bench-sd15 bench-loopback bench-report devices ios-faults \
-  ios-results paper clean
+  ios-results loras paper clean
 
 setup: $(VENV)/.installed
 
@@ -137,6 +138,14 @@ optimum: setup $(OPTIMUM)/.installed
 $(OPTIMUM)/.installed: benchmarks/optimum.txt
 	$(PYTHON) -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/pip install --quiet --disable-pip-version-check -r benchmarks/optimum.txt
+	@touch $@
+
+## Every form of LoRA against diffusers, PEFT, LyCORIS or its equation -> benchmarks/results/loras.*
+loras: setup $(LYCORIS)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(LYCORIS) $(BIN)/python benchmarks/loras.py
+
+$(LYCORIS)/.installed: benchmarks/lycoris.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --target $(LYCORIS) -r $<
 	@touch $@
 
 ## Mutants of the MIL evaluator against its tests -> benchmarks/results/mil_mutations.* (15 minutes).
