@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 
 from mtu_export import checkpoint
+from mtu_export.checkpoint.letters import bytes_as_letters
 from mtu_export.spec import CheckpointError, MtuExportError, PlanError, first_line, shown
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -36,17 +37,6 @@ WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """CLIP's words: letters, single digits, runs of other signs, English endings."""
 _TOKEN_PATTERN = rf"<\|startoftext\|>|<\|endoftext\|>|{WORD_PATTERN}"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def bytes_as_letters() -> dict[int, str]:
-    """A printable letter for every byte, in the order of CLIP's first 256 ids: "!" is 0.
-
-    Bytes that print as themselves come first; the rest are letters from code point 256 on.
-    """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    letters = {byte: chr(byte) for byte in plain}
-    return letters | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
 @dataclass(frozen=True, kw_only=True)

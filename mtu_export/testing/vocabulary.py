@@ -13,7 +13,8 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from mtu_export.bundle.tokenizer import END, START, WORD_END, bytes_as_letters
+from mtu_export.bundle.tokenizer import END, START, WORD_END
+from mtu_export.checkpoint.letters import bytes_as_letters
 
 MERGES = 350
 """Plus 256 bytes, 256 bytes at the end of a word, start and end: 864 tokens."""

@@ -98,7 +98,7 @@ def apply(components: Mapping[str, nn.Module], loras: Scaled) -> Report:
                 unused=_count_unused(lora, names),
             )
         )
-    divided = {component: _divide(found) for component, found in changes.items()}
+    divided = {component: _divide(own) for component, own in changes.items()}
     changed = {}
     delta = lru_cache(maxsize=max(1, len(loras)))(Layer.delta)  # experts of one layer share it
     with torch.no_grad():

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from mtu_export.checkpoint.letters import bytes_as_letters
 from mtu_export.spec import CheckpointError
 
 PACKAGE = "open-clip-torch"
@@ -73,15 +74,8 @@ def _read(source: Path) -> tuple[dict[str, int], list[str]]:
     merges = lines[1 : _MERGES + 1]
     if len(data) > _MOST_BYTES or len(merges) < _MERGES or any(m.count(" ") != 1 for m in merges):
         raise CheckpointError(f"{source} is not CLIP's list of merges")
-    letters = _bytes()
+    letters = [*bytes_as_letters().values()]
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [merge.replace(" ", "") for merge in merges]
     words += [START, END]
     return {word: number for number, word in enumerate(words)}, merges
-
-
-def _bytes() -> list[str]:
-    """A visible character for each byte, in CLIP's order: printable ones first."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(others))]
